@@ -1,0 +1,63 @@
+# `make demo` and `make test` make the virtual environment themselves; nothing else is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOMS := controlplane dataplane kernels storage protos/chorale tests benchmarks examples
+PROTOS := $(wildcard protos/chorale/v1/*.proto)
+
+.PHONY: setup demo up test verify fmt lint types proto proto-check bench gpu-check gpu-bench clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## the virtual environment with everything in it
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## every part on this machine; all demo adapters answer one prompt at once
+	$(BIN)/python -m examples.demo.run
+
+up: $(STAMP) ## serve the demo model on 127.0.0.1:50051 (gRPC) and :8000 (HTTP)
+	$(BIN)/chorale up
+
+test: $(STAMP) ## all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+verify: lint types proto-check test ## what CI runs
+
+fmt: $(STAMP) ## format and sort
+	$(BIN)/ruff check --fix --quiet $(ROOMS)
+	$(BIN)/ruff format --quiet $(ROOMS)
+
+lint: $(STAMP) ## style and the rule of who may import whom
+	$(BIN)/ruff check $(ROOMS)
+	$(BIN)/ruff format --check $(ROOMS)
+	PYTHONPATH=.:protos $(BIN)/lint-imports --no-cache
+
+types: $(STAMP) ## static types
+	$(BIN)/basedpyright --level error
+
+proto: $(STAMP) ## regenerate the stubs beside the .proto files
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos \
+		--grpc_python_out=protos $(PROTOS)
+
+proto-check: $(STAMP) ## fails when the committed stubs are stale
+	$(BIN)/python tests/helpers/stale_stubs.py
+
+bench: $(STAMP) ## engine throughput on this machine: base only and mixed adapters, in one run
+	$(BIN)/python -m benchmarks.engine
+
+# On a GPU machine these run from the source tree with its own packages: PYTHON is used as it is.
+gpu-check: ## kernels against their twins, and engine parity, on the real device
+	PYTHONPATH=.:protos $(PYTHON) -m pytest -p no:cacheprovider -m gpu -o addopts="" -o timeout=0 tests
+
+gpu-bench: ## the engine benchmark on the real device; JSON under benchmarks/results/
+	PYTHONPATH=.:protos $(PYTHON) -m benchmarks.engine --device cuda --out benchmarks/results
+
+clean: ## everything that make made
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,239 @@
+"""The typed channel between a data plane's frontend and its engine process.
+
+Messages are msgspec structs, msgpack-encoded, over one ZeroMQ PAIR socket pair on a private ipc
+address: the frontend binds, the engine connects. Order of events:
+
+    engine   → Hello
+    frontend → Start
+    engine   → Ready | StartFailed (then the engine exits)
+    frontend → Submit, Abort …            engine → Outputs, Failed, Stats …
+    frontend → Shutdown                   engine exits
+
+Times are `time.monotonic()` seconds, which all processes of one host share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+HIGH_WATER_MARK = 8192
+"""Messages either side may have under way before a send blocks."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is started with; sizes in bytes, 0 where a default is to be derived."""
+
+    model_dir: str
+    model_name: str
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    pool_bytes: int = 0
+    page_tokens: int = 16
+    max_running: int = 64
+    max_batch_tokens: int = 512
+    max_waiting: int = 4096
+    max_context_tokens: int = 0  # 0: the model's own
+    num_threads: int = 0  # 0: torch's default
+    host_cache_bytes: int = 1 << 30
+    disk_cache_bytes: int = 8 << 30
+    disk_cache_dir: str = ""
+    adapter_roots: tuple[str, ...] = ()
+
+
+class Adapter(msgspec.Struct, frozen=True):
+    """The adapter of a request: content digest and where to fetch it."""
+
+    digest: str
+    source: str
+    name: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Validated sampling parameters; the fields of chorale.v1.SamplingParameters, all filled in.
+
+    Stop strings are not here: text is the frontend's business, which sends Abort when one is met.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int = -1  # -1: none
+
+
+# Frontend to engine.
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    options: EngineOptions
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A new request. `handle` is unique while the engine lives. `generated` continues a request:
+    those tokens count as output that was delivered before."""
+
+    handle: int
+    prompt: list[int]
+    generated: list[int] = []
+    sampling: Sampling
+    adapter: Adapter | None = None
+    tenant: str = "default"
+    arrival_s: float
+    deadline_s: float | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Forget the request and free what it holds. Nothing is sent for it any more; unknown handles
+    are ignored, as an Abort may cross the last Output."""
+
+    handle: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Inspect(msgspec.Struct, frozen=True, tag=True):
+    """Ask for one PoolReport; `ticket` comes back with it."""
+
+    ticket: int
+
+
+ToEngine = Start | Submit | Abort | Shutdown | Inspect
+
+
+# Engine to frontend.
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    pid: int
+
+
+class ModuleShape(msgspec.Struct, frozen=True):
+    module: str
+    in_features: int
+    out_features: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The engine serves. Shapes are what adapters are checked against."""
+
+    model_name: str
+    fingerprint: str
+    num_layers: int
+    layer_modules: list[ModuleShape]
+    outer_modules: list[ModuleShape]
+    vocab_size: int
+    max_context_tokens: int
+    eos_token_ids: list[int]
+    num_pages: int
+    page_bytes: int
+    max_running: int
+    device: str
+    dtype: str
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    reason: str
+    message: str
+    metadata: dict[str, str]
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Of one position: the chosen token's log-probability and the top ones, likeliest first."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Timings(msgspec.Struct, frozen=True, array_like=True):
+    """When the first token was scheduled and made, and how long the adapter was waited for."""
+
+    queue_s: float
+    adapter_load_s: float
+    time_to_first_token_s: float
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """New tokens of one request. `finish` is "", "stop" or "length"; "stop" with
+    `stop_token_id` >= 0 names the token (an end-of-sequence or stop token, which is the last of
+    `token_ids`). `timings` come with the first Output and with the last."""
+
+    handle: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
+    finish: str = ""
+    stop_token_id: int = -1
+    timings: Timings | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """Everything that one step made."""
+
+    outputs: list[Output]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One request ended with an error. `code` is a canonical gRPC code name."""
+
+    handle: int
+    code: str
+    reason: str
+    message: str
+    metadata: dict[str, str] = {}
+    retry_after_s: float | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Load and residency; sent on every change of substance, at most ten times a second."""
+
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_available_pages: int  # free or held by idle adapters
+    num_used_pages: int  # held by running sequences and by adapters in use
+    num_generated_tokens: int
+    pool_digests: list[str]
+    host_digests: list[str]
+    disk_digests: list[str]
+
+
+class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Owner of every page: "" free, "adapter:DIGEST", "sequence:HANDLE". `problem` is empty when
+    the pool's integrity holds, else what is wrong."""
+
+    ticket: int
+    owners: list[str]
+    num_used_pages: int
+    problem: str
+
+
+FromEngine = Hello | Ready | StartFailed | Outputs | Failed | Stats | PoolReport
+
+
+def encode(message: Any) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    return _to_engine.decode(data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    return _from_engine.decode(data)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)

@@ -1,0 +1,127 @@
+"""From scheduled chunks to the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from dataplane.engine.scheduler import Chunk
+from dataplane.lora.layout import head_columns
+from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
+from dataplane.models.config import ModelConfig
+from dataplane.models.decoder import Batch, HeadSlice, LayerSegments
+from dataplane.pool.pool import PagePool
+from kernels.attention.metadata import AttentionMetadata, PrefillChunk
+from kernels.lora.plan import Segment
+
+
+class BatchBuilder:
+    def __init__(self, config: ModelConfig, pool: PagePool, resident: ResidentAdapters) -> None:
+        self._config = config
+        self._pool = pool
+        self._resident = resident
+        self._head_columns = head_columns(config)
+
+    def build(self, chunks: Seq[Chunk]) -> Batch:
+        """chunks: those of one adapter adjacent (as `Scheduler.schedule` orders them)."""
+        page_tokens = self._pool.page_tokens
+        token_ids: list[int] = []
+        positions: list[int] = []
+        pages: list[int] = []
+        prefill: list[PrefillChunk] = []
+        decode: list[Chunk] = []
+        decode_rows: list[int] = []
+        logit_rows: list[int] = []
+        spans: list[tuple[str, int, int]] = []  # adapter digest, rows
+        logit_spans: list[tuple[str, int, int]] = []
+        for chunk in chunks:
+            sequence, start = chunk.sequence, len(token_ids)
+            first, last = sequence.num_computed, sequence.num_computed + chunk.num_tokens
+            token_ids += sequence.tokens[first:last]
+            positions += range(first, last)
+            pages += [sequence.block_table[p // page_tokens] for p in range(first, last)]
+            end = len(token_ids)
+            if chunk.num_tokens == 1:
+                decode.append(chunk)
+                decode_rows.append(start)
+            else:
+                blocks = sequence.block_table[: self._pool.blocks_for(last)]
+                prefill.append(PrefillChunk(start, end, last, self._int64(blocks)))
+            if last == len(sequence.tokens):
+                if sequence.adapter:
+                    row = len(logit_rows)
+                    _extend(logit_spans, sequence.adapter.digest, row, row + 1)
+                logit_rows.append(end - 1)
+            if sequence.adapter:
+                _extend(spans, sequence.adapter.digest, start, end)
+        position_tensor = self._int64(positions)
+        return Batch(
+            token_ids=self._int64(token_ids),
+            positions=position_tensor,
+            page_index=self._int64(pages),
+            page_offset=position_tensor % page_tokens,
+            attention=AttentionMetadata(
+                prefill=tuple(prefill),
+                decode_rows=self._int64(decode_rows),
+                decode_block_tables=self._block_tables(decode),
+                decode_seq_lens=self._int64([c.sequence.num_computed + 1 for c in decode]),
+            ),
+            layers=self._layer_segments(spans),
+            logit_rows=self._int64(logit_rows),
+            lm_head=self._head_slices(logit_spans),
+        )
+
+    def _block_tables(self, decode: Seq[Chunk]) -> torch.Tensor:
+        tables = [
+            c.sequence.block_table[: self._pool.blocks_for(c.sequence.num_computed + 1)]
+            for c in decode
+        ]
+        width = max(map(len, tables), default=0)
+        return self._int64([[*t, *([t[-1]] * (width - len(t)))] for t in tables]).view(
+            len(tables), width
+        )
+
+    def _layer_segments(self, spans: Seq[tuple[str, int, int]]) -> list[LayerSegments]:
+        adapters = [(self._adapter(digest), start, end) for digest, start, end in spans]
+        layers: list[LayerSegments] = []
+        for layer in range(self._config.num_layers):
+            groups: dict[str, list[Segment]] = {}
+            for adapter, start, end in adapters:
+                for name, plan in adapter.layout.layers[layer].items():
+                    groups.setdefault(name, []).append(Segment(start, end, adapter.pages, plan))
+            layers.append(groups)
+        return layers
+
+    def _head_slices(self, spans: Seq[tuple[str, int, int]]) -> list[HeadSlice]:
+        adapters = [(self._adapter(digest), start, end) for digest, start, end in spans]
+        adapters = [each for each in adapters if each[0].layout.head]
+        if not adapters:
+            return []
+        return [
+            HeadSlice(
+                layer,
+                *columns,
+                [
+                    Segment(start, end, adapter.pages, adapter.layout.head[layer])
+                    for adapter, start, end in adapters
+                ],
+            )
+            for layer, columns in enumerate(self._head_columns)
+        ]
+
+    def _adapter(self, digest: str) -> ResidentAdapter:
+        resident = self._resident.get(digest)
+        assert resident is not None  # held by the running sequence
+        return resident
+
+    def _int64(self, values: object) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self._pool.device)
+
+
+def _extend(spans: list[tuple[str, int, int]], digest: str, start: int, end: int) -> None:
+    """Appends rows [start, end), joining them to the span before when it is the same adapter's."""
+    if spans and spans[-1][0] == digest and spans[-1][2] == start:
+        spans[-1] = (digest, spans[-1][1], end)
+    else:
+        spans.append((digest, start, end))

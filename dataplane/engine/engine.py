@@ -1,0 +1,227 @@
+"""The engine: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dataplane.channel import Output, PoolReport, Stats, Submit, TokenLogprobs
+from dataplane.engine.batch import BatchBuilder
+from dataplane.engine.scheduler import Chunk, Failure, Scheduler
+from dataplane.engine.sequence import Sequence
+from dataplane.errors import NonFiniteOutputError
+from dataplane.lora.loader import AdapterLoader
+from dataplane.lora.resident import ResidentAdapters
+from dataplane.lora.supply import AdapterSupply
+from dataplane.models.decoder import Decoder
+from dataplane.pool.allocator import PoolIntegrityError
+from dataplane.pool.pool import PagePool
+from dataplane.sampling.sampler import Row, Sampled, sample
+
+
+@dataclass
+class StepResult:
+    """What one step made: new tokens, and requests that ended with an error."""
+
+    outputs: list[Output] = field(default_factory=list[Output])
+    failures: list[tuple[int, Exception]] = field(default_factory=list[tuple[int, Exception]])
+
+
+class Engine:
+    """Not thread-safe: one thread makes every call. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: PagePool,
+        loader: AdapterLoader,
+        *,
+        eos_token_ids: frozenset[int],
+        max_context: int,
+        max_running: int,
+        max_batch_tokens: int,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._loader = loader
+        self._eos = eos_token_ids
+        self._max_context = max_context
+        self._max_running = max_running
+        self._clock = clock
+        self._resident = ResidentAdapters(pool)
+        self._scheduler = Scheduler(
+            pool,
+            AdapterSupply(self._resident, loader, pool.num_pages),
+            max_running=max_running,
+            max_batch_tokens=max_batch_tokens,
+            max_waiting=max_waiting,
+        )
+        self._batches = BatchBuilder(decoder.config, pool, self._resident)
+        self._sequences: dict[int, Sequence] = {}
+        self._ended: StepResult = StepResult()  # requests that ended before they were scheduled
+        self._num_generated = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step could make progress, or only a load's end can."""
+        return self._scheduler.has_work or bool(self._ended.outputs or self._ended.failures)
+
+    @property
+    def is_waiting_for_loads(self) -> bool:
+        """Only requests whose adapter is still loading are left: nothing to compute now."""
+        return not self._scheduler.running and self._scheduler.has_work
+
+    def submit(self, request: Submit) -> None:
+        """Queues a request; whatever is wrong with it is part of the next step's result."""
+        sequence = Sequence.of(request)
+        finish, token = sequence.finish_reason(self._eos, self._max_context)
+        if finish:
+            # All its tokens were delivered before; only the end was lost.
+            self._ended.outputs.append(_final(sequence, [], finish, token, []))
+            return
+        try:
+            self._scheduler.add(sequence)
+        except Exception as error:
+            self._ended.failures.append((request.handle, error))
+            return
+        self._sequences[request.handle] = sequence
+
+    def abort(self, handle: int) -> None:
+        """Frees all that a request holds, at once. Unknown handles are ignored."""
+        sequence = self._sequences.pop(handle, None)
+        if sequence:
+            self._scheduler.remove(sequence, self._clock())
+
+    def step(self) -> StepResult:
+        """Computes one batch; nothing when no request can run now."""
+        result, self._ended = self._ended, StepResult()
+        chunks, failures = self._scheduler.schedule(self._clock())
+        for failure in failures:
+            self._fail(failure, result)
+        if chunks:
+            self._run(chunks, result)
+        return result
+
+    def stats(self) -> Stats:
+        residency = self._loader.residency()
+        pool = [each.digest for each in self._resident]
+        faster = set(pool)
+        host = [digest for digest in residency.host if digest not in faster]
+        faster.update(host)
+        allocator = self._pool.allocator
+        idle = self._resident.num_idle_pages
+        return Stats(
+            num_running=len(self._scheduler.running),
+            num_waiting=self._scheduler.num_waiting,
+            num_pages=allocator.num_pages,
+            num_available_pages=allocator.num_free + idle,
+            num_used_pages=allocator.num_pages - allocator.num_free - idle,
+            num_generated_tokens=self._num_generated,
+            pool_digests=sorted(pool),
+            host_digests=sorted(host),
+            disk_digests=sorted(residency.disk - faster),
+        )
+
+    def inspect(self, ticket: int) -> PoolReport:
+        """The owner of each page, and whether the books are right."""
+        try:
+            self.check_integrity()
+            problem = ""
+        except PoolIntegrityError as error:
+            problem = str(error)
+        return PoolReport(
+            ticket=ticket,
+            owners=self._pool.allocator.owners(),
+            num_used_pages=self.stats().num_used_pages,
+            problem=problem,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises: PoolIntegrityError unless every page has exactly the owner on the books."""
+        self._pool.allocator.check_integrity(
+            {**self._scheduler.claims(), **self._resident.claims()}
+        )
+
+    def _run(self, chunks: list[Chunk], result: StepResult) -> None:
+        batch = self._batches.build(chunks)
+        logits = self._decoder.forward(batch, self._pool.data, self._pool.page_tokens)
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+        complete = [chunk.sequence for chunk in chunks if not chunk.sequence.num_pending]
+        if not complete:
+            return
+        sampled = sample(logits, [self._row(sequence) for sequence in complete])
+        now_s = self._clock()
+        for sequence, token in zip(complete, sampled, strict=True):
+            self._append(sequence, token, now_s, result)
+
+    def _row(self, sequence: Sequence) -> Row:
+        sampling = sequence.sampling
+        banned: list[int] = []
+        if sequence.num_output < sampling.min_tokens:
+            banned = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)]
+        return Row(sampling, sequence.tokens, sequence.num_prompt, banned)
+
+    def _append(
+        self, sequence: Sequence, sampled: Sampled, now_s: float, result: StepResult
+    ) -> None:
+        if sampled.token_id < 0:
+            self._scheduler.remove(sequence, now_s)
+            self._fail(Failure(sequence, _non_finite(sequence)), result)
+            return
+        self._num_generated += 1
+        first = sequence.first_token_s is None
+        if first:
+            sequence.first_token_s = now_s
+        sequence.tokens.append(sampled.token_id)
+        logprobs = [sampled.logprobs] if sampled.logprobs else []
+        finish, stop_token = sequence.finish_reason(self._eos, self._max_context)
+        if finish:
+            self._scheduler.remove(sequence, now_s)
+            del self._sequences[sequence.handle]
+            result.outputs.append(
+                _final(sequence, [sampled.token_id], finish, stop_token, logprobs)
+            )
+            return
+        result.outputs.append(
+            Output(
+                handle=sequence.handle,
+                token_ids=[sampled.token_id],
+                logprobs=logprobs,
+                timings=sequence.timings() if first else None,
+            )
+        )
+
+    def _fail(self, failure: Failure, result: StepResult) -> None:
+        self._sequences.pop(failure.sequence.handle, None)
+        result.failures.append((failure.sequence.handle, failure.error))
+
+
+def _final(
+    sequence: Sequence,
+    token_ids: list[int],
+    finish: str,
+    stop_token: int,
+    logprobs: list[TokenLogprobs],
+) -> Output:
+    return Output(
+        handle=sequence.handle,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish=finish,
+        stop_token_id=stop_token,
+        timings=sequence.timings(),
+    )
+
+
+def _non_finite(sequence: Sequence) -> NonFiniteOutputError:
+    name = sequence.adapter.name if sequence.adapter else "the base model"
+    return NonFiniteOutputError(
+        "OUTPUT_NOT_FINITE",
+        f"{name} gave NaN or infinite logits after {sequence.num_output} tokens: its weights are"
+        " too large for this dtype; retrain it, or serve with --dtype float32",
+        {"model": name, "num_generated_tokens": str(sequence.num_output)},
+    )

@@ -1,0 +1,203 @@
+"""The engine process: `python -m dataplane.engine.process IPC_ADDRESS`.
+
+Started by the frontend, ends with it. The step loop is this process's main thread; adapters load on
+a thread of their own and wake it through a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+
+import zmq
+
+from dataplane.channel import (
+    HIGH_WATER_MARK,
+    Abort,
+    EngineOptions,
+    Failed,
+    Hello,
+    Inspect,
+    Outputs,
+    Shutdown,
+    Start,
+    StartFailed,
+    Stats,
+    Submit,
+    decode_to_engine,
+    encode,
+)
+from dataplane.engine.engine import Engine, StepResult
+from dataplane.engine.setup import EngineParts, build_engine
+from dataplane.error_codes import code_of
+
+log = logging.getLogger(__name__)
+
+_SEND_TIMEOUT_MS = 30_000  # a frontend that takes nothing for so long is gone
+_IDLE_POLL_MS = 1_000
+_STATS_INTERVAL_S = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    _die_with_parent()
+    # The frontend tells the engine when to stop; a terminal's Ctrl-C reaches both.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.set_hwm(HIGH_WATER_MARK)
+    socket.setsockopt(zmq.SNDTIMEO, _SEND_TIMEOUT_MS)
+    socket.setsockopt(zmq.LINGER, 1_000)
+    socket.connect(sys.argv[1])
+    try:
+        return _Process(socket).run()
+    finally:
+        socket.close()
+        context.term()
+
+
+class _Process:
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._running = True
+        self._stats: Stats | None = None
+        self._stats_due_s = 0.0
+
+    def run(self) -> int:
+        self._send(Hello(os.getpid()))
+        message = decode_to_engine(self._socket.recv())
+        if isinstance(message, Shutdown):
+            return 0
+        assert isinstance(message, Start), message
+        parts = self._start(message.options)
+        if parts is None:
+            return 2
+        try:
+            self._serve(parts.engine)
+        finally:
+            parts.loader.stop()
+        return 0
+
+    def _start(self, options: EngineOptions) -> EngineParts | None:
+        try:
+            parts = build_engine(options, self._wake)
+            parts.loader.start()
+        except Exception as error:
+            reason = getattr(error, "reason", "START_FAILED")
+            if reason == "START_FAILED":
+                log.exception("the engine cannot start")
+            metadata = getattr(error, "metadata", {})
+            self._send(StartFailed(reason, str(error), metadata))
+            return None
+        self._send(parts.ready)
+        return parts
+
+    def _serve(self, engine: Engine) -> None:
+        while True:
+            busy = engine.has_work and not engine.is_waiting_for_loads
+            self._receive(engine, 0 if busy else self._idle_timeout_ms())
+            if not self._running:
+                return
+            if engine.has_work:
+                self._deliver(engine.step())
+            self._report(engine)
+
+    def _idle_timeout_ms(self) -> int:
+        if self._stats_due_s:
+            return max(1, int((self._stats_due_s - time.monotonic()) * 1000))
+        return _IDLE_POLL_MS
+
+    def _receive(self, engine: Engine, timeout_ms: int) -> None:
+        events = dict(self._poller.poll(timeout_ms))
+        if self._wake_read in events:
+            os.read(self._wake_read, 4096)
+        if self._socket not in events:
+            return
+        while True:
+            try:
+                data = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            match decode_to_engine(data):
+                case Submit() as request:
+                    engine.submit(request)
+                case Abort(handle):
+                    engine.abort(handle)
+                case Inspect(ticket):
+                    self._send(engine.inspect(ticket))
+                case Shutdown():
+                    self._running = False
+                case Start():
+                    raise AssertionError("started twice")
+
+    def _deliver(self, result: StepResult) -> None:
+        if result.outputs:
+            self._send(Outputs(result.outputs))
+        for handle, error in result.failures:
+            self._send(_failed(handle, error))
+
+    def _report(self, engine: Engine) -> None:
+        """Sends Stats when they have changed, at most every _STATS_INTERVAL_S."""
+        now_s = time.monotonic()
+        if now_s < self._stats_due_s:
+            return
+        stats = engine.stats()
+        if stats != self._stats:
+            self._stats = stats
+            self._send(stats)
+            self._stats_due_s = now_s + _STATS_INTERVAL_S
+        else:
+            self._stats_due_s = 0.0
+
+    def _send(self, message: object) -> None:
+        self._socket.send(encode(message))
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full of wake-ups already
+            os.write(self._wake_write, b"\0")
+
+
+def _failed(handle: int, error: Exception) -> Failed:
+    code = code_of(error)
+    if code == "INTERNAL":
+        log.error("request failed", exc_info=error)
+        return Failed(
+            handle=handle,
+            code=code,
+            reason="INTERNAL",
+            message="internal fault of the engine; the data plane's log has the details",
+        )
+    return Failed(
+        handle=handle,
+        code=code,
+        reason=getattr(error, "reason", code),
+        message=str(error),
+        metadata=dict(getattr(error, "metadata", {})),
+        retry_after_s=getattr(error, "retry_after_s", 1.0 if code == "UNAVAILABLE" else None),
+    )
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel ends this process when its parent goes, however it goes."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""A request inside the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dataplane.channel import Adapter, Sampling, Submit, Timings
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`tokens` is prompt plus output. The KV of the first `num_computed` of them is in the pages
+    of `block_table`; the rest are pending: one when decoding, more when prefilling."""
+
+    handle: int
+    tokens: list[int]
+    num_prompt: int
+    sampling: Sampling
+    adapter: Adapter | None
+    tenant: str
+    arrival_s: float
+    deadline_s: float | None
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list[int])
+    scheduled_s: float | None = None  # first
+    adapter_ready_s: float | None = None
+    first_token_s: float | None = None
+
+    @staticmethod
+    def of(request: Submit) -> Sequence:
+        return Sequence(
+            handle=request.handle,
+            tokens=[*request.prompt, *request.generated],
+            num_prompt=len(request.prompt),
+            sampling=request.sampling,
+            adapter=request.adapter,
+            tenant=request.tenant,
+            arrival_s=request.arrival_s,
+            deadline_s=request.deadline_s,
+        )
+
+    @property
+    def owner(self) -> str:
+        """Its name on the pool's books."""
+        return f"sequence:{self.handle}"
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def max_length(self) -> int:
+        """Tokens it can grow to."""
+        return self.num_prompt + self.sampling.max_tokens
+
+    @property
+    def queue_key(self) -> str:
+        """Its waiting queue: the adapter's digest, "" for the base model."""
+        return self.adapter.digest if self.adapter else ""
+
+    def finish_reason(self, eos_token_ids: frozenset[int], max_context: int) -> tuple[str, int]:
+        """("", -1) while it goes on; else ("stop", token) or ("length", -1)."""
+        if not self.num_output:
+            return "", -1
+        last = self.tokens[-1]
+        sampling = self.sampling
+        stops = last in sampling.stop_token_ids or (
+            not sampling.ignore_eos and last in eos_token_ids
+        )
+        if stops and self.num_output > sampling.min_tokens:
+            return "stop", last
+        if self.num_output >= sampling.max_tokens or len(self.tokens) >= max_context:
+            return "length", -1
+        return "", -1
+
+    def timings(self) -> Timings:
+        scheduled = self.arrival_s if self.scheduled_s is None else self.scheduled_s
+        ready = self.arrival_s if self.adapter_ready_s is None else self.adapter_ready_s
+        first = scheduled if self.first_token_s is None else self.first_token_s
+        return Timings(
+            queue_s=max(0.0, scheduled - self.arrival_s),
+            adapter_load_s=max(0.0, ready - self.arrival_s),
+            time_to_first_token_s=max(0.0, first - self.arrival_s),
+        )

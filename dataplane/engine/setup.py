@@ -1,0 +1,171 @@
+"""Building an engine from its options: model, pool, adapter tiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dataplane.channel import EngineOptions, ModuleShape, Ready
+from dataplane.engine.engine import Engine
+from dataplane.errors import DataPlaneError, UnsupportedModelError
+from dataplane.lora.layout import HostAdapter, pack
+from dataplane.lora.loader import AdapterLoader, ThreadedLoader
+from dataplane.models.config import ModelConfig, load_config
+from dataplane.models.decoder import Decoder
+from dataplane.models.shapes import layer_modules, outer_modules
+from dataplane.models.weights import ModelWeights, fingerprint, load_weights
+from dataplane.pool.pool import PagePool, pages_in
+from storage.adapter.manifest import ParsedAdapter
+from storage.adapter.match import check_base
+from storage.base_model import BaseModelSpec
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_DEFAULT_CPU_POOL_BYTES = 1 << 30
+_CUDA_POOL_SHARE = 0.85  # of the memory that is free once the weights are loaded
+
+
+@dataclass
+class EngineParts:
+    engine: Engine
+    ready: Ready
+    loader: ThreadedLoader
+
+
+def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> EngineParts:
+    """on_loaded: called from another thread when an adapter has reached host memory.
+
+    Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
+    """
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    device = pick_device(options.device)
+    config = load_config(Path(options.model_dir))
+    dtype = pick_dtype(options.dtype, config, device)
+    max_context = _max_context(options, config)
+    weights = load_weights(Path(options.model_dir), config, dtype, device)
+    pool = PagePool(
+        config,
+        page_tokens=options.page_tokens,
+        num_pages=pages_in(
+            config, _pool_bytes(options, device), options.page_tokens, dtype, max_context
+        ),
+        dtype=dtype,
+        device=device,
+    )
+    loader = ThreadedLoader(
+        adapter_builder(options.model_name, config, weights, pool),
+        roots=options.adapter_roots,
+        host_bytes=options.host_cache_bytes,
+        disk_bytes=options.disk_cache_bytes,
+        disk_dir=options.disk_cache_dir,
+        on_result=on_loaded,
+    )
+    engine = make_engine(options, config, weights, pool, loader, max_context)
+    ready = Ready(
+        model_name=options.model_name,
+        fingerprint=fingerprint(config),
+        num_layers=config.num_layers,
+        layer_modules=[ModuleShape(n, i, o) for n, (i, o) in layer_modules(config).items()],
+        outer_modules=[ModuleShape(n, i, o) for n, (i, o) in outer_modules(config).items()],
+        vocab_size=config.vocab_size,
+        max_context_tokens=max_context,
+        eos_token_ids=list(config.eos_token_ids),
+        num_pages=pool.num_pages,
+        page_bytes=config.num_layers * pool.page_elems * dtype.itemsize,
+        max_running=options.max_running,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    return EngineParts(engine, ready, loader)
+
+
+def make_engine(
+    options: EngineOptions,
+    config: ModelConfig,
+    weights: ModelWeights,
+    pool: PagePool,
+    loader: AdapterLoader,
+    max_context: int,
+) -> Engine:
+    return Engine(
+        Decoder(config, weights, max_context),
+        pool,
+        loader,
+        eos_token_ids=frozenset(config.eos_token_ids),
+        max_context=max_context,
+        max_running=options.max_running,
+        max_batch_tokens=max(options.max_batch_tokens, options.max_running),
+        max_waiting=options.max_waiting,
+    )
+
+
+def adapter_builder(
+    model_name: str, config: ModelConfig, weights: ModelWeights, pool: PagePool
+) -> Callable[[ParsedAdapter], HostAdapter]:
+    """Checks an adapter against this very model once more, then packs it."""
+    spec = BaseModelSpec(
+        model_name, config.num_layers, layer_modules(config), outer_modules(config)
+    )
+
+    def build(adapter: ParsedAdapter) -> HostAdapter:
+        # Whether the name fits was decided at registration; shapes must fit here.
+        check_base(adapter.manifest, spec, explicit_base=True)
+        return pack(config, weights, adapter, page_elems=pool.page_elems, dtype=pool.data.dtype)
+
+    return build
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataPlaneError(
+            "DEVICE_MISSING", "--device cuda: torch finds no GPU; use auto or cpu", {}
+        )
+    if name not in ("cpu", "cuda"):
+        raise DataPlaneError("DEVICE_UNKNOWN", f"--device {name}: auto, cpu or cuda", {})
+    return torch.device(name)
+
+
+def pick_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's dtype, but float32 on a CPU without bfloat16 instructions."""
+    if name == "auto":
+        name = config.dtype
+        if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            name = "float32"
+        if device.type == "cpu" and name == "float16":
+            name = "float32"
+    dtype = _DTYPES.get(name)
+    if dtype is None:
+        raise UnsupportedModelError(
+            "DTYPE_UNKNOWN", f"dtype {name}: one of {', '.join(_DTYPES)}", {"dtype": name}
+        )
+    return dtype
+
+
+def _max_context(options: EngineOptions, config: ModelConfig) -> int:
+    limit = config.max_position_embeddings
+    wanted = options.max_context_tokens or limit
+    if not 2 <= wanted <= limit:
+        raise DataPlaneError(
+            "CONTEXT_OUT_OF_RANGE",
+            f"--max-context-tokens {wanted}: the model takes 2 to {limit}",
+            {"max_context_tokens": str(wanted), "limit": str(limit)},
+        )
+    return wanted
+
+
+def _pool_bytes(options: EngineOptions, device: torch.device) -> int:
+    if options.pool_bytes:
+        return options.pool_bytes
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _CUDA_POOL_SHARE)
+    return _DEFAULT_CPU_POOL_BYTES

@@ -1,0 +1,47 @@
+"""The data plane's error table: domain exceptions to canonical gRPC code names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dataplane.errors import (
+    AdapterRefusedError,
+    DeadlineError,
+    ModelNotFoundError,
+    NonFiniteOutputError,
+    PoolTooSmallError,
+    QueueFullError,
+)
+from storage.errors import (
+    AdapterFormatError,
+    AdapterMismatchError,
+    DigestMismatchError,
+    LoaderClosedError,
+    OutsideRootsError,
+    SourceError,
+    TierError,
+)
+
+CODES: Mapping[type[Exception], str] = {
+    AdapterFormatError: "FAILED_PRECONDITION",
+    AdapterMismatchError: "FAILED_PRECONDITION",
+    AdapterRefusedError: "FAILED_PRECONDITION",
+    DeadlineError: "DEADLINE_EXCEEDED",
+    DigestMismatchError: "FAILED_PRECONDITION",
+    LoaderClosedError: "UNAVAILABLE",
+    ModelNotFoundError: "NOT_FOUND",
+    NonFiniteOutputError: "FAILED_PRECONDITION",
+    OutsideRootsError: "PERMISSION_DENIED",
+    PoolTooSmallError: "FAILED_PRECONDITION",
+    QueueFullError: "RESOURCE_EXHAUSTED",
+    SourceError: "UNAVAILABLE",
+    TierError: "RESOURCE_EXHAUSTED",
+}
+"""The class nearest in the method resolution order wins; others are INTERNAL."""
+
+
+def code_of(error: Exception) -> str:
+    for cls in type(error).__mro__:
+        if cls in CODES:
+            return CODES[cls]
+    return "INTERNAL"

@@ -1,0 +1,67 @@
+"""Errors of the data plane.
+
+DataPlaneError
+├── ModelError            the base model cannot be served
+│   ├── ModelNotFoundError
+│   ├── UnsupportedModelError
+│   └── CheckpointError
+├── PoolTooSmallError     the pool cannot hold what must fit in it at once
+├── AdapterRefusedError   an adapter cannot be applied exactly as trained to this base model
+├── NonFiniteOutputError  a sequence's logits are NaN or infinite
+├── QueueFullError        no more requests can wait
+└── DeadlineError         a request's time was over before it finished
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class DataPlaneError(Exception):
+    """reason: UPPER_SNAKE, stable. message: for people, with the way out. metadata: the facts."""
+
+    retry_after_s: float | None = None
+
+    def __init__(
+        self, reason: str, message: str, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata: dict[str, str] = dict(metadata or {})
+
+
+class ModelError(DataPlaneError):
+    pass
+
+
+class ModelNotFoundError(ModelError):
+    pass
+
+
+class UnsupportedModelError(ModelError):
+    pass
+
+
+class CheckpointError(ModelError):
+    pass
+
+
+class PoolTooSmallError(DataPlaneError):
+    pass
+
+
+class AdapterRefusedError(DataPlaneError):
+    pass
+
+
+class NonFiniteOutputError(DataPlaneError):
+    pass
+
+
+class QueueFullError(DataPlaneError):
+    retry_after_s = 1.0
+
+
+class DeadlineError(DataPlaneError):
+    pass

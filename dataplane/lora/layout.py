@@ -1,0 +1,207 @@
+"""Where an adapter's matrices go in its pages, and packing them there.
+
+In every layer's flat array: first that layer's share of the modules outside the layers (lm_head,
+split by columns evenly over the layers), then for each projection group its A rows and its B rows.
+See kernels/lora/plan.py for the order within a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dataplane.errors import AdapterRefusedError
+from dataplane.models.config import ModelConfig
+from dataplane.models.shapes import LM_HEAD, layer_groups
+from dataplane.models.weights import ModelWeights
+from kernels.lora.plan import ExpandSlice, GroupPlan
+from storage.adapter.manifest import (
+    AdapterManifest,
+    LoraModule,
+    ParsedAdapter,
+    frozen_base_name,
+)
+from storage.adapter.weights import TensorRef
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Columns(NamedTuple):
+    """Input and output columns of lm_head whose weights lie in one layer's slice."""
+
+    in_start: int
+    in_end: int
+    out_start: int
+    out_end: int
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """Offsets in elements of one adapter's flat array per layer."""
+
+    layers: tuple[Mapping[str, GroupPlan], ...]  # projection group -> plan, per layer
+    head: tuple[GroupPlan, ...]  # per layer, over that layer's Columns; empty without lm_head
+    elems: int  # per layer
+
+    def num_pages(self, page_elems: int) -> int:
+        return -(-self.elems // page_elems)
+
+
+@dataclass(frozen=True)
+class HostAdapter:
+    """An adapter in pool layout, in host memory: loading it is copying."""
+
+    digest: str
+    layout: AdapterLayout
+    pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host
+
+    @property
+    def nbytes(self) -> int:
+        return self.pages.numel() * self.pages.element_size()
+
+
+def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
+    """lm_head's columns by layer; the last layers' may be empty."""
+
+    def split(total: int, layer: int) -> tuple[int, int]:
+        width = -(-total // config.num_layers)
+        return min(layer * width, total), min((layer + 1) * width, total)
+
+    return tuple(
+        Columns(*split(config.hidden_size, layer), *split(config.vocab_size, layer))
+        for layer in range(config.num_layers)
+    )
+
+
+def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout:
+    """The layout of a validated adapter (storage.adapter.match.check_base has passed)."""
+    modules = {(module.layer, module.module): module for module in manifest.modules}
+    head = modules.get((None, LM_HEAD))
+    head_plans, head_elems = _plan_head(config, head.rank) if head else ((), 0)
+    layers: list[Mapping[str, GroupPlan]] = []
+    elems = head_elems
+    for layer in range(config.num_layers):
+        plans: dict[str, GroupPlan] = {}
+        offset = head_elems
+        for name, group in layer_groups(config).items():
+            present = [
+                (projection, modules[layer, projection.module].rank)
+                for projection in group.projections
+                if (layer, projection.module) in modules
+            ]
+            if not present:
+                continue
+            a_offset = offset
+            total_rank = sum(rank for _, rank in present)
+            offset += total_rank * group.in_features
+            slices: list[ExpandSlice] = []
+            rank_start = 0
+            for projection, rank in present:
+                slices.append(
+                    ExpandSlice(
+                        rank_start, rank, offset, projection.out_start, projection.out_features
+                    )
+                )
+                rank_start += rank
+                offset += rank * projection.out_features
+            plans[name] = GroupPlan(total_rank, group.in_features, a_offset, tuple(slices))
+        layers.append(plans)
+        elems = max(elems, offset)
+    return AdapterLayout(tuple(layers), head_plans, elems)
+
+
+def _plan_head(config: ModelConfig, rank: int) -> tuple[tuple[GroupPlan, ...], int]:
+    plans: list[GroupPlan] = []
+    elems = 0
+    for columns in head_columns(config):
+        in_features = columns.in_end - columns.in_start
+        out_features = columns.out_end - columns.out_start
+        b_offset = rank * in_features
+        plans.append(
+            GroupPlan(rank, in_features, 0, (ExpandSlice(0, rank, b_offset, 0, out_features),))
+        )
+        elems = max(elems, b_offset + rank * out_features)
+    return tuple(plans), elems
+
+
+def pack(
+    config: ModelConfig,
+    base: ModelWeights,
+    adapter: ParsedAdapter,
+    *,
+    page_elems: int,
+    dtype: torch.dtype,
+) -> HostAdapter:
+    """Builds the host copy in pool layout. Scaling is folded into B in float32.
+
+    Raises: AdapterRefusedError when a base tensor that the adapter carries differs from the base
+    model's, or when a weight overflows the pool's dtype.
+    """
+    manifest = adapter.manifest
+    for ref in manifest.frozen_copies:
+        _check_frozen(base, adapter, ref)
+    layout = plan_layout(config, manifest)
+    num_pages = layout.num_pages(page_elems)
+    pages = torch.zeros(config.num_layers, num_pages, page_elems, dtype=dtype)
+    flat = pages.view(config.num_layers, -1)
+    columns = head_columns(config)
+    groups = {
+        projection.module: (name, index, group)
+        for name, group in layer_groups(config).items()
+        for index, projection in enumerate(group.projections)
+    }
+    for module in manifest.modules:
+        a, b = _matrices(adapter, module)
+        if module.layer is None:
+            for layer, (part, plan) in enumerate(zip(columns, layout.head, strict=True)):
+                _write(flat[layer], plan.a_offset, a[:, part.in_start : part.in_end])
+                part_b = b[:, part.out_start : part.out_end]
+                _write(flat[layer], plan.slices[0].b_offset, part_b)
+            continue
+        name, index, group = groups[module.module]
+        plan = layout.layers[module.layer][name]
+        out_start = group.projections[index].out_start
+        part = next(each for each in plan.slices if each.out_start == out_start)
+        _write(flat[module.layer], plan.a_offset + part.rank_start * plan.in_features, a)
+        _write(flat[module.layer], part.b_offset, b)
+    if not bool(torch.isfinite(flat).all()):
+        raise AdapterRefusedError(
+            "WEIGHTS_OVERFLOW",
+            f"a weight of the adapter is too large for {dtype}; serve with --dtype bfloat16 or"
+            " float32",
+            {"digest": manifest.digest, "dtype": str(dtype)},
+        )
+    return HostAdapter(manifest.digest, layout, pages)
+
+
+def _matrices(adapter: ParsedAdapter, module: LoraModule) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in] and scaling * B transposed [rank, out], float32."""
+    a = _tensor(adapter, module.a).float()
+    b = _tensor(adapter, module.b).float() * module.scaling
+    return a, b.t()
+
+
+def _write(flat: torch.Tensor, offset: int, matrix: torch.Tensor) -> None:
+    flat[offset : offset + matrix.numel()].view(matrix.shape).copy_(matrix)
+
+
+def _tensor(adapter: ParsedAdapter, ref: TensorRef) -> torch.Tensor:
+    # A copy: tensors over read-only memory are undefined behaviour in torch.
+    data = bytearray(adapter.view(ref))
+    return torch.frombuffer(data, dtype=_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def _check_frozen(base: ModelWeights, adapter: ParsedAdapter, ref: TensorRef) -> None:
+    mine = base.lm_head if frozen_base_name(ref) == "lm_head.weight" else base.embed
+    theirs = _tensor(adapter, ref)
+    same = theirs.shape == mine.shape and torch.equal(theirs.to(mine.dtype), mine.cpu())
+    if not same:
+        raise AdapterRefusedError(
+            "BASE_TENSOR_CHANGED",
+            f"the adapter carries its own {ref.name}, which differs from the base model's: a"
+            " trained embedding or head is not supported; train it as LoRA",
+            {"tensor": ref.name, "digest": adapter.manifest.digest},
+        )

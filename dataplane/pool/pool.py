@@ -1,0 +1,83 @@
+"""The one tensor that KV cache and adapters share."""
+
+from __future__ import annotations
+
+import torch
+
+from dataplane.errors import PoolTooSmallError
+from dataplane.models.config import ModelConfig
+from dataplane.pool.allocator import PageAllocator
+
+
+class PagePool:
+    """`data`: [num_layers, num_pages, page_elems], the model's dtype and device.
+
+    A page id is valid in every layer. A KV block takes one page:
+    [2, page_tokens, num_kv_heads, head_dim] in each layer. What an adapter's pages hold is said in
+    kernels/lora/plan.py.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        page_tokens: int,
+        num_pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_tokens = page_tokens
+        self.page_elems = page_elems(config, page_tokens)
+        self.data = torch.zeros(
+            config.num_layers, num_pages, self.page_elems, dtype=dtype, device=device
+        )
+        self.allocator = PageAllocator(num_pages)
+
+    @property
+    def num_pages(self) -> int:
+        return self.allocator.num_pages
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Pages that the KV of `num_tokens` takes."""
+        return -(-num_tokens // self.page_tokens)
+
+    def take_block(self, owner: str) -> int | None:
+        """A page for KV, cleared: what an earlier owner left could be NaN, and even masked
+        attention would carry that into its result."""
+        page = self.allocator.take_page(owner)
+        if page is not None:
+            self.data[:, page].zero_()
+        return page
+
+
+def page_elems(config: ModelConfig, page_tokens: int) -> int:
+    return 2 * page_tokens * config.num_kv_heads * config.head_dim
+
+
+def pages_in(
+    config: ModelConfig, pool_bytes: int, page_tokens: int, dtype: torch.dtype, min_tokens: int
+) -> int:
+    """Pages that `pool_bytes` hold.
+
+    Raises: PoolTooSmallError when they cannot hold the KV of one sequence of `min_tokens`.
+    """
+    page_bytes = config.num_layers * page_elems(config, page_tokens) * dtype.itemsize
+    num_pages = pool_bytes // page_bytes
+    needed = -(-min_tokens // page_tokens)
+    if num_pages < needed:
+        raise PoolTooSmallError(
+            "POOL_TOO_SMALL",
+            f"--pool-bytes {pool_bytes} holds {num_pages} pages of {page_bytes} bytes; one"
+            f" sequence of {min_tokens} tokens takes {needed}: give at least"
+            f" {needed * page_bytes}, or lower --max-context-tokens",
+            {
+                "pool_bytes": str(pool_bytes),
+                "needed_bytes": str(needed * page_bytes),
+                "max_context_tokens": str(min_tokens),
+            },
+        )
+    return num_pages

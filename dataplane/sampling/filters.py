@@ -1,0 +1,78 @@
+"""Turning logits into the distribution that a request asked for. Order as in transformers:
+penalties, temperature, top_k, top_p, min_p."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def penalize(
+    logits: torch.Tensor,
+    tokens: Sequence[int],
+    output: Sequence[int],
+    *,
+    repetition: float,
+    presence: float,
+    frequency: float,
+) -> None:
+    """Applies penalties to one row, in place.
+
+    logits: [vocab] float32. repetition: divides positive and multiplies negative logits of tokens
+    in prompt or output, `tokens` (Keskar et al. 2019). presence, frequency: subtracted once, or per
+    occurrence, for tokens in the output (as OpenAI's API defines them).
+    """
+    if repetition != 1.0:
+        seen = torch.tensor(tokens, dtype=torch.int64, device=logits.device).unique()
+        scores = logits[seen]
+        logits[seen] = torch.where(scores > 0, scores / repetition, scores * repetition)
+    if output and (presence or frequency):
+        ids = torch.tensor(output, dtype=torch.int64, device=logits.device)
+        seen, counts = ids.unique(return_counts=True)
+        logits[seen] -= presence + frequency * counts
+
+
+def filter_logits(
+    logits: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+) -> torch.Tensor:
+    """Probabilities after the filters, rows summing to 1.
+
+    logits: [n, vocab] float32, temperature applied.
+    top_k: [n] int64, 0 keeps all. top_p, min_p: [n] float32.
+    """
+    vocab = logits.shape[-1]
+    some_k, some_p = bool((top_k > 0).any()), bool((top_p < 1.0).any())
+    if some_k or some_p:
+        ranked = logits.sort(dim=-1, descending=True).values
+        if some_k:
+            k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab)
+            kth = ranked.gather(-1, k.unsqueeze(-1) - 1)
+            logits = logits.masked_fill(logits < kth, float("-inf"))
+            ranked = ranked.masked_fill(ranked < kth, float("-inf"))
+        if some_p:
+            mass = ranked.softmax(dim=-1)
+            # Kept: tokens before which less than top_p has been collected.
+            kept = (mass.cumsum(dim=-1) - mass < top_p.unsqueeze(-1)).sum(dim=-1, keepdim=True)
+            least = ranked.gather(-1, kept.clamp(min=1) - 1)
+            nucleus = (logits >= least) | (top_p.unsqueeze(-1) >= 1.0)
+            logits = logits.masked_fill(~nucleus, float("-inf"))
+    probabilities = logits.softmax(dim=-1)
+    if bool((min_p > 0).any()):
+        least = min_p.unsqueeze(-1) * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    return probabilities
+
+
+def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Inverse-transform sampling in order of token id: [n, vocab], [n] in [0, 1) -> [n] int64."""
+    cumulative = probabilities.double().cumsum(dim=-1)
+    target = uniforms.unsqueeze(-1) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Rounding may carry past the last token of non-zero probability.
+    last = probabilities.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(dim=-1)
+    return torch.minimum(chosen, last)

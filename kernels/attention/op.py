@@ -1,0 +1,31 @@
+"""Attention of a mixed prefill and decode batch: checks, then the device's implementation."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.attention import naive
+from kernels.attention.metadata import AttentionMetadata
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv_pages: torch.Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """As `kernels.attention.naive.paged_attention`.
+
+    Raises: ValueError for shapes or dtypes that do not fit together.
+    """
+    if q.dim() != 3 or kv_pages.dim() != 5 or kv_pages.shape[1] != 2:
+        raise ValueError(f"q {tuple(q.shape)}, kv_pages {tuple(kv_pages.shape)}")
+    if q.dtype != kv_pages.dtype or q.shape[2] != kv_pages.shape[4]:
+        raise ValueError(
+            f"q {q.dtype} {tuple(q.shape)}, kv_pages {kv_pages.dtype} of {kv_pages.shape[4]}"
+        )
+    if q.shape[1] % kv_pages.shape[3]:
+        raise ValueError(f"{q.shape[1]} heads do not share {kv_pages.shape[3]} key heads evenly")
+    return naive.paged_attention(q, kv_pages, metadata, scale=scale, sliding_window=sliding_window)

@@ -1,0 +1,179 @@
+"""What every Chorale gRPC server has: typed errors, reflection and the health service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from chorale.errors import BY_CODE, ChoraleError, InternalError
+from chorale.status import to_status
+
+log = logging.getLogger(__name__)
+
+ErrorTable = Mapping[type[Exception], grpc.StatusCode]
+"""Domain exceptions to canonical codes; the class nearest in the method resolution order wins.
+
+Such exceptions carry `reason: str`, `message: str` and `metadata: Mapping[str, str]`, and may carry
+`retry_after_s: float | None`.
+"""
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+
+
+def translate(error: Exception, table: ErrorTable) -> ChoraleError:
+    """The ChoraleError that a client is to see. Unknown exceptions tell nothing but INTERNAL."""
+    if isinstance(error, ChoraleError):
+        return error
+    for cls in type(error).__mro__:
+        code = table.get(cast("type[Exception]", cls))
+        if code is not None:
+            domain = cast("Any", error)
+            return BY_CODE[code](
+                domain.reason,
+                domain.message,
+                metadata=domain.metadata,
+                retry_after_s=getattr(domain, "retry_after_s", None),
+            )
+    return InternalError("INTERNAL", "internal fault; the server's log has the details")
+
+
+class _TypedErrors(grpc.aio.ServerInterceptor):
+    """Ends every failed handler with a rich status; nothing leaves as UNKNOWN."""
+
+    def __init__(self, table: ErrorTable) -> None:
+        self._table = table
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = cast("str", handler_call_details.method)
+        if handler is None or not method.startswith("/chorale."):
+            return handler
+        if handler.request_streaming:
+            raise AssertionError(f"{method}: request streams are not wrapped yet")
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._wrap_stream(method, handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._wrap_unary(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _wrap_unary(self, method: str, call: Callable[..., Awaitable[Any]]) -> Any:
+        async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await call(request, context)
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                await self._abort(method, error, context)
+
+        return unary
+
+    def _wrap_stream(self, method: str, call: Callable[..., AsyncIterator[Any]]) -> Any:
+        async def stream(
+            request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            try:
+                async for response in call(request, context):
+                    yield response
+            except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+                raise
+            except Exception as error:
+                await self._abort(method, error, context)
+
+        return stream
+
+    async def _abort(
+        self, method: str, error: Exception, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        known = translate(error, self._table)
+        if isinstance(known, InternalError):
+            log.error("%s failed", method, exc_info=error)
+        await context.abort_with_status(rpc_status.to_status(to_status(known)))
+
+
+@dataclass
+class Server:
+    """A grpc.aio server with health and reflection; `port` is the one it listens on."""
+
+    grpc_server: grpc.aio.Server
+    health: health.aio.HealthServicer
+    host: str
+    port: int = 0
+    _services: list[str] = field(default_factory=list[str])
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    async def set_serving(self, serving: bool) -> None:
+        """Sets the health of the server and of each of its services."""
+        status = health_pb2.HealthCheckResponse
+        value = status.SERVING if serving else status.NOT_SERVING
+        for name in ("", *self._services):
+            await self.health.set(name, value)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones go on for `grace_s`, then cancels them."""
+        await self.set_serving(False)
+        await self.grpc_server.stop(grace_s)
+
+
+async def start_server(
+    *,
+    host: str,
+    port: int,
+    services: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]],
+    error_table: ErrorTable,
+    max_concurrent_rpcs: int | None = None,
+) -> Server:
+    """Starts a server on `host`:`port` (0 picks a free port); its health is NOT_SERVING at first.
+
+    services: (full service name, function that adds the servicer to the server).
+    Raises: OSError when the address cannot be bound.
+    """
+    grpc_server = grpc.aio.server(
+        interceptors=(_TypedErrors(error_table),),
+        options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ),
+        maximum_concurrent_rpcs=max_concurrent_rpcs,
+    )
+    health_servicer = health.aio.HealthServicer()
+    server = Server(grpc_server, health_servicer, host)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
+    for name, add in services:
+        add(grpc_server)
+        server._services.append(name)
+    names = [name for name, _ in services]
+    reflection.enable_server_reflection(
+        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], grpc_server
+    )
+    try:
+        server.port = grpc_server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+    await server.set_serving(False)
+    await grpc_server.start()
+    return server

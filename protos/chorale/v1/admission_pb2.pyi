@@ -1,0 +1,72 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdmitRequest(_message.Message):
+    __slots__ = ("model", "tenant", "num_prompt_tokens", "excluded_data_plane_ids")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    tenant: str
+    num_prompt_tokens: int
+    excluded_data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AdmitResponse(_message.Message):
+    __slots__ = ("endpoint", "data_plane_id", "ticket", "expires_at", "model", "adapter_version", "adapter_digest")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    data_plane_id: str
+    ticket: bytes
+    expires_at: _timestamp_pb2.Timestamp
+    model: str
+    adapter_version: int
+    adapter_digest: str
+    def __init__(self, endpoint: _Optional[str] = ..., data_plane_id: _Optional[str] = ..., ticket: _Optional[bytes] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
+
+class TicketClaims(_message.Message):
+    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: bytes
+    data_plane_id: str
+    tenant: str
+    base_model: str
+    adapter_name: str
+    adapter_version: int
+    adapter_digest: str
+    adapter_source: str
+    expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SignedTicket(_message.Message):
+    __slots__ = ("claims", "signature", "key_id")
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    claims: bytes
+    signature: bytes
+    key_id: str
+    def __init__(self, claims: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., key_id: _Optional[str] = ...) -> None: ...

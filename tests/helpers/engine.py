@@ -1,0 +1,168 @@
+"""An engine in this process, without threads: adapters load at once, logits are recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dataplane.channel import Adapter, EngineOptions, Sampling, Submit
+from dataplane.engine.engine import Engine
+from dataplane.engine.setup import adapter_builder, make_engine
+from dataplane.lora.layout import HostAdapter
+from dataplane.lora.loader import LoadResult
+from dataplane.models.config import load_config
+from dataplane.models.weights import load_weights
+from dataplane.pool.pool import PagePool
+from storage.adapter.manifest import parse_adapter
+from storage.loader import Residency
+
+
+class InlineLoader:
+    """Loads when asked. With `hold`, results wait until `release` is called."""
+
+    def __init__(self, build, *, hold: bool = False) -> None:
+        self._build = build
+        self._results: list[LoadResult] = []
+        self.hold = hold
+        self.requests: list[str] = []
+
+    def request(self, adapter: Adapter) -> None:
+        self.requests.append(adapter.digest)
+        try:
+            self._results.append(LoadResult(adapter.digest, self.load(adapter.source), None))
+        except Exception as error:
+            self._results.append(LoadResult(adapter.digest, None, error))
+
+    def load(self, source: str) -> HostAdapter:
+        path = Path(source)
+        return self._build(
+            parse_adapter(
+                (path / "adapter_config.json").read_bytes(),
+                (path / "adapter_model.safetensors").read_bytes(),
+            )
+        )
+
+    def results(self) -> list[LoadResult]:
+        if self.hold:
+            return []
+        ended, self._results = self._results, []
+        return ended
+
+    def residency(self) -> Residency:
+        return Residency(frozenset(), frozenset())
+
+
+class Rig:
+    """An engine over a saved model. `logits[handle]`: one float32 row per generated token."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        num_pages: int = 512,
+        page_tokens: int = 8,
+        max_running: int = 64,
+        max_batch_tokens: int = 96,
+        max_waiting: int = 4096,
+        max_context: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        config = load_config(model_dir)
+        place = torch.device(device)
+        weights = load_weights(model_dir, config, dtype, place)
+        self.pool = PagePool(
+            config, page_tokens=page_tokens, num_pages=num_pages, dtype=dtype, device=place
+        )
+        self.loader = InlineLoader(adapter_builder("tiny", config, weights, self.pool))
+        options = EngineOptions(
+            model_dir=str(model_dir),
+            model_name="tiny",
+            max_running=max_running,
+            max_batch_tokens=max_batch_tokens,
+            max_waiting=max_waiting,
+        )
+        context = max_context or config.max_position_embeddings
+        self.engine: Engine = make_engine(
+            options, config, weights, self.pool, self.loader, context
+        )
+        self.logits: dict[int, list[torch.Tensor]] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.finished: dict[int, str] = {}
+        self.failed: dict[int, Exception] = {}
+        self._record()
+
+    def submit(
+        self,
+        handle: int,
+        prompt: list[int],
+        adapter: Path | None = None,
+        *,
+        generated: list[int] | None = None,
+        arrival_s: float = 0.0,
+        deadline_s: float | None = None,
+        **sampling: object,
+    ) -> None:
+        sampling.setdefault("max_tokens", 16)
+        self.engine.submit(
+            Submit(
+                handle=handle,
+                prompt=prompt,
+                generated=generated or [],
+                sampling=Sampling(**sampling),  # pyright: ignore[reportArgumentType]
+                adapter=adapter_of(adapter) if adapter else None,
+                arrival_s=arrival_s,
+                deadline_s=deadline_s,
+            )
+        )
+
+    def step(self) -> None:
+        result = self.engine.step()
+        self.engine.check_integrity()
+        for output in result.outputs:
+            self.tokens.setdefault(output.handle, []).extend(output.token_ids)
+            if output.finish:
+                self.finished[output.handle] = output.finish
+        for handle, error in result.failures:
+            self.failed[handle] = error
+
+    def run(self, max_steps: int = 5000) -> None:
+        """Steps until nothing is left; then no page may be in use."""
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                break
+            self.step()
+        assert not self.engine.has_work
+        assert self.engine.stats().num_used_pages == 0
+
+    def _record(self) -> None:
+        """Keeps each step's logits by request."""
+        decoder, batches = self.engine._decoder, self.engine._batches
+        build, forward = batches.build, decoder.forward
+        handles: list[int] = []
+
+        def recording_build(chunks):
+            handles[:] = [
+                chunk.sequence.handle
+                for chunk in chunks
+                if chunk.num_tokens == chunk.sequence.num_pending
+            ]
+            return build(chunks)
+
+        def recording_forward(batch, pool, page_tokens):
+            logits = forward(batch, pool, page_tokens)
+            for handle, row in zip(handles, logits, strict=True):
+                self.logits.setdefault(handle, []).append(row.float().cpu())
+            return logits
+
+        batches.build = recording_build  # pyright: ignore[reportAttributeAccessIssue]
+        decoder.forward = recording_forward  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def adapter_of(path: Path) -> Adapter:
+    parsed = parse_adapter(
+        (path / "adapter_config.json").read_bytes(),
+        (path / "adapter_model.safetensors").read_bytes(),
+    )
+    return Adapter(parsed.manifest.digest, str(path), path.name)
