@@ -67,9 +67,7 @@ def test_adapters_change_the_answer(tmp_path: Path) -> None:
 def test_biases_of_llama_and_eos(tmp_path: Path) -> None:
     model = make_model("llama", attention_bias=True, mlp_bias=True)
     model_dir = save_model(model, tmp_path / "model")
-    reference = add_adapter(
-        model, "a", tmp_path / "a", rank=4, target_modules=ATTENTION, seed=3
-    )
+    reference = add_adapter(model, "a", tmp_path / "a", rank=4, target_modules=ATTENTION, seed=3)
     rig = Rig(model_dir)
     prompt = list(range(10, 40))
     rig.submit(0, prompt, tmp_path / "a", max_tokens=NEW_TOKENS)

@@ -1,0 +1,1 @@
+"""The PEFT adapter format: parsing, identity, and fit with a base model."""

@@ -1,0 +1,57 @@
+"""An adapter's identity: a digest of what it computes, never of its name or path.
+
+sha256 over a tag, a canonical JSON description and the tensors' raw bytes, in the order of the
+description, which fixes every length. The description holds, per module, the effective rank and
+scaling (so r, lora_alpha, their patterns and use_rslora count only by what they do) and the
+fields that select modules (they decide whether the file is complete for a base model).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from storage.adapter.config import AdapterConfig
+from storage.adapter.weights import TensorRef
+
+_TAG = b"chorale-adapter-1\n"
+
+
+def adapter_digest(
+    config: AdapterConfig,
+    modules: Sequence[tuple[str, int, float, TensorRef, TensorRef]],
+    frozen: Mapping[str, TensorRef],
+    weights: memoryview,
+) -> str:
+    """64 hex characters.
+
+    modules: (full name, rank, scaling, A, B). frozen: base name → copy. Reads all tensor bytes
+    in place; hashlib lets other threads run meanwhile.
+    """
+    tensors: list[tuple[str, TensorRef]] = list(frozen.items())
+    for name, _, _, a, b in modules:
+        tensors += [(f"{name}.lora_A", a), (f"{name}.lora_B", b)]
+    tensors.sort(key=lambda item: item[0])
+    description = {
+        "modules": sorted([name, rank, scaling] for name, rank, scaling, _, _ in modules),
+        "selection": {
+            "target_modules": _unordered(config.target_modules),
+            "exclude_modules": _unordered(config.exclude_modules),
+            "layers_to_transform": _unordered(config.layers_to_transform),
+            "layers_pattern": list(config.layers_pattern),
+        },
+        "tensors": [[name, ref.dtype, list(ref.shape)] for name, ref in tensors],
+    }
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    hasher = hashlib.sha256(_TAG)
+    hasher.update(len(text).to_bytes(8, "little"))
+    hasher.update(text)
+    for _, ref in tensors:
+        hasher.update(weights[ref.start : ref.end])
+    return hasher.hexdigest()
+
+
+def _unordered(value: str | int | tuple[str, ...] | tuple[int, ...] | None) -> object:
+    # PEFT keeps these as sets and saves them in any order.
+    return sorted(set(value)) if isinstance(value, tuple) else value

@@ -1,0 +1,127 @@
+"""Does an adapter fit a base model, wholly and exactly?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from storage.adapter.manifest import AdapterManifest, LoraModule, frozen_base_name, full_name
+from storage.adapter.selection import ModuleSelector
+from storage.base_model import BaseModelSpec
+from storage.errors import AdapterMismatchError, excerpt
+
+_SHOWN = 5
+
+
+def check_base(
+    manifest: AdapterManifest, spec: BaseModelSpec, *, explicit_base: bool = False
+) -> None:
+    """Refuse an adapter that `spec` cannot apply exactly as it was trained.
+
+    explicit_base: somebody who may has said that the base is the right one; its name is not
+    compared then, everything else is. CPU work up to seconds for hostile patterns: run it off
+    the event loop.
+
+    Raises: AdapterMismatchError with reason BASE_MODEL_MISMATCH, UNKNOWN_MODULE, SHAPE_MISMATCH,
+    MISSING_MODULES or UNSELECTED_MODULES; BadConfigError when a pattern costs too much to match.
+    """
+    if not explicit_base:
+        _check_name(manifest.config.base_model_name_or_path, spec)
+    for module in manifest.modules:
+        _check_module(manifest.full_name(module), module, spec)
+    _check_frozen(manifest, spec)
+    _check_selection(manifest, spec)
+
+
+def _check_name(trained_on: str, spec: BaseModelSpec) -> None:
+    if not trained_on or trained_on.casefold() == spec.name.casefold():
+        return
+    if _last_component(trained_on) == _last_component(spec.name):
+        return
+    raise AdapterMismatchError(
+        f"the adapter was trained on {excerpt(trained_on)}, this base model is {spec.name!r}; "
+        "if they are the same model, name the base model explicitly when registering",
+        reason="BASE_MODEL_MISMATCH",
+        metadata={"trained_on": trained_on[:200], "base_model": spec.name},
+    )
+
+
+def _last_component(name: str) -> str:
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold()
+
+
+def _check_module(name: str, module: LoraModule, spec: BaseModelSpec) -> None:
+    known = spec.outer_modules if module.layer is None else spec.layer_modules
+    if module.layer is not None and module.layer >= spec.num_layers:
+        raise AdapterMismatchError(
+            f"the adapter has weights for {name}, but {spec.name} has {spec.num_layers} layers",
+            reason="UNKNOWN_MODULE",
+            metadata={"module": name, "base_model": spec.name},
+        )
+    if module.module not in known:
+        raise AdapterMismatchError(
+            f"the adapter has weights for {excerpt(name)}, which {spec.name} does not have; "
+            f"it has {', '.join(sorted(known))}",
+            reason="UNKNOWN_MODULE",
+            metadata={"module": name[:200], "base_model": spec.name},
+        )
+    num_in, num_out = known[module.module]
+    if module.a.shape[1] != num_in or module.b.shape[0] != num_out:
+        raise AdapterMismatchError(
+            f"{name} maps {module.a.shape[1]} to {module.b.shape[0]} in the adapter, "
+            f"{num_in} to {num_out} in {spec.name}",
+            reason="SHAPE_MISMATCH",
+            metadata={
+                "module": name,
+                "adapter_shape": f"{module.a.shape[1]}x{module.b.shape[0]}",
+                "base_shape": f"{num_in}x{num_out}",
+            },
+        )
+
+
+def _check_frozen(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
+    head = spec.outer_modules.get("lm_head")
+    for ref in manifest.frozen_copies:
+        name = frozen_base_name(ref)
+        if head is not None and ref.shape != (head[1], head[0]):
+            raise AdapterMismatchError(
+                f"the adapter carries {name} of shape {list(ref.shape)}, the base has "
+                f"{[head[1], head[0]]}: it was trained with another vocabulary",
+                reason="SHAPE_MISMATCH",
+                metadata={"module": name},
+            )
+
+
+def _check_selection(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
+    selector = ModuleSelector(manifest.config)
+    root = manifest.layers_root
+    selected = {
+        name
+        for layer in range(spec.num_layers)
+        for module in spec.layer_modules
+        if selector.selects(name := full_name(root, layer, module))
+    }
+    selected |= {
+        name for name in spec.outer_modules if selector.selects(name, output_head=name == "lm_head")
+    }
+    present = {manifest.full_name(module) for module in manifest.modules}
+    if missing := selected - present:
+        raise AdapterMismatchError(
+            f"adapter_config.json selects {len(missing)} modules that the weights do not have "
+            f"({_some(missing)}): the adapter is incomplete; save it again",
+            reason="MISSING_MODULES",
+            metadata={"count": str(len(missing)), "module": min(missing)},
+        )
+    if extra := present - selected:
+        raise AdapterMismatchError(
+            f"the weights have {len(extra)} modules that adapter_config.json does not select "
+            f"({_some(extra)}): config and weights are not of one adapter",
+            reason="UNSELECTED_MODULES",
+            metadata={"count": str(len(extra)), "module": min(extra)},
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more

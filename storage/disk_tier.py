@@ -1,0 +1,287 @@
+"""Adapters on disk by digest, so that a restart or a second process need not fetch them again.
+
+Layout: root/<digest>/{adapter_config.json,adapter_model.safetensors}. An entry appears by rename,
+whole or not at all, and leaves by rename. The file system is the only state: each entry directory's
+mtime says when it was last used, and what several processes do to one root is seen by all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.adapter.manifest import digest_of
+from storage.errors import AdapterFormatError, TierFullError, TierWriteError
+from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
+from storage.limits import DEFAULT_LIMITS, AdapterLimits
+
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_TEMP_PREFIX = ".tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskTierStats:
+    """Counters of this process; `entry_bytes` and `num_entries` as of its last look at the root."""
+
+    entry_bytes: int
+    num_entries: int
+    hits: int
+    misses: int
+    evictions: int
+    corrupt_dropped: int
+
+
+class DiskTier:
+    """Bounded in bytes, least recently used out first. Use from one event loop.
+
+    Any number of processes may share `root`: each keeps the whole root within its own
+    `max_bytes` when it writes.
+    """
+
+    def __init__(
+        self, root: Path, max_bytes: int, *, limits: AdapterLimits = DEFAULT_LIMITS
+    ) -> None:
+        """Creates `root`, clears what crashed writers left, applies the bound. Blocking, brief.
+
+        Raises: TierWriteError when the root cannot be made or read.
+        """
+        self._root = root
+        self._max_bytes = max_bytes
+        self._limits = limits
+        self._sizes: dict[str, int] = {}
+        self._hits = self._misses = self._evictions = self._corrupt_dropped = 0
+        self._last_use_ns = 0
+        # The thread lock is what keeps order (a cancelled caller leaves its thread running);
+        # the async one only saves other writers from occupying threads while they wait.
+        self._write_lock = threading.Lock()
+        self._write_turn = asyncio.Lock()
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._remove_leftovers()
+            self._make_room(0)
+        except OSError as problem:
+            raise _write_error(root, problem) from None
+
+    async def get(self, digest: str) -> AdapterFiles | None:
+        """The files, proven to have `digest`; None if absent. A damaged entry is dropped."""
+        files = await asyncio.to_thread(self._get, _checked(digest))
+        if files is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return files
+
+    async def put(self, digest: str, files: AdapterFiles) -> None:
+        """Store `files`, whose digest the caller has computed. Durable when it returns.
+
+        Raises: TierFullError when they exceed the whole tier; TierWriteError.
+        """
+        _checked(digest)
+        if files.size_bytes > self._max_bytes:
+            raise TierFullError(
+                f"adapter needs {files.size_bytes} bytes of disk cache, which holds "
+                f"{self._max_bytes}; raise --disk-cache-bytes",
+                metadata={
+                    "size_bytes": str(files.size_bytes),
+                    "max_bytes": str(self._max_bytes),
+                },
+            )
+        async with self._write_turn:
+            try:
+                await asyncio.to_thread(self._put, digest, files)
+            except OSError as problem:
+                raise _write_error(self._root, problem) from None
+
+    async def discard(self, digest: str) -> None:
+        await asyncio.to_thread(self._drop, _checked(digest))
+
+    def digests(self) -> frozenset[str]:
+        """What was there when this process last looked; no I/O."""
+        return frozenset(self._sizes)
+
+    def stats(self) -> DiskTierStats:
+        sizes = list(self._sizes.values())
+        return DiskTierStats(
+            entry_bytes=sum(sizes),
+            num_entries=len(sizes),
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+            corrupt_dropped=self._corrupt_dropped,
+        )
+
+    def _get(self, digest: str) -> AdapterFiles | None:
+        entry = self._root / digest
+        damaged = False
+        try:
+            # Both files come from one directory, even if it is renamed away meanwhile.
+            here = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                files = AdapterFiles(
+                    config=_read(here, CONFIG_NAME, self._limits.max_config_bytes),
+                    weights=_read(here, WEIGHTS_NAME, self._limits.max_weights_bytes),
+                    uri=entry.absolute().as_uri(),
+                )
+            except FileNotFoundError:
+                damaged = os.path.samestat(os.fstat(here), os.stat(entry))
+            else:
+                if self._is_sound(digest, files):
+                    self._sizes[digest] = files.size_bytes
+                    self._touch(entry)
+                    return files
+                damaged = True
+            finally:
+                os.close(here)
+        except FileNotFoundError:
+            pass
+        except OSError as problem:
+            _log.warning("disk tier cannot read %s: %s", digest, problem)
+            # It can be had again; only our own shortage says nothing about the entry.
+            damaged = problem.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+        self._sizes.pop(digest, None)
+        if damaged:
+            _log.warning("disk tier drops damaged entry %s", digest)
+            self._corrupt_dropped += 1
+            self._drop(digest)
+        return None
+
+    def _is_sound(self, digest: str, files: AdapterFiles) -> bool:
+        try:
+            return digest_of(files.config, files.weights, limits=self._limits) == digest
+        except AdapterFormatError:
+            return False
+
+    def _put(self, digest: str, files: AdapterFiles) -> None:
+        with self._write_lock:
+            final = self._root / digest
+            if final.is_dir():
+                self._touch(final)
+                self._sizes[digest] = files.size_bytes
+                return
+            self._make_room(files.size_bytes)
+            with self._temp_dir() as temp:
+                _write_durably(temp / CONFIG_NAME, files.config)
+                _write_durably(temp / WEIGHTS_NAME, files.weights)
+                _sync_dir(temp)
+                self._touch(temp)
+                try:
+                    temp.rename(final)
+                except OSError:
+                    if not final.is_dir():
+                        raise
+                    # Another process stored the same content first.
+            _sync_dir(self._root)
+            self._sizes[digest] = files.size_bytes
+
+    @contextlib.contextmanager
+    def _temp_dir(self) -> Generator[Path]:
+        """A directory that `_remove_leftovers` of any process spares while we live."""
+        while True:
+            temp = self._root / f"{_TEMP_PREFIX}{uuid.uuid4().hex}"
+            temp.mkdir(mode=0o700)
+            fd = os.open(temp, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if temp.exists():
+                break
+            os.close(fd)  # a starting process took it for a leftover before we had the lock
+        try:
+            yield temp
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+            os.close(fd)
+
+    def _remove_leftovers(self) -> None:
+        for path in self._root.glob(f"{_TEMP_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(fd)
+
+    def _make_room(self, needed: int) -> None:
+        """Look at the root and drop the longest unused until `needed` more bytes fit."""
+        found: list[tuple[int, str, int]] = []
+        for entry in os.scandir(self._root):
+            if _DIGEST.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((entry.stat().st_mtime_ns, entry.name, _entry_bytes(entry.path)))
+        self._sizes = {name: size for _, name, size in found}
+        total = sum(self._sizes.values())
+        for _, name, size in sorted(found):
+            if total + needed <= self._max_bytes:
+                return
+            self._drop(name)
+            self._evictions += 1
+            total -= size
+
+    def _drop(self, digest: str) -> None:
+        self._sizes.pop(digest, None)
+        trash = self._root / f"{_TEMP_PREFIX}{uuid.uuid4().hex}"
+        with contextlib.suppress(OSError):
+            # Renamed first, so that no reader sees half an entry.
+            (self._root / digest).rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+    def _touch(self, entry: Path) -> None:
+        self._last_use_ns = max(self._last_use_ns + 1, time.time_ns())
+        with contextlib.suppress(OSError):
+            os.utime(entry, ns=(self._last_use_ns, self._last_use_ns))
+
+
+def _checked(digest: str) -> str:
+    # It becomes a path: anything but a digest must never get there.
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"not a digest: {digest[:80]!r}")
+    return digest
+
+
+def _read(directory: int, name: str, limit: int) -> bytes:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=directory)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            return b""  # not what was written: fails verification
+        return file.read(status.st_size)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _entry_bytes(path: str) -> int:
+    return sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(path))
+
+
+def _write_error(root: Path, problem: OSError) -> TierWriteError:
+    return TierWriteError(
+        f"disk cache {root} cannot be written: {problem.strerror or type(problem).__name__}",
+        metadata={"errno": str(problem.errno)},
+    )

@@ -1,0 +1,254 @@
+"""Adapters through the tiers: host memory, then disk, then their source."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from storage.adapter.manifest import ParsedAdapter, parse_adapter
+from storage.disk_tier import DiskTier
+from storage.errors import (
+    DigestMismatchError,
+    LoaderClosedError,
+    StorageError,
+    TierError,
+    excerpt,
+)
+from storage.files import AdapterFiles
+from storage.host_tier import HostTier
+from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.sources import Source
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_KEPT_TIMINGS = 256
+_MAX_PENDING_WRITES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """Which adapter (`digest`) and where to get it when no tier has it (`source`, a URI)."""
+
+    digest: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTimings:
+    """One completed load. tier: "disk" or "source". Seconds of wall time, waits for a thread
+    included; read_s covers disk verification, parse_s parsing with the checks of all values."""
+
+    digest: str
+    tier: str
+    size_bytes: int
+    read_s: float
+    parse_s: float
+    build_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    host: frozenset[str]
+    disk: frozenset[str]
+
+
+class _Flight(Generic[T]):
+    def __init__(self, task: asyncio.Task[T], source: str) -> None:
+        self.task = task
+        self.source = source
+        self.waiters = 0
+
+
+class TieredLoader(Generic[T]):
+    """Loads each digest at most once at a time, whatever the number of callers.
+
+    Use from one event loop. Reading, parsing and `build` run in threads; only dictionary work is
+    done on the loop. Failures are not remembered: the next call tries again. `aclose` before
+    dropping it.
+    """
+
+    def __init__(
+        self,
+        router: Source,
+        disk: DiskTier | None,
+        host: HostTier[T],
+        build: Callable[[ParsedAdapter], tuple[T, int]],
+        *,
+        limits: AdapterLimits = DEFAULT_LIMITS,
+        max_concurrent_loads: int = 16,
+        on_load: Callable[[LoadTimings], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """build: makes the value and says its size in bytes; called in a thread, may raise.
+        on_load: called on the loop after each load from disk or source."""
+        self._router = router
+        self._disk = disk
+        self._host = host
+        self._build = build
+        self._limits = limits
+        self._on_load = on_load
+        self._clock = clock
+        # Apart, so that sources that hang do not hold up what the disk has.
+        self._fetch_slots = asyncio.Semaphore(max_concurrent_loads)
+        self._work_slots = asyncio.Semaphore(max_concurrent_loads)
+        self._writes: set[asyncio.Task[None]] = set()
+        self._flights: dict[str, _Flight[T]] = {}
+        self._recent: deque[LoadTimings] = deque(maxlen=_KEPT_TIMINGS)
+        self._closed = False
+
+    async def load(self, ref: AdapterRef) -> T:
+        """The built adapter, from the nearest tier that has it.
+
+        Cancelling one caller leaves the others waiting; the last one's cancellation stops the
+        load. Raises: StorageError (DigestMismatchError when the source no longer holds this
+        content), or whatever `build` raises.
+        """
+        if not _DIGEST.fullmatch(ref.digest):
+            raise DigestMismatchError(
+                f"digest {excerpt(ref.digest)} is not 64 lower-case hex characters"
+            )
+        value = self._host.get(ref.digest)
+        if value is not None:
+            return value
+        while True:
+            flight = self._join(ref)
+            try:
+                return await self._wait(ref.digest, flight)
+            except StorageError:
+                # It may be the other caller's source that failed: then ours is still worth a try.
+                if flight.source == ref.source:
+                    raise
+
+    def residency(self) -> Residency:
+        disk = self._disk.digests() if self._disk is not None else frozenset[str]()
+        return Residency(host=self._host.digests(), disk=disk)
+
+    def recent_timings(self) -> tuple[LoadTimings, ...]:
+        """The last loads from disk or source, oldest first."""
+        return tuple(self._recent)
+
+    async def flush(self) -> None:
+        """Wait until what was loaded so far is on disk."""
+        await asyncio.gather(*self._writes)
+
+    async def aclose(self) -> None:
+        """Cancel the loads under way (their callers see LoaderClosedError), end disk writes."""
+        self._closed = True
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.flush()
+
+    def _join(self, ref: AdapterRef) -> _Flight[T]:
+        flight = self._flights.get(ref.digest)
+        if flight is not None:
+            return flight
+        if self._closed:
+            raise LoaderClosedError("the loader is closed")
+        task = asyncio.create_task(self._load(ref), name=f"load-{ref.digest[:12]}")
+        flight = self._flights[ref.digest] = _Flight(task, ref.source)
+        task.add_done_callback(lambda _: self._land(ref.digest, flight))
+        return flight
+
+    def _land(self, digest: str, flight: _Flight[T]) -> None:
+        if self._flights.get(digest) is flight:
+            del self._flights[digest]
+        if not flight.task.cancelled():
+            flight.task.exception()  # read, as all who waited may have been cancelled
+
+    async def _wait(self, digest: str, flight: _Flight[T]) -> T:
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._closed and current is not None and not current.cancelling():
+                raise LoaderClosedError("the loader was closed during the load") from None
+            raise
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0 and not flight.task.done():
+                # Out of the table at once, so that a new caller starts afresh.
+                if self._flights.get(digest) is flight:
+                    del self._flights[digest]
+                flight.task.cancel()
+
+    async def _load(self, ref: AdapterRef) -> T:
+        if self._disk is not None:
+            async with self._work_slots:
+                started = self._clock()
+                files = await self._disk.get(ref.digest)
+                if files is not None:
+                    return await self._finish(ref, files, "disk", started)
+        async with self._fetch_slots:
+            started = self._clock()
+            files = await self._router.fetch(ref.source)
+            async with self._work_slots:
+                value = await self._finish(ref, files, "source", started)
+            await self._begin_write(ref.digest, files)
+            return value
+
+    async def _finish(self, ref: AdapterRef, files: AdapterFiles, tier: str, started: float) -> T:
+        read = self._clock()
+        parsed = await asyncio.to_thread(self._parse, files, ref, tier)
+        parsed_at = self._clock()
+        value, size_bytes = await asyncio.to_thread(self._build, parsed)
+        timings = LoadTimings(
+            digest=ref.digest,
+            tier=tier,
+            size_bytes=size_bytes,
+            read_s=read - started,
+            parse_s=parsed_at - read,
+            build_s=self._clock() - parsed_at,
+        )
+        self._keep(ref.digest, value, size_bytes)
+        self._recent.append(timings)
+        if self._on_load is not None:
+            self._on_load(timings)
+        return value
+
+    async def _begin_write(self, digest: str, files: AdapterFiles) -> None:
+        """Store behind the caller's back, unless the disk lags so far that files would pile up."""
+        if self._disk is None:
+            return
+        while len(self._writes) >= _MAX_PENDING_WRITES:
+            await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._store(self._disk, digest, files))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+    def _parse(self, files: AdapterFiles, ref: AdapterRef, tier: str) -> ParsedAdapter:
+        parsed = parse_adapter(
+            files.config,
+            files.weights,
+            limits=self._limits,
+            known_digest=ref.digest if tier == "disk" else None,
+        )
+        found = parsed.manifest.digest
+        if found != ref.digest:
+            raise DigestMismatchError(
+                f"source {excerpt(ref.source)} changed since registration: it holds {found}, "
+                f"{ref.digest} was registered; register it as a new version",
+                metadata={"expected": ref.digest, "found": found},
+            )
+        return parsed
+
+    def _keep(self, digest: str, value: T, size_bytes: int) -> None:
+        try:
+            self._host.put(digest, value, size_bytes)
+        except TierError as problem:
+            _log.warning("adapter %s is served without host cache: %s", digest, problem)
+
+    async def _store(self, disk: DiskTier, digest: str, files: AdapterFiles) -> None:
+        try:
+            await disk.put(digest, files)
+        except TierError as problem:
+            _log.warning("adapter %s is served without disk cache: %s", digest, problem)

@@ -1,0 +1,179 @@
+"""Adapters in directories of this machine, under roots that the operator has opened."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import aiofiles
+
+from storage.errors import (
+    AdapterTooLargeError,
+    OutsideRootsError,
+    PickleRefusedError,
+    SourceNotFoundError,
+    SourceUnreadableError,
+    excerpt,
+)
+from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
+from storage.limits import DEFAULT_LIMITS, AdapterLimits
+
+_MAX_PATH_CHARS = 4096
+_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+# O_NONBLOCK: opening a FIFO must not wait for its writer. O_NOFOLLOW: the path was resolved, so a
+# link found while opening was put there since.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LocalDirectorySource:
+    """Reads `/absolute/dir` or `file:///absolute/dir` when it lies under one of `roots`.
+
+    Links are resolved first, for the directory and for each file (a hub cache is made of links),
+    and what they lead to must lie under a root too.
+    """
+
+    def __init__(self, roots: Sequence[Path], limits: AdapterLimits = DEFAULT_LIMITS) -> None:
+        self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
+        self._limits = limits
+
+    async def fetch(self, uri: str) -> AdapterFiles:
+        """Raises: SourceError, AdapterTooLargeError, PickleRefusedError."""
+        path = _local_path(uri)
+        directory = await asyncio.to_thread(self._resolve_directory, path)
+        config = await self._read(directory, CONFIG_NAME, self._limits.max_config_bytes)
+        weights = await self._read(directory, WEIGHTS_NAME, self._limits.max_weights_bytes)
+        return AdapterFiles(config=config, weights=weights, uri=uri)
+
+    def _resolve_directory(self, path: str) -> Path:
+        directory = self._inside(path)
+        try:
+            mode = os.stat(directory).st_mode
+        except OSError as problem:
+            raise _source_error(path, problem) from None
+        if not stat.S_ISDIR(mode):
+            raise SourceUnreadableError(
+                f"source {excerpt(path)} is not a directory; name the directory that holds "
+                f"{CONFIG_NAME}"
+            )
+        if not os.path.lexists(directory / WEIGHTS_NAME):
+            for name in _PICKLES:
+                if os.path.lexists(directory / name):
+                    raise PickleRefusedError(
+                        f"source {excerpt(path)} has {name} but no {WEIGHTS_NAME}; pickle is "
+                        "never read. Convert it with safetensors.torch.save_file, or save the "
+                        "adapter again with safe_serialization=True",
+                        metadata={"file": name},
+                    )
+        return directory
+
+    def _inside(self, path: str) -> Path:
+        """The resolved path. Existence outside the roots is not revealed."""
+        try:
+            resolved = Path(os.path.realpath(path))
+        except (OSError, ValueError) as problem:
+            raise SourceUnreadableError(
+                f"source {excerpt(path)} cannot be resolved: {str(problem)[:100]}"
+            ) from None
+        if not any(resolved.is_relative_to(root) for root in self._roots):
+            raise OutsideRootsError(
+                f"source {excerpt(path)} lies outside the adapter roots; move it there, or start "
+                "the server with --adapter-root naming a directory above it"
+            )
+        return resolved
+
+    async def _read(self, directory: Path, name: str, limit: int) -> bytes:
+        reading = asyncio.create_task(self._read_whole(str(directory / name), limit))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # A thread may be inside a read: wait for it, or the descriptor could not be closed.
+            await asyncio.wait([reading])
+            if not reading.cancelled():
+                reading.exception()
+            raise
+
+    async def _read_whole(self, path: str, limit: int) -> bytes:
+        try:
+            async with aiofiles.open(path, "rb", opener=self._open) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > limit:
+                    raise AdapterTooLargeError(
+                        f"source file {excerpt(path)} has {size} bytes; the limit is {limit}",
+                        metadata={"size_bytes": str(size), "limit_bytes": str(limit)},
+                    )
+                data = await file.read(size + 1)
+        except OSError as problem:
+            raise _source_error(path, problem) from None
+        if len(data) != size:
+            raise SourceUnreadableError(f"source file {excerpt(path)} changed while it was read")
+        return data
+
+    def _open(self, path: str, _: int) -> int:
+        """A descriptor of a regular file under a root."""
+        resolved = self._inside(path)
+        root = next(root for root in self._roots if resolved.is_relative_to(root))
+        fd = _open_beneath(root, resolved.relative_to(root).parts)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise SourceUnreadableError(f"source file {excerpt(path)} is not a regular file")
+        return fd
+
+
+def _open_beneath(root: Path, parts: Sequence[str]) -> int:
+    """Open step by step from `root`, so that no directory on the way can be swapped for a link."""
+    here = os.open(root, _OPEN_FLAGS | os.O_DIRECTORY)
+    try:
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            there = os.open(part, _OPEN_FLAGS | (0 if last else os.O_DIRECTORY), dir_fd=here)
+            os.close(here)
+            here = there
+    except BaseException:
+        os.close(here)
+        raise
+    return here
+
+
+def _local_path(uri: str) -> str:
+    if len(uri) > _MAX_PATH_CHARS:
+        raise SourceUnreadableError(
+            f"source {excerpt(uri)} has {len(uri)} characters; the limit is {_MAX_PATH_CHARS}"
+        )
+    path = uri
+    if uri[:7].lower() == "file://":
+        try:
+            parts = urlsplit(uri)
+            path = unquote_to_bytes(parts.path).decode("utf-8")
+        except ValueError:
+            raise SourceUnreadableError(f"source {excerpt(uri)} is not a valid file URI") from None
+        if parts.netloc.lower() not in ("", "localhost"):
+            raise SourceUnreadableError(
+                f"source {excerpt(uri)} names host {excerpt(parts.netloc)}; only files of this "
+                "machine are read: file:///absolute/dir"
+            )
+        if parts.query or parts.fragment:
+            raise SourceUnreadableError(
+                f"source {excerpt(uri)} has a query or fragment; write ? and # as %3F and %23"
+            )
+    if "\x00" in path:
+        raise SourceUnreadableError(f"source {excerpt(uri)} contains a NUL character")
+    if not os.path.isabs(path):
+        raise SourceUnreadableError(
+            f"source {excerpt(uri)} is a relative path; give an absolute one"
+        )
+    return path
+
+
+def _source_error(path: str, problem: OSError) -> SourceNotFoundError | SourceUnreadableError:
+    if problem.errno in (errno.ENOENT, errno.ENOTDIR):
+        return SourceNotFoundError(
+            f"source {excerpt(path)} does not exist; an adapter is a directory with "
+            f"{CONFIG_NAME} and {WEIGHTS_NAME}"
+        )
+    text = os.strerror(problem.errno) if problem.errno else type(problem).__name__
+    return SourceUnreadableError(f"source {excerpt(path)} cannot be read: {text}")

@@ -1,0 +1,154 @@
+"""Filters and penalties against transformers' processors; draws against their distribution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from dataplane.channel import Sampling
+from dataplane.sampling.filters import draw, filter_logits, penalize
+from dataplane.sampling.random_numbers import uniform
+from dataplane.sampling.sampler import Row, sample
+
+VOCAB = 50
+
+
+def logits_of(seed: int, rows: int = 1) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.floats(0.05, 5.0),
+    top_k=st.integers(0, 60),
+    top_p=st.floats(0.01, 1.0),
+    min_p=st.floats(0.0, 0.9),
+)
+def test_filters_equal_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = logits_of(seed)
+    expected = TemperatureLogitsWarper(temperature)(None, logits)  # pyright: ignore
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)  # pyright: ignore
+    if top_p < 1.0:
+        expected = TopPLogitsWarper(top_p)(None, expected)  # pyright: ignore
+    expected = MinPLogitsWarper(min_p)(None, expected)  # pyright: ignore
+    actual = filter_logits(
+        logits / temperature,
+        torch.tensor([top_k]),
+        torch.tensor([top_p], dtype=torch.float32),
+        torch.tensor([min_p], dtype=torch.float32),
+    )
+    torch.testing.assert_close(actual, expected.softmax(-1), atol=1e-5, rtol=1e-4)
+
+
+@given(seed=st.integers(0, 1000), penalty=st.floats(0.1, 5.0))
+@settings(max_examples=30, deadline=None)
+def test_repetition_penalty_equals_transformers(seed: int, penalty: float) -> None:
+    logits = logits_of(seed)
+    tokens = [3, 7, 3, 44]
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())
+    row = logits[0].clone()
+    penalize(row, tokens, [44], repetition=penalty, presence=0.0, frequency=0.0)
+    torch.testing.assert_close(row, expected[0])
+
+
+def test_presence_and_frequency_count_output_only() -> None:
+    logits = logits_of(1)[0]
+    row = logits.clone()
+    penalize(row, [1, 2, 2, 3], [2, 2, 3], repetition=1.0, presence=0.5, frequency=0.25)
+    change = row - logits
+    assert change[2].item() == pytest.approx(-0.5 - 0.5)
+    assert change[3].item() == pytest.approx(-0.5 - 0.25)
+    assert change[1].item() == 0.0
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = logits_of(5)
+    probabilities = logits.softmax(-1)
+    count = 20_000
+    uniforms = torch.tensor([uniform(9, position) for position in range(count)])
+    drawn = draw(probabilities.expand(count, -1), uniforms.double())
+    observed = torch.bincount(drawn, minlength=VOCAB) / count
+    # Pearson's statistic has about VOCAB - 1 degrees of freedom; 4 standard deviations.
+    statistic = (count * (observed - probabilities[0]) ** 2 / probabilities[0]).sum().item()
+    assert statistic < VOCAB + 4 * math.sqrt(2 * VOCAB)
+
+
+@given(u=st.floats(0.0, 1.0, exclude_max=True), seed=st.integers(0, 100))
+@settings(max_examples=50, deadline=None)
+def test_a_draw_never_picks_an_impossible_token(u: float, seed: int) -> None:
+    probabilities = filter_logits(
+        logits_of(seed), torch.tensor([3]), torch.tensor([1.0]), torch.tensor([0.0])
+    )
+    token = int(draw(probabilities, torch.tensor([u], dtype=torch.float64)))
+    assert probabilities[0, token] > 0
+
+
+def test_uniform_is_a_pure_function_with_known_values() -> None:
+    assert uniform(1, 2) == uniform(1, 2)
+    values = {uniform(seed, position) for seed in range(50) for position in range(50)}
+    assert len(values) == 2500
+    assert all(0.0 <= value < 1.0 for value in values)
+    assert abs(sum(values) / 2500 - 0.5) < 0.02
+    assert uniform(2**64 - 1, 0) != uniform(0, 0)
+
+
+def row(**sampling: object) -> Row:
+    return Row(Sampling(max_tokens=9, **sampling), [1, 2], 1, ())  # pyright: ignore
+
+
+def test_rows_do_not_influence_each_other() -> None:
+    logits = logits_of(3, rows=5)
+    rows = [
+        row(),
+        row(temperature=0.7, seed=1, top_k=5),
+        row(temperature=1.3, seed=2, top_p=0.9, min_p=0.05),
+        row(repetition_penalty=1.8, logprobs=3),
+        row(temperature=0.0, presence_penalty=1.0),
+    ]
+    together = sample(logits.clone(), rows)
+    for index, each in enumerate(rows):
+        assert sample(logits[index : index + 1].clone(), [each]) == [together[index]]
+
+
+def test_logprobs_are_of_the_unmodified_distribution() -> None:
+    logits = logits_of(4)
+    expected = logits.log_softmax(-1)[0]
+    (sampled,) = sample(logits.clone(), [row(temperature=2.0, top_k=1, logprobs=4)])
+    assert sampled.token_id == int(logits.argmax())
+    assert sampled.logprobs is not None
+    assert sampled.logprobs.logprob == pytest.approx(float(expected.max()), abs=1e-5)
+    assert sampled.logprobs.top_ids == expected.topk(4).indices.tolist()
+    (without,) = sample(logits.clone(), [row(logprobs=0)])
+    assert without.logprobs is not None and without.logprobs.top_ids == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_rows_are_told_and_alone(bad: float) -> None:
+    logits = logits_of(6, rows=3)
+    logits[1, 7] = bad
+    rows = [row(), row(temperature=1.0, seed=5), row(temperature=1.0, seed=5)]
+    sampled = sample(logits, rows)
+    assert sampled[1].token_id == -1
+    assert sampled[0].token_id == int(logits[0].argmax())
+    assert sampled[2].token_id >= 0
+
+
+def test_tiny_temperature_is_greedy() -> None:
+    logits = logits_of(8) * 100
+    (sampled,) = sample(logits.clone(), [row(temperature=1e-6, seed=3)])
+    assert sampled.token_id == int(logits.argmax())

@@ -1,0 +1,104 @@
+"""Paged attention against softmax(QK)V on each sequence alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.attention.metadata import AttentionMetadata, PrefillChunk
+from kernels.attention.op import paged_attention
+from kernels.kv.op import apply_rope, write_kv
+
+PAGE_TOKENS, HEAD_DIM = 4, 16
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+) -> torch.Tensor:
+    """q: the last tokens of the sequence that k and v hold in full. [tokens, heads, dim]"""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    out = torch.empty_like(q)
+    for row in range(q.shape[0]):
+        end = k.shape[0] - q.shape[0] + row + 1
+        start = max(0, end - window) if window else 0
+        scores = torch.einsum("hd,thd->ht", q[row], k[start:end]) * scale
+        out[row] = torch.einsum("ht,thd->hd", scores.softmax(-1), v[start:end])
+    return out
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (8, 1)])
+def test_mixed_batch(heads: int, kv_heads: int, window: int | None, device: str) -> None:
+    generator = torch.Generator().manual_seed(heads)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    # (sequence length, tokens of it in this step): prefill whole, prefill rest, decodes.
+    sequences = [(9, 9), (14, 6), (1, 1), (13, 1), (30, 1), (4, 2)]
+    pages = torch.randperm(60, generator=generator).tolist()
+    kv_pages = torch.full((60, 2, PAGE_TOKENS, kv_heads, HEAD_DIM), float("nan"), device=device)
+    keys, values, queries, tables = [], [], [], []
+    prefill, decode, row = [], [], 0
+    for seq_len, num_tokens in sequences:
+        table = [pages.pop() for _ in range(-(-seq_len // PAGE_TOKENS))]
+        kv_pages[table] = 0.0  # as the pool clears pages when it hands them out
+        k, v = normal(seq_len, kv_heads, HEAD_DIM), normal(seq_len, kv_heads, HEAD_DIM)
+        position = torch.arange(seq_len)
+        page_index = torch.tensor(table)[position // PAGE_TOKENS]
+        write_kv(kv_pages, k, v, page_index.to(device), (position % PAGE_TOKENS).to(device))
+        keys.append(k)
+        values.append(v)
+        queries.append(normal(num_tokens, heads, HEAD_DIM))
+        tables.append(table)
+        if num_tokens > 1:
+            ids = torch.tensor(table, device=device)
+            prefill.append(PrefillChunk(row, row + num_tokens, seq_len, ids))
+        else:
+            decode.append((row, table, seq_len))
+        row += num_tokens
+    width = max(len(table) for _, table, _ in decode)
+    metadata = AttentionMetadata(
+        prefill=tuple(prefill),
+        decode_rows=torch.tensor([r for r, _, _ in decode], device=device),
+        decode_block_tables=torch.tensor(
+            [[*t, *([t[-1]] * (width - len(t)))] for _, t, _ in decode], device=device
+        ),
+        decode_seq_lens=torch.tensor([n for _, _, n in decode], device=device),
+    )
+    scale = HEAD_DIM**-0.5
+    actual = paged_attention(
+        torch.cat(queries), kv_pages, metadata, scale=scale, sliding_window=window
+    )
+    expected = torch.cat(
+        [reference(q, k, v, scale, window) for q, k, v in zip(queries, keys, values, strict=True)]
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_misfits_are_refused() -> None:
+    kv_pages = torch.zeros(2, 2, PAGE_TOKENS, 3, HEAD_DIM)
+    empty = torch.zeros(0, dtype=torch.int64)
+    metadata = AttentionMetadata((), empty, empty.view(0, 0), empty)
+    for q in (
+        torch.zeros(1, 4, HEAD_DIM),  # 4 heads over 3 key heads
+        torch.zeros(1, 3, HEAD_DIM + 1),
+        torch.zeros(1, 3, HEAD_DIM).double(),
+        torch.zeros(1, 3 * HEAD_DIM),
+    ):
+        with pytest.raises(ValueError):
+            paged_attention(q, kv_pages, metadata, scale=1.0)
+
+
+def test_rope_rotates_pairs_and_keeps_position_zero() -> None:
+    x = torch.randn(2, 1, 4)
+    angles = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.3, 1.1, 0.3, 1.1]])
+    out = apply_rope(x, angles.cos(), angles.sin())
+    assert torch.equal(out[0], x[0])
+    pair = torch.complex(x[1, 0, :2], x[1, 0, 2:]) * torch.polar(
+        torch.ones(2), torch.tensor([0.3, 1.1])
+    )
+    torch.testing.assert_close(out[1, 0], torch.cat((pair.real, pair.imag)))

@@ -1,0 +1,89 @@
+import pytest
+
+from storage.errors import TierFullError
+from storage.host_tier import HostTier
+
+
+def test_least_recently_used_leaves_first() -> None:
+    tier: HostTier[str] = HostTier(30)
+    for name in "abc":
+        assert tier.put(name, name.upper(), 10)
+    assert tier.get("a") == "A"
+    assert tier.put("d", "D", 10)
+    assert tier.digests() == {"a", "c", "d"}
+    assert tier.get("b") is None
+    stats = tier.stats()
+    assert (stats.entry_bytes, stats.num_entries) == (30, 3)
+    assert (stats.hits, stats.misses, stats.evictions) == (1, 1, 1)
+
+
+def test_contains_does_not_count_as_use() -> None:
+    tier: HostTier[int] = HostTier(2)
+    tier.put("a", 1, 1)
+    tier.put("b", 2, 1)
+    assert tier.contains("a")
+    tier.put("c", 3, 1)
+    assert not tier.contains("a")
+    assert tier.stats().hits == 0
+
+
+def test_pinned_and_acquired_entries_stay() -> None:
+    tier: HostTier[str] = HostTier(30)
+    tier.pin("a")  # before it is there
+    for name in "abc":
+        tier.put(name, name, 10)
+    assert tier.acquire("b") == "b"
+    assert tier.acquire("b") == "b"
+    assert tier.put("d", "d", 10)
+    assert tier.digests() == {"a", "b", "d"}
+    assert not tier.put("e", "e", 20)
+    assert tier.digests() == {"a", "b", "d"}, "a put that cannot succeed evicts nothing"
+    tier.release("b")
+    assert not tier.put("e", "e", 20)
+    tier.release("b")
+    assert tier.put("e", "e", 20)
+    assert tier.digests() == {"a", "e"}
+    tier.unpin("a")
+    assert tier.put("f", "f", 30)
+    assert tier.digests() == {"f"}
+
+
+def test_acquired_entries_are_neither_replaced_nor_discarded() -> None:
+    tier: HostTier[str] = HostTier(10)
+    tier.put("a", "old", 5)
+    tier.acquire("a")
+    assert not tier.put("a", "new", 5)
+    assert not tier.discard("a")
+    tier.release("a")
+    assert tier.put("a", "new", 7)
+    assert tier.get("a") == "new"
+    assert tier.stats().entry_bytes == 7
+    assert tier.discard("a")
+    assert not tier.discard("a")
+    assert tier.stats().entry_bytes == 0
+
+
+def test_every_departure_is_reported_once() -> None:
+    gone: list[tuple[str, str]] = []
+    tier: HostTier[str] = HostTier(10, on_evict=lambda digest, value: gone.append((digest, value)))
+    tier.put("a", "1", 10)
+    tier.put("a", "2", 10)
+    tier.put("b", "3", 10)
+    tier.discard("b")
+    assert gone == [("a", "1"), ("a", "2"), ("b", "3")]
+
+
+def test_what_can_never_fit_is_an_error() -> None:
+    tier: HostTier[str] = HostTier(10)
+    tier.put("a", "a", 10)
+    with pytest.raises(TierFullError) as caught:
+        tier.put("b", "b", 11)
+    assert caught.value.metadata == {"size_bytes": "11", "max_bytes": "10"}
+    assert tier.digests() == {"a"}
+
+
+def test_acquire_of_an_absent_entry_holds_nothing() -> None:
+    tier: HostTier[str] = HostTier(10)
+    assert tier.acquire("a") is None
+    tier.put("a", "a", 10)
+    assert tier.put("b", "b", 10)
