@@ -1,0 +1,221 @@
+"""Everything a stranger may send: a typed error with its reason, and running streams go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+import chorale
+from chorale import errors
+from chorale.status import from_rpc_error
+from chorale.v1 import (
+    admission_pb2,
+    admission_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
+from tests.e2e.conftest import ADAPTERS, NAMES
+from tests.helpers.up import ChoraleUp
+
+GOOD = ADAPTERS / NAMES[0]
+
+
+@pytest.fixture(autouse=True)
+def a_running_stream(client: chorale.Client) -> Iterator[None]:
+    """Runs beside each test, and must come to its own end, undisturbed."""
+    stream = client.generate("5 =", model=NAMES[0], max_tokens=200, ignore_eos=True)
+    next(stream)
+    yield
+    assert sum(len(event.token_ids) for event in stream if hasattr(event, "token_ids")) == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"prompt": "1 =", "model": "nobody"}, errors.NotFoundError, "MODEL_NOT_FOUND"),
+        ({"prompt": "1 =", "model": "a" * 9000}, errors.ChoraleError, None),
+        ({"prompt": ""}, errors.InvalidArgumentError, "PROMPT_EMPTY"),
+        ({"prompt_token_ids": []}, errors.InvalidArgumentError, "PROMPT_EMPTY"),
+        ({"prompt_token_ids": [1, 10**6]}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 " * 5000}, errors.InvalidArgumentError, "PROMPT_TOO_LONG"),
+        ({"prompt": "1 =", "max_tokens": 5000}, errors.InvalidArgumentError, "CONTEXT_EXCEEDED"),
+        ({"prompt": "1 =", "max_tokens": 0}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "temperature": -1.0}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "temperature": float("nan")}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "top_p": 0.0}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "min_p": 1.5}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "presence_penalty": 3.0}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "logprobs": 21}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "stop": [""]}, errors.InvalidArgumentError, None),
+        ({"prompt": "1 =", "stop_token_ids": [10**6]}, errors.InvalidArgumentError, None),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
+)
+def test_requests(
+    client: chorale.Client,
+    options: dict[str, object],
+    error: type[errors.ChoraleError],
+    reason: str | None,
+) -> None:
+    with pytest.raises(error) as raised:
+        client.complete(**options)  # pyright: ignore[reportArgumentType]
+    assert raised.value.reason not in ("", "UNTYPED", "INTERNAL")
+    assert len(raised.value.message) < 2000
+    if reason:
+        assert raised.value.reason == reason
+
+
+def test_deadline(client: chorale.Client) -> None:
+    with pytest.raises(errors.DeadlineExceededError):
+        client.complete("1 =", max_tokens=1000, ignore_eos=True, timeout=0.15)
+
+
+def edit_weights(path: Path, edit: Callable[[bytearray], bytes | bytearray]) -> None:
+    file = path / "adapter_model.safetensors"
+    file.write_bytes(edit(bytearray(file.read_bytes())))
+
+
+def edit_config(path: Path, **changes: object) -> None:
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def with_nan(data: bytearray) -> bytearray:
+    (header,) = struct.unpack("<Q", data[:8])
+    size = 2 if b'"BF16"' in data[: 8 + header] or b'"F16"' in data[: 8 + header] else 4
+    data[8 + header : 8 + header + size] = b"\xff" * size
+    return data
+
+
+def with_shape(path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    file = path / "adapter_model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (TypeError, KeyError):  # bfloat16, which numpy does not know
+        import torch
+        from safetensors.torch import load_file as load_torch
+        from safetensors.torch import save_file as save_torch
+
+        loaded = load_torch(file)
+        name = next(key for key in loaded if "lora_A" in key)
+        rows, columns = loaded[name].shape
+        loaded[name] = torch.zeros(rows, columns + 8, dtype=loaded[name].dtype)
+        save_torch(loaded, file)
+        return
+    name = next(key for key in tensors if "lora_A" in key)
+    rows, columns = tensors[name].shape
+    tensors[name] = tensors[name].copy().repeat(2, axis=1)[:, : columns + 8]
+    save_file(tensors, file)
+
+
+def only_pickle(path: Path) -> None:
+    (path / "adapter_model.safetensors").unlink()
+    (path / "adapter_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+
+
+def pickle_in_disguise(path: Path) -> None:
+    (path / "adapter_model.safetensors").write_bytes(b"PK\x03\x04" + b"\0" * 200)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: edit_weights(p, lambda data: data[: len(data) // 2]),
+        lambda p: edit_weights(p, lambda data: data + b"extra"),
+        lambda p: edit_weights(p, lambda _: struct.pack("<Q", 1 << 60) + b"{}"),
+        lambda p: edit_weights(p, lambda _: b""),
+        lambda p: edit_weights(p, with_nan),
+        with_shape,
+        only_pickle,
+        pickle_in_disguise,
+        lambda p: edit_config(p, base_model_name_or_path="meta-llama/Llama-3.1-8B"),
+        lambda p: edit_config(p, use_dora=True),
+        lambda p: edit_config(p, modules_to_save=["lm_head"]),
+        lambda p: edit_config(p, r=100000),
+        lambda p: edit_config(p, target_modules=["nothing"]),
+        lambda p: (p / "adapter_config.json").write_text("{" * 100000),
+        lambda p: (p / "adapter_config.json").unlink(),
+    ],
+)
+def test_adapters(
+    client: chorale.Client, adapter_root: Path, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    path = adapter_root / f"bad-{tmp_path.name}"
+    shutil.copytree(GOOD, path)
+    spoil(path)
+    before = {adapter.name for adapter in client.adapters.list()}
+    with pytest.raises(errors.ChoraleError) as raised:
+        client.adapters.register("bad", str(path))
+    assert raised.value.reason not in ("", "UNTYPED", "INTERNAL")
+    assert {adapter.name for adapter in client.adapters.list()} == before
+
+
+@pytest.mark.parametrize(
+    "escape", ["/etc", "{root}/../../../etc", "relative/path", "link", "s3://x/y"]
+)
+def test_source_escapes(client: chorale.Client, adapter_root: Path, escape: str) -> None:
+    if escape == "link":
+        link = adapter_root / "escaping-link"
+        if not link.is_symlink():
+            link.symlink_to("/etc")
+        escape = str(link)
+    with pytest.raises(errors.ChoraleError) as raised:
+        client.adapters.register("bad", escape.format(root=adapter_root))
+    assert raised.value.reason not in ("", "UNTYPED", "INTERNAL")
+    assert isinstance(raised.value, errors.PermissionDeniedError | errors.InvalidArgumentError)
+
+
+def test_an_adapter_that_changed_since_registration(
+    client: chorale.Client, adapter_root: Path
+) -> None:
+    path = adapter_root / "changing"
+    if not path.exists():
+        shutil.copytree(ADAPTERS / NAMES[1], path)
+    edit_config(path, lora_alpha=3)
+    client.adapters.register("changing", str(path))
+    edit_config(path, lora_alpha=5)
+    with pytest.raises(errors.FailedPreconditionError) as raised:
+        client.complete("1 =", model="changing")
+    assert "version" in raised.value.message
+    client.adapters.remove("changing")
+
+
+def test_tickets(up: ChoraleUp) -> None:
+    with grpc.insecure_channel(up.grpc_address) as gateway:
+        admit = admission_pb2_grpc.AdmissionServiceStub(gateway).Admit
+
+        def admitted() -> admission_pb2.AdmitResponse:
+            return admit(admission_pb2.AdmitRequest(model=NAMES[0]))
+
+        with grpc.insecure_channel(admitted().endpoint) as data_plane:
+            generate = inference_pb2_grpc.InferenceServiceStub(data_plane).Generate
+
+            def outcome(ticket: bytes) -> str:
+                request = inference_pb2.GenerateRequest(prompt="1 =", ticket=ticket)
+                try:
+                    events = list(generate(request))
+                except grpc.RpcError as error:
+                    translated = from_rpc_error(error)
+                    assert isinstance(translated, errors.UnauthenticatedError)
+                    return translated.reason
+                assert events[-1].HasField("finished")
+                return "served"
+
+            good = admitted().ticket
+            assert outcome(good) == "served"
+            assert outcome(good) == "TICKET_USED"
+            assert outcome(b"") == "TICKET_MISSING"
+            assert outcome(b"nonsense") in ("TICKET_MALFORMED", "TICKET_FORGED")
+            forged = admission_pb2.SignedTicket.FromString(admitted().ticket)
+            claims = admission_pb2.TicketClaims.FromString(forged.claims)
+            claims.adapter_digest = "0" * 64
+            forged.claims = claims.SerializeToString()
+            assert outcome(forged.SerializeToString()) == "TICKET_FORGED"

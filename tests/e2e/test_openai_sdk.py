@@ -1,0 +1,89 @@
+"""The unmodified OpenAI SDK against a real deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.e2e.conftest import BASE, NAMES, expected
+from tests.helpers.up import ChoraleUp
+
+
+@pytest.fixture
+def sdk(up: ChoraleUp) -> Iterator[openai.OpenAI]:
+    address = f"http://{up.http_address}/v1"
+    with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+def test_models(sdk: openai.OpenAI) -> None:
+    listed = {model.id for model in sdk.models.list()}
+    assert listed >= {BASE, *NAMES}
+    assert sdk.models.retrieve(NAMES[0]).id == NAMES[0]
+
+
+@pytest.mark.parametrize("name", [*NAMES, BASE])
+def test_complete_chat_and_stream(sdk: openai.OpenAI, name: str) -> None:
+    answer = expected(name, 42)
+    done = sdk.completions.create(model=name, prompt="42 =", temperature=0, max_tokens=80)
+    assert done.choices[0].text.strip() == answer
+    assert done.choices[0].finish_reason == "stop"
+    assert done.usage and done.usage.completion_tokens > 0
+    messages = [{"role": "user", "content": "42"}]
+    chat = sdk.chat.completions.create(
+        model=name,
+        messages=messages,  # pyright: ignore[reportArgumentType]
+        temperature=0,
+    )
+    assert (chat.choices[0].message.content or "").strip() == answer
+    stream = sdk.chat.completions.create(
+        model=name,
+        messages=messages,  # pyright: ignore[reportArgumentType]
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text.strip() == answer
+    assert chunks[-1].usage and chunks[-1].usage.completion_tokens > 0
+    pieces = list(
+        sdk.completions.create(model=name, prompt="42 =", temperature=0, max_tokens=80, stream=True)
+    )
+    assert "".join(c.choices[0].text for c in pieces if c.choices).strip() == answer
+
+
+def test_vllm_extras(sdk: openai.OpenAI) -> None:
+    name = NAMES[0]
+    first = sdk.completions.create(
+        model=name,
+        prompt="42 =",
+        temperature=0,
+        max_tokens=12,
+        extra_body={"return_token_ids": True, "ignore_eos": True, "min_tokens": 12},
+    )
+    choice = first.choices[0].model_dump()
+    assert len(choice["token_ids"]) == 12
+    again = sdk.completions.create(
+        model=name,
+        prompt=choice["prompt_token_ids"],
+        temperature=1.0,
+        seed=3,
+        max_tokens=12,
+        extra_body={"top_k": 1, "min_p": 0.1, "ignore_eos": True, "return_token_ids": True},
+    )
+    assert again.choices[0].model_dump()["token_ids"] == choice["token_ids"]
+
+
+def test_errors_are_the_sdks_own(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        sdk.completions.create(model="nobody", prompt="42 =")
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as hot:
+        sdk.completions.create(model=BASE, prompt="42 =", temperature=-1)
+    assert hot.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as long:
+        sdk.completions.create(model=BASE, prompt="42 " * 5000, max_tokens=5)
+    assert "1024" in long.value.message
