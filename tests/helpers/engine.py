@@ -15,6 +15,7 @@ from dataplane.models.config import load_config
 from dataplane.models.weights import load_weights
 from dataplane.pool.pool import PagePool
 from storage.adapter.manifest import parse_adapter
+from storage.errors import SourceUnreadableError
 from storage.loader import Residency
 
 
@@ -26,6 +27,7 @@ class InlineLoader:
         self._results: list[LoadResult] = []
         self.hold = hold
         self.requests: list[str] = []
+        self.failing: set[str] = set()  # sources that cannot be read now
 
     def request(self, adapter: Adapter) -> None:
         self.requests.append(adapter.digest)
@@ -35,6 +37,8 @@ class InlineLoader:
             self._results.append(LoadResult(adapter.digest, None, error))
 
     def load(self, source: str) -> HostAdapter:
+        if source in self.failing:
+            raise SourceUnreadableError(f"{source} cannot be read")
         path = Path(source)
         return self._build(
             parse_adapter(
@@ -84,9 +88,7 @@ class Rig:
             max_waiting=max_waiting,
         )
         context = max_context or config.max_position_embeddings
-        self.engine: Engine = make_engine(
-            options, config, weights, self.pool, self.loader, context
-        )
+        self.engine: Engine = make_engine(options, config, weights, self.pool, self.loader, context)
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
         self.finished: dict[int, str] = {}

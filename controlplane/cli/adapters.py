@@ -1,0 +1,228 @@
+"""`chorale adapters`: what an operator does with the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controlplane.cli import output, views
+from controlplane.cli.aliases import aliases
+from controlplane.cli.errors import UsageError
+from controlplane.cli.exit_codes import ExitCode
+from controlplane.cli.failures import reported
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+
+if TYPE_CHECKING:
+    from chorale.client import Adapters
+    from chorale.v1 import adapter_registry_pb2 as registry_pb
+
+adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
+adapters.add_typer(aliases, name="alias")
+
+Name = Annotated[str, typer.Argument(help="An adapter's name.")]
+AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or an alias.")]
+
+
+@adapters.command("add")
+def add(
+    name: Name,
+    source: Annotated[str, typer.Argument(help="A PEFT directory, or a file:// URI of one.")],
+    base_model: Annotated[
+        str, typer.Option(help="Base model to bind to; else the one that the adapter names.")
+    ] = "",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeatable.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Register the adapter at SOURCE as the newest, and current, version of NAME."""
+    with _registry(address, timeout, as_json) as registry:
+        response = registry.register(
+            name, _absolute(source), base_model=base_model, labels=_labels(label or [])
+        )
+        if as_json:
+            view = {"created": response.created, "version": views.version(response.version)}
+            output.print_json({**view, "adapter": views.adapter(response.adapter)})
+        else:
+            verb = "added" if response.created else "was registered before; current now:"
+            print(f"{verb} {name}@{response.version.version} {response.version.digest[:12]}")
+
+
+@adapters.command("list")
+def list_(
+    base_model: Annotated[str, typer.Option(help="Only adapters of this base model.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """List all adapters with their current version."""
+    with _registry(address, timeout, as_json) as registry:
+        found = list(registry.list(base_model=base_model))
+        if as_json:
+            output.print_json({"adapters": [views.adapter(one) for one in found]})
+            return
+        output.print_table(
+            f"{len(found)} adapters",
+            ("name", "version", "rank", "targets", "size", "base model", "aliases", "digest"),
+            [_row(one) for one in found],
+            right=("version", "rank", "size"),
+            empty="no adapters; add one with `chorale adapters add NAME SOURCE`",
+        )
+
+
+@adapters.command("show")
+def show(
+    name: AnyName,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show one adapter with all its versions and aliases."""
+    with _registry(address, timeout, as_json) as registry:
+        response = registry.get(name)
+        if as_json:
+            view = {"resolved_version": response.resolved_version}
+            output.print_json({**view, "adapter": views.adapter(response.adapter)})
+        else:
+            _print_adapter(response.adapter)
+
+
+@adapters.command("promote")
+def promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(min=1, help="The version to make current.")],
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make an existing VERSION the one that the bare NAME means."""
+    with _registry(address, timeout, as_json) as registry:
+        _tell_current(registry.promote(name, version), as_json)
+
+
+@adapters.command("rollback")
+def rollback(
+    name: Name,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make the version current again that was so before the present one."""
+    with _registry(address, timeout, as_json) as registry:
+        _tell_current(registry.rollback(name), as_json)
+
+
+@adapters.command("remove")
+def remove(
+    name: Name,
+    version: Annotated[
+        int, typer.Option(min=0, help="One version, not the current; 0 removes the adapter.")
+    ] = 0,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove an adapter with its versions and aliases, or one version. Running requests finish."""
+    with _registry(address, timeout, as_json) as registry:
+        registry.remove(name, version=version)
+        if as_json:
+            output.print_json({"removed": name, "version": version})
+        else:
+            print(f"removed {name}@{version}" if version else f"removed {name}")
+
+
+@adapters.command("verify")
+def verify(
+    name: AnyName,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Read the source again; exit 4 when it is not any more what was registered."""
+    with _registry(address, timeout, as_json) as registry:
+        found = registry.verify(name)
+        if as_json:
+            view = {"matches": found.matches, "registered_digest": found.registered_digest}
+            output.print_json({**view, "found_digest": found.found_digest})
+        elif found.matches:
+            print(f"{name} is unchanged: {found.registered_digest}")
+        else:
+            print(f"{name} has changed: {found.registered_digest} is now {found.found_digest}")
+        if not found.matches:
+            raise typer.Exit(ExitCode.BLOCKED)
+
+
+@contextmanager
+def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters]:
+    with reported(as_json=as_json, address=address):
+        from chorale.client import Client
+
+        with Client(address, timeout=timeout) as client:
+            yield client.adapters
+
+
+def _absolute(source: str) -> str:
+    """The server has another working directory: what exists here is sent as an absolute path."""
+    return source if "://" in source or not Path(source).exists() else str(Path(source).absolute())
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals or key in labels:
+            raise UsageError(
+                "LABEL_INVALID",
+                f"--label {pair[:200]!r}: labels are KEY=VALUE, each key once",
+                metadata={"label": pair[:200]},
+            )
+        labels[key] = value
+    return labels
+
+
+def _tell_current(adapter: registry_pb.Adapter, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"adapter": views.adapter(adapter)})
+    else:
+        print(f"{adapter.name} is now version {adapter.current_version}")
+
+
+def _row(adapter: registry_pb.Adapter) -> list[str]:
+    current = next(one for one in adapter.versions if one.version == adapter.current_version)
+    return [
+        adapter.name,
+        str(current.version),
+        str(current.rank),
+        " ".join(module.rpartition(".")[2] for module in current.target_modules),
+        output.human_bytes(current.size_bytes),
+        current.base_model,
+        " ".join(alias.name for alias in adapter.aliases),
+        current.digest[:12],
+    ]
+
+
+def _print_adapter(adapter: registry_pb.Adapter) -> None:
+    print(f"{adapter.name}, current version {adapter.current_version}")
+    for alias in adapter.aliases:
+        print(f"alias {alias.name} -> {alias.version or 'the current version'}")
+    for version in adapter.versions:
+        print()
+        output.print_fields(
+            [
+                ("version", str(version.version)),
+                ("digest", version.digest),
+                ("source", version.source),
+                ("base model", version.base_model),
+                ("rank", str(version.rank)),
+                ("targets", " ".join(version.target_modules)),
+                ("size", output.human_bytes(version.size_bytes)),
+                ("created", version.created_at.ToJsonString()),
+                *((f"label {key}", value) for key, value in sorted(version.labels.items())),
+            ]
+        )

@@ -1,0 +1,66 @@
+"""What the command line itself can fail with, beside the control plane's StartError.
+
+    ControlPlaneError
+    └── CliError                 a reason, a message and the exit code
+        ├── UsageError           an argument that cannot be meant
+        ├── NoSuchFileError      a local path that is not there
+        ├── BlockedError         the machine is not in the state that the command needs
+        │   └── PortInUseError   another process listens where `up` is to serve
+        └── PartFailedError      a part of `chorale up` keeps dying, or refuses its configuration
+
+Calls to servers fail with `chorale.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from controlplane.cli.exit_codes import ExitCode
+from controlplane.errors import ControlPlaneError
+
+
+class CliError(ControlPlaneError):
+    exit_code: ExitCode = ExitCode.INTERNAL
+
+
+class UsageError(CliError):
+    exit_code = ExitCode.INVALID
+
+
+class NoSuchFileError(CliError):
+    exit_code = ExitCode.NOT_FOUND
+
+
+class BlockedError(CliError):
+    exit_code = ExitCode.BLOCKED
+
+
+class PortInUseError(BlockedError):
+    def __init__(self, option: str, host: str, port: int) -> None:
+        super().__init__(
+            "PORT_IN_USE",
+            f"{option} {port}: another process listens on {host}:{port}; stop it, or give another "
+            f"{option} (0 picks a free one)",
+            metadata={"option": option, "host": host, "port": str(port)},
+        )
+
+
+class PartFailedError(CliError):
+    """`exit_status` is the process's own: negative is the signal that ended it.
+
+    last_lines: the end of its log.
+    """
+
+    def __init__(
+        self, name: str, exit_status: int, why: str, log_path: Path, last_lines: Sequence[str]
+    ) -> None:
+        super().__init__(
+            "PART_FAILED",
+            f"{name} {why}; its log is {log_path}",
+            metadata={"part": name, "exit_status": str(exit_status), "log": str(log_path)},
+        )
+        self.exit_status = exit_status
+        self.last_lines = tuple(last_lines)
+        if exit_status == ExitCode.INVALID:  # it could not start as it was asked to
+            self.exit_code = ExitCode.INVALID

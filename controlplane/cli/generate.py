@@ -1,0 +1,128 @@
+"""`chorale generate`: one completion, streamed to stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controlplane.cli import output, views
+from controlplane.cli.errors import UsageError
+from controlplane.cli.failures import reported
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson
+
+if TYPE_CHECKING:
+    from chorale.client import Generation
+    from chorale.requests import GenerateOptions
+
+MAX_PROMPT_BYTES = 8 << 20
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; '-' reads it from stdin.")],
+    adapter: Annotated[
+        str,
+        typer.Option(help="Adapter, NAME@VERSION, alias or base model; left out, the base model."),
+    ] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send the prompt as a user's message, by the template.")
+    ] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(min=0, help="No end before this.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="0 keeps all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
+    min_p: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="0 is none.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="0 is none.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same tokens.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", help="End before this text. Repeatable."),
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after it.")] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, max=20, help="Top tokens; with --json."),
+    ] = None,
+    tenant: Annotated[str, typer.Option(envvar="CHORALE_TENANT", help="Counted for it.")] = "",
+    timeout: Annotated[
+        float, typer.Option(envvar="CHORALE_TIMEOUT", min=0.001, help="Seconds for the whole.")
+    ] = 300.0,
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Generate a completion; its text streams to stdout as it comes.
+
+    Sampling options that are left out take the server's defaults: greedy, to the context's end.
+    """
+    with reported(as_json=as_json, address=address):
+        if logprobs is not None and not as_json:
+            raise UsageError("OPTION_CONFLICT", "--logprobs is shown only with --json: give both")
+        text = _prompt(prompt)
+        from chorale.client import Client
+
+        options: GenerateOptions = {
+            "model": adapter,
+            "max_tokens": max_tokens,
+            "min_tokens": min_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "seed": seed,
+            "stop": stop or [],
+            "ignore_eos": ignore_eos,
+            "logprobs": logprobs,
+            "timeout": timeout,
+        }
+        if chat:
+            options["messages"] = [{"role": "user", "content": text}]
+        with (
+            Client(address, tenant=tenant) as client,
+            client.generate(None if chat else text, **options) as events,
+        ):
+            _show(events, as_json)
+
+
+def install(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+
+
+def _prompt(argument: str) -> str:
+    if argument != "-":
+        return argument
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise UsageError(
+            "PROMPT_TOO_LARGE", f"the prompt on stdin is larger than {MAX_PROMPT_BYTES} bytes"
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            "PROMPT_NOT_UTF8", f"the prompt on stdin is not UTF-8 (byte {error.start})"
+        ) from error
+
+
+def _show(events: Generation, as_json: bool) -> None:
+    from chorale.events import completion_of
+
+    if as_json:
+        output.print_json(views.completion(completion_of(events)))
+        return
+    wrote = False
+    try:
+        for event in events:
+            if event.text:
+                sys.stdout.write(output.for_terminal(event.text))
+                sys.stdout.flush()
+                wrote = True
+    finally:
+        if wrote:  # what came before an error stands on a line of its own
+            print(flush=True)

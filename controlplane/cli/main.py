@@ -1,0 +1,34 @@
+"""The console script `chorale`. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import typer
+
+from controlplane.cli import generate, roles, status, up
+from controlplane.cli.adapters import adapters
+from controlplane.cli.exit_codes import help_text
+
+app = typer.Typer(
+    name="chorale",
+    help="Serves many LoRA adapters of one base model.",
+    epilog=help_text(),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    # Every option has its variable: those without one of their own CHORALE_COMMAND_OPTION.
+    context_settings={"auto_envvar_prefix": "CHORALE"},
+)
+up.install(app)
+roles.install(app)
+generate.install(app)
+status.install(app)
+app.add_typer(adapters, name="adapters")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""`chorale control-plane`, `gateway` and `data-plane`: one process of the system each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.errors import BlockedError
+from controlplane.cli.failures import reported
+
+
+class LogLevel(StrEnum):
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+Level = Annotated[
+    LogLevel, typer.Option("--log-level", envvar="CHORALE_LOG_LEVEL", case_sensitive=False)
+]
+
+
+def control_plane(
+    redis: Annotated[str, typer.Option(envvar="CHORALE_REDIS", help="URL of the Redis.")],
+    fleet_token: Annotated[
+        str,
+        typer.Option(
+            envvar="CHORALE_FLEET_TOKEN",
+            help="Secret that data planes show; better given by the environment.",
+        ),
+    ],
+    host: Annotated[str, typer.Option(envvar="CHORALE_HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="CHORALE_PORT", min=0, max=65535)] = 50050,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="CHORALE_ADAPTER_ROOT",
+            help="Directory that adapters may come from; repeatable. None: no adapter may.",
+        ),
+    ] = None,
+    max_adapter_bytes: Annotated[
+        int, typer.Option(envvar="CHORALE_MAX_ADAPTER_BYTES", min=1, help="Largest weights file.")
+    ] = 4 << 30,
+    lease: Annotated[
+        float,
+        typer.Option(
+            envvar="CHORALE_LEASE",
+            min=0.1,
+            help="Seconds of silence that end a lease.",
+        ),
+    ] = 5.0,
+    max_queue_factor: Annotated[
+        float,
+        typer.Option(
+            envvar="CHORALE_MAX_QUEUE_FACTOR",
+            min=0.01,
+            help="Refuse requests when this many batches wait at every data plane.",
+        ),
+    ] = 4.0,
+    log_level: Level = LogLevel.INFO,
+) -> None:
+    """Run one control plane: registry, fleet, admission. Any number may share one Redis."""
+    with _serving(log_level, f"{host}:{port}"):
+        from controlplane.main import ControlPlaneOptions, run
+
+        run(
+            ControlPlaneOptions(
+                redis_url=redis,
+                fleet_token=fleet_token,
+                host=host,
+                port=port,
+                adapter_roots=adapter_root or [],
+                max_adapter_bytes=max_adapter_bytes,
+                lease_s=lease,
+                max_queue_factor=max_queue_factor,
+            ),
+            ready=lambda host, port: print(f"ready control-plane grpc={host}:{port}", flush=True),
+        )
+
+
+def gateway(
+    control_plane: Annotated[
+        str, typer.Option(envvar="CHORALE_CONTROL_PLANE", help="HOST:PORT of the control plane.")
+    ] = "127.0.0.1:50050",
+    host: Annotated[str, typer.Option(envvar="CHORALE_HOST")] = "127.0.0.1",
+    grpc_port: Annotated[
+        int, typer.Option(envvar="CHORALE_GRPC_PORT", min=0, max=65535, help="0 picks a free one.")
+    ] = 50051,
+    http_port: Annotated[
+        int, typer.Option(envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one.")
+    ] = 8000,
+    max_concurrent_requests: Annotated[
+        int,
+        typer.Option(
+            envvar="CHORALE_MAX_CONCURRENT_REQUESTS", min=1, help="Generations at once; more fail."
+        ),
+    ] = 1024,
+    log_level: Level = LogLevel.INFO,
+) -> None:
+    """Run one gateway: the address for clients, over gRPC and HTTP. Any number may run."""
+    with _serving(log_level, f"{host}:{grpc_port} and {host}:{http_port}"):
+        from controlplane.gateway.main import run
+        from controlplane.gateway.options import GatewayOptions
+
+        def ready(grpc_port: int, http_port: int) -> None:
+            print(f"ready gateway grpc={host}:{grpc_port} http={host}:{http_port}", flush=True)
+
+        run(
+            GatewayOptions(
+                control_plane=control_plane,
+                host=host,
+                grpc_port=grpc_port,
+                http_port=http_port,
+                max_concurrent_requests=max_concurrent_requests,
+                ready=ready,
+            )
+        )
+
+
+def data_plane(context: typer.Context) -> None:
+    """Run one data plane: a base model and its adapters. All arguments go to it as they are."""
+    # The planes meet only through protos: this process becomes the other plane's program.
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "dataplane.main", *context.args])
+
+
+def install(app: typer.Typer) -> None:
+    app.command("control-plane")(control_plane)
+    app.command("gateway")(gateway)
+    passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command("data-plane", add_help_option=False, context_settings=passed_on)(data_plane)
+
+
+@contextmanager
+def _serving(level: LogLevel, addresses: str) -> Generator[None]:
+    import logging
+
+    logging.basicConfig(level=level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with reported(with_traceback=True):
+        try:
+            yield
+        except OSError as error:
+            raise BlockedError(
+                "CANNOT_LISTEN",
+                f"cannot listen on {addresses}: {error}; give another --host or port",
+                metadata={"addresses": addresses},
+            ) from error

@@ -1,0 +1,77 @@
+"""The data dir of `chorale up`, and the lock that gives it to one `up` at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from controlplane.cli.errors import UsageError
+from controlplane.errors import DataDirLockedError
+
+
+def default_data_dir() -> Path:
+    """$XDG_STATE_HOME/chorale, or ~/.local/state/chorale."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    root = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    return root / "chorale"
+
+
+class DataDir:
+    """A data dir held by this process, from entry to exit.
+
+    The lock is the kernel's (flock) and ends with the process, however that dies.
+    Raises on entry: UsageError when the directory cannot be made or written, DataDirLockedError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock_fd = -1
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def disk_cache(self) -> Path:
+        return self.path / "disk-cache"
+
+    def __enter__(self) -> DataDir:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+            self._lock_fd = os.open(self.path / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise UsageError(
+                "DATA_DIR_UNUSABLE",
+                f"--data-dir {self.path}: {error.strerror}; give a directory that can be written",
+                metadata={"data_dir": str(self.path)},
+            ) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(os.pread(self._lock_fd, 32, 0))
+            self._close()
+            raise DataDirLockedError(str(self.path), holder) from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, b"%d\n" % os.getpid(), 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.ftruncate(self._lock_fd, 0)
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+
+def _holder(content: bytes) -> int | None:
+    pid = content.strip()
+    return int(pid) if pid.isdigit() else None

@@ -1,0 +1,158 @@
+"""The options of `chorale up`, and the command line of each of its parts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlplane.cli.errors import UsageError
+from controlplane.cli.supervisor import demo_assets, ports
+from controlplane.cli.supervisor.process import Part, python_module
+
+LOOPBACK = "127.0.0.1"
+# Stop phases: what serves requests, then what it reports to.
+EDGE, CORE = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpOptions:
+    """What `chorale up` was asked for. Sizes in bytes; None leaves a part its own default."""
+
+    data_dir: Path
+    host: str
+    grpc_port: int
+    http_port: int
+    num_data_planes: int
+    redis_url: str | None
+    model: str | None
+    model_name: str | None
+    adapter_roots: Sequence[Path]
+    device: str
+    dtype: str
+    pool_bytes: int | None
+    host_cache_bytes: int | None
+    disk_cache_bytes: int | None
+    max_context_tokens: int | None
+    num_threads: int | None
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the parts listen. The control plane is for this machine's own parts only."""
+
+    host: str
+    grpc_port: int
+    http_port: int
+    control_plane_port: int
+
+    @property
+    def control_plane(self) -> str:
+        return f"{LOOPBACK}:{self.control_plane_port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def http(self) -> str:
+        return f"{self.host}:{self.http_port}"
+
+    @property
+    def grpc_from_here(self) -> str:
+        """An address that listens on every interface is reached by the loopback one."""
+        host = {"0.0.0.0": LOOPBACK, "[::]": "[::1]"}.get(self.host, self.host)
+        return f"{host}:{self.grpc_port}"
+
+
+def claim_addresses(options: UpOptions) -> Addresses:
+    """Raises: PortInUseError and its like, before anything is started."""
+    host = options.host
+    if options.grpc_port == options.http_port != 0:
+        raise UsageError(
+            "PORTS_EQUAL",
+            f"--grpc-port and --http-port are both {options.grpc_port}: give two different ones",
+            metadata={"port": str(options.grpc_port)},
+        )
+    grpc_port = ports.claim("--grpc-port", host, options.grpc_port)
+    http_port = ports.claim("--http-port", host, options.http_port, {grpc_port})
+    return Addresses(host, grpc_port, http_port, ports.free_port(LOOPBACK, {grpc_port, http_port}))
+
+
+def adapter_roots(options: UpOptions) -> list[str]:
+    """The directories that adapters may come from, absolute."""
+    if options.adapter_roots:
+        return [str(root.absolute()) for root in options.adapter_roots]
+    demo = demo_assets.find()
+    return [str(Path.cwd()), *([str(demo / "adapters")] if demo else [])]
+
+
+def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> Part:
+    command = [
+        *python_module("controlplane.cli.main"),
+        "control-plane",
+        *(f"--host={LOOPBACK}", f"--port={addresses.control_plane_port}"),
+        *(f"--adapter-root={root}" for root in adapter_roots(options)),
+    ]
+    # A URL may hold a password, and every user of the machine can read command lines.
+    return Part("control-plane", command, {"CHORALE_REDIS": redis_url}, stop_phase=CORE)
+
+
+def gateway(addresses: Addresses) -> Part:
+    command = [
+        *python_module("controlplane.cli.main"),
+        "gateway",
+        *(f"--host={addresses.host}", f"--grpc-port={addresses.grpc_port}"),
+        *(f"--http-port={addresses.http_port}", f"--control-plane={addresses.control_plane}"),
+    ]
+    return Part("gateway", command, stop_phase=EDGE)
+
+
+def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> dict[str, Part]:
+    """By data plane id. Raises: NoSuchFileError when no model is named and there is no demo's."""
+    model = options.model or str(demo_assets.model_dir())
+    model_name = options.model_name or (None if options.model else demo_assets.MODEL_NAME)
+    command = [
+        *python_module("dataplane.main"),
+        f"--model={model}",
+        f"--control-plane={addresses.control_plane}",
+        *(f"--host={LOOPBACK}", "--port=0"),
+        *(f"--device={options.device}", f"--dtype={options.dtype}"),
+        *(f"--adapter-root={root}" for root in adapter_roots(options)),
+        f"--disk-cache-dir={disk_cache}",
+    ]
+    optional = {
+        "--model-name": model_name,
+        "--pool-bytes": options.pool_bytes,
+        "--host-cache-bytes": options.host_cache_bytes,
+        "--disk-cache-bytes": options.disk_cache_bytes,
+        "--max-context-tokens": options.max_context_tokens,
+        "--num-threads": _num_threads(options),
+    }
+    command += [f"{flag}={value}" for flag, value in optional.items() if value is not None]
+    prefix = _id_prefix(options)
+    return {
+        f"{prefix}{index}": Part(
+            f"data-plane-{index}",
+            [*command, f"--data-plane-id={prefix}{index}"],
+            stop_phase=EDGE,
+        )
+        for index in range(options.num_data_planes)
+    }
+
+
+def _num_threads(options: UpOptions) -> int | None:
+    """Several data planes share the processors; one alone takes what its engine likes best."""
+    if options.num_threads is not None or options.num_data_planes == 1:
+        return options.num_threads
+    return max(1, (os.cpu_count() or 1) // options.num_data_planes)
+
+
+def _id_prefix(options: UpOptions) -> str:
+    """Data planes of several `up` on one Redis must not share ids."""
+    if options.redis_url is None:
+        return "data-plane-"
+    return f"{socket.gethostname()[:64]}-{secrets.token_hex(3)}-"

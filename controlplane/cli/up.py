@@ -1,0 +1,134 @@
+"""`chorale up`: all parts on this machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.failures import reported
+from controlplane.cli.supervisor.data_dir import default_data_dir
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def up(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CHORALE_MODEL",
+            help="Hugging Face model directory or hub id; left out, the demo model.",
+        ),
+    ] = None,
+    model_name: Annotated[
+        str | None,
+        typer.Option(envvar="CHORALE_MODEL_NAME", help="What requests call the base model."),
+    ] = None,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="CHORALE_ADAPTER_ROOT",
+            help="Directory that adapters may come from; repeatable. Left out: the current "
+            "directory and the demo adapters.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_DATA_DIR",
+            help="Registry, caches and logs. Left out: $XDG_STATE_HOME/chorale.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(envvar="CHORALE_HOST", help="Address that the gateway listens on.")
+    ] = "127.0.0.1",
+    grpc_port: Annotated[
+        int, typer.Option(envvar="CHORALE_GRPC_PORT", min=0, max=65535, help="0 picks a free one.")
+    ] = 50051,
+    http_port: Annotated[
+        int, typer.Option(envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one.")
+    ] = 8000,
+    data_planes: Annotated[
+        int, typer.Option(envvar="CHORALE_DATA_PLANES", min=1, max=64, help="How many to run.")
+    ] = 1,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CHORALE_REDIS", help="URL of a running Redis; left out, one in the data dir."
+        ),
+    ] = None,
+    device: Annotated[Device, typer.Option(envvar="CHORALE_DEVICE")] = Device.AUTO,
+    dtype: Annotated[Dtype, typer.Option(envvar="CHORALE_DTYPE")] = Dtype.AUTO,
+    pool_bytes: Annotated[
+        int | None,
+        typer.Option(envvar="CHORALE_POOL_BYTES", min=1, help="Of each data plane's page pool."),
+    ] = None,
+    host_cache_bytes: Annotated[
+        int | None,
+        typer.Option(envvar="CHORALE_HOST_CACHE_BYTES", min=0, help="Adapters in host memory."),
+    ] = None,
+    disk_cache_bytes: Annotated[
+        int | None,
+        typer.Option(envvar="CHORALE_DISK_CACHE_BYTES", min=0, help="Adapters in the data dir."),
+    ] = None,
+    max_context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_MAX_CONTEXT_TOKENS", min=1, help="Left out: what the model allows."
+        ),
+    ] = None,
+    num_threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_NUM_THREADS",
+            min=1,
+            help="Processor threads of each data plane. Left out: an equal share.",
+        ),
+    ] = None,
+) -> None:
+    """Run everything on this machine, until SIGINT or SIGTERM.
+
+    Prints one line `ready grpc=HOST:PORT http=HOST:PORT` on stdout when it can serve. Each part is
+    a process of its own, logs to DATA_DIR/logs, and is started again when it dies.
+    """
+    with reported():
+        from controlplane.cli.supervisor import supervise
+        from controlplane.cli.supervisor.plan import UpOptions
+
+        supervise.up(
+            UpOptions(
+                data_dir=data_dir or default_data_dir(),
+                host=host,
+                grpc_port=grpc_port,
+                http_port=http_port,
+                num_data_planes=data_planes,
+                redis_url=redis,
+                model=model,
+                model_name=model_name,
+                adapter_roots=adapter_root or [],
+                device=device.value,
+                dtype=dtype.value,
+                pool_bytes=pool_bytes,
+                host_cache_bytes=host_cache_bytes,
+                disk_cache_bytes=disk_cache_bytes,
+                max_context_tokens=max_context_tokens,
+                num_threads=num_threads,
+            )
+        )
+
+
+def install(app: typer.Typer) -> None:
+    app.command("up")(up)

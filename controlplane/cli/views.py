@@ -1,0 +1,103 @@
+"""The JSON of every read command: stable names, plain values, sizes in bytes, times in ISO 8601."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from chorale.events import Completion
+    from chorale.v1 import adapter_registry_pb2 as registry_pb
+    from chorale.v1 import fleet_pb2 as fleet_pb
+
+
+def adapter(value: registry_pb.Adapter) -> dict[str, Any]:
+    return {
+        "name": value.name,
+        "current_version": value.current_version,
+        "versions": [version(one) for one in value.versions],
+        "aliases": [alias(one) for one in value.aliases],
+    }
+
+
+def version(value: registry_pb.AdapterVersion) -> dict[str, Any]:
+    return {
+        "version": value.version,
+        "digest": value.digest,
+        "source": value.source,
+        "base_model": value.base_model,
+        "rank": value.rank,
+        "target_modules": list(value.target_modules),
+        "size_bytes": value.size_bytes,
+        "created_at": _time(value.created_at),
+        "labels": dict(sorted(value.labels.items())),
+    }
+
+
+def alias(value: registry_pb.Alias) -> dict[str, Any]:
+    """A version of 0 follows the adapter's current one."""
+    return {"name": value.name, "adapter": value.adapter, "version": value.version}
+
+
+def base_model(value: registry_pb.BaseModel) -> dict[str, Any]:
+    return {
+        "name": value.name,
+        "fingerprint": value.fingerprint,
+        "num_layers": value.num_layers,
+        "vocab_size": value.vocab_size,
+        "max_context_tokens": value.max_context_tokens,
+    }
+
+
+def data_plane(value: fleet_pb.DataPlane) -> dict[str, Any]:
+    load, residency = value.load, value.residency
+    return {
+        "data_plane_id": value.data_plane_id,
+        "endpoint": value.endpoint,
+        "base_model": value.base_model,
+        "num_running": load.num_running,
+        "num_waiting": load.num_waiting,
+        "max_running": load.max_running,
+        "num_pages": load.num_pages,
+        "num_available_pages": load.num_available_pages,
+        "num_generated_tokens": load.num_generated_tokens,
+        "num_pool_adapters": len(residency.pool_digests),
+        "num_host_adapters": len(residency.host_digests),
+        "num_disk_adapters": len(residency.disk_digests),
+        "last_heartbeat_at": _time(value.last_heartbeat_at),
+    }
+
+
+def completion(value: Completion) -> dict[str, Any]:
+    accepted, finished = value.accepted, value.finished
+    timings = finished.timings
+    return {
+        "request_id": accepted.request_id,
+        "model": accepted.model,
+        "adapter_version": accepted.adapter_version,
+        "adapter_digest": accepted.adapter_digest,
+        "data_plane_id": accepted.data_plane_id,
+        "seed": accepted.seed,
+        "text": value.text,
+        "token_ids": list(value.token_ids),
+        "logprobs": [
+            {"logprob": one.chosen.logprob, "top": {str(t.token_id): t.logprob for t in one.top}}
+            for one in value.logprobs
+        ],
+        "finish_reason": finished.finish_reason,
+        "stop_string": finished.stop_string,
+        "stop_token_id": finished.stop_token_id,
+        "num_prompt_tokens": finished.num_prompt_tokens,
+        "num_completion_tokens": finished.num_completion_tokens,
+        "timings": {
+            "queue_s": timings.queue_s,
+            "adapter_load_s": timings.adapter_load_s,
+            "time_to_first_token_s": timings.time_to_first_token_s,
+            "total_s": timings.total_s,
+        },
+    }
+
+
+def _time(value: Timestamp) -> str:
+    return value.ToJsonString()

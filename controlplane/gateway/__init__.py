@@ -1,0 +1,1 @@
+"""The stateless edge: one address for clients, over gRPC and HTTP."""

@@ -1,0 +1,279 @@
+"""One generation: admitted, streamed from a data plane, and resumed elsewhere when that is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+
+from chorale.errors import (
+    CancelledError,
+    ChoraleError,
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from chorale.v1 import admission_pb2 as admission_pb
+from chorale.v1 import inference_pb2 as pb
+from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from controlplane.gateway.channels import ChannelCache
+from controlplane.gateway.estimate import prompt_tokens_estimate
+from controlplane.gateway.gate import Gate
+from controlplane.gateway.recovery import Recovery, RecoveryLimits
+from controlplane.gateway.upstream import (
+    Metadata,
+    deadline_exceeded,
+    for_data_plane,
+    is_lost,
+    typed,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What generations run on."""
+
+    admission: Any  # an AdmissionServiceStub
+    channels: ChannelCache
+    gate: Gate
+    limits: RecoveryLimits
+    running: set[Generation] = field(default_factory=lambda: set[Generation]())
+
+
+class Generation:
+    """One request on its way over one data plane after the other."""
+
+    def __init__(
+        self,
+        means: Means,
+        request: pb.GenerateRequest,
+        timeout_s: float | None,
+        metadata: Metadata,
+    ) -> None:
+        self._means = means
+        self._request = pb.GenerateRequest()
+        self._request.CopyFrom(request)
+        if not request.request_id:
+            self._request.request_id = uuid.uuid4().hex
+        self._metadata = metadata
+        self._deadline = None if timeout_s is None else _now() + timeout_s
+        self._recovery = Recovery(means.limits)
+        self._place: admission_pb.AdmitResponse | None = None  # the first one: what was promised
+        self._was_accepted = False
+        self._call: Any = None
+        self._end: ChoraleError | None = None
+        self._ended = asyncio.Event()
+
+    def end(self, error: ChoraleError | None = None) -> None:
+        """Ends it now: `events` raises `error`, by default CANCELLED. Ending twice is no error."""
+        if self._end is None:
+            self._end = error or CancelledError("CANCELLED", "the generation was cancelled")
+            self._ended.set()
+            if self._call is not None:
+                self._call.cancel()
+
+    async def events(self) -> AsyncGenerator[pb.GenerateResponse]:
+        """The stream as the contract of InferenceService has it. Raises: ChoraleError."""
+        with self._means.gate.place():
+            self._means.running.add(self)
+            try:
+                async with aclosing(self._all_streams()) as responses:
+                    async for response in responses:
+                        yield response
+            finally:
+                self._means.running.discard(self)
+
+    async def _all_streams(self) -> AsyncGenerator[pb.GenerateResponse]:
+        while True:
+            place = await self._admit()
+            try:
+                async with aclosing(self._one_stream(place)) as responses:
+                    async for response in responses:
+                        yield response
+                return
+            except _LostError as lost:
+                go_on = self._recovery.lost(place.data_plane_id, was_accepted=lost.was_accepted)
+                if not go_on:
+                    raise lost.error from lost
+            except UnauthenticatedError as error:
+                is_ticket = error.reason.startswith("TICKET_")
+                if not (is_ticket and self._recovery.ticket_refused()):
+                    raise
+            except ResourceExhaustedError as error:
+                # A running request that has to move is not to be lost to a full data plane.
+                if not self._recovery.under_way:
+                    raise
+                await self._wait_for_place(error)
+
+    async def _admit(self) -> admission_pb.AdmitResponse:
+        while True:
+            request = self._admit_request()
+            try:
+                place = await self._unary(self._means.admission.Admit, request)
+            except (UnavailableError, ResourceExhaustedError) as error:
+                if not self._recovery.under_way:
+                    raise
+                await self._wait_for_place(error)
+            else:
+                return self._as_promised(place)
+
+    def _admit_request(self) -> admission_pb.AdmitRequest:
+        model, first = self._request.model, self._place
+        if first is not None:
+            # Pinned: the name may have been promoted to another version in the meantime.
+            version = first.adapter_version
+            model = f"{first.model}@{version}" if version else first.model
+        return admission_pb.AdmitRequest(
+            model=model,
+            tenant=self._request.tenant,
+            num_prompt_tokens=prompt_tokens_estimate(self._request),
+            excluded_data_plane_ids=self._recovery.excluded,
+        )
+
+    def _as_promised(self, place: admission_pb.AdmitResponse) -> admission_pb.AdmitResponse:
+        if self._place is None:
+            self._place = place
+        elif place.adapter_digest != self._place.adapter_digest:
+            raise FailedPreconditionError(
+                "ADAPTER_CHANGED",
+                f"adapter {place.model!r} is no longer what the request began with; start it anew",
+                metadata={"model": place.model},
+            )
+        return place
+
+    async def _wait_for_place(self, error: ChoraleError) -> None:
+        delay = self._recovery.no_place(error.retry_after_s)
+        remaining = self._time_remaining()
+        if delay is None or (remaining is not None and delay >= remaining):
+            raise error
+        try:
+            async with asyncio.timeout(delay):
+                await self._ended.wait()
+        except TimeoutError:
+            return
+        self._raise_if_ended()
+
+    async def _one_stream(
+        self, place: admission_pb.AdmitResponse
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        request = pb.GenerateRequest()
+        request.CopyFrom(self._request)
+        request.ticket = place.ticket
+        accepted_here = False
+        async with self._means.channels.lease(place.endpoint) as channel:
+            self._raise_if_ended()
+            stub: Any = InferenceServiceStub(channel)
+            call = stub.Generate(
+                request,
+                timeout=self._checked_time_remaining(),
+                metadata=for_data_plane(self._metadata),
+            )
+            self._call = call
+            try:
+                async for response in self._responses(call, place):
+                    kind = response.WhichOneof("event")
+                    if kind == "accepted":
+                        accepted_here = True
+                        if not self._accept(response.accepted):
+                            continue
+                    elif kind == "tokens":
+                        self._request.generated_token_ids.extend(response.tokens.token_ids)
+                    yield response
+                    if kind == "finished":
+                        return
+                raise _LostError(_broken_off(place))
+            except _LostError as lost:
+                lost.was_accepted = accepted_here
+                raise
+            finally:
+                self._call = None
+                call.cancel()
+
+    async def _responses(
+        self, call: Any, place: admission_pb.AdmitResponse
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        """What the call answers, with its failures translated."""
+        responses = aiter(call)
+        while True:
+            try:
+                response = await self._interruptible(anext(responses, None))
+            except grpc.aio.AioRpcError as error:
+                name = f"data plane {place.data_plane_id!r}"
+                known = typed(error, role="DATA_PLANE", name=name)
+                raise (_LostError(known) if is_lost(error) else known) from error
+            if response is None:
+                return
+            yield response
+
+    def _accept(self, accepted: pb.Accepted) -> bool:
+        """Notes what a resumed stream needs. Returns whether it is the request's first."""
+        self._recovery.accepted()
+        # Drawn by the first data plane; every later one must draw the same tokens.
+        self._request.sampling.seed = accepted.seed
+        first = not self._was_accepted
+        self._was_accepted = True
+        return first
+
+    async def _unary(self, method: Any, request: Any) -> Any:
+        self._raise_if_ended()
+        call = method(request, timeout=self._checked_time_remaining(), metadata=self._metadata)
+        self._call = call
+        try:
+            return await self._interruptible(call)
+        except grpc.aio.AioRpcError as error:
+            raise typed(error, role="CONTROL_PLANE", name="the control plane") from error
+        finally:
+            self._call = None
+
+    async def _interruptible(self, answer: Awaitable[T]) -> T:
+        """Awaits `answer`, a part of the present call, that `end` can cut short."""
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                self._raise_if_ended()
+            raise
+
+    def _raise_if_ended(self) -> None:
+        if self._end is not None:
+            raise self._end
+
+    def _time_remaining(self) -> float | None:
+        return None if self._deadline is None else self._deadline - _now()
+
+    def _checked_time_remaining(self) -> float | None:
+        remaining = self._time_remaining()
+        if remaining is not None and remaining <= 0:
+            raise deadline_exceeded()
+        return remaining
+
+
+class _LostError(Exception):
+    """The stream broke with `error`; the request can go on elsewhere."""
+
+    def __init__(self, error: ChoraleError) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.was_accepted = False
+
+
+def _broken_off(place: admission_pb.AdmitResponse) -> UnavailableError:
+    return UnavailableError(
+        "STREAM_BROKEN_OFF",
+        f"data plane {place.data_plane_id!r} ended the stream without `finished`; try again",
+        metadata={"data_plane_id": place.data_plane_id},
+        retry_after_s=1.0,
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

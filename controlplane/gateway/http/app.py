@@ -1,0 +1,104 @@
+"""The HTTP application: routes, and how failures leave it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from chorale.errors import ChoraleError
+from controlplane.gateway.health import ControlPlaneHealth
+from controlplane.gateway.http.body import read_object
+from controlplane.gateway.http.chat import ChatFormat, chat_requests
+from controlplane.gateway.http.completions import CompletionFormat, completion_requests
+from controlplane.gateway.http.failures import ApiError, api_error, quoted
+from controlplane.gateway.http.json_response import json_response
+from controlplane.gateway.http.models import Models
+from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
+from controlplane.gateway.http.serving import Serving
+from controlplane.gateway.http.sse import internal_fault
+from controlplane.gateway.options import GatewayOptions
+from controlplane.gateway.relay import Relay
+
+
+def make_app(
+    relay: Relay,
+    control_plane: grpc.aio.Channel,
+    health: ControlPlaneHealth,
+    options: GatewayOptions,
+) -> Starlette:
+    """The ASGI application."""
+    serving = Serving(relay, options.http_timeout_s)
+    models = Models(control_plane)
+
+    async def get_health(_: Request) -> Response:
+        if health.serving:
+            return json_response({"status": "ok"})
+        raise ApiError(
+            503,
+            "the control plane does not answer; try again soon",
+            code="control_plane_unreachable",
+            retry_after_s=1.0,
+        )
+
+    async def list_models(_: Request) -> Response:
+        return json_response(await models.list())
+
+    async def get_model(request: Request) -> Response:
+        return json_response(await models.get(request.path_params["name"]))
+
+    async def completions(request: Request) -> Response:
+        value = await read_object(request, options.max_body_bytes)
+        body = parse_body(CompletionBody, value)
+        shape = CompletionFormat(body)
+        return await serving.answer(request, body, shape, completion_requests(body))
+
+    async def chat_completions(request: Request) -> Response:
+        body = parse_body(ChatBody, await read_object(request, options.max_body_bytes))
+        return await serving.answer(request, body, ChatFormat(body), chat_requests(body))
+
+    handlers: dict[Any, Any] = {
+        ApiError: _failed,
+        ChoraleError: _upstream_failed,
+        HTTPException: _not_routed,
+        Exception: _faulted,
+    }
+    return Starlette(
+        routes=[
+            Route("/health", get_health),
+            Route("/v1/models", list_models),
+            Route("/v1/models/{name:path}", get_model),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        ],
+        exception_handlers=handlers,
+    )
+
+
+async def _failed(_: Request, error: ApiError) -> Response:
+    return json_response(error.body, status=error.status, headers=error.headers)
+
+
+async def _upstream_failed(request: Request, error: ChoraleError) -> Response:
+    return await _failed(request, api_error(error))
+
+
+async def _not_routed(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404:
+        failure = ApiError(404, f"no such path: {quoted(request.url.path)}", code="unknown_url")
+    elif error.status_code == 405:
+        message = f"{request.url.path[:200]} takes no {quoted(request.method)[1:-1]}"
+        failure = ApiError(405, message, code="method_not_allowed")
+    else:
+        failure = ApiError(error.status_code, error.detail[:200])
+    headers = {**failure.headers, **(error.headers or {})}
+    return json_response(failure.body, status=failure.status, headers=headers)
+
+
+async def _faulted(request: Request, _: Exception) -> Response:
+    return await _failed(request, internal_fault())

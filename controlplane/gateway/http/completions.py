@@ -1,0 +1,90 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chorale.v1 import inference_pb2 as pb
+from controlplane.gateway.http.choices import Choice
+from controlplane.gateway.http.failures import bad_request
+from controlplane.gateway.http.logprobs import completion_logprobs
+from controlplane.gateway.http.prompts import parse_prompts
+from controlplane.gateway.http.sampling import sampling_of
+from controlplane.gateway.http.schema import MAX_CHOICES, CompletionBody
+from controlplane.gateway.http.serving import finish_reason
+
+DEFAULT_MAX_TOKENS = 16
+
+
+def completion_requests(body: CompletionBody) -> list[tuple[int, str, pb.GenerateRequest]]:
+    """(prompt's index, text to echo, request) for each choice, in order. Raises: ApiError 400."""
+    prompts = parse_prompts(body.prompt)
+    if len(prompts) * body.num_choices > MAX_CHOICES:
+        message = f"n={body.num_choices} for {len(prompts)} prompts; at most {MAX_CHOICES} choices"
+        raise bad_request("n", message)
+    if body.echo and body.logprobs is not None:
+        raise bad_request("echo", "echo with logprobs is not supported; leave one of them out")
+    if body.echo and any(prompt.text is None for prompt in prompts):
+        raise bad_request("echo", "echo needs prompts that are text; leave it out for token ids")
+    requests: list[tuple[int, str, pb.GenerateRequest]] = []
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    for index, prompt in enumerate(prompts):
+        for choice in range(body.num_choices):
+            sampling = sampling_of(
+                body, choice=choice, max_tokens=max_tokens, logprobs=body.logprobs
+            )
+            request = pb.GenerateRequest(sampling=sampling)
+            prompt.put_into(request)
+            requests.append((index, (prompt.text or "") if body.echo else "", request))
+    return requests
+
+
+class CompletionFormat:
+    """text_completion objects."""
+
+    id_prefix = "cmpl"
+    object = "text_completion"
+    chunk_suffix = ""
+
+    def __init__(self, body: CompletionBody) -> None:
+        self._logprobs = body.logprobs
+        self._token_ids = bool(body.return_token_ids)
+
+    def first(self, choice: Choice) -> dict[str, Any] | None:
+        return self._chunk(choice, choice.echo, (), ()) if choice.echo else None
+
+    def tokens(self, choice: Choice, chunk: pb.TokenChunk) -> dict[str, Any] | None:
+        if not (chunk.text or chunk.logprobs or self._token_ids):
+            return None
+        return self._chunk(choice, chunk.text, chunk.token_ids, chunk.logprobs)
+
+    def last(self, choice: Choice, finished: pb.Finished) -> dict[str, Any]:
+        shown = self._chunk(choice, finished.text, (), ())
+        return {
+            **shown,
+            "finish_reason": finish_reason(finished),
+            "stop_reason": choice.stop_reason,
+        }
+
+    def whole(self, choice: Choice) -> dict[str, Any]:
+        text = choice.echo + "".join(choice.texts)
+        shown = self._chunk(choice, text, choice.token_ids, choice.logprobs)
+        return {
+            **shown,
+            "finish_reason": finish_reason(choice.end),
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _chunk(self, choice: Choice, text: str, token_ids: Any, logprobs: Any) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "index": choice.index,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": None,
+            "stop_reason": None,
+        }
+        if logprobs:
+            shown["logprobs"] = completion_logprobs(choice, logprobs)
+        if self._token_ids:
+            shown["token_ids"] = list(token_ids)
+        return shown

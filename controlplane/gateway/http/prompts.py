@@ -1,0 +1,119 @@
+"""What to continue, out of the many forms that the OpenAI API has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from chorale.v1 import inference_pb2 as pb
+from controlplane.gateway.http.failures import ApiError, bad_request, quoted
+
+MAX_PROMPTS = 128
+MAX_MESSAGES = 10_000
+MAX_ROLE_CHARACTERS = 64
+
+# Fields that answers carry and that senders hand back empty with the next question.
+_EMPTY_IN_HISTORY = frozenset(
+    {"annotations", "audio", "function_call", "name", "refusal", "tool_calls", "reasoning_content"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a completions request: a text, or token ids."""
+
+    text: str | None
+    token_ids: tuple[int, ...] | None
+
+    def put_into(self, request: pb.GenerateRequest) -> None:
+        if self.text is not None:
+            request.prompt = self.text
+        else:
+            request.prompt_token_ids.ids.extend(self.token_ids or ())
+
+
+def parse_prompts(value: object) -> list[Prompt]:
+    """A text, a list of texts, token ids, or a list of lists of token ids. Raises: ApiError 400."""
+    if isinstance(value, str):
+        return [_text(value)]
+    items = _list(value)
+    if not items:
+        raise bad_request("prompt", f"prompt={quoted(value)}: {_FORMS}")
+    if isinstance(items[0], int):
+        return [_token_ids(items)]
+    if len(items) > MAX_PROMPTS:
+        raise bad_request("prompt", f"prompt has {len(items)} prompts; at most {MAX_PROMPTS} go")
+    if isinstance(items[0], str):
+        return [_text(item) for item in items]
+    return [_token_ids(item) for item in items]
+
+
+def parse_messages(value: object) -> pb.Chat:
+    """The messages of a chat. Raises: ApiError 400."""
+    items = _list(value)
+    if not items:
+        raise bad_request("messages", "messages must be a list of at least one message")
+    if len(items) > MAX_MESSAGES:
+        raise bad_request("messages", f"{len(items)} messages; at most {MAX_MESSAGES} go")
+    return pb.Chat(messages=[_message(item, f"messages[{i}]") for i, item in enumerate(items)])
+
+
+_FORMS = "it must be a text, a list of texts, token ids, or a list of lists of token ids"
+
+
+def _text(item: object) -> Prompt:
+    if not isinstance(item, str) or not item:
+        raise bad_request("prompt", f"prompt holds {quoted(item)}, not a text; {_FORMS}")
+    return Prompt(item, None)
+
+
+def _token_ids(item: object) -> Prompt:
+    ids = _list(item)
+    if not ids:
+        raise bad_request("prompt", f"prompt holds {quoted(item)}, not token ids; {_FORMS}")
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id < 2**32:
+            raise bad_request("prompt", f"prompt holds {quoted(token_id)}, not a token id")
+    return Prompt(None, tuple(cast("list[int]", ids)))
+
+
+def _message(item: object, where: str) -> pb.ChatMessage:
+    if not isinstance(item, dict):
+        raise _malformed(where, "must be an object with role and content")
+    fields = cast("Mapping[str, Any]", item)
+    for name, value in fields.items():
+        if name in ("role", "content"):
+            continue
+        if name not in _EMPTY_IN_HISTORY or value not in (None, [], ""):
+            raise _malformed(where, f"has {quoted(name)}, which is not supported here")
+    role = fields.get("role")
+    if not isinstance(role, str) or not 0 < len(role) <= MAX_ROLE_CHARACTERS:
+        raise _malformed(f"{where}.role", f"is {quoted(role)}, not a role")
+    return pb.ChatMessage(role=role, content=_content(fields.get("content"), f"{where}.content"))
+
+
+def _content(value: object, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _malformed(where, "must be a text or a list of text parts")
+    return "".join(_part(part, where) for part in cast("list[object]", value))
+
+
+def _part(part: object, where: str) -> str:
+    fields: Mapping[str, Any] = cast("Any", part) if isinstance(part, dict) else {}
+    text = fields.get("text")
+    if fields.get("type") != "text" or not isinstance(text, str) or len(fields) != 2:
+        kind = quoted(fields.get("type"))
+        raise _malformed(where, f"holds a part of type {kind}; only {{type: text, text: …}} goes")
+    return text
+
+
+def _list(value: object) -> list[object]:
+    """`value`, or nothing when it is no list."""
+    return cast("list[object]", value) if isinstance(value, list) else []
+
+
+def _malformed(where: str, what: str) -> ApiError:
+    return bad_request("messages", f"{where} {what}")

@@ -1,0 +1,173 @@
+"""The requests that the OpenAI API takes here.
+
+Every field is used, or refused: nothing is parsed and ignored but the few that describe the request
+to its sender (`user`, `metadata`, `store`, `service_tier`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from controlplane.gateway.http.failures import bad_request, quoted
+
+MAX_CHOICES = 128
+MAX_STOP = 16
+MAX_STOP_CHARACTERS = 256
+MAX_LOGPROBS = 20
+MAX_STOP_TOKEN_IDS = 64
+
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=1, lt=2**32)]
+
+Body = TypeVar("Body", bound="GenerationBody")
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+
+
+class GenerationBody(BaseModel):
+    """What completions and chat completions share. A field that is null is a field left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: (
+        Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
+        | Annotated[list[StopText], Field(max_length=MAX_STOP)]
+        | None
+    ) = None
+
+    # Of vLLM's API.
+    top_k: Annotated[int, Field(ge=-1, lt=2**32)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    ignore_eos: bool | None = None
+    return_token_ids: bool | None = None
+
+    # Notes of the sender to itself.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Choices for each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    # A text, token ids, or a list of either: see prompts.py.
+    prompt: Any
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    # See prompts.py.
+    messages: Any
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+def _nothing(_: object) -> bool:
+    return False
+
+
+def _one_of(*values: object) -> Callable[[object], bool]:
+    return lambda value: value in values
+
+
+# Parameters of the OpenAI API that mean something that is not served here, each with the test for
+# the values that ask for nothing. null always asks for nothing.
+_NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Callable[[object], bool]]] = {
+    CompletionBody: {
+        "best_of": _one_of(1),
+        "logit_bias": _one_of({}),
+        "suffix": _one_of(""),
+    },
+    ChatBody: {
+        "audio": _nothing,
+        "function_call": _one_of("none"),
+        "functions": _one_of([]),
+        "logit_bias": _one_of({}),
+        "modalities": _one_of(["text"]),
+        "moderation": _nothing,
+        "parallel_tool_calls": _nothing,
+        "prediction": _nothing,
+        "prompt_cache_key": _nothing,
+        "prompt_cache_retention": _nothing,
+        "reasoning_effort": _one_of("none"),
+        "response_format": _one_of({"type": "text"}),
+        "safety_identifier": _nothing,
+        "tool_choice": _one_of("none"),
+        "tools": _one_of([]),
+        "verbosity": _nothing,
+        "web_search_options": _nothing,
+    },
+}
+
+
+def parse_body(kind: type[Body], value: Mapping[str, Any]) -> Body:
+    """The request in `value`. Raises: ApiError 400 naming the first field at fault."""
+    not_served = _NOT_SERVED[kind]
+    served: dict[str, Any] = {}
+    for name, given in value.items():
+        if name in kind.model_fields:
+            served[name] = given
+        elif name not in not_served:
+            raise bad_request(
+                quoted(name)[1:-1],
+                f"unknown parameter {quoted(name)}; leave it out",
+                "unknown_parameter",
+            )
+        elif given is not None and not not_served[name](given):
+            raise bad_request(
+                name,
+                f"{name}={quoted(given)} is not supported here; leave it out",
+                "unsupported_parameter",
+            )
+    try:
+        body = kind.model_validate(served)
+    except ValidationError as error:
+        raise _first_of(error) from error
+    if body.stream_options is not None and not body.stream:
+        raise bad_request("stream_options", "stream_options needs stream=true; leave it out")
+    return body
+
+
+def _first_of(error: ValidationError) -> Exception:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = ".".join(str(part) for part in first["loc"][:3])
+    param = str(first["loc"][0])[:100]
+    if first["type"] == "missing":
+        return bad_request(param, f"parameter {param} is missing", "missing_required_parameter")
+    return bad_request(param, f"{path[:200]}={quoted(first['input'])}: {first['msg'][:200]}")

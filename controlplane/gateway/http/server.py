@@ -1,0 +1,85 @@
+"""uvicorn inside an event loop that is not its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+_BACKLOG = 1024
+
+
+class HttpServer:
+    """Serves `app` on `host`:`port` (0 picks a free port) until it is stopped.
+
+    max_connections: what is over it is answered 503 at once.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int, max_connections: int) -> None:
+        self._host = host
+        self.port = port
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=max_connections,
+            backlog=_BACKLOG,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises: OSError when the address cannot be bound."""
+        listener = _listen(self._host, self.port)
+        self.port = listener.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve([listener]), name="http-server")
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise OSError(f"the HTTP server on {self._host}:{self.port} did not start")
+            await asyncio.sleep(0.005)
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more connections, lets requests go on for `grace_s`, then cancels them."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        _, pending = await asyncio.wait([self._task], timeout=grace_s)
+        if pending:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """Ends every request and connection at once."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        self._server.force_exit = True
+        for task in tuple(self._server.server_state.tasks):
+            task.cancel()
+        for connection in tuple(self._server.server_state.connections):
+            transport: asyncio.Transport | None = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()  # a client that does not read would be waited for
+        await self._task
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield  # signals are the process's business
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error}") from error

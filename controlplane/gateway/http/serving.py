@@ -1,0 +1,183 @@
+"""From a request's choices to its answer, whole or streamed: what both OpenAI endpoints share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chorale.v1 import inference_pb2 as pb
+from controlplane.gateway.http.choices import Choice, Choices
+from controlplane.gateway.http.disconnect import while_connected
+from controlplane.gateway.http.json_response import json_response
+from controlplane.gateway.http.schema import GenerationBody
+from controlplane.gateway.http.sse import EventStream
+from controlplane.gateway.relay import Relay
+from controlplane.gateway.upstream import Metadata
+
+_TRACING = ("traceparent", "tracestate", "baggage")
+_TENANT_HEADER = "x-chorale-tenant"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What every part of one answer repeats."""
+
+    id: str
+    object: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __call__(self, object_suffix: str = "", **rest: Any) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.object + object_suffix,
+            "created": self.created,
+            "model": self.model,
+            **rest,
+        }
+
+
+class Format(Protocol):
+    """How an endpoint shows choices."""
+
+    id_prefix: str
+    object: str
+    chunk_suffix: str
+
+    def first(self, choice: Choice) -> dict[str, Any] | None:
+        """A choice's chunk before its tokens, or None."""
+        ...
+
+    def tokens(self, choice: Choice, chunk: pb.TokenChunk) -> dict[str, Any] | None:
+        """A choice's chunk of new tokens, or None when they have nothing to show yet."""
+        ...
+
+    def last(self, choice: Choice, finished: pb.Finished) -> dict[str, Any]:
+        """A choice's last chunk."""
+        ...
+
+    def whole(self, choice: Choice) -> dict[str, Any]:
+        """A choice that is complete."""
+        ...
+
+
+class Serving:
+    """Runs parsed requests over a relay."""
+
+    def __init__(self, relay: Relay, timeout_s: float) -> None:
+        self._relay = relay
+        self._timeout_s = timeout_s
+
+    async def answer(
+        self,
+        request: Request,
+        body: GenerationBody,
+        shape: Format,
+        generations: Sequence[tuple[int, str, pb.GenerateRequest]],
+    ) -> Response:
+        """The response for `generations`: (prompt's index, echoed text, request) for each choice.
+
+        Raises: ChoraleError before the first byte; ApiError 499 when the client went away.
+        """
+        answer_id = f"{shape.id_prefix}-{uuid.uuid4().hex}"
+        choices = Choices(self._choices(request, body, answer_id, generations))
+        headers = {"x-request-id": answer_id}
+        try:
+            await while_connected(request.receive, choices.start())
+            answer = Answer(answer_id, shape.object, body.model or _model(choices.choices))
+            if body.stream:
+                chunks = _chunks(choices, answer, shape, body.wants_usage_chunk)
+                return EventStream(chunks, choices.close, headers)
+            await while_connected(request.receive, _collect(choices))
+        except BaseException:
+            await choices.close()
+            raise
+        shown = [shape.whole(choice) for choice in choices.choices]
+        usage = _usage(choices.choices)
+        return json_response(
+            answer(choices=shown, usage=usage, system_fingerprint=None), headers=headers
+        )
+
+    def _choices(
+        self,
+        request: Request,
+        body: GenerationBody,
+        answer_id: str,
+        generations: Sequence[tuple[int, str, pb.GenerateRequest]],
+    ) -> list[Choice]:
+        choices: list[Choice] = []
+        for index, (prompt, echo, generate) in enumerate(generations):
+            generate.request_id = f"{answer_id}-{index}"
+            generate.model = body.model or ""
+            generate.tenant = request.headers.get(_TENANT_HEADER, "")
+            generation = self._relay.start(
+                generate, timeout_s=self._timeout_s, metadata=_metadata(request.headers)
+            )
+            choices.append(Choice(index, prompt, generation, echo))
+        return choices
+
+
+async def _collect(choices: Choices) -> None:
+    async with aclosing(choices.events()) as events:
+        async for choice, response in events:
+            choice.add(response)
+
+
+async def _chunks(
+    choices: Choices, answer: Answer, shape: Format, wants_usage: bool
+) -> AsyncGenerator[dict[str, Any]]:
+    no_usage: dict[str, Any] = {"usage": None} if wants_usage else {}
+
+    def chunk(shown: dict[str, Any]) -> dict[str, Any]:
+        return answer(shape.chunk_suffix, choices=[shown], **no_usage)
+
+    for choice in choices.choices:
+        if first := shape.first(choice):
+            yield chunk(first)
+    async with aclosing(choices.events()) as events:
+        async for choice, response in events:
+            if response.HasField("tokens"):
+                if shown := shape.tokens(choice, response.tokens):
+                    yield chunk(shown)
+            elif response.HasField("finished"):
+                yield chunk(shape.last(choice, response.finished))
+    if wants_usage:
+        yield answer(shape.chunk_suffix, choices=[], usage=_usage(choices.choices))
+
+
+def _usage(choices: Sequence[Choice]) -> dict[str, int]:
+    """Tokens counted: each prompt once, however many choices continue it."""
+    prompts = {choice.prompt: choice.end.usage.num_prompt_tokens for choice in choices}
+    num_prompt_tokens = sum(prompts.values())
+    num_completion_tokens = sum(choice.end.usage.num_completion_tokens for choice in choices)
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+    }
+
+
+def finish_reason(finished: pb.Finished) -> str:
+    """OpenAI's word for it."""
+    return "length" if finished.finish_reason == pb.FINISH_REASON_LENGTH else "stop"
+
+
+def _model(choices: Sequence[Choice]) -> str:
+    accepted = choices[0].accepted
+    return accepted.model if accepted is not None else ""
+
+
+def _metadata(headers: Mapping[str, str]) -> Metadata:
+    return tuple((name, headers[name]) for name in _TRACING if _is_plain(headers.get(name)))
+
+
+def _is_plain(value: str | None) -> bool:
+    """Whether gRPC metadata can carry it: HTTP headers may hold any byte."""
+    return value is not None and value.isascii() and value.isprintable()

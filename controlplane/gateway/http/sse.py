@@ -1,0 +1,83 @@
+"""Server-sent events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from chorale.errors import ChoraleError
+from controlplane.gateway.http.disconnect import while_connected
+from controlplane.gateway.http.failures import ApiError, api_error
+
+log = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Streams objects as events; `data: [DONE]` is the last.
+
+    A failure in mid-stream is one event `{"error": …}`, and ends the stream without [DONE]. When
+    the client disconnects the objects' generator is closed at once. `close` is called at the end,
+    however it comes.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        objects: AsyncGenerator[dict[str, Any]],
+        close: Callable[[], Awaitable[None]],
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
+        )
+        del self.headers["content-length"]
+        self._objects = objects
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._stream(send))
+        except ApiError as error:
+            if error.status != 499:
+                raise
+        finally:
+            await self._close()
+
+    async def _stream(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncGenerator[bytes]:
+        try:
+            async with aclosing(self._objects) as objects:
+                async for value in objects:
+                    yield event_of(value)
+        except ChoraleError as error:
+            yield event_of(api_error(error).body)
+        except Exception:
+            log.exception("a stream failed")
+            yield event_of(internal_fault().body)
+        else:
+            yield DONE
+
+
+def event_of(value: dict[str, Any]) -> bytes:
+    """One event."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def internal_fault() -> ApiError:
+    """What clients see of a fault of ours."""
+    return ApiError(500, "internal fault; the server's log has the details", code="internal")

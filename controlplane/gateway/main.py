@@ -1,0 +1,140 @@
+"""The gateway process: a gRPC and an HTTP server in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import grpc
+
+from chorale.channel import CHANNEL_OPTIONS
+from chorale.errors import UnavailableError
+from chorale.server import Server, start_server
+from chorale.v1 import (
+    adapter_registry_pb2,
+    admission_pb2,
+    fleet_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+)
+from controlplane.gateway.channels import ChannelCache
+from controlplane.gateway.gate import Gate
+from controlplane.gateway.health import ControlPlaneHealth
+from controlplane.gateway.http.app import make_app
+from controlplane.gateway.http.server import HttpServer
+from controlplane.gateway.inference import InferenceServicer
+from controlplane.gateway.options import GatewayOptions
+from controlplane.gateway.proxy import proxied
+from controlplane.gateway.relay import Relay
+
+# What a request gets to end itself in after the drain.
+_LAST_WORDS_S = 0.5
+_CONTROL_PLANE_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    ("grpc.lb_policy_name", "round_robin"),  # a name may stand for several replicas
+)
+
+
+def run(options: GatewayOptions) -> None:
+    """Serves until SIGTERM or SIGINT. Raises: OSError when an address cannot be bound."""
+    asyncio.run(_serve_until_signal(options))
+
+
+async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> None:
+    """Serves until `stop` is set or the task is cancelled; ends within about 3 s of either.
+
+    Raises: OSError when an address cannot be bound.
+    """
+    async with AsyncExitStack() as stack:
+        control_plane = grpc.aio.insecure_channel(
+            options.control_plane, options=_CONTROL_PLANE_OPTIONS
+        )
+        stack.push_async_callback(control_plane.close)
+        channels = ChannelCache()
+        stack.push_async_callback(channels.close)
+        gate = Gate(options.max_concurrent_requests, "generations")
+        relay = Relay(control_plane, channels, gate, options.recovery)
+
+        grpc_server = await _start_grpc(options, relay, control_plane)
+        stack.push_async_callback(grpc_server.stop, 0)
+        health = ControlPlaneHealth(control_plane, grpc_server.set_serving)
+        http_server = HttpServer(
+            make_app(relay, control_plane, health, options),
+            host=options.host,
+            port=options.http_port,
+            max_connections=2 * options.max_concurrent_requests,
+        )
+        await http_server.start()
+        stack.push_async_callback(http_server.kill)
+
+        watcher = asyncio.create_task(health.watch(), name="control-plane-health")
+        stack.push_async_callback(_cancel, watcher)
+        options.ready(grpc_server.port, http_server.port)
+        try:
+            await (stop or asyncio.Event()).wait()
+        finally:
+            await _cancel(watcher)
+            await _drain(options, relay, grpc_server, http_server)
+
+
+async def _serve_until_signal(options: GatewayOptions) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await serve(options, stop)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _start_grpc(
+    options: GatewayOptions, relay: Relay, control_plane: grpc.aio.Channel
+) -> Server:
+    def add_inference(server: grpc.aio.Server) -> None:
+        stubs: Any = inference_pb2_grpc
+        stubs.add_InferenceServiceServicer_to_server(InferenceServicer(relay), server)
+
+    gate = Gate(options.max_concurrent_requests, "calls to the control plane")
+    inference = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+    registry = adapter_registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistryService"]
+    admission = admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"]
+    fleet = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
+    return await start_server(
+        host=options.host,
+        port=options.grpc_port,
+        services=[
+            (inference.full_name, add_inference),
+            proxied(registry, control_plane, gate),
+            proxied(admission, control_plane, gate),
+            # The rest of the fleet service is between data planes and the control plane.
+            proxied(fleet, control_plane, gate, methods=["ListDataPlanes"]),
+        ],
+        error_table={},
+    )
+
+
+async def _drain(
+    options: GatewayOptions, relay: Relay, grpc_server: Server, http_server: HttpServer
+) -> None:
+    """Lets running requests go on for `drain_s`, ends the rest with a typed error, and closes."""
+    ending = asyncio.gather(
+        grpc_server.stop(options.drain_s + _LAST_WORDS_S),
+        http_server.stop(options.drain_s + _LAST_WORDS_S),
+    )
+    await asyncio.wait([ending], timeout=options.drain_s)
+    relay.end_all(
+        UnavailableError(
+            "GATEWAY_STOPPING", "the gateway is stopping; try again", retry_after_s=1.0
+        )
+    )
+    await ending
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,37 @@
+"""What a gateway is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from controlplane.gateway.recovery import RecoveryLimits
+
+
+def _nothing(grpc_port: int, http_port: int) -> None:
+    del grpc_port, http_port
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """Durations in seconds, sizes in bytes.
+
+    control_plane: HOST:PORT.
+    grpc_port, http_port: 0 picks a free one.
+    max_concurrent_requests: generations at once, over gRPC and HTTP together; as many proxied
+    calls beside them.
+    http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.
+    drain_s: how long running requests may go on once it is to stop.
+    ready: called with the bound gRPC and HTTP ports once both listen.
+    """
+
+    control_plane: str = "127.0.0.1:50050"
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    http_port: int = 8000
+    max_concurrent_requests: int = 1024
+    max_body_bytes: int = 8 * 1024 * 1024
+    http_timeout_s: float = 600.0
+    drain_s: float = 1.5
+    recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
+    ready: Callable[[int, int], None] = _nothing

@@ -1,0 +1,39 @@
+"""Starts generations and knows which are running."""
+
+from __future__ import annotations
+
+import grpc
+
+from chorale.errors import ChoraleError
+from chorale.v1 import inference_pb2 as pb
+from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
+from controlplane.gateway.channels import ChannelCache
+from controlplane.gateway.gate import Gate
+from controlplane.gateway.generation import Generation, Means
+from controlplane.gateway.recovery import RecoveryLimits
+from controlplane.gateway.upstream import Metadata
+
+
+class Relay:
+    """Generations over one control plane, at most as many at once as `gate` lets in."""
+
+    def __init__(
+        self,
+        control_plane: grpc.aio.Channel,
+        channels: ChannelCache,
+        gate: Gate,
+        limits: RecoveryLimits | None = None,
+    ) -> None:
+        admission = AdmissionServiceStub(control_plane)
+        self._means = Means(admission, channels, gate, limits or RecoveryLimits())
+
+    def start(
+        self, request: pb.GenerateRequest, *, timeout_s: float | None, metadata: Metadata = ()
+    ) -> Generation:
+        """A generation that begins when its `events` are first asked for."""
+        return Generation(self._means, request, timeout_s, metadata)
+
+    def end_all(self, error: ChoraleError) -> None:
+        """Ends every running generation with `error`."""
+        for generation in tuple(self._means.running):
+            generation.end(error)

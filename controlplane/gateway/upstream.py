@@ -1,0 +1,110 @@
+"""What crosses the gateway to and from the servers behind it: metadata, deadlines, failures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+
+from chorale.errors import ChoraleError, DeadlineExceededError, InternalError, UnavailableError
+from chorale.status import from_rpc_error
+
+log = logging.getLogger(__name__)
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+_rich_status: Any = rpc_status  # it carries no types
+_TYPED_DETAILS = "grpc-status-details-bin"
+_HOP_BY_HOP = frozenset({"user-agent", "content-type", "te", "host", "connection"})
+# What a client proves to the gateway and the control plane is not a data plane's business.
+_NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie"})
+_LONGEST_DEADLINE_S = 10 * 365 * 86_400.0
+_CONNECTION_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+def forwarded(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    """The entries of a client's metadata that go on to the control plane."""
+    return tuple(
+        (key, value)
+        for key, value in metadata or ()
+        if key not in _HOP_BY_HOP and not key.startswith(("grpc-", ":"))
+    )
+
+
+def for_data_plane(metadata: Metadata) -> Metadata:
+    """The entries of `forwarded` that a data plane may see."""
+    return tuple(entry for entry in metadata if entry[0] not in _NOT_FOR_DATA_PLANES)
+
+
+def time_remaining(context: Any) -> float | None:
+    """Seconds until the caller's deadline; None when it set none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None or remaining > _LONGEST_DEADLINE_S else remaining
+
+
+def is_typed(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server itself raised it, with a rich status."""
+    return any(key == _TYPED_DETAILS for key, _ in error.trailing_metadata() or ())
+
+
+def is_lost(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server behind is gone or going, as against its having refused the request."""
+    if is_typed(error):
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return error.code() in _CONNECTION_CODES
+
+
+def typed(error: grpc.aio.AioRpcError, *, role: str, name: str) -> ChoraleError:
+    """The error as the server raised it; a failure of the connection is named after `role`.
+
+    role: UPPER_SNAKE, e.g. "DATA_PLANE". name: which one, for people.
+    """
+    if is_typed(error):
+        return from_rpc_error(error)
+    log.info("%s: %s: %s", name, error.code().name, error.details())
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return deadline_exceeded()
+    if is_lost(error):
+        return unreachable(role, name)
+    known = from_rpc_error(error)
+    metadata = {"code": error.code().name}
+    message = f"{name} answered {error.code().name}: {known.message[:200]}"
+    return type(known)(f"{role}_FAILED", message, metadata=metadata)
+
+
+def unreachable(role: str, name: str) -> UnavailableError:
+    return UnavailableError(
+        f"{role}_UNREACHABLE", f"{name} cannot be reached; try again soon", retry_after_s=1.0
+    )
+
+
+def deadline_exceeded() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "DEADLINE_EXCEEDED", "the call's deadline passed; allow it more time or ask for less"
+    )
+
+
+async def end_as_upstream(
+    error: grpc.aio.AioRpcError, context: Any, *, role: str, name: str
+) -> ChoraleError:
+    """Ends the call with the very status of the server behind; returns what to raise when it had
+    none that is typed."""
+    if is_typed(error):
+        try:
+            status = _rich_status.from_call(error)
+        except ValueError:  # details that contradict the code: a foreign server
+            status = None
+        if status is None:
+            return InternalError(f"{role}_FAILED", f"{name} answered with a malformed status")
+        await context.abort_with_status(_rich_status.to_status(status))
+    return typed(error, role=role, name=name)

@@ -1,0 +1,101 @@
+"""Client of Chorale, which serves many LoRA adapters of one base model.
+
+    from chorale import Client
+
+    with Client("127.0.0.1:50051") as client:
+        for event in client.generate("Once upon a time", model="pirate", max_tokens=64):
+            print(event.text, end="", flush=True)
+
+`Client` blocks, `AsyncClient` awaits; both raise the errors of `chorale.errors`. Importing this
+package is cheap: gRPC is imported when one of its names is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chorale.aio import AsyncClient, AsyncGeneration
+    from chorale.client import Client, Generation
+    from chorale.errors import (
+        AlreadyExistsError,
+        CancelledError,
+        ChoraleError,
+        DeadlineExceededError,
+        FailedPreconditionError,
+        InternalError,
+        InvalidArgumentError,
+        NotFoundError,
+        PermissionDeniedError,
+        ResourceExhaustedError,
+        UnauthenticatedError,
+        UnavailableError,
+    )
+    from chorale.events import (
+        Accepted,
+        Completion,
+        Event,
+        Finished,
+        Timings,
+        TokenLogprob,
+        TokenLogprobs,
+        Tokens,
+    )
+    from chorale.requests import GenerateOptions
+
+__all__ = [
+    "Accepted",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncGeneration",
+    "CancelledError",
+    "ChoraleError",
+    "Client",
+    "Completion",
+    "DeadlineExceededError",
+    "Event",
+    "FailedPreconditionError",
+    "Finished",
+    "GenerateOptions",
+    "Generation",
+    "InternalError",
+    "InvalidArgumentError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "Timings",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "Tokens",
+    "UnauthenticatedError",
+    "UnavailableError",
+]
+
+_HOMES = {
+    "AsyncClient": "aio",
+    "AsyncGeneration": "aio",
+    "Client": "client",
+    "Generation": "client",
+    "Accepted": "events",
+    "Completion": "events",
+    "Event": "events",
+    "Finished": "events",
+    "Timings": "events",
+    "TokenLogprob": "events",
+    "TokenLogprobs": "events",
+    "Tokens": "events",
+    "GenerateOptions": "requests",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'chorale' has no attribute {name!r}")
+    value = getattr(import_module(f"chorale.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

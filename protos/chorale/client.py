@@ -1,0 +1,231 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from chorale.channel import CHANNEL_OPTIONS
+from chorale.events import Completion, Event, completion_of, event_of
+from chorale.requests import GenerateOptions, generate_request
+from chorale.status import from_rpc_error
+from chorale.v1 import adapter_registry_pb2 as registry_pb
+from chorale.v1 import admission_pb2 as admission_pb
+from chorale.v1 import fleet_pb2 as fleet_pb
+from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceStub
+from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
+from chorale.v1.fleet_pb2_grpc import FleetServiceStub
+from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+
+PAGE_SIZE = 1000
+
+
+class Client:
+    """Calls a gateway (or a data plane, with tickets from `admit`).
+
+    address: HOST:PORT.
+    tenant: whom requests are counted for; empty is the server's "default".
+    timeout: seconds for each call but generations, which take theirs as an argument; None waits
+    for ever.
+    credentials: TLS credentials; left out, the connection is plain.
+
+    Safe to use from several threads. Methods raise the errors of `chorale.errors`.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        tenant: str = "",
+        timeout: float | None = 60.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._channel = (
+            grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        )
+        self._tenant = tenant
+        self._timeout = timeout
+        self._inference = InferenceServiceStub(self._channel)
+        self._admission = AdmissionServiceStub(self._channel)
+        self._fleet = FleetServiceStub(self._channel)
+        self._registry = AdapterRegistryServiceStub(self._channel)
+        self.adapters = Adapters(self._registry, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; running generations are cancelled."""
+        self._channel.close()
+
+    def generate(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Generation:
+        """Starts one generation and streams it; see GenerateOptions."""
+        request = generate_request(prompt, options, tenant=self._tenant)
+        return Generation(self._inference.Generate(request, timeout=options.get("timeout")))
+
+    def complete(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Completion:
+        """Generates and returns the whole; see GenerateOptions."""
+        with self.generate(prompt, **options) as events:
+            return completion_of(events)
+
+    def admit(
+        self,
+        model: str = "",
+        *,
+        num_prompt_tokens: int = 0,
+        excluded_data_plane_ids: Sequence[str] = (),
+    ) -> admission_pb.AdmitResponse:
+        """A place on a data plane: its endpoint and the ticket to stream straight from it."""
+        request = admission_pb.AdmitRequest(
+            model=model,
+            tenant=self._tenant,
+            num_prompt_tokens=num_prompt_tokens,
+            excluded_data_plane_ids=excluded_data_plane_ids,
+        )
+        return call(self._admission.Admit, request, self._timeout)
+
+    def base_models(self) -> list[registry_pb.BaseModel]:
+        """Base models that data planes have announced, in order of name."""
+        request = registry_pb.ListBaseModelsRequest()
+        return list(call(self._registry.ListBaseModels, request, self._timeout).base_models)
+
+    def data_planes(self) -> list[fleet_pb.DataPlane]:
+        """The live data planes with their last report, in order of id."""
+        request = fleet_pb.ListDataPlanesRequest()
+        return list(call(self._fleet.ListDataPlanes, request, self._timeout).data_planes)
+
+
+class Generation:
+    """A running generation: an iterator of events, and a context manager that ends it.
+
+    Closing it before it is finished cancels the request on the server at once.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        while not self._closed:
+            try:
+                event = event_of(next(self._stream))
+            except grpc.RpcError as error:
+                if self._closed:
+                    break
+                raise from_rpc_error(error) from error
+            if event is not None:
+                return event
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the generation; iterating stops. May be called from another thread."""
+        self._closed = True
+        self._stream.cancel()
+
+
+class Adapters:
+    """The registry of adapters: `client.adapters`."""
+
+    def __init__(self, stub: AdapterRegistryServiceStub, timeout: float | None) -> None:
+        self._stub = stub
+        self._timeout = timeout
+
+    def register(
+        self,
+        name: str,
+        source: str,
+        *,
+        base_model: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> registry_pb.RegisterAdapterResponse:
+        """Makes the PEFT directory at `source` the current version of `name`.
+
+        source: an absolute path or file:// URI that the control plane can read.
+        """
+        request = registry_pb.RegisterAdapterRequest(
+            name=name, source=source, base_model=base_model, labels=labels or {}
+        )
+        return call(self._stub.RegisterAdapter, request, self._timeout)
+
+    def get(self, name: str) -> registry_pb.GetAdapterResponse:
+        """The adapter that a name, `name@version` or alias means, and the version it means."""
+        request = registry_pb.GetAdapterRequest(name=name)
+        return call(self._stub.GetAdapter, request, self._timeout)
+
+    def list(self, *, base_model: str = "") -> Iterator[registry_pb.Adapter]:
+        """Every adapter in order of name; pages are fetched as they are needed."""
+        token = ""
+        while True:
+            request = registry_pb.ListAdaptersRequest(
+                page_size=PAGE_SIZE, page_token=token, base_model=base_model
+            )
+            page = call(self._stub.ListAdapters, request, self._timeout)
+            yield from page.adapters
+            token = page.next_page_token
+            if not token:
+                return
+
+    def promote(self, name: str, version: int) -> registry_pb.Adapter:
+        """Makes `version` the current one."""
+        request = registry_pb.PromoteAdapterRequest(name=name, version=version)
+        return call(self._stub.PromoteAdapter, request, self._timeout).adapter
+
+    def rollback(self, name: str) -> registry_pb.Adapter:
+        """Makes the version current that was before the present one."""
+        request = registry_pb.RollbackAdapterRequest(name=name)
+        return call(self._stub.RollbackAdapter, request, self._timeout).adapter
+
+    def remove(self, name: str, *, version: int = 0) -> None:
+        """Removes the adapter with its aliases, or one `version` that is not current."""
+        request = registry_pb.RemoveAdapterRequest(name=name, version=version)
+        call(self._stub.RemoveAdapter, request, self._timeout)
+
+    def set_alias(self, name: str, adapter: str, *, version: int = 0) -> registry_pb.Alias:
+        """Points alias `name` at `adapter`; `version` 0 follows its current version."""
+        alias = registry_pb.Alias(name=name, adapter=adapter, version=version)
+        request = registry_pb.SetAliasRequest(alias=alias)
+        return call(self._stub.SetAlias, request, self._timeout).alias
+
+    def remove_alias(self, name: str) -> None:
+        """Removes alias `name`."""
+        call(self._stub.RemoveAlias, registry_pb.RemoveAliasRequest(name=name), self._timeout)
+
+    def verify(self, name: str) -> registry_pb.VerifyAdapterResponse:
+        """Compares the source's present content with what was registered."""
+        request = registry_pb.VerifyAdapterRequest(name=name)
+        return call(self._stub.VerifyAdapter, request, self._timeout)
+
+
+def call(method: Any, request: Any, timeout: float | None) -> Any:
+    """One unary call. Raises: ChoraleError."""
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error

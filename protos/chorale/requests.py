@@ -1,0 +1,122 @@
+"""Builds GenerateRequest from the keyword arguments that both clients take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from chorale.errors import InvalidArgumentError
+from chorale.v1 import inference_pb2 as pb
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `generate` and `complete`; what is left out takes the server's default.
+
+    Exactly one input is required: the positional `prompt`, `prompt_token_ids` or `messages`
+    (mappings with "role" and "content"). The sampling options are those of
+    chorale.v1.SamplingParameters, `stop` being one string or several.
+
+    timeout: seconds for the whole call; it also bounds the time in the server's queue.
+    ticket: from `admit`, when the client's address is a data plane.
+    generated_token_ids: tokens that an earlier stream has delivered; generation goes on after them.
+    """
+
+    prompt_token_ids: Sequence[int] | None
+    messages: Sequence[Mapping[str, str]] | None
+    model: str
+    request_id: str
+    tenant: str
+    ticket: bytes
+    generated_token_ids: Sequence[int]
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+    timeout: float | None
+
+
+_OPTIONS = frozenset(GenerateOptions.__annotations__)
+_OPTIONAL_SAMPLING = (
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "logprobs",
+)
+
+
+def generate_request(
+    prompt: str | None, options: GenerateOptions, *, tenant: str
+) -> pb.GenerateRequest:
+    """The request that the arguments describe.
+
+    Raises: TypeError for an unknown option, InvalidArgumentError when not exactly one input is
+    given or a value does not fit its field.
+    """
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(_OPTIONS))}")
+    try:
+        request = pb.GenerateRequest(
+            request_id=options.get("request_id", ""),
+            model=options.get("model", ""),
+            ticket=options.get("ticket", b""),
+            generated_token_ids=options.get("generated_token_ids", ()),
+            tenant=options.get("tenant", tenant),
+            sampling=_sampling(options),
+        )
+        _set_input(request, prompt, options)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InvalidArgumentError(
+            "ARGUMENT_INVALID", f"an argument is invalid: {error}"
+        ) from error
+    return request
+
+
+def _set_input(request: pb.GenerateRequest, prompt: str | None, options: GenerateOptions) -> None:
+    token_ids = options.get("prompt_token_ids")
+    messages = options.get("messages")
+    given = [value for value in (prompt, token_ids, messages) if value is not None]
+    if len(given) != 1:
+        raise InvalidArgumentError(
+            "INPUT_AMBIGUOUS",
+            f"exactly one of prompt, prompt_token_ids and messages is needed, got {len(given)}",
+            metadata={"num_inputs": str(len(given))},
+        )
+    if prompt is not None:
+        request.prompt = prompt
+    elif token_ids is not None:
+        request.prompt_token_ids.ids.extend(token_ids)
+        request.prompt_token_ids.SetInParent()
+    else:
+        request.chat.SetInParent()
+        for message in messages or ():
+            request.chat.messages.add(role=message["role"], content=message["content"])
+
+
+def _sampling(options: GenerateOptions) -> pb.SamplingParameters:
+    values: dict[str, Any] = {name: options.get(name) for name in _OPTIONAL_SAMPLING}
+    given = {name: value for name, value in values.items() if value is not None}
+    stop = options.get("stop", ())
+    return pb.SamplingParameters(
+        stop=[stop] if isinstance(stop, str) else stop,
+        stop_token_ids=options.get("stop_token_ids", ()),
+        ignore_eos=options.get("ignore_eos", False),
+        **given,
+    )

@@ -1,0 +1,61 @@
+"""Arguments become requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chorale import InvalidArgumentError
+from chorale.requests import GenerateOptions, generate_request
+from chorale.v1 import inference_pb2 as pb
+
+
+def test_everything_left_out_stays_left_out() -> None:
+    assert generate_request("hi", {}, tenant="t") == pb.GenerateRequest(
+        prompt="hi", tenant="t", sampling=pb.SamplingParameters()
+    )
+
+
+def test_zeros_are_not_left_out() -> None:
+    options: GenerateOptions = {"temperature": 0.0, "seed": 0, "logprobs": 0, "top_k": 0}
+    sampling = generate_request("hi", options, tenant="").sampling
+    assert {field.name for field, _ in sampling.ListFields()} == set(options)
+
+
+def test_every_sampling_field_has_an_option() -> None:
+    fields = set(pb.SamplingParameters.DESCRIPTOR.fields_by_name)
+    assert fields <= set(GenerateOptions.__annotations__)
+
+
+def test_inputs() -> None:
+    by_ids = generate_request(None, {"prompt_token_ids": [1, 2]}, tenant="")
+    assert list(by_ids.prompt_token_ids.ids) == [1, 2]
+    chat = generate_request(None, {"messages": [{"role": "user", "content": "x"}]}, tenant="")
+    assert chat.chat.messages[0] == pb.ChatMessage(role="user", content="x")
+    assert generate_request(None, {"prompt_token_ids": []}, tenant="").WhichOneof("input")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        (None, {}),
+        ("x", {"prompt_token_ids": [1]}),
+        (None, {"prompt_token_ids": [-1]}),
+        (None, {"messages": [{"role": "user"}]}),
+        ("x", {"max_tokens": -1}),
+        ("x", {"seed": 2**64}),
+        ("x", {"temperature": "hot"}),
+        ("x", {"stop": [1]}),
+        ("\ud800", {}),
+    ],
+)
+def test_what_does_not_fit_is_an_invalid_argument(prompt: str | None, options: Any) -> None:
+    with pytest.raises(InvalidArgumentError):
+        generate_request(prompt, options, tenant="")
+
+
+def test_unknown_options_are_refused() -> None:
+    options: Any = {"max_new_tokens": 1}
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        generate_request("x", options, tenant="")

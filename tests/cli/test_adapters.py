@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chorale.v1 import adapter_registry_pb2 as pb
+from tests.cli.conftest import Chorale
+from tests.helpers.scripted_gateway import ScriptedGateway, adapter
+
+
+def test_add_sends_an_absolute_path_and_labels(
+    chorale: Chorale, gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = adapter("pirate", versions=2)
+    response = pb.RegisterAdapterResponse(adapter=made, version=made.versions[0], created=True)
+    gateway.answers["RegisterAdapter"] = response
+    (tmp_path / "files").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = chorale(
+        "adapters", "add", "pirate", "files", "--label", "team=blue", "--label", "eq=a=b",
+        "--base-model", "base",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert result.stdout == f"added pirate@2 {'2' * 12}\n"
+    (request,) = gateway.requests
+    assert (request.name, request.source) == ("pirate", str(tmp_path / "files"))
+    assert dict(request.labels) == {"team": "blue", "eq": "a=b"}
+    assert request.base_model == "base"
+    gateway.answers["RegisterAdapter"] = pb.RegisterAdapterResponse(
+        adapter=made, version=made.versions[1], created=False
+    )
+    again = chorale("adapters", "add", "pirate", "file:///elsewhere")
+    assert "registered before" in again.stdout
+    assert gateway.requests[-1].source == "file:///elsewhere"
+
+
+@pytest.mark.parametrize("label", ["novalue", "=x", ""])
+def test_bad_labels(chorale: Chorale, gateway: ScriptedGateway, label: str) -> None:
+    result = chorale("adapters", "add", "pirate", "/x", "--label", label)
+    assert result.exit_code == 2 and "LABEL_INVALID" in result.stderr
+    assert gateway.requests == []
+
+
+def test_list_takes_every_page(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    pages = {
+        "": pb.ListAdaptersResponse(adapters=[adapter("a", alias="prod")], next_page_token="2"),
+        "2": pb.ListAdaptersResponse(adapters=[adapter("b", versions=3)]),
+    }
+    gateway.answers["ListAdapters"] = lambda request: pages[request.page_token]
+    table = chorale("adapters", "list", "--base-model", "base")
+    assert table.exit_code == 0
+    for text in ("a", "prod", "q_proj v_proj", "4.0 KiB", "24", "chorale-demo", "2 adapters"):
+        assert text in table.stdout
+    assert {request.base_model for request in gateway.requests} == {"base"}
+    found = json.loads(chorale("adapters", "list", "--json").stdout)
+    assert [one["name"] for one in found["adapters"]] == ["a", "b"]
+    assert found["adapters"][0] == {
+        "name": "a",
+        "current_version": 1,
+        "versions": [
+            {
+                "version": 1,
+                "digest": "1" * 64,
+                "source": "file:///adapters/a",
+                "base_model": "chorale-demo",
+                "rank": 8,
+                "target_modules": ["self_attn.q_proj", "self_attn.v_proj"],
+                "size_bytes": 4096,
+                "created_at": "2026-01-02T03:04:05Z",
+                "labels": {"team": "blue"},
+            }
+        ],
+        "aliases": [{"name": "prod", "adapter": "a", "version": 0}],
+    }
+
+
+def test_list_of_none_says_what_to_do(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    gateway.answers["ListAdapters"] = pb.ListAdaptersResponse()
+    assert "chorale adapters add" in chorale("adapters", "list").stdout
+    assert json.loads(chorale("adapters", "list", "--json").stdout) == {"adapters": []}
+
+
+def test_what_others_wrote_cannot_steer_the_terminal(
+    chorale: Chorale, gateway: ScriptedGateway
+) -> None:
+    made = adapter("a")
+    made.versions[0].labels["evil"] = "\x1b[31mred\x07\n[bold]"
+    gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
+    shown = chorale("adapters", "show", "a").stdout
+    assert "\x1b" not in shown and "\x07" not in shown and "[31mred [bold]" in shown
+
+
+def test_show(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    made = adapter("a", versions=2, alias="prod")
+    gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
+    shown = chorale("adapters", "show", "a@1").stdout
+    for text in ("current version 2", "alias prod", "1" * 64, "2" * 64, "label team"):
+        assert text in shown
+    view = json.loads(chorale("adapters", "show", "a@1", "--json").stdout)
+    assert view["resolved_version"] == 1
+    assert [one["version"] for one in view["adapter"]["versions"]] == [2, 1]
+
+
+def test_promote_and_rollback(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    made = adapter("a", versions=2)
+    gateway.answers["PromoteAdapter"] = pb.PromoteAdapterResponse(adapter=made)
+    gateway.answers["RollbackAdapter"] = pb.RollbackAdapterResponse(adapter=made)
+    assert chorale("adapters", "promote", "a", "2").stdout == "a is now version 2\n"
+    assert (gateway.requests[-1].name, gateway.requests[-1].version) == ("a", 2)
+    view = json.loads(chorale("adapters", "rollback", "a", "--json").stdout)
+    assert view["adapter"]["current_version"] == 2
+    assert chorale("adapters", "promote", "a", "0").exit_code == 2
+
+
+def test_remove(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    gateway.answers["RemoveAdapter"] = pb.RemoveAdapterResponse()
+    assert chorale("adapters", "remove", "a").stdout == "removed a\n"
+    assert gateway.requests[-1].version == 0
+    assert chorale("adapters", "remove", "a", "--version", "3").stdout == "removed a@3\n"
+    assert gateway.requests[-1].version == 3
+
+
+def test_aliases(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    gateway.answers["SetAlias"] = lambda request: pb.SetAliasResponse(alias=request.alias)
+    gateway.answers["RemoveAlias"] = pb.RemoveAliasResponse()
+    shown = chorale("adapters", "alias", "set", "prod", "a", "--version", "2").stdout
+    assert shown == "prod now means a@2\n"
+    assert chorale("adapters", "alias", "set", "prod", "a").stdout == "prod now means a\n"
+    assert chorale("adapters", "alias", "remove", "prod").stdout == "removed alias prod\n"
+
+
+def test_verify_fails_on_changed_content(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    same = pb.VerifyAdapterResponse(matches=True, registered_digest="a", found_digest="a")
+    gateway.answers["VerifyAdapter"] = same
+    assert chorale("adapters", "verify", "a").exit_code == 0
+    changed = pb.VerifyAdapterResponse(registered_digest="a", found_digest="b")
+    gateway.answers["VerifyAdapter"] = changed
+    assert chorale("adapters", "verify", "a").exit_code == 4
+    result = chorale("adapters", "verify", "a", "--json")
+    assert result.exit_code == 4
+    view = {"matches": False, "registered_digest": "a", "found_digest": "b"}
+    assert json.loads(result.stdout) == view

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli.errors import UsageError
+from controlplane.cli.supervisor.data_dir import DataDir, default_data_dir
+from controlplane.errors import DataDirLockedError
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from controlplane.cli.supervisor.data_dir import DataDir
+with DataDir(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_is_private(tmp_path: Path) -> None:
+    with DataDir(tmp_path / "a" / "b") as data_dir:
+        assert stat.S_IMODE(data_dir.path.stat().st_mode) == 0o700
+        assert data_dir.logs.is_dir()
+
+
+def test_the_lock_names_its_holder_and_ends_with_its_process(tmp_path: Path) -> None:
+    held = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with held:
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"held\n"
+        with pytest.raises(DataDirLockedError) as caught, DataDir(tmp_path):
+            pass
+        assert caught.value.holder_pid == held.pid
+        assert str(held.pid) in caught.value.message
+        held.kill()
+        held.wait()
+    with DataDir(tmp_path):
+        pass
+    with DataDir(tmp_path):  # and again after an orderly exit
+        pass
+
+
+def test_a_file_in_its_place_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file"), DataDir(tmp_path / "file"):
+        pass
+
+
+def test_default_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / "chorale"
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert default_data_dir() == Path("/home/someone/.local/state/chorale")

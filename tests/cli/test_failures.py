@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from chorale import errors
+from controlplane.cli.exit_codes import EXPLAINED, ExitCode
+from controlplane.cli.supervisor import ports
+from tests.cli.conftest import Chorale
+from tests.helpers.scripted_gateway import ScriptedGateway
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidArgumentError, 2),
+        (errors.NotFoundError, 3),
+        (errors.FailedPreconditionError, 4),
+        (errors.AlreadyExistsError, 4),
+        (errors.PermissionDeniedError, 4),
+        (errors.UnauthenticatedError, 4),
+        (errors.ResourceExhaustedError, 5),
+        (errors.UnavailableError, 5),
+        (errors.DeadlineExceededError, 5),
+        (errors.InternalError, 1),
+    ],
+)
+def test_each_error_has_its_exit_code_and_two_forms(
+    chorale: Chorale, gateway: ScriptedGateway, error: type[errors.ChoraleError], code: int
+) -> None:
+    gateway.answers["GetAdapter"] = error("SOME_REASON", "what\nhappened", metadata={"k": "v"})
+    plain = chorale("adapters", "show", "x")
+    assert (plain.exit_code, plain.stdout) == (code, "")
+    assert plain.stderr == "error: SOME_REASON: what happened\n"
+    as_json = chorale("adapters", "show", "x", "--json")
+    assert as_json.exit_code == code
+    assert json.loads(as_json.stdout)["error"] == {
+        "reason": "SOME_REASON",
+        "message": "what\nhappened",
+        "metadata": {"k": "v"},
+        "retry_after_s": None,
+        "exit_code": code,
+    }
+
+
+def test_no_server_says_what_to_do(chorale: Chorale) -> None:
+    address = f"127.0.0.1:{ports.free_port('127.0.0.1')}"
+    result = chorale("status", "--address", address)
+    assert result.exit_code == 5
+    assert result.stderr.startswith(f"error: NO_SERVER: nothing serves at {address}")
+    assert "chorale up" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_help_tells_every_exit_code(chorale: Chorale) -> None:
+    shown = chorale("--help").stdout
+    for code in ExitCode:
+        assert f"{code.value}  {EXPLAINED[code]}" in shown
+
+
+def test_the_command_line_loads_no_server_and_no_grpc() -> None:
+    """What keeps `chorale --help` quick, and `up` quick to start its parts."""
+    script = (
+        "import sys, controlplane.cli.main, controlplane.cli.supervisor.supervise\n"
+        "heavy = {'grpc', 'redis', 'numpy', 'torch', 'starlette', 'rich', 'transformers'}\n"
+        "print(*heavy & set(sys.modules))"
+    )
+    path = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")

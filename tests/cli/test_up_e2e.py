@@ -1,0 +1,191 @@
+"""`chorale up` with all its real parts and the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from controlplane.cli.supervisor import demo_assets
+from tests.helpers.up import ChoraleUp, chorale, chorale_environment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+
+def adapter_dirs() -> list[Path]:
+    demo = demo_assets.find()
+    assert demo is not None
+    return sorted(path.parent for path in (demo / "adapters").glob("*/adapter_config.json"))
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def generate(up: ChoraleUp, adapter: str = "") -> subprocess.CompletedProcess[str]:
+    arguments = ["--max-tokens", "24", "--json", "407 ="]
+    named = ["--adapter", adapter] if adapter else []
+    return chorale("generate", *named, *arguments, CHORALE_ADDRESS=up.grpc_address)
+
+
+def gone(processes: list[psutil.Process], timeout_s: float = 15.0) -> bool:
+    return not psutil.wait_procs(processes, timeout=timeout_s)[1]
+
+
+def test_serves_stops_and_finds_its_adapters_again(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    source = adapter_dirs()[0]
+    with ChoraleUp(data_dir) as up:
+        print(f"ready after {up.ready_s:.1f} s")
+        added = chorale("adapters", "add", "voice", str(source), CHORALE_ADDRESS=up.grpc_address)
+        assert added.returncode == 0, added.stderr
+        answers = {name: generate(up, name) for name in ("", "voice", "voice@1")}
+        assert {answer.returncode for answer in answers.values()} == {0}, answers
+        text = {name: json.loads(answer.stdout)["text"] for name, answer in answers.items()}
+        assert text["voice"] == text["voice@1"] != text[""]
+        with urllib.request.urlopen(f"http://{up.http_address}/v1/models", timeout=10) as response:
+            listed = {model["id"] for model in json.load(response)["data"]}
+        assert {"voice", demo_assets.MODEL_NAME} <= listed
+        status = json.loads(chorale("status", "--json", CHORALE_ADDRESS=up.grpc_address).stdout)
+        assert status["num_adapters"] == 1
+        assert [one["data_plane_id"] for one in status["data_planes"]] == ["data-plane-0"]
+        started = up.descendants()
+        assert len(started) >= 5  # redis, control plane, gateway, frontend, engine
+        started_s = time.monotonic()
+        assert up.stop(signal.SIGTERM) == 0
+        print(f"stopped after {time.monotonic() - started_s:.1f} s")
+        assert gone(started, 0)
+        assert up.stdout_lines == [f"ready grpc={up.grpc_address} http={up.http_address}"]
+        assert up.stderr == ""
+    with ChoraleUp(data_dir) as up:
+        answer = generate(up, "voice")
+        assert json.loads(answer.stdout)["text"] == text["voice"]
+        assert up.stop(signal.SIGINT) == 0
+    assert not (data_dir / "redis.sock").exists()
+
+
+def test_parts_that_die_come_back(tmp_path: Path) -> None:
+    with ChoraleUp(tmp_path / "data", "--data-planes", "2", "--num-threads", "1") as up:
+        add = ("adapters", "add", "voice", str(adapter_dirs()[0]))
+        assert chorale(*add, CHORALE_ADDRESS=up.grpc_address).returncode == 0
+        before = json.loads(generate(up, "voice").stdout)["text"]
+        for name in ("data-plane-0", "control-plane", "redis", "gateway"):
+            victim = up.part(name)
+            family = [victim, *victim.children(recursive=True)]
+            victim.kill()
+            assert gone(family), f"{name} left a process behind"
+            eventually(lambda name=name, old=victim.pid: _replaced(up, name, old))
+            eventually(lambda: generate(up, "voice").returncode == 0)
+            answer = generate(up, "voice")
+            assert json.loads(answer.stdout)["text"] == before, name
+            assert f"{name} was ended by SIGKILL" in up.stderr
+        eventually(lambda: len(_joined(up)) == 2)
+        assert up.stop() == 0
+
+
+def _replaced(up: ChoraleUp, name: str, old: int) -> bool:
+    try:
+        return up.part(name).pid != old
+    except (AssertionError, psutil.NoSuchProcess):
+        return False
+
+
+def _joined(up: ChoraleUp) -> list[str]:
+    shown = chorale("status", "--json", CHORALE_ADDRESS=up.grpc_address)
+    if shown.returncode != 0:
+        return []
+    return [one["data_plane_id"] for one in json.loads(shown.stdout)["data_planes"]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_sigkill_leaves_no_orphan_and_the_data_dir_usable(tmp_path: Path) -> None:
+    with ChoraleUp(tmp_path / "data") as up:
+        started = up.descendants()
+        up.kill()
+        assert gone(started)
+    with ChoraleUp(tmp_path / "data") as up:
+        assert generate(up).returncode == 0
+
+
+def test_an_occupied_port_fails_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = ["--grpc-port=0", f"--http-port={server.getsockname()[1]}"]
+        done = chorale("up", "--data-dir", str(tmp_path / "data"), *ports)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("error: PORT_IN_USE: --http-port ")
+    assert list((tmp_path / "data" / "logs").iterdir()) == []
+
+
+def test_a_model_that_is_not_there_ends_it_with_the_reason(tmp_path: Path) -> None:
+    up = ChoraleUp(tmp_path / "data", "--model", str(tmp_path / "no-model"))
+    up.spawn()
+    assert up.wait(60) == 2
+    assert "no-model" in up.stderr and "PART_FAILED: data-plane-0" in up.stderr
+    assert up.stdout_lines == []
+    up.close()
+
+
+def test_lock_secrets_and_ctrl_c(tmp_path: Path) -> None:
+    data_dir = str(tmp_path / "data")
+    with ChoraleUp(tmp_path / "data") as up:
+        second = chorale("up", "--data-dir", data_dir, "--grpc-port=0", "--http-port=0")
+        assert (second.returncode, second.stdout) == (4, "")
+        assert second.stderr.startswith("error: DATA_DIR_LOCKED: ")
+        assert str(up.pid) in second.stderr and "--data-dir" in second.stderr
+        assert generate(up).returncode == 0
+
+        token = up.part("data-plane-0").environ()["CHORALE_FLEET_TOKEN"]
+        assert len(token) >= 32
+        started = up.descendants()
+        assert not any(token in " ".join(one.cmdline()) for one in started)
+
+        # A terminal's Ctrl-C goes to its whole process group: the parts must not die of it alone.
+        os.killpg(up.pid, signal.SIGINT)
+        assert up.wait() == 0
+        assert gone(started, 0)
+        assert up.stderr == ""
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 1.5])
+def test_sigterm_while_it_starts(tmp_path: Path, after_s: float) -> None:
+    up = ChoraleUp(tmp_path / "data")
+    up.spawn()
+    eventually(lambda: (tmp_path / "data" / "up.lock").exists())
+    time.sleep(after_s)
+    started = up.descendants()
+    assert up.stop() == 0
+    assert gone(started)
+    assert up.stdout_lines == []
+    up.close()
+
+
+def test_equal_ports_are_a_usage_error(tmp_path: Path) -> None:
+    done = chorale(
+        "up", "--data-dir", str(tmp_path), "--grpc-port", "50051", "--http-port", "50051"
+    )
+    assert done.returncode == 2 and "--http-port" in done.stderr
+
+
+def test_data_plane_help_is_the_other_programs() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-P", "-m", "controlplane.cli.main", "data-plane", "--help"],
+        env=chorale_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "--max-running" in shown.stdout

@@ -1,0 +1,161 @@
+"""HTTP as hostile or careless clients speak it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest_asyncio
+
+from tests.gateway.http_errors import COMPLETION, error_of
+from tests.helpers.fake_data_plane import DRAWN_SEED, story
+from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
+
+
+@pytest_asyncio.fixture
+async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+        yield http
+
+
+async def test_health_follows_the_control_plane(http: httpx.AsyncClient, fleet: FakeFleet) -> None:
+    async def until(status: int) -> httpx.Response:
+        async with asyncio.timeout(5):
+            while (response := await http.get("/health")).status_code != status:
+                await asyncio.sleep(0.02)
+        return response
+
+    await until(200)
+    assert fleet.server is not None
+    await fleet.server.set_serving(False)
+    response = await until(503)
+    assert error_of(response, 503)["code"] == "control_plane_unreachable"
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_bodies_over_the_limit_are_413(fleet: FakeFleet) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100
+
+    async with (
+        running_gateway(fleet, max_body_bytes=1000) as gateway,
+        httpx.AsyncClient(base_url=gateway.http_url) as http,
+    ):
+        announced = await http.post("/v1/completions", content=b" " * 1001)
+        assert error_of(announced, 413)["code"] == "request_too_large"
+        error_of(await http.post("/v1/completions", content=parts()), 413)
+        assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
+
+
+async def test_unknown_paths_and_methods_speak_openai(http: httpx.AsyncClient) -> None:
+    assert error_of(await http.get("/v1/nothing"), 404)["code"] == "unknown_url"
+    assert error_of(await http.get("/" + "x" * 5000), 404)["code"] == "unknown_url"
+    response = await http.get("/v1/completions")
+    assert error_of(response, 405)["code"] == "method_not_allowed"
+    assert response.headers["allow"] == "POST"
+
+
+async def test_sse_on_the_wire(http: httpx.AsyncClient) -> None:
+    body = COMPLETION | {"stream": True, "max_tokens": 2}
+    response = await http.post("/v1/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    *events, done, rest = response.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert all(chunk["object"] == "text_completion" for chunk in chunks)
+    assert "usage" not in chunks[0]
+
+
+async def test_error_in_mid_stream_is_the_last_event(
+    http: httpx.AsyncClient, fleet: FakeFleet
+) -> None:
+    async def fail(plane: Any, done: int) -> None:
+        if done == 1:
+            raise RuntimeError("secret")
+
+    fleet.planes[0].before_token = fail
+    body = COMPLETION | {"stream": True, "extra": None}
+    del body["extra"]
+    response = await http.post("/v1/completions", json=body)
+    last = response.text.strip().split("\n\n")[-1]
+    assert response.status_code == 200 and "secret" not in response.text
+    assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+async def test_stop_reason_is_told(http: httpx.AsyncClient, fleet: FakeFleet) -> None:
+    original = fleet.planes[0]._stream
+
+    async def stopped(request: Any) -> Any:
+        async for response in original(request):
+            if response.HasField("finished"):
+                response.finished.finish_reason = 1
+                response.finished.stop_string = "END"
+            yield response
+
+    fleet.planes[0]._stream = stopped  # type: ignore[method-assign]
+    (choice,) = (await http.post("/v1/completions", json=COMPLETION)).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "END")
+
+
+async def test_deadline_of_http_requests_is_504(fleet: FakeFleet) -> None:
+    fleet.planes[0].delay_s = 0.1
+    async with (
+        running_gateway(fleet, http_timeout_s=0.3) as gateway,
+        httpx.AsyncClient(base_url=gateway.http_url) as http,
+    ):
+        error = error_of(await http.post("/v1/completions", json=COMPLETION), 504)
+        assert error["code"] == "deadline_exceeded"
+
+
+async def test_over_the_limit_is_429(fleet: FakeFleet) -> None:
+    async with (
+        running_gateway(fleet, max_concurrent_requests=2) as gateway,
+        httpx.AsyncClient(base_url=gateway.http_url) as http,
+    ):
+        response = await http.post("/v1/completions", json=COMPLETION | {"n": 3})
+        assert error_of(response, 429)["code"] == "gateway_full"
+        assert response.headers["retry-after"] == "1"
+        assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
+
+
+async def test_tenant_and_tracing_headers_go_down(
+    http: httpx.AsyncClient, fleet: FakeFleet
+) -> None:
+    headers = {
+        "X-Chorale-Tenant": "acme",
+        "traceparent": "00-1-2-01",
+        "tracestate": "caf\u00e9".encode("latin-1").decode("latin-1"),
+        "authorization": "Bearer s",
+    }
+    raw = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
+    response = await http.post("/v1/completions", json=COMPLETION, headers=raw)
+    assert response.status_code == 200
+    (sent,), (metadata,) = fleet.planes[0].requests, fleet.planes[0].metadata
+    assert sent.tenant == "acme" and fleet.admits[0].tenant == "acme"
+    assert metadata["traceparent"] == "00-1-2-01"
+    assert "tracestate" not in metadata and "authorization" not in metadata
+
+
+async def test_a_client_that_does_not_read_holds_back_its_own_stream_only(
+    gateway: RunningGateway, http: httpx.AsyncClient, fleet: FakeFleet
+) -> None:
+    host, _, port = gateway.http_url.removeprefix("http://").rpartition(":")
+    body = json.dumps(COMPLETION | {"stream": True, "max_tokens": 10_000_000}).encode()
+    _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    writer.write(body)
+    await asyncio.sleep(1.0)
+    response = await http.post("/v1/completions", json=COMPLETION | {"max_tokens": 3})
+    assert response.status_code == 200
+    assert response.json()["usage"]["completion_tokens"] == len(story(DRAWN_SEED, 3))
+    writer.transport.abort()
+    async with asyncio.timeout(3):
+        while fleet.planes[0].running:
+            await asyncio.sleep(0.01)

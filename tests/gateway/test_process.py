@@ -1,0 +1,130 @@
+"""The gateway as a process: it starts, it refuses taken ports, and it stops in time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from chorale import Accepted, AsyncClient, UnavailableError
+from controlplane.gateway.main import serve
+from controlplane.gateway.options import GatewayOptions
+from tests.helpers.fake_fleet import FakeFleet, running_gateway
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from controlplane.gateway.main import run
+from controlplane.gateway.options import GatewayOptions
+run(GatewayOptions(control_plane=sys.argv[1], grpc_port=0, http_port=0,
+                   ready=lambda g, h: print(g, h, flush=True)))
+"""
+
+
+async def start(control_plane: str) -> tuple[asyncio.subprocess.Process, int, int]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        PROGRAM,
+        control_plane,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    grpc_port, http_port = (await asyncio.wait_for(process.stdout.readline(), 20)).split()
+    return process, int(grpc_port), int(http_port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_stops_it_within_3_s_with_streams_open(
+    fleet: FakeFleet, number: signal.Signals
+) -> None:
+    assert fleet.server is not None
+    plane = fleet.planes[0]
+    plane.delay_s = 0.02
+    process, grpc_port, http_port = await start(fleet.server.address)
+    body = {"model": "pirate", "prompt": "x", "stream": True, "max_tokens": 100_000}
+    async with (
+        AsyncClient(f"127.0.0.1:{grpc_port}") as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}") as http,
+        client.generate("x", max_tokens=100_000) as generation,
+        http.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        assert isinstance(await anext(generation), Accepted)
+        lines = aiter(response.aiter_lines())
+        assert (await anext(lines)).startswith("data: ")
+        began = time.monotonic()
+        process.send_signal(number)
+        with pytest.raises(UnavailableError) as seen:
+            async for _ in generation:
+                pass
+        assert seen.value.reason == "GATEWAY_STOPPING"
+        last = [line async for line in lines if line][-1]
+        assert "is stopping" in last
+        _, errors = await process.communicate()
+        assert time.monotonic() - began < 3
+    assert process.returncode == 0 and errors == b""
+    async with asyncio.timeout(2):
+        while plane.running:
+            await asyncio.sleep(0.01)
+
+
+async def test_running_requests_finish_within_the_drain(fleet: FakeFleet) -> None:
+    fleet.planes[0].delay_s = 0.02
+    async with (
+        running_gateway(fleet, drain_s=5.0) as gateway,
+        AsyncClient(gateway.address) as client,
+    ):
+        generation = client.generate("x", max_tokens=20)
+        await anext(generation)
+        gateway.stop.set()
+        texts = [event.text async for event in generation]
+        assert len(texts) == 21
+        began = time.monotonic()
+        await gateway.task
+        assert time.monotonic() - began < 2, "the drain ends with the last request"
+
+
+async def test_cancelling_serve_stops_it(fleet: FakeFleet) -> None:
+    async with running_gateway(fleet) as gateway:
+        gateway.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gateway.task
+        port = int(gateway.address.rpartition(":")[2])
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("taken", ["grpc_port", "http_port"])
+async def test_taken_port_is_a_clear_error(taken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        ports = {"grpc_port": 0, "http_port": 0} | {taken: port}
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            await serve(GatewayOptions(**ports))
+
+
+async def test_serves_before_its_control_plane_is_there() -> None:
+    process, grpc_port, http_port = await start("127.0.0.1:1")
+    try:
+        async with (
+            AsyncClient(f"127.0.0.1:{grpc_port}") as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}") as http,
+        ):
+            with pytest.raises(UnavailableError):
+                await client.complete("x")
+            assert (await http.get("/health")).status_code == 503
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0

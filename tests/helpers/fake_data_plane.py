@@ -1,0 +1,148 @@
+"""A data plane that does as it is told, over real gRPC on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from chorale.server import Server, start_server
+from chorale.v1 import inference_pb2 as pb
+from chorale.v1.inference_pb2_grpc import (
+    InferenceServiceServicer,
+    add_InferenceServiceServicer_to_server,
+)
+
+if TYPE_CHECKING:
+    from tests.helpers.fake_fleet import FakeFleet
+
+DRAWN_SEED = 4242
+
+
+def token_at(seed: int, position: int) -> int:
+    """The token that every fake data plane draws."""
+    return 100 + (seed * 31 + position * 7) % 900
+
+
+def text_of(token_ids: list[int]) -> str:
+    return "".join(f" é{token_id}" for token_id in token_ids)
+
+
+def story(seed: int, num_tokens: int) -> list[int]:
+    """The first tokens of a request with `seed`."""
+    return [token_at(seed, position) for position in range(num_tokens)]
+
+
+Hook = Callable[["FakeDataPlane", int], Any]
+
+
+class FakeDataPlane(InferenceServiceServicer):
+    """Generates `story`; its text lags one token behind, as a detokenizer's may.
+
+    before_token: awaited with the number of tokens generated so far, before each one; may raise, or
+    stop the server. error: raised before `accepted`.
+    """
+
+    def __init__(self, data_plane_id: str, fleet: FakeFleet) -> None:
+        self.data_plane_id = data_plane_id
+        self.fleet = fleet
+        self.server: Server | None = None
+        self.endpoint = ""
+        self.requests: list[pb.GenerateRequest] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.time_remaining: list[float | None] = []
+        self.before_token: Hook | None = None
+        self.error: Exception | None = None
+        self.errors: list[Exception] = []
+        self.delay_s = 0.0
+        self.running = 0
+        self.ended = asyncio.Event()
+
+    async def start(self) -> None:
+        def add(server: Any) -> None:
+            add_InferenceServiceServicer_to_server(self, server)
+
+        self.server = await start_server(
+            host="127.0.0.1",
+            port=0,
+            services=[("chorale.v1.InferenceService", add)],
+            error_table={},
+        )
+        self.endpoint = self.server.address
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[Any]:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.time_remaining.append(context.time_remaining())
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.error is not None:
+            raise self.error
+        self.fleet.use_ticket(request.ticket, self.data_plane_id)
+        self.running += 1
+        try:
+            async for response in self._stream(request):
+                yield response
+        finally:
+            self.running -= 1
+            self.ended.set()
+
+    async def _stream(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+        sampling = request.sampling
+        seed = sampling.seed if sampling.HasField("seed") else DRAWN_SEED
+        done = list(request.generated_token_ids)
+        num_prompt_tokens = max(1, len(request.prompt.split()) + len(request.prompt_token_ids.ids))
+        if request.HasField("chat"):
+            num_prompt_tokens = sum(len(m.content.split()) + 1 for m in request.chat.messages)
+        claims = self.fleet.tickets[request.ticket]
+        yield pb.GenerateResponse(
+            accepted=pb.Accepted(
+                request_id=request.request_id,
+                model=claims.model,
+                adapter_version=claims.adapter_version,
+                adapter_digest=claims.adapter_digest,
+                data_plane_id=self.data_plane_id,
+                num_prompt_tokens=num_prompt_tokens,
+                seed=seed,
+            )
+        )
+        max_tokens = sampling.max_tokens if sampling.HasField("max_tokens") else 20
+        while len(done) < max_tokens:
+            if self.before_token is not None:
+                await self.before_token(self, len(done))
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            token_id = token_at(seed, len(done))
+            chunk = pb.TokenChunk(text=text_of(done[-1:]), token_ids=[token_id])
+            if sampling.HasField("logprobs"):
+                chunk.logprobs.append(_logprobs(token_id, sampling.logprobs))
+            done.append(token_id)
+            yield pb.GenerateResponse(tokens=chunk)
+        yield pb.GenerateResponse(
+            finished=pb.Finished(
+                finish_reason=pb.FINISH_REASON_LENGTH,
+                text=text_of(done[-1:]),
+                usage=pb.Usage(
+                    num_prompt_tokens=num_prompt_tokens, num_completion_tokens=len(done)
+                ),
+                timings=pb.Timings(queue_s=0.25, time_to_first_token_s=0.5, total_s=1.0),
+            )
+        )
+
+    async def kill(self) -> None:
+        """Stops at once, in the middle of everything."""
+        if self.server is not None:
+            server, self.server = self.server, None
+            await server.stop(0)
+
+
+def _logprobs(token_id: int, num_top: int) -> pb.TokenLogprobs:
+    def candidate(offset: int) -> pb.TokenLogprob:
+        logprob = float("-inf") if offset == 2 else -0.5 - offset
+        return pb.TokenLogprob(
+            token_id=token_id + offset, logprob=logprob, text=text_of([token_id + offset])
+        )
+
+    return pb.TokenLogprobs(
+        chosen=candidate(0), top=[candidate(offset) for offset in range(num_top)]
+    )

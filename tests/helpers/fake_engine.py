@@ -1,0 +1,189 @@
+"""An engine that says what a script tells it to: `python -m tests.helpers.fake_engine ADDRESS`.
+
+The script is a JSON file (FAKE_ENGINE_SCRIPT, see FakeScript); every message that
+arrives is appended to the file FAKE_ENGINE_LOG as a line of JSON, for tests to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from dataplane import channel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(kw_only=True)
+class FakeScript:
+    """`tokens` is what every request generates, from token len(generated) on, `burst` at a time."""
+
+    tokens: list[int] = field(default_factory=lambda: [10, 11, 12])
+    burst: int = 1
+    interval_s: float = 0.0
+    finish: str = "length"
+    stop_token_id: int = -1
+    logprobs: bool = False
+    hang_after: int | None = None  # tokens of a request after which nothing more comes
+    crash_after: int | None = None
+    garbage_after: int | None = None
+    fail_after: int | None = None
+    fail: dict[str, Any] = field(default_factory=dict)
+    start_failed: dict[str, Any] | None = None
+    exit_before_ready: int | None = None
+    ready_delay_s: float = 0.0
+    stubborn: bool = False  # heeds neither Shutdown nor SIGTERM
+    ready: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] | None = None
+
+
+def environment(script: FakeScript, log: Path) -> dict[str, str]:
+    """For the process; its import roots included. The script is written beside `log`."""
+    script_file = log.with_suffix(".script")
+    script_file.write_bytes(msgspec.json.encode(asdict(script)))
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "protos"))),
+        "FAKE_ENGINE_SCRIPT": str(script_file),
+        "FAKE_ENGINE_LOG": str(log),
+    }
+
+
+COMMAND = (sys.executable, "-P", "-m", "tests.helpers.fake_engine")
+
+
+def ready_message(**changes: Any) -> channel.Ready:
+    fields: dict[str, Any] = {
+        "model_name": "base",
+        "fingerprint": "f" * 64,
+        "num_layers": 2,
+        "layer_modules": [channel.ModuleShape("self_attn.q_proj", 64, 64)],
+        "outer_modules": [channel.ModuleShape("lm_head", 64, 400)],
+        "vocab_size": 400,
+        "max_context_tokens": 64,
+        "eos_token_ids": [1],
+        "num_pages": 100,
+        "page_bytes": 4096,
+        "max_running": 4,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return channel.Ready(**{**fields, **changes})
+
+
+class _Engine:
+    def __init__(self, address: str, script: FakeScript, log: Path) -> None:
+        self.script = script
+        self.log = log
+        self.socket = zmq.Context().socket(zmq.PAIR)
+        self.socket.connect(address)
+        self.running: dict[int, tuple[channel.Submit, int, float]] = {}
+
+    def send(self, message: object) -> None:
+        self.socket.send(channel.encode(message))
+
+    def receive(self, timeout_ms: int) -> channel.ToEngine | None:
+        if not self.socket.poll(timeout_ms):
+            return None
+        message = channel.decode_to_engine(self.socket.recv())
+        with self.log.open("ab") as file:
+            file.write(msgspec.json.encode(message) + b"\n")
+        return message
+
+    def run(self) -> int:
+        script = self.script
+        if script.exit_before_ready is not None:
+            return script.exit_before_ready
+        self.send(channel.Hello(os.getpid()))
+        while not isinstance(self.receive(1000), channel.Start):
+            pass
+        time.sleep(script.ready_delay_s)
+        if script.start_failed is not None:
+            self.send(channel.StartFailed(**script.start_failed))
+            time.sleep(0.05)
+            return 1
+        self.send(ready_message(**script.ready))
+        if script.stats is not None:
+            self.send(channel.Stats(**script.stats))
+        while True:
+            match self.receive(1):
+                case channel.Submit(handle=handle) as submit:
+                    self.running[handle] = (submit, len(submit.generated), time.monotonic())
+                case channel.Abort(handle=handle):
+                    self.running.pop(handle, None)
+                case channel.Inspect(ticket=ticket):
+                    self.send(
+                        channel.PoolReport(
+                            ticket=ticket, owners=["", "x"], num_used_pages=1, problem=""
+                        )
+                    )
+                case channel.Shutdown() if not script.stubborn:
+                    return 0
+                case _:
+                    pass
+            self.step()
+
+    def step(self) -> None:
+        outputs = []
+        for handle, (submit, position, due) in list(self.running.items()):
+            if time.monotonic() < due or position == self.script.hang_after:
+                continue
+            self.mishap(handle, position)
+            if handle not in self.running:
+                continue
+            end = min(position + self.script.burst, len(self.script.tokens))
+            end = min(end, submit.sampling.max_tokens)
+            last = end in (len(self.script.tokens), submit.sampling.max_tokens)
+            outputs.append(self.output(submit, position, end, last))
+            if last:
+                del self.running[handle]
+            else:
+                self.running[handle] = (submit, end, time.monotonic() + self.script.interval_s)
+        if outputs:
+            self.send(channel.Outputs(outputs))
+
+    def output(self, submit: channel.Submit, position: int, end: int, last: bool) -> channel.Output:
+        tokens = self.script.tokens[position:end]
+        first = position == len(submit.generated)
+        return channel.Output(
+            handle=submit.handle,
+            token_ids=tokens,
+            logprobs=[channel.TokenLogprobs(-0.5, [token, 9], [-0.5, -1.5]) for token in tokens]
+            if self.script.logprobs
+            else [],
+            finish=self.script.finish if last else "",
+            stop_token_id=self.script.stop_token_id if last else -1,
+            timings=channel.Timings(0.25, 0.125, 0.5) if first or last else None,
+        )
+
+    def mishap(self, handle: int, position: int) -> None:
+        script = self.script
+        if position == script.crash_after:
+            time.sleep(0.05)
+            os._exit(3)
+        if position == script.garbage_after:
+            self.socket.send(b"\xc1garbage")
+            del self.running[handle]
+        if position == script.fail_after:
+            self.send(channel.Failed(handle=handle, **script.fail))
+            del self.running[handle]
+
+
+def main() -> int:
+    script_file = Path(os.environ["FAKE_ENGINE_SCRIPT"])
+    script = msgspec.json.decode(script_file.read_bytes(), type=FakeScript)
+    if script.stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return _Engine(sys.argv[1], script, Path(os.environ["FAKE_ENGINE_LOG"])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

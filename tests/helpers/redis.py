@@ -1,0 +1,34 @@
+"""A real Redis for tests: one server for the session, emptied for each test."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.store.embedded import EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """URL of an empty database."""
+    assert send(redis_server, "FLUSHALL") == b"+OK\r\n"
+    return redis_server.url
+
+
+def send(server: EmbeddedRedis, command: str) -> bytes:
+    """One inline command over a connection of its own."""
+    path = Path(server.url.removeprefix("unix://").partition("?")[0])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(65536)
