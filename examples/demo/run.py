@@ -85,15 +85,16 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _keep(console: Console, up: Serving, prompt: str, adapter: str) -> None:
-    console.print(
-        f"\nserving until Ctrl-C; try\n"
-        f"  chorale generate --address {up.grpc_address} --adapter {adapter} '{prompt}'\n"
-        f"  curl -s http://{up.http_address}/v1/completions -H 'content-type: application/json' "
-        f"""-d '{{"model": "{adapter}", "prompt": "{prompt}", "max_tokens": 64}}'""",
-        markup=False,
-        soft_wrap=True,
-    )
     try:
+        console.print(
+            f"\nserving until Ctrl-C; try\n"
+            f"  chorale generate --address {up.grpc_address} --adapter {adapter} '{prompt}'\n"
+            f"  curl -s http://{up.http_address}/v1/completions "
+            "-H 'content-type: application/json' "
+            f"""-d '{{"model": "{adapter}", "prompt": "{prompt}", "max_tokens": 64}}'""",
+            markup=False,
+            soft_wrap=True,
+        )
         status = up.process.wait()
     except KeyboardInterrupt:
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
+from grpc_health.v1 import _async as aio_health
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -106,7 +107,8 @@ class _TypedErrors(grpc.aio.ServerInterceptor):
         known = translate(error, self._table)
         if isinstance(known, InternalError):
             log.error("%s failed", method, exc_info=error)
-        await context.abort_with_status(rpc_status.to_status(to_status(known)))
+        # The stubs of grpc.aio lack it.
+        await cast("Any", context).abort_with_status(rpc_status.to_status(to_status(known)))
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Server:
     """A grpc.aio server with health and reflection; `port` is the one it listens on."""
 
     grpc_server: grpc.aio.Server
-    health: health.aio.HealthServicer
+    health: aio_health.HealthServicer
     host: str
     port: int = 0
     _services: list[str] = field(default_factory=list[str])
@@ -160,7 +162,7 @@ async def start_server(
         ),
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = aio_health.HealthServicer()
     server = Server(grpc_server, health_servicer, host)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
     for name, add in services:

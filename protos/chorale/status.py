@@ -43,9 +43,9 @@ def from_rpc_error(error: grpc.RpcError) -> ChoraleError:
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         retry = error_details_pb2.RetryInfo()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+        if detail.Unpack(info):  # False when it is another message
             reason, metadata = info.reason, dict(info.metadata)
-        elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+        elif detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     return cls(reason, message, metadata=metadata, retry_after_s=retry_after_s)
 

@@ -54,6 +54,9 @@ class ChatFormat:
     def __init__(self, body: ChatBody) -> None:
         self._token_ids = bool(body.return_token_ids)
 
+    def beside(self, choice: Choice) -> dict[str, Any]:
+        return {"prompt_token_ids": choice.prompt_token_ids} if self._token_ids else {}
+
     def first(self, choice: Choice) -> dict[str, Any] | None:
         return self._chunk(choice, {"role": "assistant", "content": ""}, (), ())
 

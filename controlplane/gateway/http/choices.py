@@ -53,6 +53,11 @@ class Choice:
             self.finished = response.finished
 
     @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt's tokens, if they were asked for."""
+        return list(self.accepted.prompt_token_ids) if self.accepted is not None else []
+
+    @property
     def stop_reason(self) -> str | int | None:
         finished = self.finished
         match finished.WhichOneof("stop_match") if finished is not None else None:

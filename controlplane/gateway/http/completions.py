@@ -50,8 +50,13 @@ class CompletionFormat:
         self._logprobs = body.logprobs
         self._token_ids = bool(body.return_token_ids)
 
+    def beside(self, choice: Choice) -> dict[str, Any]:
+        return {}  # each choice has its own prompt
+
     def first(self, choice: Choice) -> dict[str, Any] | None:
-        return self._chunk(choice, choice.echo, (), ()) if choice.echo else None
+        if not (choice.echo or self._token_ids):
+            return None
+        return {**self._chunk(choice, choice.echo, (), ()), **self._prompt(choice)}
 
     def tokens(self, choice: Choice, chunk: pb.TokenChunk) -> dict[str, Any] | None:
         if not (chunk.text or chunk.logprobs or self._token_ids):
@@ -71,9 +76,13 @@ class CompletionFormat:
         shown = self._chunk(choice, text, choice.token_ids, choice.logprobs)
         return {
             **shown,
+            **self._prompt(choice),
             "finish_reason": finish_reason(choice.end),
             "stop_reason": choice.stop_reason,
         }
+
+    def _prompt(self, choice: Choice) -> dict[str, Any]:
+        return {"prompt_token_ids": choice.prompt_token_ids} if self._token_ids else {}
 
     def _chunk(self, choice: Choice, text: str, token_ids: Any, logprobs: Any) -> dict[str, Any]:
         shown: dict[str, Any] = {

@@ -51,6 +51,10 @@ class Format(Protocol):
     object: str
     chunk_suffix: str
 
+    def beside(self, choice: Choice) -> dict[str, Any]:
+        """What the answer has beside its choices, as the first of them tells."""
+        ...
+
     def first(self, choice: Choice) -> dict[str, Any] | None:
         """A choice's chunk before its tokens, or None."""
         ...
@@ -100,10 +104,13 @@ class Serving:
             await choices.close()
             raise
         shown = [shape.whole(choice) for choice in choices.choices]
-        usage = _usage(choices.choices)
-        return json_response(
-            answer(choices=shown, usage=usage, system_fingerprint=None), headers=headers
+        whole = answer(
+            choices=shown,
+            usage=_usage(choices.choices),
+            system_fingerprint=None,
+            **shape.beside(choices.choices[0]),
         )
+        return json_response(whole, headers=headers)
 
     def _choices(
         self,
@@ -115,6 +122,7 @@ class Serving:
         choices: list[Choice] = []
         for index, (prompt, echo, generate) in enumerate(generations):
             generate.request_id = f"{answer_id}-{index}"
+            generate.return_prompt_token_ids = bool(body.return_token_ids)
             generate.model = body.model or ""
             generate.tenant = request.headers.get(_TENANT_HEADER, "")
             generation = self._relay.start(
@@ -135,12 +143,12 @@ async def _chunks(
 ) -> AsyncGenerator[dict[str, Any]]:
     no_usage: dict[str, Any] = {"usage": None} if wants_usage else {}
 
-    def chunk(shown: dict[str, Any]) -> dict[str, Any]:
-        return answer(shape.chunk_suffix, choices=[shown], **no_usage)
+    def chunk(shown: dict[str, Any], **beside: Any) -> dict[str, Any]:
+        return answer(shape.chunk_suffix, choices=[shown], **beside, **no_usage)
 
     for choice in choices.choices:
         if first := shape.first(choice):
-            yield chunk(first)
+            yield chunk(first, **shape.beside(choice))
     async with aclosing(choices.events()) as events:
         async for choice, response in events:
             if response.HasField("tokens"):

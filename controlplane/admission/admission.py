@@ -1,0 +1,197 @@
+"""From a model's name to a data plane and a signed ticket."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chorale.tickets import TICKET_ID_BYTES, sign
+from chorale.v1 import admission_pb2
+from controlplane.admission.reservations import Reservations
+from controlplane.errors import (
+    FleetFullError,
+    InvalidRequestError,
+    NoDataPlaneError,
+    UnknownNameError,
+)
+from controlplane.fleet.model import Load
+from controlplane.fleet.ticket_keys import TicketKeys
+from controlplane.placement.placement import Candidate, PlacementPolicy, Refusal, place
+from controlplane.registry.model import decode_version
+from controlplane.registry.names import check_reference
+from controlplane.store.client import Store
+
+DEFAULT_TENANT = "default"
+MAX_TENANT_CHARS = 128
+MAX_EXCLUDED = 64
+_TENANT = re.compile(r"[!-~]+", re.ASCII)
+_RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a model name means. For a base model, adapter fields are empty and version is 0."""
+
+    base_model: str
+    adapter: str = ""
+    version: int = 0
+    digest: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """expires_at_ms: milliseconds since the Unix epoch, on this machine's clock."""
+
+    model: Resolved
+    data_plane: Candidate
+    ticket: bytes
+    expires_at_ms: int
+
+
+class Admission:
+    """One round trip to Redis for each request: name, fleet and load come in one reply.
+
+    ticket_ttl_s: how long a ticket is good; it must cover the clocks' difference between the
+    control plane and the data planes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ticket_keys: TicketKeys,
+        reservations: Reservations,
+        policy: PlacementPolicy,
+        *,
+        ticket_ttl_s: float,
+    ) -> None:
+        self._store = store
+        self._ticket_keys = ticket_keys
+        self._reservations = reservations
+        self._policy = policy
+        self._ticket_ttl_s = ticket_ttl_s
+
+    async def admit(
+        self, model: str, *, tenant: str = "", excluded: Sequence[str] = ()
+    ) -> Admitted:
+        """Places one request.
+
+        Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), FleetFullError,
+        NoDataPlaneError, StoreUnavailableError.
+        """
+        if model:
+            check_reference("model", model)
+        tenant = tenant or DEFAULT_TENANT
+        _check_tenant(tenant)
+        if len(excluded) > MAX_EXCLUDED:
+            raise InvalidRequestError(
+                "TOO_MANY_EXCLUDED",
+                f"excluded_data_plane_ids holds {len(excluded)}; at most {MAX_EXCLUDED}",
+                metadata={"field": "excluded_data_plane_ids"},
+            )
+        reply = await self._store.run("admit", model)
+        if reply[0] == "UNKNOWN":
+            raise UnknownNameError(
+                "MODEL_NOT_FOUND",
+                f"model {model!r} is no adapter, version, alias or base model here: ListAdapters "
+                "and ListBaseModels tell those there are",
+                metadata={"model": model},
+            )
+        now_s = int(reply[1]) / 1000
+        candidates = [self._candidate(plane) for plane in reply[7]]
+        resolved = _resolved(reply, candidates)
+        chosen = place(
+            candidates,
+            base_model=resolved.base_model,
+            digest=resolved.digest,
+            excluded=frozenset(excluded),
+            now_s=now_s,
+            policy=self._policy,
+        )
+        if isinstance(chosen, Refusal):
+            raise _refused(chosen, resolved)
+        # Counted before the next await, so that requests of one instant see each other.
+        self._reservations.add(chosen.data_plane_id)
+        key_id, key = await self._ticket_keys.find(reply[2])
+        expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
+        claims = _claims(resolved, chosen, tenant, expires_at_ms)
+        return Admitted(resolved, chosen, sign(claims, key_id, key), expires_at_ms)
+
+    def _candidate(self, plane: list[Any]) -> Candidate:
+        data_plane_id, endpoint, base_model, load, heartbeat_ms, num_placed, tier = plane
+        return Candidate(
+            data_plane_id=data_plane_id,
+            endpoint=endpoint,
+            base_model=base_model,
+            load=Load.unpack(load),
+            num_placed=int(num_placed) + self._reservations.unwritten(data_plane_id),
+            tier=tier,
+            last_heartbeat_s=int(heartbeat_ms) / 1000,
+        )
+
+
+def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved:
+    kind, name = reply[0], reply[3]
+    if kind == "ADAPTER":
+        record = decode_version(reply[5])
+        return Resolved(record.base_model, name, int(reply[4]), record.digest, reply[6])
+    if kind == "BASE_MODEL":
+        return Resolved(name)
+    served = sorted({candidate.base_model for candidate in candidates})
+    if len(served) > 1:
+        raise InvalidRequestError(
+            "MODEL_REQUIRED",
+            f"model is empty, and {len(served)} base models are served: name one of "
+            f"{', '.join(served[:10])}",
+            metadata={"field": "model"},
+        )
+    return Resolved(served[0] if served else "")
+
+
+def _refused(refusal: Refusal, resolved: Resolved) -> FleetFullError | NoDataPlaneError:
+    metadata = {"base_model": resolved.base_model}
+    if refusal is Refusal.ALL_FULL:
+        return FleetFullError(
+            "FLEET_FULL",
+            f"{refusal.value}: try again after retry_after_s, or add data planes",
+            metadata=metadata,
+            retry_after_s=_RETRY_AFTER_S,
+        )
+    name = repr(resolved.base_model) if resolved.base_model else "any base model"
+    return NoDataPlaneError(
+        refusal.name,
+        f"{refusal.value} ({name}): wait for one to join or recover",
+        metadata=metadata,
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _claims(
+    resolved: Resolved, chosen: Candidate, tenant: str, expires_at_ms: int
+) -> admission_pb2.TicketClaims:
+    claims = admission_pb2.TicketClaims(
+        ticket_id=secrets.token_bytes(TICKET_ID_BYTES),
+        data_plane_id=chosen.data_plane_id,
+        tenant=tenant,
+        base_model=resolved.base_model,
+        adapter_name=resolved.adapter,
+        adapter_version=resolved.version,
+        adapter_digest=resolved.digest,
+        adapter_source=resolved.source,
+    )
+    claims.expires_at.FromMilliseconds(expires_at_ms)
+    return claims
+
+
+def _check_tenant(tenant: str) -> None:
+    if len(tenant) > MAX_TENANT_CHARS or not _TENANT.fullmatch(tenant):
+        raise InvalidRequestError(
+            "TENANT_INVALID",
+            f"tenant must be 1 to {MAX_TENANT_CHARS} printable ASCII characters without spaces, "
+            f"not {tenant[:200]!r}",
+            metadata={"field": "tenant"},
+        )

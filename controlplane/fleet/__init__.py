@@ -1,0 +1,1 @@
+"""Membership of data planes: leases, load, residency, ticket keys."""

@@ -1,0 +1,171 @@
+"""Leases of data planes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from controlplane.errors import ConflictError, ControlPlaneError, UnknownNameError
+from controlplane.fleet.checks import (
+    check_base_model,
+    check_digests,
+    check_endpoint,
+    check_identity,
+)
+from controlplane.fleet.model import TIERS, DataPlane, Load, Residency
+from controlplane.fleet.ticket_keys import TicketKeys, decode_keys
+from controlplane.registry.model import BaseModelRecord, encode
+from controlplane.store.client import Store, as_dict
+
+
+class Fleet:
+    """Membership. A lease is a key that expires in Redis, `lease_s` after the last heartbeat.
+
+    Raises everywhere, besides what methods name: InvalidRequestError, StoreUnavailableError.
+    """
+
+    def __init__(self, store: Store, ticket_keys: TicketKeys, *, lease_s: float) -> None:
+        self._store = store
+        self._ticket_keys = ticket_keys
+        self._lease_ms = int(lease_s * 1000)
+
+    async def join(
+        self, data_plane_id: str, incarnation: int, endpoint: str, base: BaseModelRecord
+    ) -> Mapping[str, bytes]:
+        """Grants a lease and returns the ticket keys.
+
+        Raises: ConflictError (FINGERPRINT_CONFLICT, STALE_INCARNATION, BASE_MODEL_NAME_TAKEN).
+        """
+        check_identity(data_plane_id, incarnation)
+        check_endpoint(endpoint)
+        check_base_model(base)
+        keys = await self._ticket_keys.all()
+        reply = await self._store.run(
+            "join",
+            data_plane_id,
+            _sortable(incarnation),
+            endpoint,
+            base.name,
+            base.fingerprint,
+            encode(base),
+            self._lease_ms,
+        )
+        if reply[0] != "OK":
+            raise _join_refusal(reply, data_plane_id, base)
+        return keys
+
+    async def heartbeat(
+        self, data_plane_id: str, incarnation: int, load: Load, residency: Residency
+    ) -> Mapping[str, bytes]:
+        """Renews the lease, takes the report, returns the ticket keys.
+
+        One round trip; one more for each tier whose digests have changed since the last report.
+
+        Raises: UnknownNameError (LEASE_EXPIRED, INCARNATION_REPLACED).
+        """
+        check_identity(data_plane_id, incarnation)
+        digests: dict[str, list[str]] = {
+            tier: sorted(set[str](getattr(residency, tier))) for tier in TIERS
+        }
+        tags = {tier: _tag(digests[tier]) for tier in TIERS}
+        reply = await self._store.run(
+            "heartbeat",
+            data_plane_id,
+            _sortable(incarnation),
+            load.pack(),
+            self._lease_ms,
+            *tags.values(),
+        )
+        if reply[0] != "OK":
+            raise _lease_lost(reply[0], data_plane_id)
+        for tier in reply[1]:
+            check_digests(tier, digests[tier])
+            await self._store.run(
+                "residency",
+                data_plane_id,
+                _sortable(incarnation),
+                self._lease_ms,
+                tier,
+                tags[tier],
+                *digests[tier],
+            )
+        # Keys vanish from under a live lease only if somebody deletes them by hand.
+        return decode_keys(reply[3]) if reply[2] else await self._ticket_keys.all()
+
+    async def leave(self, data_plane_id: str, incarnation: int) -> None:
+        """Ends the lease, if this incarnation holds one."""
+        check_identity(data_plane_id, incarnation)
+        await self._store.run("leave", data_plane_id, _sortable(incarnation))
+
+    async def data_planes(self) -> list[DataPlane]:
+        """The live ones, in order of id."""
+        return sorted(
+            (_data_plane(item) for item in await self._store.run("data_planes")),
+            key=lambda plane: plane.data_plane_id,
+        )
+
+
+def _data_plane(item: list[Any]) -> DataPlane:
+    data_plane_id, flat, pool, host, disk = item
+    fields = as_dict(flat)
+    return DataPlane(
+        data_plane_id=data_plane_id,
+        incarnation=int(fields["incarnation"]),
+        endpoint=fields["endpoint"],
+        base_model=fields["base_model"],
+        load=Load.unpack(fields["load"]),
+        residency=Residency(sorted(pool), sorted(host), sorted(disk)),
+        last_heartbeat_ms=int(fields["last_heartbeat_ms"]),
+    )
+
+
+def _sortable(incarnation: int) -> str:
+    # Lua's numbers are doubles and would round nanoseconds: compared as text of one length.
+    return f"{incarnation:020d}"
+
+
+def _tag(digests: Sequence[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+
+
+def _join_refusal(
+    reply: Sequence[str], data_plane_id: str, base: BaseModelRecord
+) -> ControlPlaneError:
+    metadata = {"data_plane_id": data_plane_id, "base_model": base.name}
+    if reply[0] == "FINGERPRINT":
+        return ConflictError(
+            "FINGERPRINT_CONFLICT",
+            f"base_model {base.name!r} has fingerprint {base.fingerprint[:12]}… here and "
+            f"{reply[2][:12]}… on the live data plane {reply[1]!r}: serve the same files, or give "
+            "this base model another name",
+            metadata={**metadata, "other_data_plane_id": reply[1]},
+        )
+    if reply[0] == "STALE_INCARNATION":
+        return ConflictError(
+            "STALE_INCARNATION",
+            f"a newer process (incarnation {int(reply[1])}) has joined as {data_plane_id!r}: stop "
+            "this one, or give it another data_plane_id",
+            metadata={**metadata, "incarnation": str(int(reply[1]))},
+        )
+    what = {"ADAPTER": "an adapter", "ALIAS": "an alias"}[reply[0]]
+    return ConflictError(
+        "BASE_MODEL_NAME_TAKEN",
+        f"base_model.name {base.name!r} is the name of {what}: remove that, or serve the base "
+        "model under another name",
+        metadata=metadata,
+    )
+
+
+def _lease_lost(code: str, data_plane_id: str) -> UnknownNameError:
+    if code == "REPLACED":
+        return UnknownNameError(
+            "INCARNATION_REPLACED",
+            f"another process has joined as {data_plane_id!r} since: join again",
+            metadata={"data_plane_id": data_plane_id},
+        )
+    return UnknownNameError(
+        "LEASE_EXPIRED",
+        f"data plane {data_plane_id!r} holds no lease: join again",
+        metadata={"data_plane_id": data_plane_id},
+    )

@@ -1,0 +1,159 @@
+"""The control plane process: registry, fleet and admission behind one gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from chorale.server import Server, start_server
+from chorale.v1 import adapter_registry_pb2_grpc, admission_pb2_grpc, fleet_pb2_grpc
+from controlplane.admission.admission import Admission
+from controlplane.admission.reservations import Reservations
+from controlplane.errors import StoreUnavailableError
+from controlplane.fleet.fleet import Fleet
+from controlplane.fleet.ticket_keys import TicketKeys
+from controlplane.options import ControlPlaneOptions
+from controlplane.placement.placement import PlacementPolicy
+from controlplane.registry.intake import Intake
+from controlplane.registry.registry import AdapterRegistry
+from controlplane.rpc.adapter_registry import AdapterRegistryHandlers
+from controlplane.rpc.admission import AdmissionHandlers
+from controlplane.rpc.error_table import ERROR_TABLE
+from controlplane.rpc.fleet import FleetHandlers
+from controlplane.store.client import Store
+from storage.limits import AdapterLimits
+from storage.sources import LocalDirectorySource, SourceRouter
+
+__all__ = ["ControlPlaneOptions", "run", "serve"]
+
+log = logging.getLogger(__name__)
+
+_HEALTH_INTERVAL_S = 0.5
+_GRACE_S = 1.0
+
+
+async def serve(
+    options: ControlPlaneOptions,
+    *,
+    ready: Callable[[str, int], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serves until `stop` is set, or without one until cancelled. Calls `ready(host, port)` when
+    it can serve.
+
+    Raises: StoreUnavailableError when Redis does not answer within `redis_start_s`; OSError when
+    the address cannot be bound; OptionError.
+    """
+    stop = stop or asyncio.Event()
+    store = Store(options.redis_url, timeout_s=options.redis_timeout_s)
+    try:
+        if not await _first_of(store.wait_until_up(options.redis_start_s), stop):
+            return
+        reservations = Reservations(store)
+        server = await _start(options, store, reservations)
+        reservations.start()
+        try:
+            await server.set_serving(True)
+            if ready is not None:
+                ready(options.host, server.port)
+            await _first_of(_watch_health(server, store), stop)
+        finally:
+            await server.stop(_GRACE_S)
+            await reservations.stop()
+    finally:
+        await store.close()
+
+
+def run(options: ControlPlaneOptions, *, ready: Callable[[str, int], None] | None = None) -> None:
+    """Runs the process until SIGTERM or SIGINT. Raises as `serve`."""
+    asyncio.run(_run(options, ready))
+
+
+async def _run(options: ControlPlaneOptions, ready: Callable[[str, int], None] | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(options, ready=ready, stop=stop)
+
+
+async def _first_of(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Whether `work` ended (True, or what it raised) before `stop`, which cancels it."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+    if working.cancelled():
+        return False
+    working.result()
+    return True
+
+
+async def _start(options: ControlPlaneOptions, store: Store, reservations: Reservations) -> Server:
+    limits = AdapterLimits(max_weights_bytes=options.max_adapter_bytes)
+    sources = SourceRouter({"file": LocalDirectorySource(options.adapter_roots, limits)})
+    registry = AdapterRegistry(store, Intake(sources, limits))
+    ticket_keys = TicketKeys(store)
+    fleet = FleetHandlers(
+        Fleet(store, ticket_keys, lease_s=options.lease_s),
+        token=options.fleet_token,
+        lease_s=options.lease_s,
+        heartbeat_interval_s=options.heartbeat_interval_s,
+    )
+    policy = PlacementPolicy(max_queue_factor=options.max_queue_factor, lease_s=options.lease_s)
+    admission = AdmissionHandlers(
+        Admission(store, ticket_keys, reservations, policy, ticket_ttl_s=options.ticket_ttl_s)
+    )
+    registry_pb, admission_pb, fleet_pb = (
+        adapter_registry_pb2_grpc,
+        admission_pb2_grpc,
+        fleet_pb2_grpc,
+    )
+    return await start_server(
+        host=options.host,
+        port=options.port,
+        services=(
+            (
+                "chorale.v1.AdapterRegistryService",
+                lambda server: registry_pb.add_AdapterRegistryServiceServicer_to_server(
+                    AdapterRegistryHandlers(registry), server
+                ),
+            ),
+            (
+                "chorale.v1.AdmissionService",
+                lambda server: admission_pb.add_AdmissionServiceServicer_to_server(
+                    admission, server
+                ),
+            ),
+            (
+                "chorale.v1.FleetService",
+                lambda server: fleet_pb.add_FleetServiceServicer_to_server(fleet, server),
+            ),
+        ),
+        error_table=ERROR_TABLE,
+        max_concurrent_rpcs=options.max_concurrent_rpcs,
+    )
+
+
+async def _watch_health(server: Server, store: Store) -> None:
+    """SERVING exactly while Redis answers. Never ends by itself."""
+    serving = True
+    while True:
+        await asyncio.sleep(_HEALTH_INTERVAL_S)
+        try:
+            await store.ping()
+            answers = True
+        except StoreUnavailableError as error:
+            answers = False
+            if serving:
+                log.error("not serving: %s", error.message)
+        if answers != serving:
+            serving = answers
+            await server.set_serving(serving)

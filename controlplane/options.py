@@ -1,0 +1,60 @@
+"""Options of the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlplane.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneOptions:
+    """fleet_token: secret that data planes must know; without it nobody gets ticket keys.
+    adapter_roots: directories that adapters may be registered from; none: nothing can be.
+    max_adapter_bytes: largest weights file. lease_s: time without a heartbeat after which a data
+    plane is taken for dead; heartbeats are asked for five times in it.
+    max_queue_factor: requests are refused (RESOURCE_EXHAUSTED) when every data plane has this many
+    times max_running requests waiting. ticket_ttl_s: covers the clocks' difference between
+    machines. redis_timeout_s: how long one command, and redis_start_s: how long the first
+    connection may take.
+    """
+
+    redis_url: str
+    fleet_token: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    adapter_roots: Sequence[Path] = ()
+    max_adapter_bytes: int = 4 << 30
+    lease_s: float = 5.0
+    max_queue_factor: float = 4.0
+    ticket_ttl_s: float = 30.0
+    redis_timeout_s: float = 2.0
+    redis_start_s: float = 10.0
+    max_concurrent_rpcs: int = 4096
+
+    def __post_init__(self) -> None:
+        """Raises: OptionError."""
+        if not self.fleet_token or not self.fleet_token.isascii() or " " in self.fleet_token:
+            raise OptionError(
+                "fleet_token", "must be non-empty ASCII without spaces (CHORALE_FLEET_TOKEN)"
+            )
+        if not 0 <= self.port <= 65535:
+            raise OptionError("port", f"must be 0 to 65535, not {self.port}")
+        for name in (
+            "max_adapter_bytes",
+            "lease_s",
+            "max_queue_factor",
+            "ticket_ttl_s",
+            "redis_timeout_s",
+            "max_concurrent_rpcs",
+        ):
+            if not getattr(self, name) > 0:
+                raise OptionError(name, f"must be greater than 0, not {getattr(self, name)}")
+        if self.lease_s < 0.1:
+            raise OptionError("lease_s", f"must be at least 0.1, not {self.lease_s}")
+
+    @property
+    def heartbeat_interval_s(self) -> float:
+        return self.lease_s / 5

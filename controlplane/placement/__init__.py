@@ -1,0 +1,1 @@
+"""Which data plane serves a request: pure policy."""

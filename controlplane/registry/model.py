@@ -1,0 +1,157 @@
+"""What the registry holds, and how it stands in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from storage.base_model import BaseModelSpec
+
+
+class VersionRecord(msgspec.Struct, frozen=True):
+    """What never changes in a version. `size_bytes` is that of the weights file.
+
+    created_at_ms: milliseconds since the Unix epoch.
+    """
+
+    digest: str
+    base_model: str
+    rank: int
+    target_modules: tuple[str, ...]
+    size_bytes: int
+    created_at_ms: int
+
+
+class ModuleRecord(msgspec.Struct, frozen=True):
+    module: str
+    in_features: int
+    out_features: int
+
+
+class BaseModelRecord(msgspec.Struct, frozen=True):
+    """A base model as a data plane announced it; modules in the order of their names."""
+
+    name: str
+    fingerprint: str
+    num_layers: int
+    layer_modules: tuple[ModuleRecord, ...]
+    outer_modules: tuple[ModuleRecord, ...]
+    max_context_tokens: int
+    vocab_size: int
+
+    def spec(self) -> BaseModelSpec:
+        return BaseModelSpec(
+            name=self.name,
+            num_layers=self.num_layers,
+            layer_modules=_shapes(self.layer_modules),
+            outer_modules=_shapes(self.outer_modules),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """`source` and `labels` are those of its latest registration."""
+
+    version: int
+    record: VersionRecord
+    source: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """`version` 0 follows the adapter's current version."""
+
+    name: str
+    adapter: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """versions: newest first. aliases: in order of name."""
+
+    name: str
+    current_version: int
+    versions: tuple[AdapterVersion, ...]
+    aliases: tuple[Alias, ...]
+
+    def version(self, number: int) -> AdapterVersion:
+        return next(version for version in self.versions if version.version == number)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    adapters: tuple[Adapter, ...]
+    next_token: str
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """`created` is False when the name had this content before."""
+
+    adapter: Adapter
+    version: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    registered_digest: str
+    found_digest: str
+
+    @property
+    def matches(self) -> bool:
+        return self.registered_digest == self.found_digest
+
+
+def encode(record: VersionRecord | BaseModelRecord) -> str:
+    return msgspec.json.encode(record).decode()
+
+
+_version_decoder = msgspec.json.Decoder(VersionRecord)
+_base_model_decoder = msgspec.json.Decoder(BaseModelRecord)
+_labels_decoder = msgspec.json.Decoder(dict[str, str])
+
+
+def decode_version(text: str) -> VersionRecord:
+    return _version_decoder.decode(text)
+
+
+def decode_base_model(text: str) -> BaseModelRecord:
+    return _base_model_decoder.decode(text)
+
+
+def encode_labels(labels: Mapping[str, str]) -> str:
+    return msgspec.json.encode(dict(labels)).decode()
+
+
+def decode_adapter(name: str, fields: Mapping[str, str], aliases: list[list[str]]) -> Adapter:
+    """From `dump` of the scripts."""
+    numbers = sorted(
+        (int(key[8:]) for key in fields if key.startswith("version:")),
+        reverse=True,
+    )
+    return Adapter(
+        name=name,
+        current_version=int(fields["current"]),
+        versions=tuple(
+            AdapterVersion(
+                version=number,
+                record=decode_version(fields[f"version:{number}"]),
+                source=fields[f"source:{number}"],
+                labels=_labels_decoder.decode(fields[f"labels:{number}"]),
+            )
+            for number in numbers
+        ),
+        aliases=tuple(
+            Alias(alias, name, int(version)) for alias, version in sorted(map(tuple, aliases))
+        ),
+    )
+
+
+def _shapes(modules: tuple[ModuleRecord, ...]) -> dict[str, tuple[int, int]]:
+    return {module.module: (module.in_features, module.out_features) for module in modules}

@@ -1,0 +1,91 @@
+"""Why a registry script changed nothing, as errors for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from controlplane.errors import ConflictError, ControlPlaneError, NameTakenError, UnknownNameError
+from controlplane.registry.model import Alias
+
+
+def unknown_adapter(reference: str) -> UnknownNameError:
+    return UnknownNameError(
+        "ADAPTER_NOT_FOUND",
+        f"no adapter, version or alias is named {reference!r}: ListAdapters tells those there are",
+        metadata={"name": reference},
+    )
+
+
+def unknown(code: str, name: str, version: int) -> UnknownNameError:
+    if code == "UNKNOWN":
+        return UnknownNameError(
+            "ADAPTER_NOT_FOUND",
+            f"no adapter is named {name!r}; an alias does not stand for its adapter here",
+            metadata={"name": name},
+        )
+    return UnknownNameError(
+        "VERSION_NOT_FOUND",
+        f"adapter {name!r} has no version {version}: GetAdapter tells those it has",
+        metadata={"name": name, "version": str(version)},
+    )
+
+
+def registration(code: str, name: str, detail: str) -> ControlPlaneError:
+    if code == "TOO_MANY_VERSIONS":
+        return ConflictError(
+            "TOO_MANY_VERSIONS",
+            f"adapter {name!r} has {detail} versions, the most there may be: remove old ones",
+            metadata={"name": name, "num_versions": detail},
+        )
+    if code == "BASE_CHANGED":
+        return ConflictError(
+            "BASE_MODEL_CHANGING",
+            f"base model {detail!r} is being announced anew again and again: wait until its data "
+            "planes have settled",
+            metadata={"base_model": detail},
+        )
+    return _taken(code, "name", name, detail)
+
+
+def removal(reply: Sequence[str], name: str, version: int) -> ControlPlaneError:
+    metadata = {"name": name, "version": str(version)}
+    if reply[0] == "CURRENT":
+        return ConflictError(
+            "VERSION_IS_CURRENT",
+            f"version {version} is the current one of adapter {name!r}: promote another first, or "
+            "remove the whole adapter",
+            metadata=metadata,
+        )
+    if reply[0] == "ALIASED":
+        return ConflictError(
+            "VERSION_HAS_ALIAS",
+            f"alias {reply[1]!r} is bound to version {version} of adapter {name!r}: move or remove "
+            "the alias first",
+            metadata={**metadata, "alias": reply[1]},
+        )
+    return unknown(reply[0], name, version)
+
+
+def alias(code: str, wanted: Alias) -> ControlPlaneError:
+    if code == "TOO_MANY_ALIASES":
+        return ConflictError(
+            "TOO_MANY_ALIASES",
+            f"adapter {wanted.adapter!r} has the most aliases there may be: remove one first",
+            metadata={"adapter": wanted.adapter},
+        )
+    if code in ("ADAPTER", "BASE_MODEL"):
+        return _taken(code, "alias.name", wanted.name, "")
+    return unknown(code, wanted.adapter, wanted.version)
+
+
+def _taken(code: str, field: str, name: str, detail: str) -> NameTakenError:
+    what = {
+        "ALIAS": f"an alias of adapter {detail!r}",
+        "ADAPTER": "an adapter",
+        "BASE_MODEL": "a base model",
+    }[code]
+    return NameTakenError(
+        "NAME_TAKEN",
+        f"{field} {name!r} is already {what}: choose another name",
+        metadata={"field": field, "name": name},
+    )

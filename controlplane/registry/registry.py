@@ -1,0 +1,263 @@
+"""The registry of adapters. Every method that changes something is one atomic script."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from controlplane.errors import ConflictError, InvalidRequestError, UnknownNameError
+from controlplane.registry import refusals
+from controlplane.registry.intake import Intake, choose_base
+from controlplane.registry.model import (
+    Adapter,
+    Alias,
+    BaseModelRecord,
+    Page,
+    Registration,
+    Verification,
+    VersionRecord,
+    decode_adapter,
+    decode_base_model,
+    encode,
+    encode_labels,
+)
+from controlplane.registry.names import check_name, check_reference, check_version
+from controlplane.store.client import Store, as_dict
+from storage.adapter.manifest import AdapterManifest
+
+MAX_VERSIONS = 1000
+MAX_ALIASES = 256
+MAX_HISTORY = 1000
+MAX_LABELS = 32
+MAX_LABEL_KEY_CHARS = 64
+MAX_LABEL_VALUE_CHARS = 256
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+_MAX_PAGE_CHARS = 1_000_000  # keeps a page's message below gRPC's default limit of 4 MiB
+_SCAN = 200
+_MAX_ATTEMPTS = 5
+_TOKEN_PREFIX = b"after:"
+
+
+class AdapterRegistry:
+    """Adapters, versions, aliases. All state is in `store`: any number of instances may share it.
+
+    Raises everywhere, besides what methods name: InvalidRequestError for malformed names,
+    StoreUnavailableError.
+    """
+
+    def __init__(self, store: Store, intake: Intake) -> None:
+        self._store = store
+        self._intake = intake
+
+    async def register(
+        self, name: str, source: str, *, base_model: str = "", labels: Mapping[str, str]
+    ) -> Registration:
+        """Validates the adapter at `source` and makes it the current version of `name`.
+
+        A version is its content and its base model: the same pair under the name again only
+        becomes current, with `source` and (unless empty) `labels` of this registration.
+
+        Raises: NameTakenError, ConflictError, SourceError, AdapterFormatError,
+        AdapterMismatchError. Nothing is stored then.
+        """
+        check_name("name", name)
+        if base_model:
+            check_name("base_model", base_model)
+        _check_labels(labels)
+        manifest, uri, size_bytes = await self._intake.read(source)
+        reply: list[Any] = []
+        for _ in range(_MAX_ATTEMPTS):
+            known = await self._base_model_texts()
+            base = choose_base(
+                base_model,
+                manifest.config.base_model_name_or_path,
+                {name: decode_base_model(text) for name, text in known.items()},
+            )
+            await self._intake.check_base(manifest, base, explicit=bool(base_model))
+            reply = await self._store.run(
+                "register",
+                name,
+                manifest.digest,
+                base.name,
+                known[base.name],
+                encode(_record(manifest, base, size_bytes)),
+                uri,
+                encode_labels(labels) if labels else "",
+                MAX_VERSIONS,
+                MAX_HISTORY,
+            )
+            # Another data plane has announced the base model anew since: check against that.
+            if reply[0] != "BASE_CHANGED":
+                break
+        if reply[0] != "OK":
+            raise refusals.registration(reply[0], name, reply[1])
+        return Registration(_adapter(reply[3]), int(reply[1]), bool(reply[2]))
+
+    async def get(self, reference: str) -> tuple[Adapter, int]:
+        """The adapter that a name, `name@version` or alias means, and the version.
+
+        Raises: UnknownNameError.
+        """
+        check_reference("name", reference)
+        reply = await self._store.run("get", reference)
+        if not reply:
+            raise refusals.unknown_adapter(reference)
+        return _adapter(reply[1]), int(reply[0])
+
+    async def page(self, *, size: int = 0, token: str = "", base_model: str = "") -> Page:
+        """Adapters in order of name. size: most to return; 0 is the default. token: from the page
+        before. base_model: only those whose current version is bound to it.
+        """
+        if size > MAX_PAGE_SIZE:
+            raise InvalidRequestError(
+                "PAGE_SIZE_INVALID",
+                f"page_size must be 0 to {MAX_PAGE_SIZE}, not {size}",
+                metadata={"field": "page_size"},
+            )
+        if base_model:
+            check_name("base_model", base_model)
+        after = _name_of_token(token)
+        size = size or DEFAULT_PAGE_SIZE
+        adapters: list[Adapter] = []
+        num_chars = 0
+        while True:
+            # One more than asked for tells whether there is a next page.
+            wanted = min(size - len(adapters) + 1, _SCAN) if not base_model else _SCAN
+            total, after, end, dumps = await self._store.run("list", after, wanted, base_model)
+            for dump in dumps:
+                adapter = _adapter(dump)
+                num_chars += sum(map(len, dump[1]))
+                if len(adapters) == size or (adapters and num_chars > _MAX_PAGE_CHARS):
+                    return Page(tuple(adapters), _token_of_name(adapters[-1].name), int(total))
+                adapters.append(adapter)
+            if end:
+                return Page(tuple(adapters), "", int(total))
+
+    async def promote(self, name: str, version: int) -> Adapter:
+        """Makes `version` current. Raises: UnknownNameError."""
+        check_name("name", name)
+        check_version("version", version)
+        reply = await self._store.run("promote", name, version, MAX_HISTORY)
+        if reply[0] != "OK":
+            raise refusals.unknown(reply[0], name, version)
+        return _adapter(reply[1])
+
+    async def rollback(self, name: str) -> Adapter:
+        """Makes the version before the current one current again; twice goes back two.
+
+        Raises: UnknownNameError, ConflictError (NO_PREVIOUS_VERSION).
+        """
+        check_name("name", name)
+        reply = await self._store.run("rollback", name)
+        if reply[0] == "NO_PREVIOUS":
+            raise ConflictError(
+                "NO_PREVIOUS_VERSION",
+                f"adapter {name!r} had no other version current before; promote one by its number",
+                metadata={"name": name},
+            )
+        if reply[0] != "OK":
+            raise refusals.unknown_adapter(name)
+        return _adapter(reply[1])
+
+    async def remove(self, name: str, version: int = 0) -> None:
+        """Removes the adapter with its aliases, or one `version`.
+
+        Raises: UnknownNameError; ConflictError (VERSION_IS_CURRENT, VERSION_HAS_ALIAS).
+        """
+        check_name("name", name)
+        reply = await self._store.run("remove", name, version)
+        if reply[0] != "OK":
+            raise refusals.removal(reply, name, version)
+
+    async def set_alias(self, alias: Alias) -> Alias:
+        """Creates or moves an alias. Raises: UnknownNameError, NameTakenError, ConflictError."""
+        check_name("alias.name", alias.name)
+        check_name("alias.adapter", alias.adapter)
+        reply = await self._store.run(
+            "set_alias", alias.name, alias.adapter, alias.version, MAX_ALIASES
+        )
+        if reply[0] != "OK":
+            raise refusals.alias(reply[0], alias)
+        return alias
+
+    async def remove_alias(self, name: str) -> None:
+        """Raises: UnknownNameError."""
+        check_name("name", name)
+        if not await self._store.run("remove_alias", name):
+            raise UnknownNameError(
+                "ALIAS_NOT_FOUND", f"no alias is named {name!r}", metadata={"name": name}
+            )
+
+    async def verify(self, reference: str) -> Verification:
+        """Compares what the source holds now with what was registered.
+
+        Raises: UnknownNameError, SourceError, AdapterFormatError.
+        """
+        adapter, number = await self.get(reference)
+        version = adapter.version(number)
+        return Verification(version.record.digest, await self._intake.digest(version.source))
+
+    async def base_models(self) -> dict[str, BaseModelRecord]:
+        """What data planes have announced, by name, in order of name."""
+        found = await self._base_model_texts()
+        return {name: decode_base_model(found[name]) for name in sorted(found)}
+
+    async def _base_model_texts(self) -> dict[str, str]:
+        return as_dict(await self._store.run("base_models"))
+
+
+def _record(manifest: AdapterManifest, base: BaseModelRecord, size_bytes: int) -> VersionRecord:
+    return VersionRecord(
+        digest=manifest.digest,
+        base_model=base.name,
+        rank=manifest.max_rank,
+        target_modules=tuple(sorted({module.module for module in manifest.modules})),
+        size_bytes=size_bytes,
+        created_at_ms=time.time_ns() // 1_000_000,
+    )
+
+
+def _adapter(dump: list[Any]) -> Adapter:
+    name, flat, aliases = dump
+    return decode_adapter(name, as_dict(flat), aliases)
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    for key, value in labels.items():
+        if not 1 <= len(key) <= MAX_LABEL_KEY_CHARS or len(value) > MAX_LABEL_VALUE_CHARS:
+            raise InvalidRequestError(
+                "LABEL_INVALID",
+                f"labels: keys have 1 to {MAX_LABEL_KEY_CHARS} characters and values up to "
+                f"{MAX_LABEL_VALUE_CHARS}; {key[:80]!r} has {len(key)} and {len(value)}",
+                metadata={"field": "labels", "key": key[:80]},
+            )
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequestError(
+            "LABEL_INVALID",
+            f"labels: at most {MAX_LABELS}, not {len(labels)}",
+            metadata={"field": "labels"},
+        )
+
+
+def _token_of_name(name: str) -> str:
+    return base64.urlsafe_b64encode(_TOKEN_PREFIX + name.encode()).decode()
+
+
+def _name_of_token(token: str) -> str:
+    if not token:
+        return ""
+    try:
+        raw = base64.b64decode(token[:1024].encode(), altchars=b"-_", validate=True)
+        if raw.startswith(_TOKEN_PREFIX):
+            return check_name("page_token", raw.removeprefix(_TOKEN_PREFIX).decode())
+    except (binascii.Error, ValueError, InvalidRequestError):
+        pass
+    raise InvalidRequestError(
+        "PAGE_TOKEN_INVALID",
+        "page_token is not one that ListAdapters returned: begin again with an empty one",
+        metadata={"field": "page_token"},
+    )

@@ -1,0 +1,1 @@
+"""gRPC handlers: translate, call the domain, translate back."""

@@ -1,0 +1,97 @@
+"""AdapterRegistryService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from chorale.v1 import adapter_registry_pb2 as pb
+from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceServicer
+from controlplane.registry.registry import AdapterRegistry
+from controlplane.rpc import translate
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
+    def __init__(self, registry: AdapterRegistry) -> None:
+        self._registry = registry
+
+    async def RegisterAdapter(
+        self, request: pb.RegisterAdapterRequest, context: Context
+    ) -> pb.RegisterAdapterResponse:
+        done = await self._registry.register(
+            request.name, request.source, base_model=request.base_model, labels=request.labels
+        )
+        return pb.RegisterAdapterResponse(
+            adapter=translate.adapter_to_pb(done.adapter),
+            version=translate.version_to_pb(done.adapter.version(done.version)),
+            created=done.created,
+        )
+
+    async def GetAdapter(
+        self, request: pb.GetAdapterRequest, context: Context
+    ) -> pb.GetAdapterResponse:
+        adapter, version = await self._registry.get(request.name)
+        return pb.GetAdapterResponse(
+            adapter=translate.adapter_to_pb(adapter), resolved_version=version
+        )
+
+    async def ListAdapters(
+        self, request: pb.ListAdaptersRequest, context: Context
+    ) -> pb.ListAdaptersResponse:
+        page = await self._registry.page(
+            size=request.page_size, token=request.page_token, base_model=request.base_model
+        )
+        return pb.ListAdaptersResponse(
+            adapters=[translate.adapter_to_pb(adapter) for adapter in page.adapters],
+            next_page_token=page.next_token,
+            total_size=page.total,
+        )
+
+    async def PromoteAdapter(
+        self, request: pb.PromoteAdapterRequest, context: Context
+    ) -> pb.PromoteAdapterResponse:
+        adapter = await self._registry.promote(request.name, request.version)
+        return pb.PromoteAdapterResponse(adapter=translate.adapter_to_pb(adapter))
+
+    async def RollbackAdapter(
+        self, request: pb.RollbackAdapterRequest, context: Context
+    ) -> pb.RollbackAdapterResponse:
+        adapter = await self._registry.rollback(request.name)
+        return pb.RollbackAdapterResponse(adapter=translate.adapter_to_pb(adapter))
+
+    async def RemoveAdapter(
+        self, request: pb.RemoveAdapterRequest, context: Context
+    ) -> pb.RemoveAdapterResponse:
+        await self._registry.remove(request.name, request.version)
+        return pb.RemoveAdapterResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        alias = await self._registry.set_alias(translate.alias_from_pb(request.alias))
+        return pb.SetAliasResponse(alias=translate.alias_to_pb(alias))
+
+    async def RemoveAlias(
+        self, request: pb.RemoveAliasRequest, context: Context
+    ) -> pb.RemoveAliasResponse:
+        await self._registry.remove_alias(request.name)
+        return pb.RemoveAliasResponse()
+
+    async def VerifyAdapter(
+        self, request: pb.VerifyAdapterRequest, context: Context
+    ) -> pb.VerifyAdapterResponse:
+        found = await self._registry.verify(request.name)
+        return pb.VerifyAdapterResponse(
+            matches=found.matches,
+            registered_digest=found.registered_digest,
+            found_digest=found.found_digest,
+        )
+
+    async def ListBaseModels(
+        self, request: pb.ListBaseModelsRequest, context: Context
+    ) -> pb.ListBaseModelsResponse:
+        known = await self._registry.base_models()
+        return pb.ListBaseModelsResponse(
+            base_models=[translate.base_model_to_pb(base) for base in known.values()]
+        )

@@ -1,0 +1,34 @@
+"""AdmissionService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from chorale.v1 import admission_pb2 as pb
+from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
+from controlplane.admission.admission import Admission
+from controlplane.rpc import translate
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdmissionHandlers(AdmissionServiceServicer):
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def Admit(self, request: pb.AdmitRequest, context: Context) -> pb.AdmitResponse:
+        admitted = await self._admission.admit(
+            request.model, tenant=request.tenant, excluded=request.excluded_data_plane_ids
+        )
+        model = admitted.model
+        return pb.AdmitResponse(
+            endpoint=admitted.data_plane.endpoint,
+            data_plane_id=admitted.data_plane.data_plane_id,
+            ticket=admitted.ticket,
+            expires_at=translate.timestamp(admitted.expires_at_ms),
+            model=model.adapter or model.base_model,
+            adapter_version=model.version,
+            adapter_digest=model.digest,
+        )

@@ -1,0 +1,25 @@
+"""The one table from domain errors to gRPC codes."""
+
+from __future__ import annotations
+
+import grpc
+
+from chorale.server import ErrorTable
+from controlplane import errors
+from storage import errors as storage_errors
+
+ERROR_TABLE: ErrorTable = {
+    errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnknownNameError: grpc.StatusCode.NOT_FOUND,
+    errors.NameTakenError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotAuthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.FleetFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NoDataPlaneError: grpc.StatusCode.UNAVAILABLE,
+    errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    storage_errors.AdapterFormatError: grpc.StatusCode.INVALID_ARGUMENT,
+    storage_errors.AdapterMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    storage_errors.SourceError: grpc.StatusCode.INVALID_ARGUMENT,
+    storage_errors.SourceNotFoundError: grpc.StatusCode.NOT_FOUND,
+    storage_errors.OutsideRootsError: grpc.StatusCode.PERMISSION_DENIED,
+}

@@ -1,0 +1,71 @@
+"""FleetService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf import duration_pb2
+
+from chorale.v1 import fleet_pb2 as pb
+from chorale.v1.fleet_pb2_grpc import FleetServiceServicer
+from controlplane.fleet.fleet import Fleet
+from controlplane.fleet.token import check_fleet_token
+from controlplane.rpc import translate
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FleetHandlers(FleetServiceServicer):
+    def __init__(
+        self, fleet: Fleet, *, token: str, lease_s: float, heartbeat_interval_s: float
+    ) -> None:
+        self._fleet = fleet
+        self._token = token
+        self._lease_s = lease_s
+        self._heartbeat_interval_s = heartbeat_interval_s
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        check_fleet_token(context.invocation_metadata(), self._token)
+        keys = await self._fleet.join(
+            request.data_plane_id,
+            request.incarnation,
+            request.endpoint,
+            translate.base_model_from_pb(request.base_model),
+        )
+        return pb.JoinResponse(
+            lease=_duration(self._lease_s),
+            heartbeat_interval=_duration(self._heartbeat_interval_s),
+            ticket_keys=translate.keys_to_pb(keys),
+        )
+
+    async def Heartbeat(
+        self, request: pb.HeartbeatRequest, context: Context
+    ) -> pb.HeartbeatResponse:
+        check_fleet_token(context.invocation_metadata(), self._token)
+        keys = await self._fleet.heartbeat(
+            request.data_plane_id,
+            request.incarnation,
+            translate.load_from_pb(request.load),
+            translate.residency_from_pb(request.residency),
+        )
+        return pb.HeartbeatResponse(ticket_keys=translate.keys_to_pb(keys))
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
+        check_fleet_token(context.invocation_metadata(), self._token)
+        await self._fleet.leave(request.data_plane_id, request.incarnation)
+        return pb.LeaveResponse()
+
+    async def ListDataPlanes(
+        self, request: pb.ListDataPlanesRequest, context: Context
+    ) -> pb.ListDataPlanesResponse:
+        planes = await self._fleet.data_planes()
+        return pb.ListDataPlanesResponse(
+            data_planes=[translate.data_plane_to_pb(plane) for plane in planes]
+        )
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromMilliseconds(int(seconds * 1000))
+    return message

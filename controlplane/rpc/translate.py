@@ -1,0 +1,145 @@
+"""Between messages and the domain's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf import timestamp_pb2
+
+from chorale.v1 import adapter_registry_pb2 as registry_pb
+from chorale.v1 import fleet_pb2 as fleet_pb
+from controlplane.fleet.model import DataPlane, Load, Residency
+from controlplane.registry.model import (
+    Adapter,
+    AdapterVersion,
+    Alias,
+    BaseModelRecord,
+    ModuleRecord,
+)
+
+
+def timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
+    message = timestamp_pb2.Timestamp()
+    message.FromMilliseconds(milliseconds)
+    return message
+
+
+def adapter_to_pb(adapter: Adapter) -> registry_pb.Adapter:
+    return registry_pb.Adapter(
+        name=adapter.name,
+        current_version=adapter.current_version,
+        versions=[version_to_pb(version) for version in adapter.versions],
+        aliases=[alias_to_pb(alias) for alias in adapter.aliases],
+    )
+
+
+def version_to_pb(version: AdapterVersion) -> registry_pb.AdapterVersion:
+    record = version.record
+    return registry_pb.AdapterVersion(
+        version=version.version,
+        digest=record.digest,
+        source=version.source,
+        base_model=record.base_model,
+        rank=record.rank,
+        target_modules=record.target_modules,
+        size_bytes=record.size_bytes,
+        created_at=timestamp(record.created_at_ms),
+        labels=version.labels,
+    )
+
+
+def alias_to_pb(alias: Alias) -> registry_pb.Alias:
+    return registry_pb.Alias(name=alias.name, adapter=alias.adapter, version=alias.version)
+
+
+def alias_from_pb(alias: registry_pb.Alias) -> Alias:
+    return Alias(alias.name, alias.adapter, alias.version)
+
+
+def base_model_to_pb(base: BaseModelRecord) -> registry_pb.BaseModel:
+    return registry_pb.BaseModel(
+        name=base.name,
+        fingerprint=base.fingerprint,
+        num_layers=base.num_layers,
+        layer_modules=[_module_to_pb(module) for module in base.layer_modules],
+        outer_modules=[_module_to_pb(module) for module in base.outer_modules],
+        max_context_tokens=base.max_context_tokens,
+        vocab_size=base.vocab_size,
+    )
+
+
+def base_model_from_pb(base: registry_pb.BaseModel) -> BaseModelRecord:
+    return BaseModelRecord(
+        name=base.name,
+        fingerprint=base.fingerprint,
+        num_layers=base.num_layers,
+        layer_modules=_modules_from_pb(base.layer_modules),
+        outer_modules=_modules_from_pb(base.outer_modules),
+        max_context_tokens=base.max_context_tokens,
+        vocab_size=base.vocab_size,
+    )
+
+
+def load_from_pb(load: fleet_pb.Load) -> Load:
+    return Load(
+        num_running=load.num_running,
+        num_waiting=load.num_waiting,
+        max_running=load.max_running,
+        num_pages=load.num_pages,
+        num_available_pages=load.num_available_pages,
+        num_generated_tokens=load.num_generated_tokens,
+    )
+
+
+def residency_from_pb(residency: fleet_pb.Residency) -> Residency:
+    return Residency(
+        pool=list(residency.pool_digests),
+        host=list(residency.host_digests),
+        disk=list(residency.disk_digests),
+    )
+
+
+def data_plane_to_pb(plane: DataPlane) -> fleet_pb.DataPlane:
+    load, residency = plane.load, plane.residency
+    return fleet_pb.DataPlane(
+        data_plane_id=plane.data_plane_id,
+        incarnation=plane.incarnation,
+        endpoint=plane.endpoint,
+        base_model=plane.base_model,
+        load=fleet_pb.Load(
+            num_running=load.num_running,
+            num_waiting=load.num_waiting,
+            max_running=load.max_running,
+            num_pages=load.num_pages,
+            num_available_pages=load.num_available_pages,
+            num_generated_tokens=load.num_generated_tokens,
+        ),
+        residency=fleet_pb.Residency(
+            pool_digests=residency.pool,
+            host_digests=residency.host,
+            disk_digests=residency.disk,
+        ),
+        last_heartbeat_at=timestamp(plane.last_heartbeat_ms),
+    )
+
+
+def keys_to_pb(keys: Mapping[str, bytes]) -> list[fleet_pb.TicketKey]:
+    return [fleet_pb.TicketKey(key_id=key_id, key=key) for key_id, key in sorted(keys.items())]
+
+
+def _module_to_pb(module: ModuleRecord) -> registry_pb.ModuleShape:
+    return registry_pb.ModuleShape(
+        module=module.module, in_features=module.in_features, out_features=module.out_features
+    )
+
+
+def _modules_from_pb(modules: Iterable[registry_pb.ModuleShape]) -> tuple[ModuleRecord, ...]:
+    return tuple(
+        sorted(
+            (
+                ModuleRecord(shape.module, shape.in_features, shape.out_features)
+                for shape in modules
+            ),
+            key=lambda record: record.module,
+        )
+    )

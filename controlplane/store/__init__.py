@@ -1,0 +1,1 @@
+"""Everything that touches Redis: connection, key names, scripts, the embedded server."""

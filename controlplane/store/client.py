@@ -1,0 +1,112 @@
+"""The connection to Redis: runs named scripts, and turns every failure into a typed error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError, ResponseError
+
+from controlplane.errors import OptionError, StoreUnavailableError
+from controlplane.store import keys
+
+_LUA = Path(__file__).parent / "lua"
+# A reply with one of these words is a state of the server, not a fault in a script.
+_STATES = (
+    "LOADING",
+    "READONLY",
+    "OOM",
+    "MISCONF",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "NOREPLICAS",
+    "BUSY",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+)
+
+
+@cache
+def script_text(name: str) -> str:
+    """Key names, the functions that scripts share, and lua/NAME.lua."""
+    shared = (_LUA / "_shared.lua").read_text()
+    return f"{keys.lua_locals()}\n{shared}\n{(_LUA / f'{name}.lua').read_text()}"
+
+
+class Store:
+    """Scripts against one Redis (or Valkey) URL. Each `run` is one round trip.
+
+    Commands are never sent twice by themselves: a rollback that may have happened is reported as
+    unavailable rather than repeated.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 2.0, max_connections: int = 32) -> None:
+        try:
+            pool = cast("Any", BlockingConnectionPool).from_url(
+                url,
+                max_connections=max_connections,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=True,
+            )
+        except ValueError as error:
+            raise OptionError("redis_url", f"not a Redis URL: {error}") from error
+        self._redis: Redis = Redis.from_pool(pool)
+        self._scripts: dict[str, AsyncScript] = {}
+
+    async def run(self, name: str, *args: str | int) -> Any:
+        """The reply of script `name`. Raises: StoreUnavailableError."""
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._redis.register_script(script_text(name))
+            self._scripts[name] = script
+        try:
+            # One declared key routes the script to its slot in a cluster.
+            return await script(keys=[keys.ADAPTERS], args=args)
+        except (RedisError, OSError) as error:
+            raise _translated(error) from error
+
+    async def ping(self) -> None:
+        """Raises: StoreUnavailableError."""
+        try:
+            await cast("Any", self._redis).ping()
+        except (RedisError, OSError) as error:
+            raise _translated(error) from error
+
+    async def wait_until_up(self, timeout_s: float) -> None:
+        """Pings until Redis answers. Raises: StoreUnavailableError after `timeout_s`."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + timeout_s
+        while True:
+            try:
+                return await self.ping()
+            except StoreUnavailableError:
+                if clock() >= end:
+                    raise
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+
+def as_dict(flat: Sequence[str]) -> dict[str, str]:
+    """A hash as scripts return it: field, value, field, value …"""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _translated(error: RedisError | OSError) -> Exception:
+    if type(error) is ResponseError and not any(word in str(error) for word in _STATES):
+        return error
+    return StoreUnavailableError(f"{type(error).__name__}: {str(error)[:200]}")

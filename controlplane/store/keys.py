@@ -1,0 +1,49 @@
+"""Every Redis key that Chorale uses. The scripts see the same names as Lua locals.
+
+All carry the hash tag `{chorale}`: they share one slot of a Redis Cluster, so that a script may
+touch any of them.
+"""
+
+from __future__ import annotations
+
+PREFIX = "{chorale}:"
+
+# Whole keys.
+ADAPTERS = PREFIX + "adapters"  # zset, all scores 0: names in lexical order
+NEXT_VERSIONS = PREFIX + "next_versions"  # hash name -> last version given; outlives removal
+BASE_MODELS = PREFIX + "base_models"  # hash name -> BaseModelRecord JSON
+DATA_PLANES = PREFIX + "data_planes"  # set of ids; those whose lease ran out are pruned on reading
+TICKET_KEYS = PREFIX + "ticket_keys"  # hash key id -> key in hex
+SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
+
+# Prefixes, completed by a name or an id.
+ADAPTER = PREFIX + "adapter:"  # hash: current, count, version:N, source:N, labels:N, identity:N ...
+HISTORY = PREFIX + "history:"  # list: versions that were current before, newest last
+ALIAS = PREFIX + "alias:"  # hash: adapter, version
+ALIASES_OF = PREFIX + "aliases_of:"  # set of alias names that point to the adapter
+DATA_PLANE = PREFIX + "data_plane:"  # hash, expires with the lease: report and placements since
+RESIDENCY_POOL = PREFIX + "residency:pool:"  # set of digests
+RESIDENCY_HOST = PREFIX + "residency:host:"
+RESIDENCY_DISK = PREFIX + "residency:disk:"
+
+_NAMES = (
+    "ADAPTERS",
+    "NEXT_VERSIONS",
+    "BASE_MODELS",
+    "DATA_PLANES",
+    "TICKET_KEYS",
+    "SIGNING_KEY_ID",
+    "ADAPTER",
+    "HISTORY",
+    "ALIAS",
+    "ALIASES_OF",
+    "DATA_PLANE",
+    "RESIDENCY_POOL",
+    "RESIDENCY_HOST",
+    "RESIDENCY_DISK",
+)
+
+
+def lua_locals() -> str:
+    """`local NAME = "key"` for each of them."""
+    return "\n".join(f'local {name} = "{globals()[name]}"' for name in _NAMES)

@@ -1,0 +1,2 @@
+-- -> {name, record, ...}
+return redis.call("HGETALL", BASE_MODELS)

@@ -1,0 +1,17 @@
+-- id, incarnation, load, lease_ms, tags of pool, host and disk residency
+-- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys} or {why not}
+local id, incarnation, load, lease_ms = unpack(ARGV)
+local key = DATA_PLANE .. id
+local held = redis.call("HGET", key, "incarnation")
+if not held then return {"EXPIRED"} end
+if held ~= incarnation then return {"REPLACED"} end
+-- The report counts what was placed here so far.
+redis.call("HSET", key, "load", load, "last_heartbeat_ms", integer(now_ms()), "num_placed", 0)
+redis.call("PEXPIRE", key, lease_ms)
+local wanted = {}
+local tiers = {pool = RESIDENCY_POOL, host = RESIDENCY_HOST, disk = RESIDENCY_DISK}
+for i, tier in ipairs({"pool", "host", "disk"}) do
+  redis.call("PEXPIRE", tiers[tier] .. id, 2 * lease_ms)
+  if redis.call("HGET", key, "tag:" .. tier) ~= ARGV[4 + i] then table.insert(wanted, tier) end
+end
+return {"OK", wanted, redis.call("GET", SIGNING_KEY_ID), ticket_keys()}

@@ -1,0 +1,29 @@
+-- id, incarnation (20 digits), endpoint, base model, fingerprint, base model record, lease_ms
+-- -> {"OK"} or {why not, detail}
+local id, incarnation, endpoint, base, fingerprint, record = unpack(ARGV)
+local key = DATA_PLANE .. id
+local held = redis.call("HGET", key, "incarnation")
+if held and incarnation < held then return {"STALE_INCARNATION", held} end
+if redis.call("EXISTS", ADAPTER .. base) == 1 then return {"ADAPTER"} end
+if redis.call("EXISTS", ALIAS .. base) == 1 then return {"ALIAS"} end
+for _, other in ipairs(live_data_planes()) do
+  local theirs = redis.call("HMGET", DATA_PLANE .. other, "base_model", "fingerprint")
+  if other ~= id and theirs[1] == base and theirs[2] ~= fingerprint then
+    return {"FINGERPRINT", other, theirs[2]}
+  end
+end
+if redis.call("HGET", BASE_MODELS, base) ~= record then
+  redis.call("HSET", BASE_MODELS, base, record)
+end
+redis.call("DEL", key, RESIDENCY_POOL .. id, RESIDENCY_HOST .. id, RESIDENCY_DISK .. id)
+redis.call("HSET", key,
+  "incarnation", incarnation,
+  "endpoint", endpoint,
+  "base_model", base,
+  "fingerprint", fingerprint,
+  "load", "",
+  "last_heartbeat_ms", integer(now_ms()),
+  "num_placed", 0)
+redis.call("PEXPIRE", key, ARGV[7])
+redis.call("SADD", DATA_PLANES, id)
+return {"OK"}

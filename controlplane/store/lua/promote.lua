@@ -1,0 +1,8 @@
+-- name, version, max_history -> {"OK", dump} or {why not}
+local name, version = ARGV[1], ARGV[2]
+if redis.call("EXISTS", ADAPTER .. name) == 0 then return {"UNKNOWN"} end
+if redis.call("HEXISTS", ADAPTER .. name, "version:" .. version) == 0 then
+  return {"UNKNOWN_VERSION"}
+end
+make_current(name, version, tonumber(ARGV[3]))
+return {"OK", dump(name)}

@@ -1,0 +1,30 @@
+-- name, digest, base model, its record as checked, version record, source, labels or "",
+-- max_versions, max_history -> {"OK", version, created, dump} or {why not, detail}
+local name, digest, base, base_record, record, source, labels = unpack(ARGV)
+local max_versions, max_history = tonumber(ARGV[8]), tonumber(ARGV[9])
+if redis.call("HEXISTS", BASE_MODELS, name) == 1 then return {"BASE_MODEL", name} end
+local taken = redis.call("HGET", ALIAS .. name, "adapter")
+if taken then return {"ALIAS", taken} end
+if redis.call("HGET", BASE_MODELS, base) ~= base_record then return {"BASE_CHANGED", base} end
+
+local key = ADAPTER .. name
+local identity = digest .. ":" .. base
+local version = redis.call("HGET", key, "by_identity:" .. identity)
+local created = 0
+if not version then
+  local count = tonumber(redis.call("HGET", key, "count") or "0")
+  if count >= max_versions then return {"TOO_MANY_VERSIONS", integer(count)} end
+  version = integer(redis.call("HINCRBY", NEXT_VERSIONS, name, 1))
+  created = 1
+  redis.call("HSET", key,
+    "version:" .. version, record,
+    "identity:" .. version, identity,
+    "by_identity:" .. identity, version,
+    "labels:" .. version, "{}",
+    "count", count + 1)
+  redis.call("ZADD", ADAPTERS, 0, name)
+end
+redis.call("HSET", key, "source:" .. version, source)
+if labels ~= "" then redis.call("HSET", key, "labels:" .. version, labels) end
+make_current(name, version, max_history)
+return {"OK", version, created, dump(name)}

@@ -1,0 +1,187 @@
+"""`python -m dataplane.main`: one data plane, frontend and engine.
+
+Exit status: 0 stopped by SIGTERM or SIGINT, 1 the engine was lost, 2 it cannot start as asked.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["USE_TORCH"] = "0"  # this process tokenizes only; seen by transformers when imported
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from chorale.errors import ChoraleError
+from dataplane.channel import EngineOptions
+from dataplane.errors import DataPlaneError
+from dataplane.models.locate import locate_model
+from dataplane.rpc.lifecycle import DataPlaneOptions, serve
+
+app = typer.Typer(add_completion=False)
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_DEFAULTS = EngineOptions(model_dir="", model_name="")
+
+
+def run(options: DataPlaneOptions) -> int:
+    """Serves until told to stop; returns the exit status."""
+    try:
+        stopped = asyncio.run(serve(options, _print_ready))
+    except (ChoraleError, DataPlaneError) as error:
+        return _fail(error.reason, error.message)
+    except OSError as error:
+        return _fail("CANNOT_START", str(error))
+    if not stopped:
+        print("error: ENGINE_LOST: the engine process ended; its log says why", file=sys.stderr)
+    return 0 if stopped else 1
+
+
+@app.command()
+def data_plane(
+    model: Annotated[
+        str, typer.Option(envvar="CHORALE_MODEL", help="Model directory, or hub id OWNER/NAME.")
+    ],
+    control_plane: Annotated[
+        str, typer.Option(envvar="CHORALE_CONTROL_PLANE", help="HOST:PORT of the control plane.")
+    ],
+    fleet_token: Annotated[
+        str,
+        typer.Option(
+            envvar="CHORALE_FLEET_TOKEN",
+            help="Shared with the control plane; better in the variable than on the command line.",
+        ),
+    ],
+    model_name: Annotated[
+        str,
+        typer.Option(
+            envvar="CHORALE_MODEL_NAME",
+            help="What requests call the base model. Left out: the hub id or directory name.",
+        ),
+    ] = "",
+    host: Annotated[str, typer.Option(envvar="CHORALE_HOST", help="To listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="CHORALE_PORT", min=0, max=65535, help="0 picks a free one.")
+    ] = 0,
+    advertise: Annotated[
+        str,
+        typer.Option(
+            envvar="CHORALE_ADVERTISE",
+            help="HOST or HOST:PORT where clients and gateways reach this data plane.",
+        ),
+    ] = "",
+    data_plane_id: Annotated[
+        str,
+        typer.Option(
+            envvar="CHORALE_DATA_PLANE_ID", help="Unique in the fleet. Left out: made of host name."
+        ),
+    ] = "",
+    device: Annotated[Device, typer.Option(envvar="CHORALE_DEVICE")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(envvar="CHORALE_DTYPE")] = "auto",
+    pool_bytes: Annotated[
+        int,
+        typer.Option(envvar="CHORALE_POOL_BYTES", min=0, help="Page pool; 0: what fits."),
+    ] = 0,
+    page_tokens: Annotated[
+        int, typer.Option(envvar="CHORALE_PAGE_TOKENS", min=1, help="Tokens in a KV block.")
+    ] = _DEFAULTS.page_tokens,
+    max_running: Annotated[
+        int, typer.Option(envvar="CHORALE_MAX_RUNNING", min=1, help="Sequences in one batch.")
+    ] = _DEFAULTS.max_running,
+    max_batch_tokens: Annotated[
+        int, typer.Option(envvar="CHORALE_MAX_BATCH_TOKENS", min=1, help="Tokens in one step.")
+    ] = _DEFAULTS.max_batch_tokens,
+    host_cache_bytes: Annotated[
+        int,
+        typer.Option(envvar="CHORALE_HOST_CACHE_BYTES", min=0, help="Adapters in host memory."),
+    ] = _DEFAULTS.host_cache_bytes,
+    disk_cache_bytes: Annotated[
+        int, typer.Option(envvar="CHORALE_DISK_CACHE_BYTES", min=0, help="Adapters on disk.")
+    ] = _DEFAULTS.disk_cache_bytes,
+    disk_cache_dir: Annotated[
+        str, typer.Option(envvar="CHORALE_DISK_CACHE_DIR", help="Where; left out: the engine's.")
+    ] = "",
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="CHORALE_ADAPTER_ROOT", help="Directory that adapters may lie in; repeatable."
+        ),
+    ] = None,
+    max_context_tokens: Annotated[
+        int, typer.Option(envvar="CHORALE_MAX_CONTEXT_TOKENS", min=0, help="0: the model's own.")
+    ] = 0,
+    num_threads: Annotated[
+        int, typer.Option(envvar="CHORALE_NUM_THREADS", min=0, help="Of the engine; 0: torch's.")
+    ] = 0,
+) -> None:
+    """Serves one base model and its adapters over gRPC, as a member of a fleet.
+
+    Prints `ready data-plane ID grpc=HOST:PORT` once it serves and has joined. SIGTERM and SIGINT
+    stop it cleanly (exit status 0); 1: the engine was lost; 2: it cannot start as asked.
+    """
+    signal.signal(signal.SIGTERM, _exit_cleanly)  # until the event loop has handlers of its own
+    signal.signal(signal.SIGINT, _exit_cleanly)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        model_dir = locate_model(model)
+    except DataPlaneError as error:
+        raise typer.Exit(_fail(error.reason, error.message)) from None
+    engine = EngineOptions(
+        model_dir=str(model_dir),
+        model_name=model_name or _name_of(model, model_dir),
+        device=device,
+        dtype=dtype,
+        pool_bytes=pool_bytes,
+        page_tokens=page_tokens,
+        max_running=max_running,
+        max_batch_tokens=max_batch_tokens,
+        max_context_tokens=max_context_tokens,
+        num_threads=num_threads,
+        host_cache_bytes=host_cache_bytes,
+        disk_cache_bytes=disk_cache_bytes,
+        disk_cache_dir=disk_cache_dir,
+        adapter_roots=tuple(str(root.resolve()) for root in adapter_root or ()),
+    )
+    options = DataPlaneOptions(
+        engine=engine,
+        control_plane=control_plane,
+        fleet_token=fleet_token,
+        host=host,
+        port=port,
+        advertise=advertise,
+        data_plane_id=data_plane_id,
+    )
+    raise typer.Exit(run(options))
+
+
+def _name_of(model: str, model_dir: Path) -> str:
+    """A directory's own name, or the hub id without its revision ("@" is taken in model names)."""
+    return model_dir.name if Path(model).expanduser().is_dir() else model.partition("@")[0]
+
+
+def _print_ready(data_plane_id: str, address: str) -> None:
+    print(f"ready data-plane {data_plane_id} grpc={address}", flush=True)
+
+
+def _fail(reason: str, message: str) -> int:
+    print(f"error: {reason}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _exit_cleanly(number: int, frame: object) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,177 @@
+"""One completion: what the engine's tokens become on the wire, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Protocol
+
+from chorale.v1 import inference_pb2
+from dataplane import channel
+from dataplane.text.detokenizer import Detokenizer
+from dataplane.text.stop import StopStrings
+
+_STOP = inference_pb2.FINISH_REASON_STOP
+_LENGTH = inference_pb2.FINISH_REASON_LENGTH
+
+
+class TextOfTokens(Protocol):
+    """The part of a Tokenizer that a completion needs."""
+
+    def detokenizer(self) -> Detokenizer: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class _Ending:
+    reason: inference_pb2.FinishReason
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+
+
+class Completion:
+    """Takes Outputs, gives TokenChunks and at last one Finished.
+
+    The text of a stop string, of the token that ends the generation, and of special tokens is left
+    out; a stop string counts only once more than `min_tokens` tokens are there. What has been
+    emitted after n tokens depends on those tokens alone, so a completion that `resume`s from n
+    tokens emits exactly what the interrupted one had yet to emit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextOfTokens,
+        *,
+        sampling: channel.Sampling,
+        stop: Sequence[str],
+        eos_token_ids: Sequence[int],
+        num_prompt_tokens: int,
+    ) -> None:
+        self._token_text: Callable[[int], str] = tokenizer.token_text
+        self._detokenizer = tokenizer.detokenizer()
+        self._stop = StopStrings(stop)
+        self._sampling = sampling
+        ends = (
+            sampling.stop_token_ids
+            if sampling.ignore_eos
+            else (
+                *sampling.stop_token_ids,
+                *eos_token_ids,
+            )
+        )
+        self._end_token_ids = frozenset(ends)
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_tokens = 0
+        self._text = ""
+        self._token_ids: list[int] = []
+        self._logprobs: list[inference_pb2.TokenLogprobs] = []
+        self._timings: channel.Timings | None = None
+        self._ending: _Ending | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True once a stop string, stop token or length has ended it."""
+        return self._ending is not None
+
+    def resume(self, generated: Sequence[int]) -> None:
+        """Continues after tokens that were delivered before; nothing of them is emitted again.
+
+        It may turn out that the completion had ended with them.
+        """
+        for index, token_id in enumerate(generated, 1):
+            self._num_tokens = index
+            last = index == len(generated)
+            if last and token_id in self._end_token_ids and index >= self._sampling.min_tokens:
+                self._ending = _Ending(_STOP, stop_token_id=token_id)
+            else:
+                self._read(token_id)
+            if self._ending is not None:
+                break
+        self._num_tokens = len(generated)
+        if self._ending is None and self._num_tokens >= self._sampling.max_tokens:
+            self._ending = _Ending(_LENGTH)
+        self._text = ""
+
+    def add(self, output: channel.Output) -> None:
+        """Takes what the engine made; tokens after the end are dropped."""
+        if output.timings is not None:
+            self._timings = output.timings
+        last = len(output.token_ids) - 1
+        for index, (token_id, logprobs) in enumerate(
+            zip_longest(output.token_ids, output.logprobs)
+        ):
+            if self._ending is not None:
+                return
+            self._num_tokens += 1
+            self._token_ids.append(token_id)
+            if logprobs is not None:
+                self._logprobs.append(self._logprobs_of(token_id, logprobs))
+            if index == last and output.stop_token_id >= 0:
+                self._ending = _Ending(_STOP, stop_token_id=output.stop_token_id)
+            else:
+                self._read(token_id)
+        if output.finish and self._ending is None:
+            self._ending = _Ending(_STOP if output.finish == "stop" else _LENGTH)
+
+    def take_chunk(self) -> inference_pb2.TokenChunk | None:
+        """Everything new since the last chunk; None when there is nothing."""
+        if not self._token_ids:
+            return None
+        chunk = inference_pb2.TokenChunk(
+            text=self._text, token_ids=self._token_ids, logprobs=self._logprobs
+        )
+        self._text, self._token_ids, self._logprobs = "", [], []
+        return chunk
+
+    def finish(self, total_s: float) -> inference_pb2.Finished:
+        """The last event, once `ended`; total_s: seconds since the request's arrival."""
+        ending = self._ending
+        assert ending is not None
+        text = ""
+        if ending.stop_string is None:
+            text, met = self._push(self._detokenizer.flush())
+            if met is None:
+                text += self._stop.flush()
+            else:
+                ending = _Ending(_STOP, stop_string=met)
+        timings = inference_pb2.Timings(total_s=total_s)
+        if self._timings is not None:
+            timings.queue_s = self._timings.queue_s
+            timings.adapter_load_s = self._timings.adapter_load_s
+            timings.time_to_first_token_s = self._timings.time_to_first_token_s
+        return inference_pb2.Finished(
+            finish_reason=ending.reason,
+            text=text,
+            stop_string=ending.stop_string,
+            stop_token_id=ending.stop_token_id,
+            usage=inference_pb2.Usage(
+                num_prompt_tokens=self._num_prompt_tokens,
+                num_completion_tokens=self._num_tokens,
+            ),
+            timings=timings,
+        )
+
+    def _read(self, token_id: int) -> None:
+        text, met = self._push(self._detokenizer.push(token_id))
+        self._text += text
+        if met is not None:
+            self._ending = _Ending(_STOP, stop_string=met)
+
+    def _push(self, text: str) -> tuple[str, str | None]:
+        return self._stop.push(text, armed=self._num_tokens > self._sampling.min_tokens)
+
+    def _logprobs_of(
+        self, token_id: int, logprobs: channel.TokenLogprobs
+    ) -> inference_pb2.TokenLogprobs:
+        top = zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
+        return inference_pb2.TokenLogprobs(
+            chosen=self._candidate(token_id, logprobs.logprob),
+            top=[self._candidate(candidate, logprob) for candidate, logprob in top],
+        )
+
+    def _candidate(self, token_id: int, logprob: float) -> inference_pb2.TokenLogprob:
+        return inference_pb2.TokenLogprob(
+            token_id=token_id, logprob=logprob, text=self._token_text(token_id)
+        )

@@ -1,0 +1,271 @@
+"""The frontend's end of the channel to the engine process (dataplane/channel.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
+import msgspec
+import zmq
+import zmq.asyncio
+
+from chorale.errors import BY_CODE, ChoraleError, InternalError, UnavailableError
+from dataplane import channel
+from dataplane.errors import DataPlaneError
+from dataplane.rpc.engine_process import ENGINE_COMMAND, EngineProcess
+from dataplane.rpc.engine_stream import EngineStream
+
+log = logging.getLogger(__name__)
+
+_SHUTDOWN_GRACE_S = 2.0
+_LAST_WORDS_S = 0.5
+
+
+class EngineClient:
+    """Starts the engine, submits requests to it and hands each its output.
+
+    on_lost: called once, in the event loop, when the engine is gone without having been stopped.
+    By then every open stream has ended with UnavailableError (ENGINE_LOST).
+    Belongs to one event loop. `start` before anything else, `stop` at the end.
+    """
+
+    def __init__(
+        self,
+        options: channel.EngineOptions,
+        *,
+        on_lost: Callable[[str], None] = lambda _reason: None,
+        command: Sequence[str] = ENGINE_COMMAND,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.stats: channel.Stats | None = None
+        self._options = options
+        self._on_lost = on_lost
+        self._command, self._environment = command, environment
+        self._process: EngineProcess | None = None
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outbox: deque[channel.ToEngine] = deque()
+        self._outbox_filled = asyncio.Event()
+        self._ready: asyncio.Future[channel.Ready] | None = None
+        self._streams: dict[int, EngineStream] = {}
+        self._handles = itertools.count(1)
+        self._reports: dict[int, asyncio.Future[channel.PoolReport]] = {}
+        self._gone: ChoraleError | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Binds the channel and starts the process; it loads while the caller goes on.
+
+        Raises: OSError when the engine's command cannot be run.
+        """
+        self._ready = asyncio.get_running_loop().create_future()
+        self._process = EngineProcess(self._command, self._environment)
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(channel.HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(self._process.address)
+        await self._process.start()
+        self._tasks = [
+            asyncio.create_task(self._receive(self._socket), name="engine-receive"),
+            asyncio.create_task(self._send(self._socket), name="engine-send"),
+            asyncio.create_task(self._watch(self._process), name="engine-watch"),
+        ]
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
+
+    @property
+    def num_open(self) -> int:
+        """Streams that have not ended."""
+        return len(self._streams)
+
+    async def wait_ready(self) -> channel.Ready:
+        """What the engine announces once it serves.
+
+        Raises: DataPlaneError with the engine's own reason when it cannot serve this model,
+        UnavailableError (ENGINE_LOST) when it died on the way.
+        """
+        assert self._ready is not None, "start() comes first"
+        return await asyncio.shield(self._ready)
+
+    def submit(
+        self,
+        *,
+        prompt: list[int],
+        sampling: channel.Sampling,
+        arrival_s: float,
+        generated: Sequence[int] = (),
+        adapter: channel.Adapter | None = None,
+        tenant: str = "default",
+        deadline_s: float | None = None,
+    ) -> EngineStream:
+        """Queues a request (fields as in channel.Submit); close the stream to abort it.
+
+        Raises: UnavailableError when the engine is gone or does not take messages.
+        """
+        if self._gone is not None:
+            raise self._gone
+        if len(self._outbox) >= channel.HIGH_WATER_MARK:
+            raise UnavailableError(
+                "ENGINE_BUSY", "the engine takes no requests at the moment", retry_after_s=1.0
+            )
+        stream = EngineStream(next(self._handles), self._abort)
+        self._streams[stream.handle] = stream
+        self._post(
+            channel.Submit(
+                handle=stream.handle,
+                prompt=prompt,
+                generated=list(generated),
+                sampling=sampling,
+                adapter=adapter,
+                tenant=tenant,
+                arrival_s=arrival_s,
+                deadline_s=deadline_s,
+            )
+        )
+        return stream
+
+    def abort(self, handle: int) -> None:
+        """Closes the stream of `handle`; unknown handles and ended streams are ignored."""
+        stream = self._streams.get(handle)
+        if stream is not None:
+            stream.close()
+
+    async def inspect(self) -> channel.PoolReport:
+        """Who owns each page of the pool at the moment."""
+        if self._gone is not None:
+            raise self._gone
+        ticket = next(self._handles)
+        report = self._reports[ticket] = asyncio.get_running_loop().create_future()
+        self._post(channel.Inspect(ticket))
+        try:
+            return await report
+        finally:
+            self._reports.pop(ticket, None)
+
+    def end_all(self, error: ChoraleError) -> None:
+        """Ends every open stream with `error` and aborts it in the engine."""
+        for stream in list(self._streams.values()):
+            stream.fail(error)
+            self._abort(stream)
+
+    async def stop(self) -> None:
+        """Shuts the engine down: asked, then terminated, then killed. Idempotent."""
+        self._stopping = True
+        stopped = UnavailableError("SHUTTING_DOWN", "the data plane is going away", retry_after_s=1)
+        self._close(stopped)
+        if self._process is not None:
+            self._post(channel.Shutdown())
+            await self._process.stop(_SHUTDOWN_GRACE_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._socket is not None:
+            self._socket.close()
+        self._context.term()
+
+    def _abort(self, stream: EngineStream) -> None:
+        if self._streams.pop(stream.handle, None) is not None and self._gone is None:
+            self._post(channel.Abort(stream.handle))
+
+    def _post(self, message: channel.ToEngine) -> None:
+        self._outbox.append(message)
+        self._outbox_filled.set()
+
+    async def _send(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            self._outbox_filled.clear()
+            while self._outbox:
+                await socket.send(channel.encode(self._outbox.popleft()))
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            data = await socket.recv()
+            try:
+                message = channel.decode_from_engine(data)
+            except msgspec.DecodeError as error:
+                self._lose(f"the engine sent a message that cannot be read: {error}")
+                return
+            self._handle(message)
+
+    def _handle(self, message: channel.FromEngine) -> None:
+        assert self._ready is not None
+        match message:
+            case channel.Outputs(outputs=outputs):
+                for output in outputs:
+                    self._deliver(output)
+            case channel.Failed(handle=handle):
+                stream = self._streams.pop(handle, None)
+                if stream is not None:
+                    stream.fail(_error_of(message))
+            case channel.Stats():
+                self.stats = message
+            case channel.PoolReport(ticket=ticket):
+                report = self._reports.get(ticket)
+                if report is not None and not report.done():
+                    report.set_result(message)
+            case channel.Hello():
+                self._post(channel.Start(self._options))
+            case channel.Ready() if not self._ready.done():
+                self._ready.set_result(message)
+            case channel.StartFailed() if not self._ready.done():
+                self._ready.set_exception(
+                    DataPlaneError(message.reason, message.message, message.metadata)
+                )
+                self._ready.exception()
+            case _:
+                log.error("the engine sent %s out of order", type(message).__name__)
+
+    def _deliver(self, output: channel.Output) -> None:
+        stream = self._streams.get(output.handle)
+        if stream is None:
+            return  # aborted: the Abort and this output crossed
+        stream.add(output)
+        if output.finish:
+            del self._streams[output.handle]
+
+    async def _watch(self, process: EngineProcess) -> None:
+        status = await process.wait()
+        assert self._ready is not None
+        if not self._ready.done():  # why it failed may be in the socket still
+            await asyncio.wait((self._ready,), timeout=_LAST_WORDS_S)
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+        self._lose(f"the engine process {how}")
+
+    def _lose(self, reason: str) -> None:
+        if self._stopping or self._gone is not None:
+            return
+        log.error("%s", reason)
+        self._close(UnavailableError("ENGINE_LOST", reason, retry_after_s=1.0))
+        self._on_lost(reason)
+
+    def _close(self, error: ChoraleError) -> None:
+        """Ends everything open with `error`, which from now on answers every call."""
+        self._gone = self._gone or error
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.fail(error)
+        for future in (*self._reports.values(), self._ready):
+            if future is not None and not future.done():
+                future.set_exception(error)
+                future.exception()  # retrieved: whoever waits sees it, nobody need wait
+
+
+def _error_of(failed: channel.Failed) -> ChoraleError:
+    code = grpc.StatusCode.__members__.get(failed.code)
+    error = BY_CODE.get(code, InternalError) if code is not None else InternalError
+    return error(
+        failed.reason,
+        failed.message,
+        metadata=failed.metadata,
+        retry_after_s=failed.retry_after_s,
+    )

@@ -1,0 +1,168 @@
+"""Membership in the fleet: join, heartbeats, leave. Serving never waits for any of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from chorale.channel import CHANNEL_OPTIONS
+from chorale.errors import (
+    ChoraleError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from chorale.status import from_rpc_error
+from chorale.v1 import fleet_pb2, fleet_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 2.0
+_CALL_TIMEOUT_S = 3.0
+_LEAVE_TIMEOUT_S = 1.0
+_MIN_HEARTBEAT_INTERVAL_S = 0.05
+# Another data plane that served other weights under this base model's name, and is gone, keeps its
+# lease for seconds: a conflict that lasts longer than this is a real one.
+_CONFLICT_PATIENCE_S = 15.0
+_HOPELESS = (InvalidArgumentError, PermissionDeniedError, UnauthenticatedError)
+
+Report = Callable[[], tuple[fleet_pb2.Load, fleet_pb2.Residency]]
+OnKeys = Callable[["list[fleet_pb2.TicketKey]"], None]
+
+
+class FleetMember:
+    """Keeps this data plane known to the control plane at `address` while it runs.
+
+    join: what Join is called with. report: the load and residency of the moment. on_keys: called
+    with the ticket keys of every answer. Belongs to one event loop; `stop` after `start`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        token: str,
+        *,
+        join: fleet_pb2.JoinRequest,
+        report: Report,
+        on_keys: OnKeys,
+    ) -> None:
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._join_request = join
+        self._report = report
+        self._on_keys = on_keys
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub: Any = fleet_pb2_grpc.FleetServiceStub(self._channel)
+        self._task: asyncio.Task[None] | None = None
+        self._joined: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        self._joined = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(), name="fleet-member")
+
+    async def wait_joined(self) -> None:
+        """Until Join has succeeded for the first time, for however long that takes.
+
+        Raises: ChoraleError when the control plane refuses this data plane for good.
+        """
+        assert self._joined is not None, "start() comes first"
+        await asyncio.shield(self._joined)
+
+    async def stop(self) -> None:
+        """Leaves the fleet, if the control plane can be reached at once. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        joined, self._joined = self._joined, None
+        if joined is not None and joined.done() and not joined.exception():
+            request = fleet_pb2.LeaveRequest(
+                data_plane_id=self._join_request.data_plane_id,
+                incarnation=self._join_request.incarnation,
+            )
+            with contextlib.suppress(grpc.RpcError):
+                await self._stub.Leave(request, metadata=self._metadata, timeout=_LEAVE_TIMEOUT_S)
+        await self._channel.close()
+
+    async def _run(self) -> None:
+        assert self._joined is not None
+        try:
+            while True:
+                interval_s = await self._join(give_up=not self._joined.done())
+                if not self._joined.done():
+                    self._joined.set_result(None)
+                await self._beat(interval_s)
+        except ChoraleError as error:
+            assert not self._joined.done(), "only the first Join gives up"
+            self._joined.set_exception(error)
+            self._joined.exception()  # retrieved: whoever waits sees it, nobody need wait
+
+    async def _join(self, *, give_up: bool) -> float:
+        """Joins, however often it takes; returns the heartbeat interval in seconds."""
+        loop = asyncio.get_running_loop()
+        began_s, backoff_s, told = loop.time(), _FIRST_BACKOFF_S, ""
+        while True:
+            try:
+                answer: fleet_pb2.JoinResponse = await self._stub.Join(
+                    self._join_request, metadata=self._metadata, timeout=_CALL_TIMEOUT_S
+                )
+            except grpc.RpcError as failure:
+                error = from_rpc_error(failure)
+                patience_s = _CONFLICT_PATIENCE_S if _is_conflict(error) else 0.0
+                hopeless = isinstance(error, _HOPELESS) or _is_conflict(error)
+                if give_up and hopeless and loop.time() - began_s >= patience_s:
+                    raise error from failure
+                if told != error.reason:  # once for each kind of failure, not for each try
+                    log.warning("cannot join the fleet: %s: %s", error.reason, error.message)
+                    told = error.reason
+                await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))
+                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+                continue
+            self._on_keys(list(answer.ticket_keys))
+            log.info("joined the fleet as %s", self._join_request.data_plane_id)
+            interval_s = answer.heartbeat_interval.ToNanoseconds() / 1e9
+            return max(interval_s, _MIN_HEARTBEAT_INTERVAL_S)
+
+    async def _beat(self, interval_s: float) -> None:
+        """Sends heartbeats until the control plane says to join again."""
+        loop = asyncio.get_running_loop()
+        told = ""
+        next_s = loop.time()
+        while True:
+            load, residency = self._report()
+            request = fleet_pb2.HeartbeatRequest(
+                data_plane_id=self._join_request.data_plane_id,
+                incarnation=self._join_request.incarnation,
+                load=load,
+                residency=residency,
+            )
+            try:
+                answer: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(
+                    request, metadata=self._metadata, timeout=max(interval_s, 1.0)
+                )
+                self._on_keys(list(answer.ticket_keys))
+                if told:
+                    log.info("heartbeats reach the control plane again")
+                    told = ""
+            except grpc.RpcError as failure:
+                error = from_rpc_error(failure)
+                if isinstance(error, NotFoundError):
+                    log.warning("the control plane asks to join again: %s", error.message)
+                    return
+                if told != error.reason:
+                    log.warning("a heartbeat failed: %s: %s", error.reason, error.message)
+                    told = error.reason
+            next_s = max(next_s + interval_s, loop.time())
+            await asyncio.sleep(next_s - loop.time())
+
+
+def _is_conflict(error: ChoraleError) -> bool:
+    return isinstance(error, FailedPreconditionError)

@@ -1,0 +1,189 @@
+"""InferenceService of a data plane."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+
+from chorale.errors import (
+    CancelledError,
+    ChoraleError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from chorale.v1 import admission_pb2, inference_pb2, inference_pb2_grpc
+from dataplane import channel
+from dataplane.rpc.deadline import deadline_of, within
+from dataplane.rpc.engine_client import EngineClient
+from dataplane.rpc.engine_stream import EngineStream
+from dataplane.rpc.gate import TicketGate
+from dataplane.rpc.request import PreparedRequest, prepare
+
+if TYPE_CHECKING:
+    from dataplane.text.tokenizer import Tokenizer
+
+SERVICE_NAME = "chorale.v1.InferenceService"
+_NUM_TOKENIZER_THREADS = 2
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Streams completions from the engine.
+
+    max_open: requests in all phases; one more is refused with RESOURCE_EXHAUSTED.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        ready: channel.Ready,
+        tokenizer: Tokenizer,
+        gate: TicketGate,
+        data_plane_id: str,
+        max_open: int,
+    ) -> None:
+        self._engine = engine
+        self._prepare = partial(prepare, ready=ready, tokenizer=tokenizer)
+        self._gate = gate
+        self._data_plane_id = data_plane_id
+        self._max_open = max_open
+        self._num_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining: ChoraleError | None = None
+        self._threads = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenize")
+
+    async def Generate(
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        arrival_s = time.monotonic()
+        deadline_s = deadline_of(context, arrival_s)
+        with contextlib.ExitStack() as held:
+            # A cancelled call whose generator waits in a write hears of it late; this does not.
+            cast("Any", context).add_done_callback(partial(_close, held))
+            held.enter_context(self._place())
+            claims = self._gate.enter(request.ticket, tenant=request.tenant)
+            prepared = await self._prepared(request, deadline_s)
+            yield _event(accepted=self._accepted(prepared, claims))
+            if not prepared.completion.ended:
+                outputs = self._submit(prepared, claims, arrival_s, deadline_s)
+                held.enter_context(contextlib.closing(outputs))
+                async for chunk in _chunks(prepared, outputs, deadline_s):
+                    yield _event(tokens=chunk)
+            yield _event(finished=prepared.completion.finish(time.monotonic() - arrival_s))
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new requests, gives open ones `grace_s` to finish, then ends them UNAVAILABLE."""
+        self._draining = UnavailableError(
+            "SHUTTING_DOWN", "the data plane is going away; continue elsewhere", retry_after_s=0.1
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        self._engine.end_all(self._draining)
+
+    def close(self) -> None:
+        """Lets the tokenizing threads go; jobs that have not begun are dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _prepared(
+        self, request: inference_pb2.GenerateRequest, deadline_s: float | None
+    ) -> PreparedRequest:
+        loop = asyncio.get_running_loop()
+        async with within(deadline_s):
+            return await loop.run_in_executor(self._threads, self._prepare, request)
+
+    def _submit(
+        self,
+        prepared: PreparedRequest,
+        claims: admission_pb2.TicketClaims,
+        arrival_s: float,
+        deadline_s: float | None,
+    ) -> EngineStream:
+        adapter = None
+        if claims.adapter_digest:
+            adapter = channel.Adapter(
+                digest=claims.adapter_digest,
+                source=claims.adapter_source,
+                name=claims.adapter_name,
+            )
+        return self._engine.submit(
+            prompt=prepared.prompt,
+            generated=prepared.generated,
+            sampling=prepared.sampling,
+            adapter=adapter,
+            tenant=claims.tenant or "default",
+            arrival_s=arrival_s,
+            deadline_s=deadline_s,
+        )
+
+    @contextlib.contextmanager
+    def _place(self) -> Generator[None]:
+        if self._draining is not None:
+            raise self._draining
+        if self._num_open >= self._max_open:
+            raise ResourceExhaustedError(
+                "TOO_MANY_REQUESTS",
+                f"this data plane has {self._num_open} open requests, the most it takes; "
+                "try again later, or call Admit for another one",
+                metadata={"max_open_requests": str(self._max_open)},
+                retry_after_s=1.0,
+            )
+        self._num_open += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_open -= 1
+            if self._num_open == 0:
+                self._idle.set()
+
+    def _accepted(
+        self, prepared: PreparedRequest, claims: admission_pb2.TicketClaims
+    ) -> inference_pb2.Accepted:
+        return inference_pb2.Accepted(
+            request_id=prepared.request_id,
+            model=claims.adapter_name or claims.base_model,
+            adapter_version=claims.adapter_version,
+            adapter_digest=claims.adapter_digest,
+            data_plane_id=self._data_plane_id,
+            num_prompt_tokens=len(prepared.prompt),
+            seed=prepared.sampling.seed,
+            prompt_token_ids=prepared.prompt if prepared.return_prompt else (),
+        )
+
+
+async def _chunks(
+    prepared: PreparedRequest, outputs: EngineStream, deadline_s: float | None
+) -> AsyncIterator[inference_pb2.TokenChunk]:
+    """Chunks until the completion has ended; each holds all that the engine made meanwhile."""
+    completion = prepared.completion
+    while not completion.ended:
+        async with within(deadline_s):
+            batch = await anext(outputs, None)
+        if batch is None:  # closed, as the call is over: nobody is there to hear it
+            raise CancelledError("CANCELLED", "the call was cancelled")
+        for output in batch:
+            completion.add(output)
+        if completion.ended:
+            outputs.close()  # a stop string was met here, of which the engine knows nothing
+        chunk = completion.take_chunk()
+        if chunk is not None:
+            yield chunk
+
+
+def _close(held: contextlib.ExitStack, context: object) -> None:
+    held.close()
+
+
+def _event(**event: Any) -> inference_pb2.GenerateResponse:
+    return inference_pb2.GenerateResponse(**event)

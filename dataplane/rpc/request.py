@@ -1,0 +1,85 @@
+"""A GenerateRequest on its way into the engine: every check, then one prepared request."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chorale.errors import InvalidArgumentError
+from chorale.v1 import inference_pb2
+from dataplane import channel
+from dataplane.rpc.completion import Completion
+from dataplane.rpc.prompt import check_token_ids, prompt_token_ids
+from dataplane.rpc.sampling import stop_strings, to_sampling
+
+if TYPE_CHECKING:
+    from dataplane.text.tokenizer import Tokenizer
+
+MAX_REQUEST_ID_CHARACTERS = 128
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that has passed every check. `completion` has seen the `generated` tokens."""
+
+    request_id: str
+    prompt: list[int]
+    generated: list[int]
+    sampling: channel.Sampling
+    completion: Completion
+    return_prompt: bool
+
+
+def prepare(
+    request: inference_pb2.GenerateRequest, *, ready: channel.Ready, tokenizer: Tokenizer
+) -> PreparedRequest:
+    """Blocks while it tokenizes: call it in a worker thread.
+
+    Raises: InvalidArgumentError naming the field; FailedPreconditionError for a chat without a
+    chat template.
+    """
+    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
+        raise _too_long("request_id", len(request.request_id), MAX_REQUEST_ID_CHARACTERS)
+    stop = stop_strings(request.sampling)
+    prompt = prompt_token_ids(
+        request,
+        tokenizer,
+        max_context_tokens=ready.max_context_tokens,
+        vocab_size=ready.vocab_size,
+    )
+    sampling = to_sampling(
+        request.sampling,
+        num_prompt_tokens=len(prompt),
+        max_context_tokens=ready.max_context_tokens,
+        vocab_size=ready.vocab_size,
+    )
+    generated = _generated(request.generated_token_ids, sampling.max_tokens, ready.vocab_size)
+    completion = Completion(
+        tokenizer,
+        sampling=sampling,
+        stop=stop,
+        eos_token_ids=ready.eos_token_ids,
+        num_prompt_tokens=len(prompt),
+    )
+    completion.resume(generated)
+    request_id = request.request_id or uuid.uuid4().hex
+    return PreparedRequest(
+        request_id, prompt, generated, sampling, completion, request.return_prompt_token_ids
+    )
+
+
+def _generated(ids: Sequence[int], max_tokens: int, vocab_size: int) -> list[int]:
+    if len(ids) > max_tokens:
+        raise _too_long("generated_token_ids", len(ids), max_tokens)
+    check_token_ids("generated_token_ids", ids, vocab_size)
+    return list(ids)
+
+
+def _too_long(field: str, length: int, limit: int) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{field.upper()}_TOO_LONG",
+        f"{field} has a length of {length}; at most {limit} is taken here",
+        metadata={"field": field, "length": str(length), "limit": str(limit)},
+    )

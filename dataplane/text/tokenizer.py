@@ -1,0 +1,143 @@
+"""The base model's tokenizer and chat template.
+
+Everything here blocks: `encode` and `encode_chat` belong in a worker thread (the tokenizer itself
+runs without the interpreter lock there). All methods may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+
+from chorale.errors import FailedPreconditionError, InvalidArgumentError
+from dataplane.errors import CheckpointError, UnsupportedModelError
+from dataplane.text.detokenizer import Detokenizer, detokenizer_for
+from dataplane.text.vocabulary import vocabulary_of
+
+log = logging.getLogger(__name__)
+
+_MAX_ERROR_CHARACTERS = 200
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than asked for; `length` says how long it is."""
+
+    def __init__(self, length: str) -> None:
+        super().__init__(f"the text has {length}")
+        self.length = length
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    hf_tokenizer: a transformers tokenizer that is backed by the `tokenizers` library.
+    """
+
+    def __init__(self, hf_tokenizer: Any) -> None:
+        self._hf_tokenizer = hf_tokenizer
+        self._backend: tokenizers.Tokenizer = hf_tokenizer.backend_tokenizer
+        # Set once here: encoding through transformers would set them in each call, which is no
+        # read-only use of the backend and fails when two threads do it.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._vocabulary = vocabulary_of(self._backend)
+        # A normalizer may shorten a text before it is cut into tokens, if not by much.
+        slack = 1 if self._backend.normalizer is None else 2
+        self._max_token_characters = slack * max(map(len, self._backend.get_vocab()), default=1)
+
+    def encode(self, text: str, *, max_tokens: int) -> list[int]:
+        """Token ids of a prompt with the special tokens (BOS) that the tokenizer adds.
+
+        Raises: TooManyTokensError.
+        """
+        return self._encode(text, max_tokens, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> list[int]:
+        """Token ids of a conversation, ending where the assistant's turn begins.
+
+        messages: each with "role" and "content".
+        Raises: FailedPreconditionError when the model has no chat template; InvalidArgumentError
+        when the template refuses the conversation; TooManyTokensError.
+        """
+        return self._encode(self._render(messages), max_tokens, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of all tokens at once, special tokens left out."""
+        return self._vocabulary.decode(token_ids)
+
+    def token_text(self, token_id: int) -> str:
+        """One token alone, special or not; incomplete UTF-8 becomes U+FFFD."""
+        return self._vocabulary.token_text(token_id)
+
+    def detokenizer(self) -> Detokenizer:
+        """For one text, from its first token."""
+        return detokenizer_for(self._vocabulary)
+
+    def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
+        # Known before any work: handing over millions of tokens holds the interpreter lock.
+        if len(text) > max_tokens * self._max_token_characters:
+            raise TooManyTokensError(f"{len(text)} characters")
+        # The call for one text, and the one with offsets, keep the interpreter lock throughout.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        if len(encoding) > max_tokens:
+            raise TooManyTokensError(f"{len(encoding)} tokens")
+        return encoding.ids
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        if not self._hf_tokenizer.chat_template:
+            raise FailedPreconditionError(
+                "CHAT_TEMPLATE_MISSING",
+                "chat: the base model has no chat template; send prompt or prompt_token_ids",
+            )
+        try:
+            text = self._hf_tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is code: it may raise anything
+            said = str(error)[:_MAX_ERROR_CHARACTERS] or type(error).__name__
+            raise InvalidArgumentError(
+                "CHAT_TEMPLATE_FAILED",
+                f"chat: the base model's chat template refuses these messages: {said}",
+                metadata={"field": "chat", "error": type(error).__name__},
+            ) from error
+        return cast("str", text)
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """Reads the tokenizer of a Hugging Face model directory. Takes a second or more.
+
+    Raises: CheckpointError when its files cannot be read, UnsupportedModelError when it has no
+    implementation in the `tokenizers` library.
+    """
+    try:
+        if (model_dir / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast
+
+            hf_tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
+                model_dir, local_files_only=True
+            )
+        else:
+            from transformers import AutoTokenizer
+
+            hf_tokenizer = AutoTokenizer.from_pretrained(
+                model_dir, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # whatever the parsers of these files raise
+        said = " ".join(str(error).split())[:_MAX_ERROR_CHARACTERS] or type(error).__name__
+        raise CheckpointError(
+            "TOKENIZER_UNREADABLE",
+            f"the tokenizer in {model_dir} cannot be read: {said}",
+            {"model_dir": str(model_dir)},
+        ) from error
+    if not isinstance(getattr(hf_tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer):
+        raise UnsupportedModelError(
+            "TOKENIZER_UNSUPPORTED",
+            f"the tokenizer in {model_dir} is a {type(hf_tokenizer).__name__}, which has no "
+            "tokenizer.json form; convert it to one",
+            {"model_dir": str(model_dir)},
+        )
+    return Tokenizer(hf_tokenizer)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from dataplane.channel import EngineOptions
+from dataplane.rpc.engine_client import EngineClient
+from tests.helpers import fake_engine
+from tests.helpers.fake_engine import FakeScript
+from tests.helpers.rig import EngineLog, Rig, open_rig
+
+StartEngine = Callable[..., contextlib.AbstractAsyncContextManager[EngineClient]]
+StartRig = Callable[..., contextlib.AbstractAsyncContextManager[Rig]]
+
+
+@pytest.fixture
+def engine_log(tmp_path: Path) -> EngineLog:
+    return EngineLog(tmp_path / "engine.jsonl")
+
+
+@pytest.fixture
+def start_engine(engine_log: EngineLog) -> StartEngine:
+    """A client with a started fake engine; the losses it tells of are in `client.losses`."""
+
+    @contextlib.asynccontextmanager
+    async def start(script: FakeScript | None = None) -> AsyncIterator[EngineClient]:
+        client = EngineClient(
+            EngineOptions(model_dir="m", model_name="base"),
+            on_lost=engine_log.losses.append,
+            command=fake_engine.COMMAND,
+            environment=fake_engine.environment(script or FakeScript(), engine_log.path),
+        )
+        try:
+            await client.start()
+            yield client
+        finally:
+            await client.stop()
+
+    return start
+
+
+@pytest.fixture
+def start_rig(start_engine: StartEngine, engine_log: EngineLog) -> StartRig:
+    """A whole InferenceService on a port of 127.0.0.1, over a fake engine."""
+
+    @contextlib.asynccontextmanager
+    async def start(script: FakeScript | None = None, *, max_open: int = 8) -> AsyncIterator[Rig]:
+        async with (
+            start_engine(script) as engine,
+            open_rig(engine, engine_log, max_open=max_open) as rig,
+        ):
+            yield rig
+
+    return start

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from chorale.errors import FailedPreconditionError, UnauthenticatedError, UnavailableError
+from chorale.v1 import fleet_pb2
+from dataplane.channel import Stats
+from dataplane.rpc import fleet
+from dataplane.rpc.announce import base_model_of, load_of, residency_of
+from dataplane.rpc.fleet import FleetMember
+from tests.helpers.fake_control_plane import KEY_ID, TOKEN, FakeControlPlane, eventually, serving
+from tests.helpers.fake_engine import ready_message
+
+JOIN = fleet_pb2.JoinRequest(
+    data_plane_id="dp-1",
+    incarnation=7,
+    endpoint="127.0.0.1:1",
+    base_model=base_model_of(ready_message()),
+)
+STATS = Stats(
+    num_running=1,
+    num_waiting=2,
+    num_pages=100,
+    num_available_pages=60,
+    num_used_pages=40,
+    num_generated_tokens=9,
+    pool_digests=["b", "a"],
+    host_digests=["a", "c"],
+    disk_digests=["a", "b", "c", "d"],
+)
+
+
+@contextlib.asynccontextmanager
+async def member(address: str, *, token: str = TOKEN) -> AsyncIterator[FleetMember]:
+    joined = FleetMember(
+        address,
+        token,
+        join=JOIN,
+        report=lambda: (load_of(ready_message(), STATS), residency_of(STATS)),
+        on_keys=keys.append,
+    )
+    joined.start()
+    try:
+        yield joined
+    finally:
+        await joined.stop()
+
+
+keys: list[list[fleet_pb2.TicketKey]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_keys() -> None:
+    keys.clear()
+
+
+async def test_joins_reports_and_leaves() -> None:
+    plane = FakeControlPlane()
+    async with serving(plane) as server:
+        async with member(server.address) as joined:
+            await joined.wait_joined()
+            await eventually(lambda: len(plane.heartbeats) >= 3)
+        assert plane.joins == [JOIN]
+        assert [(leave.data_plane_id, leave.incarnation) for leave in plane.leaves] == [("dp-1", 7)]
+    beat = plane.heartbeats[0]
+    assert beat.incarnation == 7
+    assert (beat.load.num_waiting, beat.load.max_running, beat.load.num_available_pages) == (
+        2,
+        4,
+        60,
+    )
+    assert list(beat.residency.pool_digests) == ["a", "b"]
+    assert list(beat.residency.host_digests) == ["c"]
+    assert list(beat.residency.disk_digests) == ["d"]
+    assert all(given[0].key_id == KEY_ID for given in keys) and len(keys) >= 3
+
+
+async def test_before_any_stats_the_engine_counts_as_idle() -> None:
+    load = load_of(ready_message(), None)
+    assert (load.num_pages, load.num_available_pages, load.num_running) == (100, 100, 0)
+    assert residency_of(None) == fleet_pb2.Residency()
+
+
+async def test_control_plane_may_come_later() -> None:
+    plane = FakeControlPlane()
+    async with serving(plane) as server:
+        address, port = server.address, server.port
+    async with member(address) as joined:
+        waiting = asyncio.create_task(joined.wait_joined())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        async with serving(plane, port):
+            await asyncio.wait_for(waiting, 10)
+
+
+async def test_joins_again_after_not_found_and_after_an_outage() -> None:
+    plane = FakeControlPlane()
+    async with serving(plane) as server:
+        port = server.port
+        joined = FleetMember(
+            server.address,
+            TOKEN,
+            join=JOIN,
+            report=lambda: (load_of(ready_message(), None), residency_of(None)),
+            on_keys=keys.append,
+        )
+        joined.start()
+        await joined.wait_joined()
+        plane.forget()
+        await eventually(lambda: len(plane.joins) == 2)
+    try:
+        await asyncio.sleep(0.2)
+        plane.forget()
+        async with serving(plane, port):
+            await eventually(lambda: len(plane.joins) == 3, 10)
+            number = len(plane.heartbeats)
+            await eventually(lambda: len(plane.heartbeats) > number)
+            await joined.stop()
+            assert len(plane.leaves) == 1
+    finally:
+        await joined.stop()
+
+
+async def test_new_keys_arrive_with_heartbeats() -> None:
+    plane = FakeControlPlane()
+    async with serving(plane) as server, member(server.address) as joined:
+        await joined.wait_joined()
+        plane.keys = [*plane.keys, fleet_pb2.TicketKey(key_id="k2", key=b"2" * 32)]
+        await eventually(lambda: [key.key_id for key in keys[-1]] == [KEY_ID, "k2"])
+
+
+async def test_a_wrong_token_is_told_at_once() -> None:
+    plane = FakeControlPlane()
+    async with serving(plane) as server, member(server.address, token="wrong") as joined:
+        with pytest.raises(UnauthenticatedError, match="token"):
+            await asyncio.wait_for(joined.wait_joined(), 5)
+    assert plane.leaves == []
+
+
+async def test_a_conflict_is_waited_out_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    conflict = FailedPreconditionError("BASE_MODEL_CONFLICT", "another fingerprint")
+    plane = FakeControlPlane()
+    plane.join_errors = [conflict, UnavailableError("STORE_UNAVAILABLE", "redis is down")]
+    async with serving(plane) as server:
+        async with member(server.address) as joined:
+            await asyncio.wait_for(joined.wait_joined(), 5)
+        assert len(plane.joins) == 3
+        monkeypatch.setattr(fleet, "_CONFLICT_PATIENCE_S", 0.2)
+        plane.join_errors = [conflict] * 50
+        async with member(server.address) as joined:
+            with pytest.raises(FailedPreconditionError, match="another fingerprint"):
+                await asyncio.wait_for(joined.wait_joined(), 5)
+
+
+async def test_leaving_an_absent_control_plane_takes_no_longer_than_its_timeout() -> None:
+    plane = FakeControlPlane()
+    async with serving(plane) as server:
+        joined = FleetMember(
+            server.address,
+            TOKEN,
+            join=JOIN,
+            report=lambda: (load_of(ready_message(), None), residency_of(None)),
+            on_keys=keys.append,
+        )
+        joined.start()
+        await joined.wait_joined()
+    began = time.monotonic()
+    await joined.stop()
+    assert time.monotonic() - began < 3.0

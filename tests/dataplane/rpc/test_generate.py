@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from chorale.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnavailableError,
+)
+from chorale.status import from_rpc_error
+from chorale.v1 import inference_pb2
+from tests.dataplane.rpc.conftest import StartRig
+from tests.helpers.fake_control_plane import eventually, make_ticket
+from tests.helpers.fake_engine import FakeScript
+from tests.helpers.rig import BACKEND, EngineLog, ids_of, text_of, tokens_of
+
+STOP = inference_pb2.FINISH_REASON_STOP
+LENGTH = inference_pb2.FINISH_REASON_LENGTH
+EMOJI = "hello 👩‍👩‍👧 größe e\u0301 你好 🇩🇪!"
+
+
+async def test_accepted_then_tokens_then_finished(
+    start_rig: StartRig, engine_log: EngineLog
+) -> None:
+    reply = ids_of(" world, this is")
+    async with start_rig(FakeScript(tokens=reply)) as rig:
+        ticket = make_ticket(
+            tenant="acme",
+            adapter_name="poet",
+            adapter_version=3,
+            adapter_digest="d" * 64,
+            adapter_source="file:///a",
+        )
+        events = await rig.generate(
+            request_id="r-1", ticket=ticket, sampling={"seed": 2**64 - 1, "max_tokens": len(reply)}
+        )
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds == ["accepted", *["tokens"] * (len(kinds) - 2), "finished"]
+    prompt = BACKEND.encode("hello").ids
+    assert prompt[0] == 0, "BOS is part of the prompt"
+    assert events[0].accepted == inference_pb2.Accepted(
+        request_id="r-1",
+        model="poet",
+        adapter_version=3,
+        adapter_digest="d" * 64,
+        data_plane_id="dp-1",
+        num_prompt_tokens=len(prompt),
+        seed=2**64 - 1,
+    )
+    assert tokens_of(events) == reply
+    assert text_of(events) == " world, this is"
+    finished = events[-1].finished
+    assert finished.finish_reason == LENGTH and finished.WhichOneof("stop_match") is None
+    assert finished.usage.num_prompt_tokens == len(prompt)
+    assert finished.usage.num_completion_tokens == len(reply)
+    assert (finished.timings.queue_s, finished.timings.adapter_load_s) == (0.25, 0.125)
+    assert finished.timings.time_to_first_token_s == 0.5 and finished.timings.total_s > 0
+    (submit,) = engine_log.of("Submit")
+    assert submit["prompt"] == prompt and submit["tenant"] == "acme"
+    assert submit["adapter"] == {"digest": "d" * 64, "source": "file:///a", "name": "poet"}
+    assert engine_log.of("Abort") == []
+
+
+async def test_base_model_defaults(start_rig: StartRig, engine_log: EngineLog) -> None:
+    async with start_rig(FakeScript(tokens=[20] * 64)) as rig:
+        events = await rig.generate(prompt_token_ids={"ids": [7, 8, 9]})
+    accepted = events[0].accepted
+    assert (accepted.model, accepted.adapter_version, accepted.adapter_digest) == ("base", 0, "")
+    assert accepted.request_id
+    (submit,) = engine_log.of("Submit")
+    assert submit["prompt"] == [7, 8, 9], "token ids are taken as they are"
+    assert submit["adapter"] is None and submit["tenant"] == "default"
+    assert submit["deadline_s"] is None
+    assert submit["sampling"]["max_tokens"] == 64 - 3
+    assert submit["sampling"]["seed"] == accepted.seed
+    assert events[-1].finished.usage.num_completion_tokens == 61
+
+
+async def test_seeds_are_drawn_anew(start_rig: StartRig) -> None:
+    async with start_rig() as rig:
+        seeds = {(await rig.generate())[0].accepted.seed for _ in range(4)}
+    assert len(seeds) == 4
+
+
+async def test_chat_goes_through_the_template(start_rig: StartRig, engine_log: EngineLog) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi 你"}]}
+    async with start_rig() as rig:
+        await rig.generate(chat=chat)
+        with pytest.raises(InvalidArgumentError, match="no such role here") as raised:
+            await rig.generate(chat={"messages": [{"role": "forbidden", "content": ""}]})
+    assert raised.value.reason == "CHAT_TEMPLATE_FAILED"
+    assert engine_log.of("Submit")[0]["prompt"] == ids_of("user: hi 你\nassistant:")
+
+
+@pytest.mark.parametrize("burst", [1, 2, 7])
+async def test_no_character_is_split(start_rig: StartRig, burst: int) -> None:
+    reply = ids_of(EMOJI)
+    async with start_rig(FakeScript(tokens=reply, burst=burst)) as rig:
+        events = await rig.generate(prompt_token_ids={"ids": [5]})
+    assert text_of(events) == EMOJI and tokens_of(events) == reply
+    assert not any("\ufffd" in event.tokens.text for event in events)
+
+
+async def test_incomplete_text_comes_with_finished(start_rig: StartRig) -> None:
+    reply = ids_of("a🙂")[:-1]
+    async with start_rig(FakeScript(tokens=reply)) as rig:
+        events = await rig.generate()
+    assert events[-1].finished.text == "\ufffd" and text_of(events) == "a\ufffd"
+
+
+@pytest.mark.parametrize("burst", [1, 3, 50])
+@pytest.mark.parametrize("stop", [["o wor"], ["zzz", "wor"], [", th"], ["是"]])
+async def test_stop_string_across_token_borders(
+    start_rig: StartRig, engine_log: EngineLog, burst: int, stop: list[str]
+) -> None:
+    text = "hello world, this 是 a stop"
+    reply = ids_of(text) + ids_of(" more") * 3
+    script = FakeScript(tokens=reply, burst=burst, interval_s=0.002)
+    async with start_rig(script) as rig:
+        events = await rig.generate(prompt_token_ids={"ids": [5]}, sampling={"stop": stop})
+        finished = events[-1].finished
+        assert finished.finish_reason == STOP and finished.stop_string == stop[-1]
+        assert text_of(events) == text[: text.index(stop[-1])]
+        sent = tokens_of(events)
+        assert finished.usage.num_completion_tokens == len(sent) < len(reply)
+        assert stop[-1] in BACKEND.decode(sent) and stop[-1] not in BACKEND.decode(sent[:-1])
+        if burst < 50:
+            await engine_log.wait_for("Abort")
+        await eventually(lambda: rig.engine.num_open == 0)
+
+
+async def test_text_that_may_begin_a_stop_string_is_held_back(start_rig: StartRig) -> None:
+    reply = ids_of("hello wor")
+    async with start_rig(FakeScript(tokens=reply)) as rig:
+        events = await rig.generate(sampling={"stop": ["world"]})
+    assert events[-1].finished.text == "wor"
+    assert events[-1].finished.finish_reason == LENGTH
+    assert text_of(events) == "hello wor"
+
+
+async def test_stop_strings_wait_for_min_tokens(start_rig: StartRig) -> None:
+    reply = ids_of("aXbXcXd")
+    assert len(reply) == 7
+    async with start_rig(FakeScript(tokens=reply)) as rig:
+        events = await rig.generate(sampling={"stop": ["X"], "min_tokens": 3})
+    assert text_of(events) == "aXb" and len(tokens_of(events)) == 4
+
+
+async def test_eos_ends_without_text(start_rig: StartRig) -> None:
+    reply = [*ids_of("hello"), 1]
+    async with start_rig(FakeScript(tokens=reply, finish="stop", stop_token_id=1)) as rig:
+        events = await rig.generate()
+    finished = events[-1].finished
+    assert text_of(events) == "hello" and tokens_of(events) == reply
+    assert finished.finish_reason == STOP and finished.stop_token_id == 1
+    assert finished.usage.num_completion_tokens == len(reply)
+
+
+async def test_stop_token_ends_without_its_text(start_rig: StartRig) -> None:
+    reply = [*ids_of("hello"), *ids_of(".")]
+    script = FakeScript(tokens=reply, finish="stop", stop_token_id=reply[-1])
+    async with start_rig(script) as rig:
+        events = await rig.generate(sampling={"stop_token_ids": [reply[-1]]})
+    assert text_of(events) == "hello" and events[-1].finished.stop_token_id == reply[-1]
+
+
+async def test_logprobs(start_rig: StartRig) -> None:
+    reply = ids_of("a🙂")
+    async with start_rig(FakeScript(tokens=reply, logprobs=True)) as rig:
+        events = await rig.generate(sampling={"logprobs": 2})
+    entries = [entry for event in events for entry in event.tokens.logprobs]
+    assert [entry.chosen.token_id for entry in entries] == reply
+    assert [entry.chosen.text for entry in entries][:2] == ["a", "\ufffd"]
+    assert [[top.token_id for top in entry.top] for entry in entries] == [[id_, 9] for id_ in reply]
+    assert entries[0].top[1].logprob == -1.5
+    assert entries[0].top[1].text == BACKEND.decode([9])
+
+
+@pytest.mark.parametrize("cut", range(0, 14, 2))
+async def test_resumed_elsewhere_without_a_lost_or_repeated_piece(
+    start_rig: StartRig, engine_log: EngineLog, cut: int
+) -> None:
+    reply = ids_of("hello 🙂 wor é stop w")
+    sampling: dict[str, Any] = {"stop": ["stop word", "🙂 x"], "max_tokens": len(reply)}
+    async with start_rig(FakeScript(tokens=reply, interval_s=0.002)) as rig:
+        whole = await rig.generate(sampling=sampling)
+        before, sent = "", 0
+        for event in whole:  # what a client has that lost its stream after `cut` tokens
+            if event.WhichOneof("event") == "tokens" and sent < cut:
+                before += event.tokens.text
+                sent += len(event.tokens.token_ids)
+        rest = await rig.generate(sampling=sampling, generated_token_ids=tokens_of(whole)[:sent])
+    assert tokens_of(rest) == reply[sent:]
+    assert before + text_of(rest) == text_of(whole) == "hello 🙂 wor é stop w"
+    assert rest[-1].finished.usage.num_completion_tokens == len(reply)
+    resubmitted = [submit["generated"] for submit in engine_log.of("Submit")[1:]]
+    assert resubmitted == ([reply[:sent]] if sent < len(reply) else [])
+
+
+@pytest.mark.parametrize(
+    ("generated", "sampling", "reason", "text"),
+    [
+        ("ab", {"max_tokens": 2}, LENGTH, ""),
+        ("abX", {"max_tokens": 9, "stop": ["X"]}, STOP, ""),
+        ("ab</s>", {"max_tokens": 9, "stop": ["bc"]}, STOP, "b"),
+    ],
+)
+async def test_resumed_after_its_end_finishes_without_the_engine(
+    start_rig: StartRig,
+    engine_log: EngineLog,
+    generated: str,
+    sampling: dict[str, Any],
+    reason: int,
+    text: str,
+) -> None:
+    async with start_rig() as rig:
+        events = await rig.generate(generated_token_ids=ids_of(generated), sampling=sampling)
+    assert [event.WhichOneof("event") for event in events] == ["accepted", "finished"]
+    assert events[-1].finished.finish_reason == reason and events[-1].finished.text == text
+    assert events[-1].finished.usage.num_completion_tokens == len(ids_of(generated))
+    assert engine_log.of("Submit") == []
+
+
+async def test_engine_errors_reach_the_client(start_rig: StartRig) -> None:
+    fail = {
+        "code": "FAILED_PRECONDITION",
+        "reason": "ADAPTER_REFUSED",
+        "message": "rank 7",
+        "metadata": {"rank": "7"},
+    }
+    async with start_rig(FakeScript(fail_after=0, fail=fail)) as rig:
+        with pytest.raises(FailedPreconditionError, match="rank 7") as raised:
+            await rig.generate()
+    assert (raised.value.reason, raised.value.metadata) == ("ADAPTER_REFUSED", {"rank": "7"})
+
+
+@pytest.mark.parametrize("hang_after", [0, 2])
+async def test_deadline_in_queue_and_in_stream(
+    start_rig: StartRig, engine_log: EngineLog, hang_after: int
+) -> None:
+    async with start_rig(FakeScript(hang_after=hang_after)) as rig:
+        before = time.monotonic()
+        with pytest.raises(DeadlineExceededError) as raised:
+            await rig.generate(timeout=0.4)
+        assert raised.value.reason == "DEADLINE_EXCEEDED", "typed, not the client's own"
+        (submit,) = engine_log.of("Submit")
+        assert before < submit["deadline_s"] < before + 0.45
+        await engine_log.wait_for("Abort")
+
+
+async def test_cancelling_aborts_in_the_engine_at_once(
+    start_rig: StartRig, engine_log: EngineLog
+) -> None:
+    async with start_rig(FakeScript(hang_after=1)) as rig:
+        call = rig.call()
+        await call.read()
+        await call.read()
+        call.cancel()
+        (abort,) = await engine_log.wait_for("Abort")
+        assert abort["handle"] == engine_log.of("Submit")[0]["handle"]
+        await eventually(lambda: rig.service._num_open == 0)
+
+
+async def test_cancelling_a_reader_that_does_not_read_aborts_too(
+    start_rig: StartRig, engine_log: EngineLog
+) -> None:
+    script = FakeScript(
+        tokens=[20] * 400_000, burst=4000, interval_s=0.02, ready={"max_context_tokens": 500_000}
+    )
+    async with start_rig(script) as rig:
+        call = rig.call()
+        await call.read()
+        await asyncio.sleep(0.3)
+        call.cancel()
+        await engine_log.wait_for("Abort")
+        await eventually(lambda: rig.service._num_open == 0)
+
+
+async def test_engine_crash_ends_open_streams_unavailable(
+    start_rig: StartRig, engine_log: EngineLog
+) -> None:
+    async with start_rig(FakeScript(crash_after=2)) as rig:
+        answers = await asyncio.gather(*(rig.generate() for _ in range(3)), return_exceptions=True)
+        for answer in answers:
+            assert isinstance(answer, UnavailableError)
+            assert (answer.reason, answer.retry_after_s) == ("ENGINE_LOST", 1.0)
+    assert len(engine_log.losses) == 1
+
+
+async def test_drain_lets_short_streams_finish_and_ends_long_ones(start_rig: StartRig) -> None:
+    script = FakeScript(tokens=[20] * 10, interval_s=0.02)
+    async with start_rig(script) as rig:
+        short, long = rig.call(sampling={"max_tokens": 3}), rig.call()
+        await short.read()
+        await long.read()
+        await rig.service.drain(0.1)
+        last = None
+        while (event := await short.read()) is not grpc.aio.EOF:
+            last = event
+        assert last is not None and last.WhichOneof("event") == "finished"
+        with pytest.raises(grpc.RpcError) as ended:
+            while await long.read() is not grpc.aio.EOF:
+                pass
+        with pytest.raises(UnavailableError) as refused:
+            await rig.generate()
+        for error in (from_rpc_error(ended.value), refused.value):
+            assert isinstance(error, UnavailableError) and error.reason == "SHUTTING_DOWN"
+
+
+async def test_tokenizing_a_long_prompt_does_not_stall_other_streams(start_rig: StartRig) -> None:
+    ready = {"max_context_tokens": 100_000}
+    async with start_rig(FakeScript(tokens=[20] * 4, ready=ready)) as rig:
+        text = "the quick brown fox größe " * 40_000
+        began = time.monotonic()
+        slow = asyncio.create_task(rig.generate(prompt=text))
+        pauses = []
+        while not slow.done():
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            pauses.append(time.monotonic() - before)
+        took = time.monotonic() - began
+        with pytest.raises(InvalidArgumentError, match="tokens"):
+            await slow
+        assert max(pauses) < took / 2, "the event loop stood still while a thread tokenized"

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chorale.v1 import inference_pb2, inference_pb2_grpc
+from dataplane.rpc.lifecycle import endpoint_of
+from tests.helpers.data_plane import data_plane
+from tests.helpers.fake_control_plane import (
+    TOKEN,
+    FakeControlPlane,
+    eventually,
+    make_ticket,
+    serving,
+)
+from tests.helpers.fake_engine import FakeScript, environment
+from tests.helpers.tokenizers import byte_level, write_tokenizer
+
+ADDRESS = "127.0.0.1:9"  # discard: nobody listens
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    write_tokenizer(tmp_path / "base", byte_level())
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return f"--model={tmp_path / 'base'}"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "engine.jsonl"
+
+
+async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
+    plane = FakeControlPlane()
+    script = FakeScript(tokens=[20, 21])
+    async with (
+        serving(plane) as server,
+        data_plane(
+            script,
+            log,
+            model,
+            f"--control-plane={server.address}",
+            "--data-plane-id=dp-1",
+            "--max-running=3",
+        ) as running,
+    ):
+        address = await running.ready()
+        assert [join.endpoint for join in plane.joins] == [address]
+        assert plane.joins[0].base_model.name == "base"
+        async with grpc.aio.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "chorale.v1.InferenceService"):
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
+            events = [event async for event in stub.Generate(request)]
+            assert events[-1].finished.usage.num_completion_tokens == 2
+        status, out, err = await running.stop()
+        assert (status, out) == (0, ""), err
+        assert "Traceback" not in err
+        await eventually(lambda: len(plane.leaves) == 1)
+    assert '"max_running":3' in log.read_text() and '"model_name":"base"' in log.read_text()
+
+
+async def test_waits_for_the_control_plane_and_stops_meanwhile(model: str, log: Path) -> None:
+    async with data_plane(FakeScript(), log, model, f"--control-plane={ADDRESS}") as running:
+        await eventually(lambda: log.exists() and '"Start"' in log.read_text(), 20)
+        await asyncio.sleep(0.2)
+        status, out, err = await running.stop()
+        assert (status, out) == (0, ""), err
+        assert "Traceback" not in err
+
+
+async def test_goes_on_serving_while_the_control_plane_is_down(model: str, log: Path) -> None:
+    plane = FakeControlPlane()
+    script = FakeScript(tokens=[20, 21])
+    async with serving(plane) as server:
+        arguments = (model, f"--control-plane={server.address}", "--data-plane-id=dp-1")
+        context = data_plane(script, log, *arguments)
+        running = await context.__aenter__()
+        address = await running.ready()
+    try:
+        await asyncio.sleep(0.2)
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
+            events = [event async for event in stub.Generate(request)]
+            assert events[-1].WhichOneof("event") == "finished"
+        assert (await running.stop())[0] == 0
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+async def test_the_loss_of_the_engine_ends_it_with_status_1(model: str, log: Path) -> None:
+    plane = FakeControlPlane()
+    async with (
+        serving(plane) as server,
+        data_plane(
+            FakeScript(crash_after=0),
+            log,
+            model,
+            f"--control-plane={server.address}",
+            "--data-plane-id=dp-1",
+        ) as running,
+    ):
+        address = await running.ready()
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
+            with pytest.raises(grpc.RpcError) as raised:
+                async for _ in stub.Generate(request):
+                    pass
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+        status, _, err = await running.end()
+        assert status == 1 and "ENGINE_LOST" in err
+        await eventually(lambda: len(plane.leaves) == 1)
+
+
+async def test_start_failures_are_one_line_and_status_2(
+    model: str, log: Path, tmp_path: Path
+) -> None:
+    failed = FakeScript(
+        start_failed={"reason": "POOL_TOO_SMALL", "message": "pool\nis small", "metadata": {}}
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        plane = FakeControlPlane()
+        async with serving(plane) as server:
+            to = f"--control-plane={server.address}"
+            cases = [
+                (failed, (model, to), TOKEN, "error: POOL_TOO_SMALL: pool is small"),
+                (FakeScript(), (f"--model={tmp_path}/none", to), TOKEN, "error: MODEL_NOT_FOUND: "),
+                (FakeScript(), (model, to, f"--port={port}"), TOKEN, f"127.0.0.1:{port}"),
+                (FakeScript(), (model, to), "wrong", "error: FLEET_TOKEN_WRONG: "),
+            ]
+            for script, arguments, token, expected in cases:
+                async with data_plane(script, log, *arguments, token=token) as running:
+                    status, out, err = await running.end()
+                assert (status, out) == (2, ""), err
+                assert expected in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_the_endpoint_that_is_announced() -> None:
+    assert endpoint_of("", "127.0.0.1", 5) == "127.0.0.1:5"
+    assert endpoint_of("", "0.0.0.0", 5) == f"{socket.gethostname()}:5"
+    assert endpoint_of("dp.example", "0.0.0.0", 5) == "dp.example:5"
+    assert endpoint_of("dp.example:80", "0.0.0.0", 5) == "dp.example:80"
+    assert endpoint_of("[fd00::1]", "::", 5) == "[fd00::1]:5"
+    assert endpoint_of("[fd00::1]:80", "::", 5) == "[fd00::1]:80"
+
+
+async def test_the_frontend_imports_no_torch(model: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, dataplane.main, dataplane.rpc.lifecycle\n"
+        "from pathlib import Path\n"
+        "from dataplane.text.tokenizer import load_tokenizer\n"
+        "early = {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
+        "tokenizer = load_tokenizer(Path(sys.argv[1]))\n"
+        "tokenizer.encode_chat([{'role': 'user', 'content': 'x'}], max_tokens=99)\n"
+        "print(early, 'torch' in sys.modules)\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        program,
+        model.removeprefix("--model="),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment(FakeScript(), tmp_path / "log"),
+    )
+    out, _ = await process.communicate()
+    assert out.decode() == "set() False\n"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from chorale.errors import FailedPreconditionError, InvalidArgumentError
+from dataplane.errors import CheckpointError
+from dataplane.text.tokenizer import TooManyTokensError, load_tokenizer
+from tests.helpers.tokenizers import byte_level, write_tokenizer
+
+USER = {"role": "user", "content": "hi"}
+
+
+def test_loads_and_encodes_as_transformers_does(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level()))
+    reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text in ("hello world", "größe 👩‍👩‍👧", "a</s>b", "\u2063plain tool call"):
+        ids = tokenizer.encode(text, max_tokens=100)
+        assert ids == reference(text)["input_ids"]
+        assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+    rendered = reference.apply_chat_template([USER], add_generation_prompt=True, tokenize=True)
+    assert tokenizer.encode_chat([USER], max_tokens=100) == rendered["input_ids"]
+
+
+def test_truncation_and_padding_in_the_file_are_not_applied(tmp_path: Path) -> None:
+    backend = byte_level()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=16)
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, backend))
+    assert tokenizer.decode(tokenizer.encode("the quick brown fox", max_tokens=99)) == (
+        "the quick brown fox"
+    )
+    assert len(tokenizer.encode("h", max_tokens=99)) == 2
+
+
+def test_too_many_tokens(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level()))
+    assert len(tokenizer.encode("a b", max_tokens=4)) == 4
+    with pytest.raises(TooManyTokensError, match="4 tokens"):
+        tokenizer.encode("a b", max_tokens=3)
+    with pytest.raises(TooManyTokensError, match="500 characters"):
+        tokenizer.encode("x" * 500, max_tokens=3)
+
+
+def test_threads_share_one_tokenizer(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level()))
+    texts = [f"hello {number} größe " * 50 for number in range(40)]
+    expected = [tokenizer.encode(text, max_tokens=9999) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda text: tokenizer.encode(text, max_tokens=9999), texts)) == (
+            expected
+        )
+
+
+def test_chat_template_missing_and_failing(tmp_path: Path) -> None:
+    bare = load_tokenizer(write_tokenizer(tmp_path / "bare", byte_level(), chat_template=None))
+    with pytest.raises(FailedPreconditionError) as missing:
+        bare.encode_chat([USER], max_tokens=99)
+    assert missing.value.reason == "CHAT_TEMPLATE_MISSING"
+    templates = {
+        "raises": "{{ raise_exception('x' * 10000) }}",
+        "syntax": "{% for %}",
+        "undefined": "{{ nothing.here.at_all }}",
+        "unsafe": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    }
+    for name, template in templates.items():
+        path = write_tokenizer(tmp_path / name, byte_level(), chat_template=template)
+        with pytest.raises(InvalidArgumentError) as failed:
+            load_tokenizer(path).encode_chat([USER], max_tokens=99)
+        assert failed.value.reason == "CHAT_TEMPLATE_FAILED"
+        assert len(failed.value.message) < 400
+
+
+def test_unreadable_files_are_typed_errors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(CheckpointError) as none:
+        load_tokenizer(tmp_path)
+    assert none.value.reason == "TOKENIZER_UNREADABLE"
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE"')
+    with pytest.raises(CheckpointError) as broken:
+        load_tokenizer(tmp_path)
+    assert broken.value.reason == "TOKENIZER_UNREADABLE" and len(broken.value.message) < 600
