@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
-from grpc_health.v1 import _async as aio_health
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -116,7 +115,7 @@ class Server:
     """A grpc.aio server with health and reflection; `port` is the one it listens on."""
 
     grpc_server: grpc.aio.Server
-    health: aio_health.HealthServicer
+    health: Any  # grpc_health.v1.health.aio.HealthServicer
     host: str
     port: int = 0
     _services: list[str] = field(default_factory=list[str])
@@ -162,7 +161,7 @@ async def start_server(
         ),
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )
-    health_servicer = aio_health.HealthServicer()
+    health_servicer = cast("Any", health).aio.HealthServicer()  # its stubs lack `aio`
     server = Server(grpc_server, health_servicer, host)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
     for name, add in services:
