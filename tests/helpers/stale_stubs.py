@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 from grpc_tools import protoc
@@ -16,7 +17,8 @@ def stale(protos: Path) -> list[str]:
     """Paths, relative to `protos`, of stubs that are missing or stale."""
     sources = sorted(protos.glob("chorale/v1/*.proto"))
     with tempfile.TemporaryDirectory() as out:
-        arguments = [f"-I{protos}", f"--python_out={out}", f"--pyi_out={out}"]
+        well_known = files("grpc_tools") / "_proto"
+        arguments = [f"-I{protos}", f"-I{well_known}", f"--python_out={out}", f"--pyi_out={out}"]
         arguments += [f"--grpc_python_out={out}", *map(str, sources)]
         if protoc.main(["protoc", *arguments]) != 0:
             raise SystemExit("protoc failed")
