@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+from benchmarks.tokenizer import write_tokenizer
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = (*ATTENTION, *MLP)
+MAX_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,20 @@ class Shape:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def base_bytes(self) -> int:
+        """Of the weights that a decode step reads, bfloat16: all but the embedding, of which it
+        reads a row for each token."""
+        layer = sum(i * o for i, o in self.projections().values())
+        return 2 * (self.num_layers * layer + self.vocab_size * self.hidden_size)
+
+    def adapter_bytes(self, rank: int, targets: Iterable[str] = ALL_LINEAR) -> int:
+        """Of an adapter's matrices, bfloat16."""
+        chosen = set(targets)
+        shapes = self.projections().items()
+        width = sum(i + o for name, (i, o) in shapes if name.split(".")[1] in chosen)
+        return 2 * self.num_layers * rank * width
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """Module below a layer -> (in_features, out_features)."""
@@ -48,7 +70,7 @@ SHAPES = {
 
 
 def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes config.json and model.safetensors with weights that keep activations bounded."""
+    """Writes a model directory with weights that keep activations bounded, and a tokenizer."""
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
 
@@ -68,7 +90,7 @@ def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat
             tensors[f"{prefix}{name}.weight"] = ones.clone()
         for module, (in_features, out_features) in shape.projections().items():
             tensors[f"{prefix}{module}.weight"] = normal(out_features, in_features)
-    save_file(tensors, directory / "model.safetensors")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -78,17 +100,34 @@ def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat
         "num_hidden_layers": shape.num_layers,
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": MAX_TOKENS,
+        "hidden_act": "silu",
+        "rope_theta": 10000.0,
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
+        "bos_token_id": 1,
         "eos_token_id": 2,
+        "pad_token_id": 0,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    write_tokenizer(directory, shape.vocab_size, MAX_TOKENS)
 
 
-def write_adapter(directory: Path, shape: Shape, *, rank: int, seed: int) -> None:
-    """Writes an all-linear PEFT adapter of the shape, bfloat16."""
+def write_adapter(
+    directory: Path,
+    shape: Shape,
+    *,
+    rank: int,
+    seed: int,
+    targets: Sequence[str] = ALL_LINEAR,
+    base_model: str = "",
+) -> None:
+    """Writes a PEFT adapter of the shape, bfloat16, as peft itself lays it out.
+
+    targets: module names below the layers, as in PEFT's target_modules.
+    base_model: what the adapter says that it was trained on.
+    """
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
 
@@ -98,16 +137,21 @@ def write_adapter(directory: Path, shape: Shape, *, rank: int, seed: int) -> Non
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(shape.num_layers):
         for module, (in_features, out_features) in shape.projections().items():
+            if module.split(".")[1] not in targets:
+                continue
             prefix = f"base_model.model.model.layers.{layer}.{module}"
             tensors[f"{prefix}.lora_A.weight"] = normal(rank, in_features)
             tensors[f"{prefix}.lora_B.weight"] = normal(out_features, rank)
-    save_file(tensors, directory / "adapter_model.safetensors")
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(m.split(".")[1] for m in shape.projections()),
-        "base_model_name_or_path": "",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": sorted(targets),
+        "base_model_name_or_path": base_model,
     }
-    (directory / "adapter_config.json").write_text(json.dumps(config))
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=1))

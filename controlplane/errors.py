@@ -5,7 +5,6 @@ ControlPlaneError
 ├── UnknownNameError         NOT_FOUND: adapter, version, alias, model, lease
 ├── NameTakenError           ALREADY_EXISTS: an adapter, an alias or a base model has the name
 ├── ConflictError            FAILED_PRECONDITION: not in the state that the registry or fleet is in
-├── NotAuthenticatedError    UNAUTHENTICATED: the fleet token is missing or wrong
 ├── FleetFullError           RESOURCE_EXHAUSTED: every data plane's queue is full
 ├── NoDataPlaneError         UNAVAILABLE: no live data plane serves the base model
 ├── StoreUnavailableError    UNAVAILABLE: Redis does not answer (STORE_UNAVAILABLE)
@@ -56,10 +55,6 @@ class NameTakenError(ControlPlaneError):
 
 
 class ConflictError(ControlPlaneError):
-    pass
-
-
-class NotAuthenticatedError(ControlPlaneError):
     pass
 
 

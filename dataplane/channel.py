@@ -9,6 +9,9 @@ address: the frontend binds, the engine connects. Order of events:
     frontend → Submit, Abort …            engine → Outputs, Failed, Stats …
     frontend → Shutdown                   engine exits
 
+While it has work an engine sends something every second at least: Alive if there is nothing else.
+A silent one hangs.
+
 Times are `time.monotonic()` seconds, which all processes of one host share.
 """
 
@@ -20,6 +23,9 @@ import msgspec
 
 HIGH_WATER_MARK = 8192
 """Messages either side may have under way before a send blocks."""
+
+ALIVE_INTERVAL_S = 1.0
+"""An engine with work is never silent for longer, but for the length of one step."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +40,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 64
     max_batch_tokens: int = 512
     max_waiting: int = 4096
+    prefix_cache: bool = True
+    max_cluster_delay_s: float = 0.25  # a request may be passed over for one whose adapter is here
+    priority_ageing_s: float = 10.0  # waiting so long lifts a request by one priority
     max_context_tokens: int = 0  # 0: the model's own
     num_threads: int = 0  # 0: torch's default
     host_cache_bytes: int = 1 << 30
@@ -90,6 +99,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     tenant: str = "default"
     arrival_s: float
     deadline_s: float | None = None
+    first_token_by_s: float | None = None  # an objective: the request is failed when out of reach
+    priority: int = 0  # -10 to 10, higher first
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -163,6 +174,7 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     queue_s: float
     adapter_load_s: float
     time_to_first_token_s: float
+    num_cached_tokens: int = 0  # of the tokens it began with, spared by the prefix cache
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -201,16 +213,30 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_running: int
     num_waiting: int
     num_pages: int
-    num_available_pages: int  # free or held by idle adapters
+    num_available_pages: int  # free, or of idle adapters and cached blocks nobody uses
     num_used_pages: int  # held by running sequences and by adapters in use
     num_generated_tokens: int
     pool_digests: list[str]
     host_digests: list[str]
     disk_digests: list[str]
+    # Since the start, but for num_cached_blocks:
+    num_cached_blocks: int = 0  # pages with keys and values that other requests can share
+    num_prefix_hit_tokens: int = 0  # prompt tokens that needed no computing
+    num_prompt_tokens: int = 0  # of requests that began to run
+    num_preemptions: int = 0
+    num_hopeless: int = 0  # failed in the queue because their objective was out of reach
+    # Measured; 0 until it was.
+    prefill_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0  # at the present number of running sequences
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The step loop goes round; sent when nothing else was for ALIVE_INTERVAL_S."""
 
 
 class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Owner of every page: "" free, "adapter:DIGEST", "sequence:HANDLE". `problem` is empty when
+    """Owner of every page: "" free, "adapter:DIGEST", "sequence:HANDLE", "prefix:DIGEST" (cached
+    block of an adapter, of the base model where DIGEST is empty). `problem` is empty when
     the pool's integrity holds, else what is wrong."""
 
     ticket: int
@@ -219,7 +245,7 @@ class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     problem: str
 
 
-FromEngine = Hello | Ready | StartFailed | Outputs | Failed | Stats | PoolReport
+FromEngine = Hello | Ready | StartFailed | Outputs | Failed | Stats | Alive | PoolReport
 
 
 def encode(message: Any) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataplane.errors import (
     AdapterRefusedError,
     DeadlineError,
+    HopelessError,
     ModelNotFoundError,
     NonFiniteOutputError,
     PoolTooSmallError,
@@ -28,6 +29,7 @@ CODES: Mapping[type[Exception], str] = {
     AdapterRefusedError: "FAILED_PRECONDITION",
     DeadlineError: "DEADLINE_EXCEEDED",
     DigestMismatchError: "FAILED_PRECONDITION",
+    HopelessError: "RESOURCE_EXHAUSTED",
     LoaderClosedError: "UNAVAILABLE",
     ModelNotFoundError: "NOT_FOUND",
     NonFiniteOutputError: "FAILED_PRECONDITION",

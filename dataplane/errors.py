@@ -9,6 +9,7 @@ DataPlaneError
 ├── AdapterRefusedError   an adapter cannot be applied exactly as trained to this base model
 ├── NonFiniteOutputError  a sequence's logits are NaN or infinite
 ├── QueueFullError        no more requests can wait
+├── HopelessError         a waiting request can no longer meet its objective
 └── DeadlineError         a request's time was over before it finished
 """
 
@@ -61,6 +62,14 @@ class NonFiniteOutputError(DataPlaneError):
 
 class QueueFullError(DataPlaneError):
     retry_after_s = 1.0
+
+
+class HopelessError(DataPlaneError):
+    """It is computed no further; it may be tried again, elsewhere at once."""
+
+    def __init__(self, message: str, metadata: Mapping[str, str], retry_after_s: float) -> None:
+        super().__init__("DEADLINE_HOPELESS", message, metadata)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineError(DataPlaneError):

@@ -1,6 +1,7 @@
 """`python -m dataplane.main`: one data plane, frontend and engine.
 
-Exit status: 0 stopped by SIGTERM or SIGINT, 1 the engine was lost, 2 it cannot start as asked.
+Exit status: 0 stopped by SIGTERM or SIGINT, 1 the engine was lost again and again, 2 it cannot
+start as asked.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from chorale.errors import ChoraleError
 from dataplane.channel import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.locate import locate_model
-from dataplane.rpc.lifecycle import DataPlaneOptions, serve
+from dataplane.rpc.engine_process import EngineProcess
+
+if TYPE_CHECKING:
+    from dataplane.rpc.lifecycle import DataPlaneOptions
 
 app = typer.Typer(add_completion=False)
 
@@ -33,6 +36,9 @@ _DEFAULTS = EngineOptions(model_dir="", model_name="")
 
 def run(options: DataPlaneOptions) -> int:
     """Serves until told to stop; returns the exit status."""
+    from chorale.errors import ChoraleError
+    from dataplane.rpc.lifecycle import serve
+
     try:
         stopped = asyncio.run(serve(options, _print_ready))
     except (ChoraleError, DataPlaneError) as error:
@@ -40,7 +46,10 @@ def run(options: DataPlaneOptions) -> int:
     except OSError as error:
         return _fail("CANNOT_START", str(error))
     if not stopped:
-        print("error: ENGINE_LOST: the engine process ended; its log says why", file=sys.stderr)
+        print(
+            "error: ENGINE_LOST: the engine ended again and again; its log says why",
+            file=sys.stderr,
+        )
     return 0 if stopped else 1
 
 
@@ -120,11 +129,21 @@ def data_plane(
     num_threads: Annotated[
         int, typer.Option(envvar="CHORALE_NUM_THREADS", min=0, help="Of the engine; 0: torch's.")
     ] = 0,
+    engine_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="CHORALE_ENGINE_TIMEOUT",
+            min=0.0,
+            help="Seconds without a word from the engine while it has work, after which it is "
+            "replaced; 0: never. More than the longest step takes.",
+        ),
+    ] = 60.0,
 ) -> None:
     """Serves one base model and its adapters over gRPC, as a member of a fleet.
 
     Prints `ready data-plane ID grpc=HOST:PORT` once it serves and has joined. SIGTERM and SIGINT
-    stop it cleanly (exit status 0); 1: the engine was lost; 2: it cannot start as asked.
+    stop it cleanly (exit status 0); 1: the engine was lost again and again; 2: it cannot start as
+    asked. An engine that dies or hangs is started again.
     """
     signal.signal(signal.SIGTERM, _exit_cleanly)  # until the event loop has handlers of its own
     signal.signal(signal.SIGINT, _exit_cleanly)
@@ -133,36 +152,51 @@ def data_plane(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    # Before anything slow is imported here: the engine has more to import than this process.
+    process = None
     try:
+        process = EngineProcess()
+        process.start()
         model_dir = locate_model(model)
+        engine = EngineOptions(
+            model_dir=str(model_dir),
+            model_name=model_name or _name_of(model, model_dir),
+            device=device,
+            dtype=dtype,
+            pool_bytes=pool_bytes,
+            page_tokens=page_tokens,
+            max_running=max_running,
+            max_batch_tokens=max_batch_tokens,
+            max_context_tokens=max_context_tokens,
+            num_threads=num_threads,
+            host_cache_bytes=host_cache_bytes,
+            disk_cache_bytes=disk_cache_bytes,
+            disk_cache_dir=disk_cache_dir,
+            adapter_roots=tuple(str(root.resolve()) for root in adapter_root or ()),
+        )
+        from dataplane.rpc.lifecycle import DataPlaneOptions
+
+        options = DataPlaneOptions(
+            engine=engine,
+            control_plane=control_plane,
+            fleet_token=fleet_token,
+            host=host,
+            port=port,
+            advertise=advertise,
+            data_plane_id=data_plane_id,
+            engine_timeout_s=engine_timeout,
+            first_engine=process,
+            spawn_engine=EngineProcess,
+        )
+        status = run(options)
     except DataPlaneError as error:
-        raise typer.Exit(_fail(error.reason, error.message)) from None
-    engine = EngineOptions(
-        model_dir=str(model_dir),
-        model_name=model_name or _name_of(model, model_dir),
-        device=device,
-        dtype=dtype,
-        pool_bytes=pool_bytes,
-        page_tokens=page_tokens,
-        max_running=max_running,
-        max_batch_tokens=max_batch_tokens,
-        max_context_tokens=max_context_tokens,
-        num_threads=num_threads,
-        host_cache_bytes=host_cache_bytes,
-        disk_cache_bytes=disk_cache_bytes,
-        disk_cache_dir=disk_cache_dir,
-        adapter_roots=tuple(str(root.resolve()) for root in adapter_root or ()),
-    )
-    options = DataPlaneOptions(
-        engine=engine,
-        control_plane=control_plane,
-        fleet_token=fleet_token,
-        host=host,
-        port=port,
-        advertise=advertise,
-        data_plane_id=data_plane_id,
-    )
-    raise typer.Exit(run(options))
+        status = _fail(error.reason, error.message)
+    except OSError as error:
+        status = _fail("CANNOT_START", str(error))
+    finally:
+        if process is not None:
+            process.discard()
+    raise typer.Exit(status)
 
 
 def _name_of(model: str, model_dir: Path) -> str:

@@ -4,8 +4,10 @@
     └── CliError                 a reason, a message and the exit code
         ├── UsageError           an argument that cannot be meant
         ├── NoSuchFileError      a local path that is not there
+        ├── NoSuchDataPlaneError no live data plane has this id
         ├── BlockedError         the machine is not in the state that the command needs
         │   └── PortInUseError   another process listens where `up` is to serve
+        ├── TargetUnusableError  what `bench` is to measure is not there, or not what it says
         └── PartFailedError      a part of `chorale up` keeps dying, or refuses its configuration
 
 Calls to servers fail with `chorale.errors`.
@@ -32,6 +34,18 @@ class NoSuchFileError(CliError):
     exit_code = ExitCode.NOT_FOUND
 
 
+class NoSuchDataPlaneError(CliError):
+    exit_code = ExitCode.NOT_FOUND
+
+    def __init__(self, data_plane_id: str, live: Sequence[str]) -> None:
+        shown = ", ".join(live[:10]) or "none"
+        super().__init__(
+            "DATA_PLANE_NOT_FOUND",
+            f"--data-plane {data_plane_id[:128]}: no live data plane has this id; live are {shown}",
+            metadata={"data_plane_id": data_plane_id[:128]},
+        )
+
+
 class BlockedError(CliError):
     exit_code = ExitCode.BLOCKED
 
@@ -44,6 +58,10 @@ class PortInUseError(BlockedError):
             f"{option} (0 picks a free one)",
             metadata={"option": option, "host": host, "port": str(port)},
         )
+
+
+class TargetUnusableError(CliError):
+    exit_code = ExitCode.UNAVAILABLE
 
 
 class PartFailedError(CliError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -56,6 +56,20 @@ def print_table(
         table.add_row(*(Text(sanitized(cell, one_line=True)) for cell in row))
     # Piped, a table is as wide as it needs: nothing may be folded that a program looks for.
     Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
+
+
+def print_styled(lines: Iterable[str], styles: Mapping[str, str], *, default: str) -> None:
+    """Lines on stdout, on a terminal each character in its style."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            print(line)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(Text.assemble(*((sign, styles.get(sign, default)) for sign in line)))
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
     from chorale.events import Completion
     from chorale.v1 import adapter_registry_pb2 as registry_pb
+    from chorale.v1 import admin_pb2 as admin_pb
     from chorale.v1 import fleet_pb2 as fleet_pb
+
+# PageOwnerKind's numbers; the module of its names is not imported before a call is made.
+_OWNER_KINDS = {1: "free", 2: "adapter", 3: "sequence", 4: "prefix"}
 
 
 def adapter(value: registry_pb.Adapter) -> dict[str, Any]:
@@ -69,6 +73,25 @@ def data_plane(value: fleet_pb.DataPlane) -> dict[str, Any]:
     }
 
 
+def pool(value: admin_pb.GetPoolResponse) -> dict[str, Any]:
+    return {
+        "data_plane_id": value.data_plane_id,
+        "num_pages": value.num_pages,
+        "page_bytes": value.page_bytes,
+        "num_used_pages": value.num_used_pages,
+        "runs": [
+            {
+                "owner_kind": _OWNER_KINDS.get(run.owner_kind, "unknown"),
+                "owner_id": run.owner_id,
+                "first_page": run.first_page,
+                "num_pages": run.num_pages,
+            }
+            for run in value.runs
+        ],
+        "problem": value.problem,
+    }
+
+
 def completion(value: Completion) -> dict[str, Any]:
     accepted, finished = value.accepted, value.finished
     timings = finished.timings
@@ -90,6 +113,7 @@ def completion(value: Completion) -> dict[str, Any]:
         "stop_token_id": finished.stop_token_id,
         "num_prompt_tokens": finished.num_prompt_tokens,
         "num_completion_tokens": finished.num_completion_tokens,
+        "num_cached_tokens": finished.num_cached_tokens,
         "timings": {
             "queue_s": timings.queue_s,
             "adapter_load_s": timings.adapter_load_s,

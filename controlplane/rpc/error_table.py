@@ -13,7 +13,6 @@ ERROR_TABLE: ErrorTable = {
     errors.UnknownNameError: grpc.StatusCode.NOT_FOUND,
     errors.NameTakenError: grpc.StatusCode.ALREADY_EXISTS,
     errors.ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.NotAuthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.FleetFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoDataPlaneError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,

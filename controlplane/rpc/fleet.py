@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 from google.protobuf import duration_pb2
 
+from chorale.bearer import check_bearer
 from chorale.v1 import fleet_pb2 as pb
 from chorale.v1.fleet_pb2_grpc import FleetServiceServicer
 from controlplane.fleet.fleet import Fleet
-from controlplane.fleet.token import check_fleet_token
 from controlplane.rpc import translate
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,7 +26,7 @@ class FleetHandlers(FleetServiceServicer):
         self._heartbeat_interval_s = heartbeat_interval_s
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
-        check_fleet_token(context.invocation_metadata(), self._token)
+        check_bearer(context.invocation_metadata(), self._token)
         keys = await self._fleet.join(
             request.data_plane_id,
             request.incarnation,
@@ -42,7 +42,7 @@ class FleetHandlers(FleetServiceServicer):
     async def Heartbeat(
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
-        check_fleet_token(context.invocation_metadata(), self._token)
+        check_bearer(context.invocation_metadata(), self._token)
         keys = await self._fleet.heartbeat(
             request.data_plane_id,
             request.incarnation,
@@ -52,7 +52,7 @@ class FleetHandlers(FleetServiceServicer):
         return pb.HeartbeatResponse(ticket_keys=translate.keys_to_pb(keys))
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
-        check_fleet_token(context.invocation_metadata(), self._token)
+        check_bearer(context.invocation_metadata(), self._token)
         await self._fleet.leave(request.data_plane_id, request.incarnation)
         return pb.LeaveResponse()
 

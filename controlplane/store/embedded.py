@@ -9,7 +9,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from types import TracebackType
 from controlplane.errors import OptionError, RedisMissingError, RedisStartError
 from controlplane.store.child import dying_with_parent
 from controlplane.store.data_dir_lock import DataDirLock
+from storage.scratch import ScratchDir, sweep, sweep_one
 
 _MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux, 104 elsewhere
 _SOCKET_DIR_PREFIX = "chorale-redis-"
@@ -59,7 +59,7 @@ class EmbeddedRedis:
             raise OptionError("data_dir", "must not hold control characters")
         self._lock = DataDirLock(self._directory)
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket_dir: Path | None = None
+        self._socket_dir: ScratchDir | None = None
         self._address: Path | tuple[str, int] = ("127.0.0.1", 0)
         self._password = ""
 
@@ -118,7 +118,7 @@ class EmbeddedRedis:
                     break
             self._process = None
         if self._socket_dir is not None:
-            _remove_socket_dir(self._socket_dir)
+            self._socket_dir.remove()
             self._socket_dir = None
         self._password = ""
         self._lock.release()
@@ -140,18 +140,19 @@ class EmbeddedRedis:
         self._lock.acquire(_LOCK_WAIT_S)
         left = self._lock.left.get("socket_dir")
         if isinstance(left, str) and Path(left).name.startswith(_SOCKET_DIR_PREFIX):
-            _remove_socket_dir(Path(left))
+            sweep_one(Path(left))
         self._password = secrets.token_hex(32)
         for parent in (None, "/tmp"):
             with contextlib.suppress(OSError):
-                directory = Path(tempfile.mkdtemp(prefix=_SOCKET_DIR_PREFIX, dir=parent))
-                if len(os.fsencode(directory / "redis.sock")) <= _MAX_SOCKET_PATH_BYTES:
+                sweep(_SOCKET_DIR_PREFIX, parent)
+                directory = ScratchDir(_SOCKET_DIR_PREFIX, parent)
+                if len(os.fsencode(directory.path / "redis.sock")) <= _MAX_SOCKET_PATH_BYTES:
                     self._socket_dir = directory
-                    self._address = directory / "redis.sock"
+                    self._address = directory.path / "redis.sock"
                     self._password = ""
-                    self._lock.describe({"socket_dir": str(directory)})
+                    self._lock.describe({"socket_dir": str(directory.path)})
                     return
-                _remove_socket_dir(directory)
+                directory.remove()
         self._address = ("127.0.0.1", _free_port())
 
     def _spawn(self, binary: Path) -> None:
@@ -231,10 +232,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _remove_socket_dir(directory: Path) -> None:
-    # Only what we put there: the path may come from a file.
-    with contextlib.suppress(OSError):
-        (directory / "redis.sock").unlink(missing_ok=True)
-        directory.rmdir()

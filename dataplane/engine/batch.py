@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 
 from dataplane.engine.scheduler import Chunk
+from dataplane.lora.affine_segments import affine_head, affine_layers
 from dataplane.lora.layout import head_columns
 from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
 from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import Batch, HeadSlice, LayerSegments
+from dataplane.models.shapes import GROUPS
 from dataplane.pool.pool import PagePool
 from kernels.attention.metadata import AttentionMetadata, PrefillChunk
-from kernels.lora.plan import Segment
+from kernels.lora.plan import LoraSpans, Segment, SegmentGroup
 
 
 class BatchBuilder:
@@ -68,6 +71,7 @@ class BatchBuilder:
                 decode_seq_lens=self._int64([c.sequence.num_computed + 1 for c in decode]),
             ),
             layers=self._layer_segments(spans),
+            affine=affine_layers(self._adapter, spans, self._config.num_layers),
             logit_rows=self._int64(logit_rows),
             lm_head=self._head_slices(logit_spans),
         )
@@ -83,14 +87,23 @@ class BatchBuilder:
         )
 
     def _layer_segments(self, spans: Seq[tuple[str, int, int]]) -> list[LayerSegments]:
-        adapters = [(self._adapter(digest), start, end) for digest, start, end in spans]
+        if not spans:
+            return [{}] * self._config.num_layers
+        adapters = [self._adapter(digest) for digest, _, _ in spans]
+        common = LoraSpans.of(
+            [(start, end) for _, start, end in spans], [each.pages for each in adapters]
+        )
+        rows = np.stack([each.layout.plan_rows for each in adapters], axis=2)
         layers: list[LayerSegments] = []
         for layer in range(self._config.num_layers):
-            groups: dict[str, list[Segment]] = {}
-            for adapter, start, end in adapters:
-                for name, plan in adapter.layout.layers[layer].items():
-                    groups.setdefault(name, []).append(Segment(start, end, adapter.pages, plan))
-            layers.append(groups)
+            plans = [each.layout.layers[layer] for each in adapters]
+            layers.append(
+                {
+                    name: SegmentGroup(common, rows[layer, at], [each.get(name) for each in plans])
+                    for at, name in enumerate(GROUPS)
+                    if rows[layer, at, :, 0].any()
+                }
+            )
         return layers
 
     def _head_slices(self, spans: Seq[tuple[str, int, int]]) -> list[HeadSlice]:
@@ -106,6 +119,7 @@ class BatchBuilder:
                     Segment(start, end, adapter.pages, adapter.layout.head[layer])
                     for adapter, start, end in adapters
                 ],
+                affine_head(adapters, layer),
             )
             for layer, columns in enumerate(self._head_columns)
         ]

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dataplane.channel import Output, PoolReport, Stats, Submit, TokenLogprobs
+from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
+from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.scheduler import Chunk, Failure, Scheduler
 from dataplane.engine.sequence import Sequence
 from dataplane.errors import NonFiniteOutputError
 from dataplane.lora.loader import AdapterLoader
-from dataplane.lora.resident import ResidentAdapters
 from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
 from dataplane.pool.allocator import PoolIntegrityError
@@ -42,6 +43,9 @@ class Engine:
         max_running: int,
         max_batch_tokens: int,
         max_waiting: int,
+        prefix_cache: bool = True,
+        max_cluster_delay_s: float = 0.25,
+        priority_ageing_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decoder = decoder
@@ -51,13 +55,20 @@ class Engine:
         self._max_context = max_context
         self._max_running = max_running
         self._clock = clock
-        self._resident = ResidentAdapters(pool)
+        self._costs = CostModel()
+        supply = AdapterSupply(pool, loader, self._costs)
+        self._resident = supply.resident
+        self._prefixes = PrefixCache(pool, self._costs, enabled=prefix_cache)
         self._scheduler = Scheduler(
             pool,
-            AdapterSupply(self._resident, loader, pool.num_pages),
+            supply,
+            self._prefixes,
+            self._costs,
             max_running=max_running,
             max_batch_tokens=max_batch_tokens,
             max_waiting=max_waiting,
+            max_cluster_delay_s=max_cluster_delay_s,
+            priority_ageing_s=priority_ageing_s,
         )
         self._batches = BatchBuilder(decoder.config, pool, self._resident)
         self._sequences: dict[int, Sequence] = {}
@@ -72,7 +83,12 @@ class Engine:
     @property
     def is_waiting_for_loads(self) -> bool:
         """Only requests whose adapter is still loading are left: nothing to compute now."""
-        return not self._scheduler.running and self._scheduler.has_work
+        return self._scheduler.is_waiting_for_loads
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When a request's time may be over: a step is wanted then, whatever else goes on."""
+        return self._scheduler.next_due_s
 
     def submit(self, request: Submit) -> None:
         """Queues a request; whatever is wrong with it is part of the next step's result."""
@@ -83,7 +99,7 @@ class Engine:
             self._ended.outputs.append(_final(sequence, [], finish, token, []))
             return
         try:
-            self._scheduler.add(sequence)
+            self._scheduler.add(sequence, self._clock())
         except Exception as error:
             self._ended.failures.append((request.handle, error))
             return
@@ -98,11 +114,19 @@ class Engine:
     def step(self) -> StepResult:
         """Computes one batch; nothing when no request can run now."""
         result, self._ended = self._ended, StepResult()
-        chunks, failures = self._scheduler.schedule(self._clock())
+        started_s = self._clock()
+        chunks, failures = self._scheduler.schedule(started_s)
         for failure in failures:
             self._fail(failure, result)
         if chunks:
             self._run(chunks, result)
+            num_decode = sum(chunk.num_tokens == 1 for chunk in chunks)
+            num_tokens = sum(chunk.num_tokens for chunk in chunks)
+            self._costs.observe_step(
+                self._clock() - started_s,
+                num_prefill=num_tokens - num_decode,
+                num_decode=num_decode,
+            )
         return result
 
     def stats(self) -> Stats:
@@ -112,17 +136,25 @@ class Engine:
         host = [digest for digest in residency.host if digest not in faster]
         faster.update(host)
         allocator = self._pool.allocator
-        idle = self._resident.num_idle_pages
+        counters = self._scheduler.counters
+        num_running = len(self._scheduler.running)
         return Stats(
-            num_running=len(self._scheduler.running),
+            num_running=num_running,
             num_waiting=self._scheduler.num_waiting,
             num_pages=allocator.num_pages,
-            num_available_pages=allocator.num_free + idle,
-            num_used_pages=allocator.num_pages - allocator.num_free - idle,
+            num_available_pages=self._pool.num_available,
+            num_used_pages=allocator.num_pages - self._pool.num_available,
             num_generated_tokens=self._num_generated,
             pool_digests=sorted(pool),
             host_digests=sorted(host),
             disk_digests=sorted(residency.disk - faster),
+            num_cached_blocks=self._prefixes.num_blocks,
+            num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_preemptions=counters.num_preemptions,
+            num_hopeless=counters.num_hopeless,
+            prefill_tokens_per_s=self._costs.prefill_tokens_per_s,
+            decode_step_s=self._costs.step_s(max(num_running, 1)),
         )
 
     def inspect(self, ticket: int) -> PoolReport:
@@ -142,14 +174,19 @@ class Engine:
     def check_integrity(self) -> None:
         """Raises: PoolIntegrityError unless every page has exactly the owner on the books."""
         self._pool.allocator.check_integrity(
-            {**self._scheduler.claims(), **self._resident.claims()}
+            {**self._scheduler.claims(), **self._resident.claims(), **self._prefixes.claims()}
         )
+        self._prefixes.check_integrity(self._scheduler.held_blocks())
+        self._resident.check_integrity()
+
+    def clear_idle(self) -> None:
+        """Empties the pool of all that nobody uses."""
+        self._pool.make_free(self._pool.num_available)
 
     def _run(self, chunks: list[Chunk], result: StepResult) -> None:
         batch = self._batches.build(chunks)
         logits = self._decoder.forward(batch, self._pool.data, self._pool.page_tokens)
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
+        self._scheduler.computed(chunks, self._clock())
         complete = [chunk.sequence for chunk in chunks if not chunk.sequence.num_pending]
         if not complete:
             return
@@ -169,7 +206,7 @@ class Engine:
         self, sequence: Sequence, sampled: Sampled, now_s: float, result: StepResult
     ) -> None:
         if sampled.token_id < 0:
-            self._scheduler.remove(sequence, now_s)
+            self._scheduler.remove(sequence, now_s, ruined=True)
             self._fail(Failure(sequence, _non_finite(sequence)), result)
             return
         self._num_generated += 1

@@ -1,19 +1,32 @@
 """Which tokens the next step computes. Iteration-level; pure but for the pool it allocates from.
 
-Decode first, then the prefill of running sequences in chunks, then waiting requests. Each adapter
-has its own queue, so a request whose adapter is still loading holds up nobody else's.
+Decode first, then the prefill of running sequences in chunks, then waiting requests in the order
+of `waiting`. When the next one lacks pages, nobody passes it, so that large requests do not starve.
+Pages come from what is free, then from what the pool is least worth, and at last from the running
+sequence with the least claim, which is recomputed later.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from dataplane.cost_model import CostModel
+from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
+from dataplane.engine.fit import check_fits
+from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
+from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
 from dataplane.engine.sequence import Sequence
-from dataplane.errors import DataPlaneError, DeadlineError, PoolTooSmallError, QueueFullError
-from dataplane.lora.supply import AdapterSupply
-from dataplane.pool.pool import PagePool
+from dataplane.engine.waiting import Waiting
+from dataplane.errors import DataPlaneError, PoolTooSmallError, QueueFullError
+
+if TYPE_CHECKING:
+    from dataplane.lora.supply import AdapterSupply
+    from dataplane.pool.pool import PagePool
+
+_OVERLOAD_S = 5.0  # there is overload for so long after a request was failed as hopeless
+_MAX_RETRY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,16 @@ class Failure:
     error: Exception
 
 
+@dataclass
+class Counters:
+    """Since the start."""
+
+    num_prompt_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_preemptions: int = 0
+    num_hopeless: int = 0
+
+
 class Scheduler:
     """Owns the waiting queues and the running batch; every page a sequence holds passes here."""
 
@@ -37,29 +60,52 @@ class Scheduler:
         self,
         pool: PagePool,
         supply: AdapterSupply,
+        prefixes: PrefixCache,
+        costs: CostModel,
         *,
         max_running: int,
         max_batch_tokens: int,
         max_waiting: int,
+        max_cluster_delay_s: float,
+        priority_ageing_s: float,
     ) -> None:
         assert max_batch_tokens >= max_running
         self._pool = pool
         self._supply = supply
+        self._prefixes = prefixes
+        self._costs = costs
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
-        self._queues: dict[str, deque[Sequence]] = {}
-        self.running: list[Sequence] = []  # oldest admission first; the last is preempted first
+        self._ageing_s = priority_ageing_s
+        self._waiting = Waiting(
+            self._affinity, max_cluster_delay_s=max_cluster_delay_s, ageing_s=priority_ageing_s
+        )
+        self._objectives = Objectives(costs, max_batch_tokens)
+        self._overload_until_s: float | None = None
+        self._num_waiting_tokens = 0
+        self.running: list[Sequence] = []  # oldest admission first
+        self.counters = Counters()
 
     @property
     def num_waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self._queues)
+        return bool(self.running or self._waiting)
 
-    def add(self, sequence: Sequence) -> None:
+    @property
+    def is_waiting_for_loads(self) -> bool:
+        """Nothing can be computed until a load ends or a time is over."""
+        return not self.running and bool(self._waiting) and self._waiting.all_parked
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When a deadline or an objective is to be looked at; None without any."""
+        return self._objectives.next_due_s
+
+    def add(self, sequence: Sequence, now_s: float) -> None:
         """Raises: QueueFullError; PoolTooSmallError when it could never fit, even alone."""
         if self.num_waiting >= self._max_waiting:
             raise QueueFullError(
@@ -67,190 +113,283 @@ class Scheduler:
                 f"{self._max_waiting} requests are waiting; try again later",
                 {"max_waiting": str(self._max_waiting)},
             )
-        self._check_fits(sequence, 0)
-        self._queues.setdefault(sequence.queue_key, deque()).append(sequence)
+        check_fits(sequence, 0, self._pool)
+        self._waiting.add(sequence, now_s)
+        self._num_waiting_tokens += len(sequence.tokens)
         if sequence.adapter:
-            self._supply.want(sequence.adapter)
+            self._supply.resident.wanted(sequence.adapter.digest, now_s)
+            self._want(sequence, now_s)
+        self._watch(sequence, now_s)
 
-    def remove(self, sequence: Sequence, now_s: float) -> None:
-        """Forgets a sequence, running or waiting, and frees what it holds."""
-        if sequence in self.running:
+    def remove(self, sequence: Sequence, now_s: float, *, ruined: bool = False) -> None:
+        """Forgets a sequence, running or waiting, and frees what it holds. ruined: nobody is to use
+        what it computed."""
+        self._objectives.end(sequence)
+        if sequence in self._waiting:
+            self._leave_queue(sequence)
+        elif sequence in self.running:
             self.running.remove(sequence)
+            path = sequence.shared
             self._release(sequence, now_s)
-            return
-        queue = self._queues.get(sequence.queue_key)
-        if queue and sequence in queue:
-            queue.remove(sequence)
-            self._drop_empty_queues()
+            if ruined:
+                self._prefixes.discard(path)
 
     def schedule(self, now_s: float) -> tuple[list[Chunk], list[Failure]]:
         """The chunks of the next step, those of one adapter adjacent, and the requests that have
         ended with an error instead. A failed sequence holds nothing any more."""
-        failures = self._expired(now_s)
-        failures += self._failed_loads()
-        chunks: dict[int, Chunk] = {}
+        failures = self._take_loads(now_s)
+        failures += self._out_of_time(now_s)
+        chunks: dict[Sequence, Chunk] = {}
         self._continue_running(chunks, now_s)
         failures += self._admit(chunks, now_s)
-        self._drop_empty_queues()
-        self._supply.drop_unwanted(set(self._queues))
         ordered = sorted(chunks.values(), key=lambda chunk: chunk.sequence.queue_key)
         return ordered, failures
 
-    def waiting(self) -> Iterator[Sequence]:
-        for queue in self._queues.values():
-            yield from queue
+    def computed(self, chunks: Seq[Chunk], now_s: float) -> None:
+        """The keys and values of `chunks` are in their pages: full blocks can be shared now. Call
+        it before a token is appended; who has none pending will get one, and is charged for it."""
+        size = self._pool.page_tokens
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.num_computed += chunk.num_tokens
+            while (len(sequence.shared) + 1) * size <= sequence.num_computed:
+                index = len(sequence.shared)
+                block = self._prefixes.keep(
+                    sequence.queue_key,
+                    sequence.shared,
+                    sequence.tokens[index * size : (index + 1) * size],
+                    sequence.block_table[index],
+                    sequence.owner,
+                    now_s,
+                )
+                if block is None:
+                    break
+                sequence.shared.append(block)
+                sequence.block_table[index] = block.page
+            if not sequence.num_pending:
+                self._waiting.charge(sequence, OUTPUT_WEIGHT)
 
     def claims(self) -> dict[str, list[int]]:
-        """Owner -> pages, for the integrity check."""
-        return {each.owner: each.block_table for each in self.running if each.block_table}
+        """Owner -> pages, for the integrity check; cached blocks are the cache's."""
+        own = {each.owner: each.block_table[len(each.shared) :] for each in self.running}
+        return {owner: pages for owner, pages in own.items() if pages}
 
-    def _continue_running(self, chunks: dict[int, Chunk], now_s: float) -> None:
+    def held_blocks(self) -> list[list[CachedBlock]]:
+        return [each.shared for each in self.running]
+
+    # What happens while they wait.
+
+    def _want(self, sequence: Sequence, now_s: float) -> None:
+        """Asks for the adapter of a waiting request unless it is here."""
+        assert sequence.adapter is not None
+        digest = sequence.adapter.digest
+        if self._supply.pages_missing(digest) is None:
+            self._supply.want(sequence.adapter, now_s)
+            self._waiting.park(digest)
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        self._num_waiting_tokens -= len(sequence.tokens)
+        if sequence.adapter and not self._waiting.of_adapter(sequence.adapter.digest):
+            self._supply.drop(sequence.adapter.digest)
+
+    def _take_loads(self, now_s: float) -> list[Failure]:
+        failures: list[Failure] = []
+        loads = self._supply.poll(now_s)
+        for digest in loads.arrived:
+            waiting = self._waiting.of_adapter(digest)
+            if not waiting:
+                self._supply.drop(digest)
+            for sequence in waiting:
+                if sequence.adapter_ready_s is None:
+                    sequence.adapter_ready_s = now_s
+            self._waiting.unpark(digest)
+        for digest, error in loads.failed:
+            failures += [Failure(each, error) for each in self._waiting.of_adapter(digest)]
+        for failure in failures:
+            self.remove(failure.sequence, now_s)
+        return failures
+
+    def _watch(self, sequence: Sequence, now_s: float) -> None:
+        if sequence.deadline_s is not None or sequence.first_token_by_s is not None:
+            num_cached = len(self._match(sequence)) * self._pool.page_tokens
+            self._objectives.wait(sequence, self._ready_in_s(sequence, now_s), num_cached)
+
+    def _out_of_time(self, now_s: float) -> list[Failure]:
+        failures: list[Failure] = []
+        for sequence in self._objectives.due(now_s):
+            if sequence.deadline_s is not None and sequence.deadline_s <= now_s:
+                failures.append(Failure(sequence, deadline_error(sequence, now_s)))
+            elif error := self._hopeless(sequence, now_s, self._match(sequence)):
+                failures.append(Failure(sequence, error))
+            else:
+                self._watch(sequence, now_s)
+        for failure in failures:
+            self.remove(failure.sequence, now_s)
+        return failures
+
+    def _hopeless(
+        self, sequence: Sequence, now_s: float, cached: list[CachedBlock]
+    ) -> DataPlaneError | None:
+        if sequence.deadline_s is None and sequence.first_token_by_s is None:
+            return None
+        ready_in_s = self._ready_in_s(sequence, now_s)
+        num_cached = len(cached) * self._pool.page_tokens
+        if not self._objectives.is_hopeless(sequence, now_s, ready_in_s, num_cached):
+            return None
+        self.counters.num_hopeless += 1
+        self._overload_until_s = now_s + _OVERLOAD_S
+        backlog_s = self._costs.prefill_s(self._num_waiting_tokens, self._max_batch_tokens)
+        retry_after_s = min(max(backlog_s, 1.0), _MAX_RETRY_S)
+        return hopeless_error(sequence, now_s, ready_in_s, retry_after_s)
+
+    def _ready_in_s(self, sequence: Sequence, now_s: float) -> float:
+        if sequence.adapter is None:
+            return 0.0
+        return self._supply.ready_in_s(sequence.adapter.digest, now_s)
+
+    def _match(self, sequence: Sequence) -> list[CachedBlock]:
+        return self._prefixes.match(sequence.queue_key, sequence.tokens)
+
+    # The next step.
+
+    def _continue_running(self, chunks: dict[Sequence, Chunk], now_s: float) -> None:
         decoding = [each for each in self.running if each.num_pending == 1]
         prefilling = [each for each in self.running if each.num_pending > 1]
         budget = self._max_batch_tokens
         for sequence in (*decoding, *prefilling):
-            num_tokens = min(sequence.num_pending, budget)
-            # It may have been preempted a moment ago to let an older one grow.
-            if num_tokens and sequence in self.running:
-                self._schedule_chunk(sequence, num_tokens, chunks, now_s)
-            budget = self._max_batch_tokens - sum(c.num_tokens for c in chunks.values())
+            # It may have been preempted a moment ago to let another one grow.
+            if budget and sequence in self.running:
+                budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
 
     def _schedule_chunk(
-        self, sequence: Sequence, num_tokens: int, chunks: dict[int, Chunk], now_s: float
-    ) -> None:
+        self, sequence: Sequence, budget: int, chunks: dict[Sequence, Chunk], now_s: float
+    ) -> int:
+        """Schedules up to `budget` of its pending tokens. Returns by how much the step grew:
+        less than that, even below zero, when others had to leave it."""
+        freed = 0
+        num_tokens = min(sequence.num_pending, budget)
         needed = self._pool.blocks_for(sequence.num_computed + num_tokens)
         while len(sequence.block_table) < needed:
-            page = self._pool.take_block(sequence.owner)
-            if page is not None:
+            if self._pool.make_free(1):
+                page = self._pool.take_block(sequence.owner)
+                assert page is not None
                 sequence.block_table.append(page)
-            elif not self._supply.resident.evict_idle(1):
-                victim = self.running[-1]
-                self._preempt(victim, now_s)
-                chunks.pop(victim.handle, None)
-                if victim is sequence:
-                    return
+                continue
+            victim = max(self.running, key=self._expendability)
+            self._preempt(victim, now_s)
+            chunk = chunks.pop(victim, None)
+            freed += chunk.num_tokens if chunk else 0
+            if victim is sequence:
+                return -freed
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
-        chunks[sequence.handle] = Chunk(sequence, num_tokens)
+        chunks[sequence] = Chunk(sequence, num_tokens)
+        return num_tokens - freed
 
-    def _admit(self, chunks: dict[int, Chunk], now_s: float) -> list[Failure]:
-        """Oldest first over the queues whose adapter is at hand. When the oldest lacks pages,
-        nobody passes it, so that large requests do not starve."""
+    def _expendability(self, sequence: Sequence) -> tuple[float, int]:
+        """The newest goes first, where one priority is worth `priority_ageing_s` of age. The order
+        never changes, so the first in it always gets on."""
+        return sequence.arrival_s - sequence.priority * self._ageing_s, sequence.handle
+
+    def _admit(self, chunks: dict[Sequence, Chunk], now_s: float) -> list[Failure]:
         failures: list[Failure] = []
-        blocked: set[str] = set()  # queues whose adapter is not here
         budget = self._max_batch_tokens - sum(c.num_tokens for c in chunks.values())
+        overload = self._overload_until_s is not None and now_s < self._overload_until_s
         while budget > 0 and len(self.running) < self._max_running:
-            heads = [q[0] for key, q in self._queues.items() if q and key not in blocked]
-            if not heads:
+            pick = self._waiting.next(now_s, newest_first=overload)
+            if pick is None:
                 break
-            sequence = min(heads, key=lambda each: (each.arrival_s, each.handle))
-            missing = self._adapter_pages_missing(sequence)
-            if missing is None:
-                blocked.add(sequence.queue_key)
-                continue
-            if sequence.adapter and sequence.adapter_ready_s is None:
-                sequence.adapter_ready_s = now_s
-            error = self._never_fits(sequence)
-            if error:
-                self._queues[sequence.queue_key].popleft()
-                failures.append(Failure(sequence, error))
-                continue
-            if not self._make_room(sequence, missing):
-                break
-            self._queues[sequence.queue_key].popleft()
+            sequence = pick.sequence
             if sequence.adapter:
-                resident = self._supply.acquire(sequence.adapter.digest, now_s)
-                assert resident is not None  # room was made
-            self.running.append(sequence)
-            num_tokens = min(sequence.num_pending, budget)
-            self._schedule_chunk(sequence, num_tokens, chunks, now_s)
-            budget -= num_tokens
+                self._want(sequence, now_s)
+                if self._supply.pages_missing(sequence.adapter.digest) is None:
+                    continue  # it is parked now
+                if sequence.adapter_ready_s is None:
+                    sequence.adapter_ready_s = now_s
+            cached = self._match(sequence)
+            error = self._never_fits(sequence) or self._hopeless(sequence, now_s, cached)
+            if error:
+                failures.append(Failure(sequence, error))
+                self.remove(sequence, now_s)
+                continue
+            if not self._take_room(sequence, cached, now_s):
+                break
+            self._waiting.passed_over(pick, now_s)
+            self._start(sequence, cached)
+            budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
         return failures
 
-    def _adapter_pages_missing(self, sequence: Sequence) -> int | None:
-        if sequence.adapter is None:
-            return 0
-        missing = self._supply.pages_missing(sequence.adapter.digest)
-        if missing is None:
-            self._supply.want(sequence.adapter)
-        return missing
-
-    def _make_room(self, sequence: Sequence, adapter_pages: int) -> bool:
-        """Evicts idle adapters until the sequence's tokens and its adapter fit. False when only
-        preemption could make that much room: running work goes first."""
-        needed = self._pool.blocks_for(len(sequence.tokens)) + adapter_pages
-        short = needed - self._pool.allocator.num_free
-        if short <= 0:
-            return True
-        keep = sequence.adapter.digest if sequence.adapter else None
-        kept = self._supply.resident.get(keep) if keep else None
-        idle = self._supply.resident.num_idle_pages
-        if kept and not kept.users:
-            idle -= len(kept.page_ids)
-        if idle < short:
+    def _take_room(self, sequence: Sequence, cached: list[CachedBlock], now_s: float) -> bool:
+        """Holds the adapter and the cached blocks of a waiting sequence, and sees to it that its
+        other tokens fit. False, and nothing held, when only preemption could make so much room:
+        running work goes first."""
+        digest = sequence.adapter.digest if sequence.adapter else ""
+        resident = self._supply.resident.get(digest) if digest else None
+        adapter_pages = self._supply.size_pages(digest) if digest and not resident else 0
+        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached) + adapter_pages
+        # What it will use itself cannot be reclaimed for it.
+        idle = sum(not block.users for block in cached)
+        if resident and not resident.users:
+            idle += len(resident.page_ids)
+        if needed + idle > self._pool.num_available:
             return False
-        self._supply.resident.evict_idle(short, keep)
+        self._prefixes.hold(cached, now_s)
+        if resident:
+            self._supply.acquire(digest)
+        has_room = self._pool.make_free(needed)
+        assert has_room
+        if digest and not resident:
+            self._supply.acquire(digest)
         return True
+
+    def _start(self, sequence: Sequence, cached: list[CachedBlock]) -> None:
+        self._waiting.remove(sequence)
+        self._num_waiting_tokens -= len(sequence.tokens)
+        self._objectives.start(sequence)
+        sequence.shared = cached
+        sequence.block_table = [block.page for block in cached]
+        sequence.num_computed = len(cached) * self._pool.page_tokens
+        self.running.append(sequence)
+        if sequence.scheduled_s is None:  # recomputing after preemption is not its fault
+            sequence.num_cached = sequence.num_computed
+            self.counters.num_prompt_tokens += len(sequence.tokens)
+            self.counters.num_prefix_hit_tokens += sequence.num_cached
+            self._waiting.charge(sequence, PROMPT_WEIGHT * sequence.num_pending)
+
+    def _preempt(self, sequence: Sequence, now_s: float) -> None:
+        """Back to the queue, before all that did not run yet. It will be recomputed, tokens so far
+        included, but for what is still cached then."""
+        self.running.remove(sequence)
+        self._release(sequence, now_s, wanted=True)
+        self._waiting.resume(sequence)
+        self._num_waiting_tokens += len(sequence.tokens)
+        self.counters.num_preemptions += 1
+        self._watch(sequence, now_s)
+
+    def _release(self, sequence: Sequence, now_s: float, *, wanted: bool = False) -> None:
+        own = sequence.block_table[len(sequence.shared) :]
+        self._pool.allocator.give_back(own, sequence.owner)
+        self._prefixes.release(sequence.shared, now_s, wanted=wanted)
+        sequence.block_table = []
+        sequence.shared = []
+        sequence.num_computed = 0
+        if sequence.adapter:
+            self._supply.resident.release(sequence.adapter.digest)
+
+    def _affinity(self, key: str) -> int:
+        """For clustering: 2 in the running batch or no adapter, 1 in the pool, 0 elsewhere."""
+        if not key:
+            return 2
+        resident = self._supply.resident.get(key)
+        if resident is None:
+            return 0
+        return 2 if resident.users else 1
 
     def _never_fits(self, sequence: Sequence) -> DataPlaneError | None:
         pages = self._supply.size_pages(sequence.adapter.digest) if sequence.adapter else 0
         try:
-            self._check_fits(sequence, pages)
+            check_fits(sequence, pages, self._pool)
         except PoolTooSmallError as error:
             return error
         return None
-
-    def _check_fits(self, sequence: Sequence, adapter_pages: int) -> None:
-        # The last token is never computed, so its key needs no place.
-        needed = self._pool.blocks_for(sequence.max_length - 1) + adapter_pages
-        if needed > self._pool.num_pages:
-            raise PoolTooSmallError(
-                "POOL_TOO_SMALL",
-                f"prompt of {sequence.num_prompt} tokens, max_tokens"
-                f" {sequence.sampling.max_tokens} and its adapter take {needed} pages; the pool"
-                f" has {self._pool.num_pages}: lower max_tokens, or start the data plane with a"
-                " larger --pool-bytes",
-                {"needed_pages": str(needed), "num_pages": str(self._pool.num_pages)},
-            )
-
-    def _preempt(self, sequence: Sequence, now_s: float) -> None:
-        """Back to the front of its queue; it will be recomputed, tokens so far included."""
-        self.running.remove(sequence)
-        self._release(sequence, now_s)
-        self._queues.setdefault(sequence.queue_key, deque()).appendleft(sequence)
-
-    def _release(self, sequence: Sequence, now_s: float) -> None:
-        self._pool.allocator.give_back(sequence.block_table, sequence.owner)
-        sequence.block_table = []
-        sequence.num_computed = 0
-        if sequence.adapter:
-            self._supply.resident.release(sequence.adapter.digest, now_s)
-
-    def _expired(self, now_s: float) -> list[Failure]:
-        late = [
-            each
-            for each in (*self.running, *self.waiting())
-            if each.deadline_s is not None and each.deadline_s <= now_s
-        ]
-        for sequence in late:
-            self.remove(sequence, now_s)
-        return [Failure(each, _deadline_error(each, now_s)) for each in late]
-
-    def _failed_loads(self) -> list[Failure]:
-        failures: list[Failure] = []
-        for digest, error in self._supply.poll():
-            failures += [Failure(each, error) for each in self._queues.pop(digest, ())]
-        return failures
-
-    def _drop_empty_queues(self) -> None:
-        for key in [key for key, queue in self._queues.items() if not queue]:
-            del self._queues[key]
-
-
-def _deadline_error(sequence: Sequence, now_s: float) -> DeadlineError:
-    return DeadlineError(
-        "DEADLINE_EXCEEDED",
-        f"the deadline passed {now_s - (sequence.deadline_s or now_s):.3f} s ago with"
-        f" {sequence.num_output} of {sequence.sampling.max_tokens} tokens generated",
-        {"num_generated_tokens": str(sequence.num_output)},
-    )

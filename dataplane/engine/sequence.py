@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dataplane.channel import Adapter, Sampling, Submit, Timings
+
+if TYPE_CHECKING:
+    from dataplane.engine.prefix_cache import CachedBlock
+
+MAX_PRIORITY = 10
 
 
 @dataclass(eq=False)
 class Sequence:
     """`tokens` is prompt plus output. The KV of the first `num_computed` of them is in the pages
-    of `block_table`; the rest are pending: one when decoding, more when prefilling."""
+    of `block_table`; the rest are pending: one when decoding, more when prefilling.
+
+    The first pages of `block_table` are those of `shared`, cached blocks that it holds and never
+    writes to; the others are its own."""
 
     handle: int
     tokens: list[int]
@@ -20,8 +29,12 @@ class Sequence:
     tenant: str
     arrival_s: float
     deadline_s: float | None
+    first_token_by_s: float | None = None
+    priority: int = 0
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list[int])
+    shared: list[CachedBlock] = field(default_factory=list["CachedBlock"])
+    num_cached: int = 0  # tokens that it found computed when it first ran
     scheduled_s: float | None = None  # first
     adapter_ready_s: float | None = None
     first_token_s: float | None = None
@@ -37,6 +50,8 @@ class Sequence:
             tenant=request.tenant,
             arrival_s=request.arrival_s,
             deadline_s=request.deadline_s,
+            first_token_by_s=request.first_token_by_s,
+            priority=max(-MAX_PRIORITY, min(request.priority, MAX_PRIORITY)),
         )
 
     @property
@@ -56,6 +71,13 @@ class Sequence:
     def max_length(self) -> int:
         """Tokens it can grow to."""
         return self.num_prompt + self.sampling.max_tokens
+
+    @property
+    def min_output(self) -> int:
+        """Tokens it will generate for certain, if nothing ends it early."""
+        sampling = self.sampling
+        endless = sampling.ignore_eos and not sampling.stop_token_ids
+        return sampling.max_tokens if endless else min(sampling.max_tokens, sampling.min_tokens + 1)
 
     @property
     def queue_key(self) -> str:
@@ -85,4 +107,5 @@ class Sequence:
             queue_s=max(0.0, scheduled - self.arrival_s),
             adapter_load_s=max(0.0, ready - self.arrival_s),
             time_to_first_token_s=max(0.0, first - self.arrival_s),
+            num_cached_tokens=self.num_cached,
         )

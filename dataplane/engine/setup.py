@@ -18,6 +18,7 @@ from dataplane.models.decoder import Decoder
 from dataplane.models.shapes import layer_modules, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.pool.pool import PagePool, pages_in
+from kernels.lora.cpu import warm_up
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
@@ -48,6 +49,9 @@ def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> Engin
     device = pick_device(options.device)
     config = load_config(Path(options.model_dir))
     dtype = pick_dtype(options.dtype, config, device)
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)  # arithmetic on them is many times slower
+        warm_up(dtype)
     max_context = _max_context(options, config)
     weights = load_weights(Path(options.model_dir), config, dtype, device)
     pool = PagePool(
@@ -94,6 +98,11 @@ def make_engine(
     loader: AdapterLoader,
     max_context: int,
 ) -> Engine:
+    """Raises: DataPlaneError for a scheduling option that is out of range."""
+    if not options.priority_ageing_s > 0:
+        raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0")
+    if not options.max_cluster_delay_s >= 0:
+        raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
     return Engine(
         Decoder(config, weights, max_context),
         pool,
@@ -103,6 +112,9 @@ def make_engine(
         max_running=options.max_running,
         max_batch_tokens=max(options.max_batch_tokens, options.max_running),
         max_waiting=options.max_waiting,
+        prefix_cache=options.prefix_cache,
+        max_cluster_delay_s=options.max_cluster_delay_s,
+        priority_ageing_s=options.priority_ageing_s,
     )
 
 
@@ -160,6 +172,14 @@ def _max_context(options: EngineOptions, config: ModelConfig) -> int:
             {"max_context_tokens": str(wanted), "limit": str(limit)},
         )
     return wanted
+
+
+def _out_of_range(name: str, value: float, limits: str) -> DataPlaneError:
+    return DataPlaneError(
+        "OPTION_OUT_OF_RANGE",
+        f"{name} is {value}; it must be {limits} seconds",
+        {"field": name, "value": str(value)},
+    )
 
 
 def _pool_bytes(options: EngineOptions, device: torch.device) -> int:

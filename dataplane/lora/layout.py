@@ -1,32 +1,35 @@
 """Where an adapter's matrices go in its pages, and packing them there.
 
 In every layer's flat array: first that layer's share of the modules outside the layers (lm_head,
-split by columns evenly over the layers), then for each projection group its A rows and its B rows.
-See kernels/lora/plan.py for the order within a group.
+split by columns evenly over the layers), then for each projection group its A rows and its B rows,
+and at the end the vectors of DoRA and biases, where the adapter has any. See kernels/lora/plan.py
+for the order within a group, kernels/lora/extras.py for the vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from dataplane.errors import AdapterRefusedError
+from dataplane.lora.affine import AffinePlan, AffineVectors
+from dataplane.lora.tensors import stored_tensor
 from dataplane.models.config import ModelConfig
-from dataplane.models.shapes import LM_HEAD, layer_groups
+from dataplane.models.shapes import GROUPS, LM_HEAD, layer_groups
 from dataplane.models.weights import ModelWeights
-from kernels.lora.plan import ExpandSlice, GroupPlan
+from kernels.lora.extras import AffineSlice
+from kernels.lora.plan import ExpandSlice, GroupPlan, plan_row
 from storage.adapter.manifest import (
     AdapterManifest,
-    LoraModule,
     ParsedAdapter,
     frozen_base_name,
 )
 from storage.adapter.weights import TensorRef
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Columns(NamedTuple):
@@ -45,6 +48,18 @@ class AdapterLayout:
     layers: tuple[Mapping[str, GroupPlan], ...]  # projection group -> plan, per layer
     head: tuple[GroupPlan, ...]  # per layer, over that layer's Columns; empty without lm_head
     elems: int  # per layer
+    # Projection group -> what it rescales or shifts, per layer; empty for plain LoRA.
+    affine: tuple[Mapping[str, tuple[AffineSlice, ...]], ...] = ()
+    # Per layer, over that layer's Columns; empty unless the head rescales or shifts.
+    head_affine: tuple[tuple[AffineSlice, ...], ...] = ()
+
+    @cached_property
+    def plan_rows(self) -> np.ndarray[Any, Any]:
+        """[num_layers, num_groups, PLAN_FIELDS] int64, groups in the order of the forward pass."""
+        return np.array(
+            [[plan_row(plans.get(name)) for name in GROUPS] for plans in self.layers],
+            dtype=np.int64,
+        )
 
     def num_pages(self, page_elems: int) -> int:
         return -(-self.elems // page_elems)
@@ -81,7 +96,11 @@ def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout
     modules = {(module.layer, module.module): module for module in manifest.modules}
     head = modules.get((None, LM_HEAD))
     head_plans, head_elems = _plan_head(config, head.rank) if head else ((), 0)
+    affine = AffinePlan(config, manifest)
+    widths = [columns.out_end - columns.out_start for columns in head_columns(config)]
+    head_affine, head_elems = affine.head(widths, head_elems)
     layers: list[Mapping[str, GroupPlan]] = []
+    affine_layers: list[Mapping[str, tuple[AffineSlice, ...]]] = []
     elems = head_elems
     for layer in range(config.num_layers):
         plans: dict[str, GroupPlan] = {}
@@ -108,9 +127,17 @@ def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout
                 rank_start += rank
                 offset += rank * projection.out_features
             plans[name] = GroupPlan(total_rank, group.in_features, a_offset, tuple(slices))
+        slices_by_group, offset = affine.layer(layer, offset)
         layers.append(plans)
+        affine_layers.append(slices_by_group)
         elems = max(elems, offset)
-    return AdapterLayout(tuple(layers), head_plans, elems)
+    return AdapterLayout(
+        tuple(layers),
+        head_plans,
+        elems,
+        tuple(affine_layers) if any(affine_layers) else (),
+        head_affine,
+    )
 
 
 def _plan_head(config: ModelConfig, rank: int) -> tuple[tuple[GroupPlan, ...], int]:
@@ -135,10 +162,10 @@ def pack(
     page_elems: int,
     dtype: torch.dtype,
 ) -> HostAdapter:
-    """Builds the host copy in pool layout. Scaling is folded into B in float32.
+    """Builds the host copy in pool layout. Scaling, and DoRA's, is folded into B in float32.
 
     Raises: AdapterRefusedError when a base tensor that the adapter carries differs from the base
-    model's, or when a weight overflows the pool's dtype.
+    model's, when its biases are not the base model's, or when a weight overflows the pool's dtype.
     """
     manifest = adapter.manifest
     for ref in manifest.frozen_copies:
@@ -153,8 +180,11 @@ def pack(
         for name, group in layer_groups(config).items()
         for index, projection in enumerate(group.projections)
     }
+    vectors = AffineVectors(config, base, adapter)
     for module in manifest.modules:
-        a, b = _matrices(adapter, module)
+        a = stored_tensor(adapter, module.a).float()
+        b = stored_tensor(adapter, module.b).float() * module.scaling
+        b = vectors.take(module, a, b).t()
         if module.layer is None:
             for layer, (part, plan) in enumerate(zip(columns, layout.head, strict=True)):
                 _write(flat[layer], plan.a_offset, a[:, part.in_start : part.in_end])
@@ -167,6 +197,7 @@ def pack(
         part = next(each for each in plan.slices if each.out_start == out_start)
         _write(flat[module.layer], plan.a_offset + part.rank_start * plan.in_features, a)
         _write(flat[module.layer], part.b_offset, b)
+    _write_vectors(config, flat, layout, vectors)
     if not bool(torch.isfinite(flat).all()):
         raise AdapterRefusedError(
             "WEIGHTS_OVERFLOW",
@@ -177,26 +208,41 @@ def pack(
     return HostAdapter(manifest.digest, layout, pages)
 
 
-def _matrices(adapter: ParsedAdapter, module: LoraModule) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, in] and scaling * B transposed [rank, out], float32."""
-    a = _tensor(adapter, module.a).float()
-    b = _tensor(adapter, module.b).float() * module.scaling
-    return a, b.t()
+def _write_vectors(
+    config: ModelConfig, flat: torch.Tensor, layout: AdapterLayout, vectors: AffineVectors
+) -> None:
+    for layer, slices_by_group in enumerate(layout.affine):
+        for name, slices in slices_by_group.items():
+            projections = layer_groups(config)[name].projections
+            for part in slices:
+                module = next(each.module for each in projections if each[1] == part.out_start)
+                at = (layer, module)
+                if part.scale_offset >= 0:
+                    _write(flat[layer], part.scale_offset, vectors.scale(at))
+                if part.shift_offset >= 0:
+                    _write(flat[layer], part.shift_offset, vectors.shift(at))
+    if not layout.head_affine:
+        return
+    (first,) = layout.head_affine[0]
+    at = (None, LM_HEAD)
+    for offset, values in (
+        (first.scale_offset, vectors.scale),
+        (first.shift_offset, vectors.shift),
+    ):
+        if offset < 0:
+            continue
+        vector = values(at)
+        for layer, part in enumerate(head_columns(config)):
+            _write(flat[layer], offset, vector[part.out_start : part.out_end])
 
 
 def _write(flat: torch.Tensor, offset: int, matrix: torch.Tensor) -> None:
     flat[offset : offset + matrix.numel()].view(matrix.shape).copy_(matrix)
 
 
-def _tensor(adapter: ParsedAdapter, ref: TensorRef) -> torch.Tensor:
-    # A copy: tensors over read-only memory are undefined behaviour in torch.
-    data = bytearray(adapter.view(ref))
-    return torch.frombuffer(data, dtype=_DTYPES[ref.dtype]).view(ref.shape)
-
-
 def _check_frozen(base: ModelWeights, adapter: ParsedAdapter, ref: TensorRef) -> None:
     mine = base.lm_head if frozen_base_name(ref) == "lm_head.weight" else base.embed
-    theirs = _tensor(adapter, ref)
+    theirs = stored_tensor(adapter, ref)
     same = theirs.shape == mine.shape and torch.equal(theirs.to(mine.dtype), mine.cpu())
     if not same:
         raise AdapterRefusedError(

@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from dataplane.channel import Adapter
+from dataplane.cost_model import CostModel, Tier
 from dataplane.errors import PoolTooSmallError
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import AdapterLoader
-from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
+from dataplane.lora.resident import ResidentAdapters
+from dataplane.pool.pool import PagePool
+
+
+class Loads(NamedTuple):
+    """Loads that have ended: digests that arrived in host memory, and that failed, and why."""
+
+    arrived: list[str]
+    failed: list[tuple[str, Exception]]
+
+
+class _Load(NamedTuple):
+    tier: Tier
+    asked_s: float
 
 
 class AdapterSupply:
-    """Tracks each wanted digest: absent → loading → in host memory → resident.
+    """Tracks each wanted digest: absent → loading → in host memory → resident. Never blocks."""
 
-    Never blocks. What a caller asks for and is not there yet, is asked for again each step.
-    """
-
-    def __init__(self, resident: ResidentAdapters, loader: AdapterLoader, num_pages: int) -> None:
-        self.resident = resident
+    def __init__(self, pool: PagePool, loader: AdapterLoader, costs: CostModel) -> None:
         self._loader = loader
-        self._num_pages = num_pages
-        self._loading: set[str] = set()
+        self._costs = costs
+        self._num_pages = pool.num_pages
+        self._loading: dict[str, _Load] = {}
         self._arrived: dict[str, HostAdapter] = {}
+        self.resident = ResidentAdapters(pool, self._reload_s)
 
-    def poll(self) -> list[tuple[str, Exception]]:
-        """Takes in what the loader has ended. Returns the digests that failed, and why."""
-        failures: list[tuple[str, Exception]] = []
+    def poll(self, now_s: float) -> Loads:
+        """Takes in what the loader has ended."""
+        loads = Loads([], [])
         for digest, adapter, error in self._loader.results():
-            self._loading.discard(digest)
+            load = self._loading.pop(digest)
             if adapter is None:
                 assert error is not None
-                failures.append((digest, error))
-            elif (pages := adapter.pages.shape[1]) >= self._num_pages:
-                failures.append((digest, self._too_large(digest, pages)))
+                loads.failed.append((digest, error))
+                continue
+            self._costs.observe_load(load.tier, now_s - load.asked_s, adapter.nbytes)
+            if (pages := adapter.pages.shape[1]) >= self._num_pages:
+                loads.failed.append((digest, self._too_large(digest, pages)))
             else:
                 self._arrived[digest] = adapter
-        return failures
+                loads.arrived.append(digest)
+        return loads
 
-    def want(self, adapter: Adapter) -> None:
+    def want(self, adapter: Adapter, now_s: float) -> None:
         """Starts loading unless it is there or on its way."""
         digest = adapter.digest
         if digest in self._loading or digest in self._arrived or self.resident.get(digest):
             return
-        self._loading.add(digest)
+        self._loading[digest] = _Load(self._tier(digest), now_s)
         self._loader.request(adapter)
 
+    def is_loading(self, digest: str) -> bool:
+        return digest in self._loading
+
+    def ready_in_s(self, digest: str, now_s: float) -> float:
+        """Predicted time until it can be made resident; 0 when it can be now."""
+        if digest in self._arrived or self.resident.get(digest):
+            return 0.0
+        tier, asked_s = self._loading.get(digest) or _Load(self._tier(digest), now_s)
+        return max(0.0, asked_s + self._costs.load_s(tier) - now_s)
+
     def pages_missing(self, digest: str) -> int | None:
-        """Pages that must be free to make it resident: 0 when it is, None while it loads."""
+        """Pages that must be free to make it resident: 0 when it is, None while it is not here."""
         if self.resident.get(digest):
             return 0
         arrived = self._arrived.get(digest)
@@ -56,20 +83,26 @@ class AdapterSupply:
         resident = self.resident.get(digest)
         return len(resident.page_ids) if resident else self._arrived[digest].pages.shape[1]
 
-    def acquire(self, digest: str, now_s: float) -> ResidentAdapter | None:
-        """Makes an arrived adapter resident if need be, and holds it. None when its pages are
-        not free."""
+    def acquire(self, digest: str) -> None:
+        """Makes an arrived adapter resident if need be, and holds it. Its pages must be free."""
         if self.resident.get(digest) is None:
-            if self.resident.install(self._arrived[digest], now_s) is None:
-                return None
-            del self._arrived[digest]
-        return self.resident.acquire(digest, now_s)
+            installed = self.resident.install(self._arrived.pop(digest))
+            assert installed is not None
+        self.resident.acquire(digest)
 
-    def drop_unwanted(self, wanted: set[str]) -> None:
-        """Lets go of arrived adapters that no waiting request names; the host tier may keep
-        them."""
-        for digest in [each for each in self._arrived if each not in wanted]:
-            del self._arrived[digest]
+    def drop(self, digest: str) -> None:
+        """No waiting request names it any more: an arrived adapter is let go of; the host tier may
+        keep it."""
+        self._arrived.pop(digest, None)
+
+    def _tier(self, digest: str) -> Tier:
+        residency = self._loader.residency()
+        if digest in residency.host:
+            return "host"
+        return "disk" if digest in residency.disk else "source"
+
+    def _reload_s(self, digest: str, nbytes: int) -> float:
+        return self._costs.reload_s(self._tier(digest), nbytes)
 
     def _too_large(self, digest: str, pages: int) -> PoolTooSmallError:
         return PoolTooSmallError(

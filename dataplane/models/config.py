@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
+from dataplane.models.families import FAMILIES, Family
+from dataplane.models.rope import Rope, RopeReader, unsupported
+
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The Llama family's shape. All counts are of elements, heads or layers."""
+    """A decoder's shape. All counts are of elements, heads or layers."""
 
     architecture: str
     vocab_size: int
@@ -24,14 +28,23 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
+    max_position_embeddings: int  # the longest context that is served exactly
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool  # RMSNorm of each query and key head (Qwen3)
+    qk_norm: bool  # RMSNorm of each query and key head (Qwen3, Gemma 3)
+    activation: str  # of the gate: "silu" or "gelu_pytorch_tanh"
+    fused_projections: bool  # qkv_proj and gate_up_proj are modules of their own (Phi-3)
+    unit_offset_norms: bool  # norms multiply by 1 + weight, in float32 (Gemma)
+    sandwich_norms: bool  # attention's and the MLP's outputs are normed too (Gemma)
+    embedding_scale: float  # 1.0 but for Gemma
+    attention_scale: float  # of q · k
+    attention_soft_cap: float | None  # cap · tanh(score / cap)
+    logit_soft_cap: float | None
     sliding_windows: tuple[int | None, ...]  # per layer
+    ropes: tuple[Rope, ...]
+    layer_ropes: tuple[int, ...]  # per layer, an index into `ropes`
     eos_token_ids: tuple[int, ...]
     dtype: str  # the checkpoint's own: "bfloat16", "float16" or "float32"
 
@@ -42,32 +55,6 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What a config.json of this architecture means where it is silent."""
-
-    max_position_embeddings: int
-    head_dim: int | None = None
-    qkv_bias: bool | None = None  # None: the field `attention_bias` decides
-    o_bias: bool | None = None
-    mlp_bias: bool = False  # whether the field `mlp_bias` is known
-    qk_norm: bool = False
-    sliding_window: int | None = None
-    sliding_needs_flag: bool = False  # `use_sliding_window` turns it on
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "LlamaForCausalLM": _Family(2048, mlp_bias=True),
-    "MistralForCausalLM": _Family(131072, qkv_bias=False, o_bias=False, sliding_window=4096),
-    "Qwen2ForCausalLM": _Family(
-        32768, qkv_bias=True, o_bias=False, sliding_window=4096, sliding_needs_flag=True
-    ),
-    "Qwen3ForCausalLM": _Family(
-        32768, head_dim=128, qk_norm=True, sliding_window=4096, sliding_needs_flag=True
-    ),
-}
 
 
 def load_config(model_dir: Path) -> ModelConfig:
@@ -99,19 +86,31 @@ def parse_config(
     """`fields` as in config.json, `generation` as in generation_config.json."""
     architectures = fields.get("architectures") or ["(none)"]
     name = str(architectures[0])
-    family = _FAMILIES.get(name)
+    family = FAMILIES.get(name)
     if family is None:
-        raise _unsupported("architectures", name, f"one of {', '.join(sorted(_FAMILIES))}")
-    if fields.get("hidden_act", "silu") != "silu":
-        raise _unsupported("hidden_act", fields["hidden_act"], "silu")
-    if fields.get("quantization_config"):
-        raise _unsupported("quantization_config", "present", "an unquantized checkpoint")
+        raise unsupported("architectures", name, f"one of {', '.join(sorted(FAMILIES))}")
+    activation = fields.get(family.activation_field) or family.activation
+    if activation not in ACTIVATIONS:
+        raise unsupported(family.activation_field, activation, ", ".join(ACTIVATIONS))
+    for field in ("quantization_config", "use_bidirectional_attention"):
+        if fields.get(field):
+            raise unsupported(field, fields[field], "absent")
     try:
         num_heads = int(fields["num_attention_heads"])
         hidden_size = int(fields["hidden_size"])
         num_layers = int(fields["num_hidden_layers"])
-        head_dim = fields.get("head_dim") or family.head_dim or hidden_size // num_heads
+        num_kv_heads = int(fields.get("num_key_value_heads", family.num_kv_heads) or num_heads)
+        if num_heads % num_kv_heads:
+            raise unsupported("num_key_value_heads", num_kv_heads, f"a divisor of {num_heads}")
+        head_dim = int(fields.get("head_dim") or family.head_dim or hidden_size // num_heads)
         bias = bool(fields.get("attention_bias", False))
+        windows = _sliding_windows(fields, family, num_layers)
+        full, local = RopeReader(fields, family, head_dim).read()
+        ropes = (full,) if local == full else (full, local)
+        max_context = int(fields.get("max_position_embeddings", family.max_position_embeddings))
+        if full.kind == "longrope":
+            max_context = min(max_context, full.original_context)
+        query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
         return ModelConfig(
             architecture=name,
             vocab_size=int(fields["vocab_size"]),
@@ -119,49 +118,94 @@ def parse_config(
             intermediate_size=int(fields["intermediate_size"]),
             num_layers=num_layers,
             num_heads=num_heads,
-            num_kv_heads=int(fields.get("num_key_value_heads") or num_heads),
-            head_dim=int(head_dim),
-            rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-            rope_theta=_rope_theta(fields),
-            max_position_embeddings=int(
-                fields.get("max_position_embeddings", family.max_position_embeddings)
-            ),
-            tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=float(fields.get("rms_norm_eps", family.rms_norm_eps)),
+            max_position_embeddings=max_context,
+            tie_word_embeddings=bool(fields.get("tie_word_embeddings", family.tie_word_embeddings)),
             qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
             o_bias=bias if family.o_bias is None else family.o_bias,
             mlp_bias=family.mlp_bias and bool(fields.get("mlp_bias", False)),
             qk_norm=family.qk_norm,
-            sliding_windows=_sliding_windows(fields, family, num_layers),
+            activation=activation,
+            fused_projections=family.fused_projections,
+            unit_offset_norms=family.unit_offset_norms,
+            sandwich_norms=family.sandwich_norms,
+            embedding_scale=hidden_size**0.5 if family.scaled_embeddings else 1.0,
+            attention_scale=float(
+                query_scalar if family.query_pre_attn_scalar is not None else head_dim
+            )
+            ** -0.5,
+            attention_soft_cap=_soft_cap(
+                fields,
+                "attn_logit_softcapping",
+                family.attention_soft_cap,
+                known=family.attention_soft_cap_known,
+            ),
+            logit_soft_cap=_soft_cap(
+                fields,
+                "final_logit_softcapping",
+                family.logit_soft_cap,
+                known=family.scaled_embeddings,
+            ),
+            sliding_windows=windows,
+            ropes=ropes,
+            layer_ropes=tuple(0 if window is None or len(ropes) == 1 else 1 for window in windows),
             eos_token_ids=_eos(fields, generation or {}),
             dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
         )
     except KeyError as error:
-        raise _unsupported(str(error.args[0]), "(missing)", "a number") from None
+        raise unsupported(str(error.args[0]), "(missing)", "a number") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UnsupportedModelError(
+            "CONFIG_INVALID", f"config.json: a field has the wrong type: {str(error)[:200]}", {}
+        ) from None
 
 
-def _rope_theta(fields: Mapping[str, Any]) -> float:
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default" or float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise _unsupported("rope_parameters.rope_type", kind, "default")
-    return float(rope.get("rope_theta") or fields.get("rope_theta") or 10000.0)
+def _soft_cap(
+    fields: Mapping[str, Any], name: str, default: float | None, *, known: bool
+) -> float | None:
+    cap = fields.get(name, default)
+    if cap is None:
+        return None
+    if not known or not float(cap) > 0:
+        raise unsupported(name, cap, "a number above 0" if known else "absent")
+    return float(cap)
 
 
 def _sliding_windows(
-    fields: Mapping[str, Any], family: _Family, num_layers: int
+    fields: Mapping[str, Any], family: Family, num_layers: int
 ) -> tuple[int | None, ...]:
     window = fields.get("sliding_window", family.sliding_window)
-    if window is None or family.sliding_window is None:
+    slides = [False] * num_layers
+    match family.sliding:
+        case "always":
+            slides = [True] * num_layers
+        case "flag" if fields.get("use_sliding_window", False):
+            full = int(fields.get("max_window_layers", 28))
+            slides = _sliding_layers(fields, [layer >= full for layer in range(num_layers)])
+        case "pattern":
+            every = int(fields.get(family.window_pattern_field) or family.window_pattern)
+            slides = _sliding_layers(fields, [bool((n + 1) % every) for n in range(num_layers)])
+    if window is None and family.sliding == "pattern" and any(slides):
+        raise unsupported("sliding_window", window, "a number, as some layers slide")
+    if window is None or not any(slides):
         return (None,) * num_layers
-    if family.sliding_needs_flag:
-        if not fields.get("use_sliding_window", False):
-            return (None,) * num_layers
-        full = int(fields.get("max_window_layers", 28))
-        types = fields.get("layer_types") or [
-            "full_attention" if layer < full else "sliding_attention" for layer in range(num_layers)
-        ]
-        return tuple(int(window) if kind == "sliding_attention" else None for kind in types)
-    return (int(window),) * num_layers
+    if int(window) < 1:
+        raise unsupported("sliding_window", window, "1 or more")
+    return tuple(int(window) if slide else None for slide in slides)
+
+
+def _sliding_layers(fields: Mapping[str, Any], default: list[bool]) -> list[bool]:
+    types = fields.get("layer_types")
+    if types is None:
+        return default
+    if len(types) != len(default):
+        raise unsupported("layer_types", types, f"one entry for each of {len(default)} layers")
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise unsupported("layer_types", kind, "full_attention or sliding_attention")
+    return [kind == "sliding_attention" for kind in types]
 
 
 def _eos(fields: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
@@ -171,11 +215,3 @@ def _eos(fields: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int,
     if eos is None:
         return ()
     return tuple(int(token) for token in (eos if isinstance(eos, list) else [eos]))
-
-
-def _unsupported(field: str, value: object, wanted: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        "MODEL_UNSUPPORTED",
-        f"config.json: {field} is {str(value)[:200]}; supported: {wanted}",
-        {"field": field, "value": str(value)[:200]},
-    )

@@ -1,8 +1,8 @@
-"""The decoder of the Llama family over the paged pool."""
+"""The decoder of the Llama family, and of what differs little from it, over the paged pool."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,17 @@ from dataplane.models.weights import LayerWeights, ModelWeights
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
 from kernels.kv.op import apply_rope, write_kv
+from kernels.linear.op import linear
+from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.op import lora_apply, lora_expand, lora_shrink
 from kernels.lora.plan import Segment
 
 LayerSegments = Mapping[str, Sequence[Segment]]
 """Projection group -> LoRA segments of the batch, in one layer."""
+LayerAffine = Mapping[str, Sequence[AffineSegment]]
+"""Projection group -> segments whose adapter rescales or shifts it (DoRA, biases)."""
+
+_NO_AFFINE: LayerAffine = {}
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Batch:
     page_offset: torch.Tensor  # [num_tokens] int64
     attention: AttentionMetadata
     layers: Sequence[LayerSegments]  # [num_layers]
+    affine: Sequence[LayerAffine]  # [num_layers], or empty when no adapter of the batch needs it
     logit_rows: torch.Tensor  # [num_logits] int64: rows whose next token is asked for
     # LoRA of the head, over logit rows: per layer of the pool, (input columns, output columns,
     # segments); an adapter's head is spread over the layers' slices of its pages by columns.
@@ -46,16 +53,25 @@ class HeadSlice:
     out_start: int
     out_end: int
     segments: Sequence[Segment]
+    affine: Sequence[AffineSegment] = ()  # over this slice's output columns
 
 
 class Decoder:
     """Stateless but for its weights: all state of sequences is in the pool."""
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, max_context: int) -> None:
+        """weights: packed in place."""
         self.config = config
         self.weights = weights
-        self._scale = config.head_dim**-0.5
-        self._cos, self._sin = _rope_tables(config, max_context, weights.embed)
+        weights.pack()
+        like = weights.embed
+        self._ropes = [rope.tables(max_context, like.dtype, like.device) for rope in config.ropes]
+        self._rotate = _rotation(config.ropes[0].rotary_dim, config.head_dim)
+        self._norm = _float_norm if config.unit_offset_norms else _plain_norm
+        self._activation = _ACTIVATIONS[config.activation]
+        self._embedding_scale: torch.Tensor | None = None
+        if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
+            self._embedding_scale = like.new_tensor(config.embedding_scale)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
@@ -64,23 +80,34 @@ class Decoder:
         pool: [num_layers, num_pages, page_elems]
         Returns logits [num_logits, vocab_size] in the model's dtype.
         """
-        config, weights = self.config, self.weights
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        config, weights, norm, eps = self.config, self.weights, self._norm, self.config.rms_norm_eps
+        ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         x = F.embedding(batch.token_ids, weights.embed)
+        if self._embedding_scale is not None:
+            x = x * self._embedding_scale
         for index, layer in enumerate(weights.layers):
             pages = pool[index]
             lora = batch.layers[index]
-            attended = self._attention(
-                self._norm(x, layer.input_norm), batch, pages, layer, index, cos, sin, page_tokens
-            )
-            x = x + _project(attended, layer.o, layer.o_bias, pages, lora.get("o", ()))
-            h = self._norm(x, layer.post_norm)
-            gate_up = _project(h, layer.gate_up, layer.gate_up_bias, pages, lora.get("gate_up", ()))
-            gate, up = gate_up.split(config.intermediate_size, dim=-1)
-            h = F.silu(gate) * up
-            x = x + _project(h, layer.down, layer.down_bias, pages, lora.get("down", ()))
-        x = self._norm(x[batch.logit_rows], weights.norm)
-        return self._logits(x, batch, pool)
+            affine = batch.affine[index] if batch.affine else _NO_AFFINE
+            h = norm(x, layer.input_norm, eps)
+            h = self._attention(h, batch, pages, layer, index, ropes, page_tokens)
+            h = _project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
+            if layer.attention_out_norm is not None:
+                h = norm(h, layer.attention_out_norm, eps)
+            x = x + h
+            h = norm(x, layer.mlp_norm, eps)
+            h = _project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
+            gate, up = h.split(config.intermediate_size, dim=-1)
+            h = self._activation(gate) * up
+            h = _project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
+            if layer.mlp_out_norm is not None:
+                h = norm(h, layer.mlp_out_norm, eps)
+            x = x + h
+        x = norm(x[batch.logit_rows], weights.norm, eps)
+        logits = self._logits(x, batch, pool)
+        if config.logit_soft_cap is not None:
+            logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
+        return logits
 
     def _attention(
         self,
@@ -89,34 +116,36 @@ class Decoder:
         pages: torch.Tensor,
         layer: LayerWeights,
         index: int,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        ropes: Sequence[tuple[torch.Tensor, torch.Tensor]],
         page_tokens: int,
     ) -> torch.Tensor:
         config = self.config
         num_tokens, head_dim = h.shape[0], config.head_dim
-        lora = batch.layers[index].get("qkv", ())
-        qkv = _project(h, layer.qkv, layer.qkv_bias, pages, lora)
+        affine = batch.affine[index] if batch.affine else _NO_AFFINE
+        qkv = _project(h, layer.qkv, layer.qkv_bias, pages, "qkv", batch.layers[index], affine)
         q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=-1)
         q = q.view(num_tokens, config.num_heads, head_dim)
         k = k.view(num_tokens, config.num_kv_heads, head_dim)
         v = v.view(num_tokens, config.num_kv_heads, head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+            q = self._norm(q, layer.q_norm, config.rms_norm_eps)
+            k = self._norm(k, layer.k_norm, config.rms_norm_eps)
+        cos, sin = ropes[config.layer_ropes[index]]
+        q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
         kv_pages = pages.view(-1, 2, page_tokens, config.num_kv_heads, head_dim)
         write_kv(kv_pages, k, v, batch.page_index, batch.page_offset)
         attended = paged_attention(
             q,
             kv_pages,
             batch.attention,
-            scale=self._scale,
+            scale=config.attention_scale,
             sliding_window=config.sliding_windows[index],
+            soft_cap=config.attention_soft_cap,
         )
         return attended.reshape(num_tokens, config.q_size)
 
     def _logits(self, x: torch.Tensor, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
-        logits = F.linear(x, self.weights.lm_head)
+        logits = linear(x, self.weights.head)
         if not batch.lm_head:
             return logits
         # The intermediate is a sum over the input's column slices, so all shrinks come first.
@@ -134,11 +163,10 @@ class Decoder:
         for part in batch.lm_head:
             if part.out_start < part.out_end:
                 columns = logits[:, part.out_start : part.out_end]
+                if part.affine:
+                    lora_affine(columns, pool[part.layer], part.affine)
                 lora_expand(columns, hidden, pool[part.layer], part.segments)
         return logits
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
 
 
 def _project(
@@ -146,19 +174,46 @@ def _project(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     layer_pages: torch.Tensor,
-    segments: Sequence[Segment],
+    group: str,
+    lora: LayerSegments,
+    affine: LayerAffine,
 ) -> torch.Tensor:
-    y = F.linear(x, weight, bias)
-    lora_apply(y, x, layer_pages, segments)
+    y = linear(x, weight, bias)
+    if group in affine:
+        lora_affine(y, layer_pages, affine[group])
+    if group in lora:
+        lora_apply(y, x, layer_pages, lora[group])
     return y
 
 
-def _rope_tables(
-    config: ModelConfig, max_context: int, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, [max_context, head_dim] each, angles computed in float32."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    inv_freq = 1.0 / (config.rope_theta**exponent)
-    angles = torch.outer(torch.arange(max_context, dtype=torch.float32), inv_freq)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(like), angles.sin().to(like)
+def _plain_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def _float_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """weight: float32, whatever x is."""
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
+
+
+def _rotation(
+    rotary_dim: int, head_dim: int
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Rotates the first `rotary_dim` elements of each head."""
+    if rotary_dim == head_dim:
+        return apply_rope
+
+    def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        rotated = apply_rope(x[..., :rotary_dim], cos, sin)
+        return torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
+
+    return rotate

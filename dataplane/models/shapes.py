@@ -20,6 +20,7 @@ class Group(NamedTuple):
     """Projections that read the same input and are computed by one fused GEMM."""
 
     in_features: int
+    has_bias: bool  # in the base model, all of its projections or none
     projections: tuple[Projection, ...]
 
     @property
@@ -28,6 +29,8 @@ class Group(NamedTuple):
 
 
 LM_HEAD = "lm_head"
+GROUPS = ("qkv", "o", "gate_up", "down")
+"""Names of the projection groups of a layer, in the order of the forward pass."""
 
 
 def layer_groups(config: ModelConfig) -> Mapping[str, Group]:
@@ -38,13 +41,16 @@ def layer_groups(config: ModelConfig) -> Mapping[str, Group]:
         config.kv_size,
         config.intermediate_size,
     )
+    qkv = (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv))
+    gate_up = (("mlp.gate_proj", inter), ("mlp.up_proj", inter))
+    if config.fused_projections:
+        qkv = (("self_attn.qkv_proj", q + 2 * kv),)
+        gate_up = (("mlp.gate_up_proj", 2 * inter),)
     return {
-        "qkv": _group(
-            hidden, ("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)
-        ),
-        "o": _group(q, ("self_attn.o_proj", hidden)),
-        "gate_up": _group(hidden, ("mlp.gate_proj", inter), ("mlp.up_proj", inter)),
-        "down": _group(inter, ("mlp.down_proj", hidden)),
+        "qkv": _group(hidden, config.qkv_bias, *qkv),
+        "o": _group(q, config.o_bias, ("self_attn.o_proj", hidden)),
+        "gate_up": _group(hidden, config.mlp_bias, *gate_up),
+        "down": _group(inter, config.mlp_bias, ("mlp.down_proj", hidden)),
     }
 
 
@@ -62,10 +68,10 @@ def outer_modules(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {LM_HEAD: (config.hidden_size, config.vocab_size)}
 
 
-def _group(in_features: int, *modules: tuple[str, int]) -> Group:
+def _group(in_features: int, has_bias: bool, *modules: tuple[str, int]) -> Group:
     projections: list[Projection] = []
     start = 0
     for module, out_features in modules:
         projections.append(Projection(module, start, out_features))
         start += out_features
-    return Group(in_features, tuple(projections))
+    return Group(in_features, has_bias, tuple(projections))

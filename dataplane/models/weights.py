@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dataplane.errors import CheckpointError
 from dataplane.models.config import ModelConfig
+from dataplane.models.safetensors_file import StoredTensor, TensorReader, read_header
+from dataplane.models.shapes import GROUPS, Group, layer_groups
+from kernels.linear.op import pack, unpack
 
 
 @dataclass
 class LayerWeights:
-    """One decoder layer, dtype and device of the model."""
+    """One decoder layer, dtype and device of the model; norms float32 if `unit_offset_norms`."""
 
     input_norm: torch.Tensor  # [hidden]
     qkv: torch.Tensor  # [q + 2 kv, hidden]
@@ -27,11 +30,23 @@ class LayerWeights:
     k_norm: torch.Tensor | None  # [head_dim]
     o: torch.Tensor  # [hidden, q]
     o_bias: torch.Tensor | None  # [hidden]
-    post_norm: torch.Tensor  # [hidden]
+    attention_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
+    mlp_norm: torch.Tensor  # [hidden]
     gate_up: torch.Tensor  # [2 intermediate, hidden]
     gate_up_bias: torch.Tensor | None  # [2 intermediate]
     down: torch.Tensor  # [hidden, intermediate]
     down_bias: torch.Tensor | None  # [hidden]
+    mlp_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
+
+    def group(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Plain weight and bias of a projection group of dataplane.models.shapes."""
+        assert name in GROUPS
+        return unpack(getattr(self, name)), getattr(self, f"{name}_bias")
+
+    def pack(self) -> None:
+        """Brings each projection into the layout that the base GEMM is fastest with."""
+        for name in GROUPS:
+            setattr(self, name, pack(getattr(self, name)))
 
 
 @dataclass
@@ -39,15 +54,31 @@ class ModelWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: list[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    lm_head: torch.Tensor  # [vocab, hidden]; the same tensor as `embed` when tied
+    head: torch.Tensor  # [vocab, hidden] of lm_head, packed or not
+    tied: bool  # lm_head is the embedding
+
+    @property
+    def lm_head(self) -> torch.Tensor:
+        """[vocab, hidden], plain; the same tensor as `embed` when tied."""
+        return self.embed if self.tied else unpack(self.head)
+
+    def pack(self) -> None:
+        """Brings every matrix of the forward pass into the layout that the base GEMM is fastest
+        with. A tied head becomes a copy, as lookups need the plain embedding."""
+        for layer in self.layers:
+            layer.pack()
+        self.head = pack(self.head)
 
 
 def load_weights(
     model_dir: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> ModelWeights:
-    """Raises: CheckpointError when a tensor is missing or has another shape."""
+    """Takes little more memory than the weights themselves.
+
+    Raises: CheckpointError when a tensor is missing or has another shape, or a file is damaged.
+    """
     with ExitStack() as stack:
-        return _assemble(_Checkpoint(model_dir, stack), config, dtype, device)
+        return _Loader(_Checkpoint(model_dir, stack), config, dtype, device).load()
 
 
 def fingerprint(config: ModelConfig) -> str:
@@ -56,41 +87,36 @@ def fingerprint(config: ModelConfig) -> str:
 
 
 class _Checkpoint:
-    """Tensor by name over one or many memory-mapped safetensors files."""
+    """Tensor by name over one or many safetensors files."""
 
     def __init__(self, model_dir: Path, stack: ExitStack) -> None:
-        self._readers: dict[str, Callable[[str], torch.Tensor]] = {}
-        files = sorted(_files(model_dir))
-        if not files:
+        self._tensors: dict[str, StoredTensor] = {}
+        self._files: dict[Path, BinaryIO] = {}
+        self._reader = TensorReader()
+        paths = sorted(_files(model_dir))
+        if not paths:
             raise CheckpointError(
                 "CHECKPOINT_MISSING",
                 f"{model_dir} holds no model.safetensors (pickled weights are never read)",
                 {"model": str(model_dir)},
             )
-        for path in files:
-            try:
-                reader = stack.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    "CHECKPOINT_UNREADABLE", f"{path.name}: {error}", {"file": path.name}
-                ) from None
-            for name in reader.keys():  # noqa: SIM118 - a reader is no mapping
-                self._readers[name] = reader.get_tensor
+        for path in paths:
+            self._tensors.update(read_header(path))
+            self._files[path] = stack.enter_context(path.open("rb", buffering=0))
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        read = self._readers.get(name)
-        if read is None:
+        tensor = self._tensors.get(name)
+        if tensor is None:
             raise CheckpointError(
                 "TENSOR_MISSING", f"the checkpoint has no tensor {name}", {"tensor": name}
             )
-        source = read(name)
-        if source.shape != target.shape:
+        if tensor.shape != target.shape:
             raise CheckpointError(
                 "TENSOR_SHAPE",
-                f"{name} is {list(source.shape)}; config.json says {list(target.shape)}",
+                f"{name} is {list(tensor.shape)[:8]}; config.json says {list(target.shape)}",
                 {"tensor": name},
             )
-        target.copy_(source)
+        self._reader.read_into(target, tensor, self._files[tensor.path])
 
 
 def _files(model_dir: Path) -> Iterator[Path]:
@@ -102,82 +128,98 @@ def _files(model_dir: Path) -> Iterator[Path]:
         return
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(
             "CHECKPOINT_UNREADABLE", f"{index.name} has no weight_map", {"file": index.name}
         ) from None
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(
-                "CHECKPOINT_UNREADABLE", f"{index.name} points outside: {name}", {"file": name}
+                "CHECKPOINT_UNREADABLE",
+                f"{index.name} points outside: {str(name)[:200]}",
+                {"file": index.name},
             )
         yield model_dir / name
 
 
-def _assemble(
-    checkpoint: _Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> ModelWeights:
-    def fused(*parts: tuple[str, int], width: int | None) -> torch.Tensor:
-        """Stacks the named tensors of [rows, width] (or [rows]) in one allocation."""
-        rows = sum(count for _, count in parts)
-        shape = (rows,) if width is None else (rows, width)
-        target = torch.empty(shape, dtype=dtype, device=device)
-        start = 0
-        for name, count in parts:
-            checkpoint.copy_into(target[start : start + count], name)
-            start += count
-        return target
+class _Loader:
+    def __init__(
+        self,
+        checkpoint: _Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._dtype = dtype
+        self._device = device
+        self._groups = layer_groups(config)
 
-    def layer(index: int) -> LayerWeights:
-        prefix = f"model.layers.{index}."
-        hidden, inter = config.hidden_size, config.intermediate_size
-        qkv = [
-            (f"{prefix}self_attn.{name}_proj", size)
-            for name, size in (("q", config.q_size), ("k", config.kv_size), ("v", config.kv_size))
-        ]
-        o = [(f"{prefix}self_attn.o_proj", hidden)]
-        gate_up = [(f"{prefix}mlp.{name}_proj", inter) for name in ("gate", "up")]
-        down = [(f"{prefix}mlp.down_proj", hidden)]
-
-        def weight(modules: list[tuple[str, int]], width: int) -> torch.Tensor:
-            return fused(*((f"{name}.weight", rows) for name, rows in modules), width=width)
-
-        def bias(modules: list[tuple[str, int]], present: bool) -> torch.Tensor | None:
-            if not present:
-                return None
-            return fused(*((f"{name}.bias", rows) for name, rows in modules), width=None)
-
-        def norm(name: str, size: int, present: bool = True) -> torch.Tensor | None:
-            return fused((f"{prefix}{name}.weight", size), width=None) if present else None
-
-        input_norm = norm("input_layernorm", hidden)
-        post_norm = norm("post_attention_layernorm", hidden)
-        assert input_norm is not None and post_norm is not None
-        return LayerWeights(
-            input_norm=input_norm,
-            qkv=weight(qkv, hidden),
-            qkv_bias=bias(qkv, config.qkv_bias),
-            q_norm=norm("self_attn.q_norm", config.head_dim, config.qk_norm),
-            k_norm=norm("self_attn.k_norm", config.head_dim, config.qk_norm),
-            o=weight(o, config.q_size),
-            o_bias=bias(o, config.o_bias),
-            post_norm=post_norm,
-            gate_up=weight(gate_up, hidden),
-            gate_up_bias=bias(gate_up, config.mlp_bias),
-            down=weight(down, inter),
-            down_bias=bias(down, config.mlp_bias),
+    def load(self) -> ModelWeights:
+        config = self._config
+        table = (config.vocab_size, config.hidden_size)
+        embed = self._tensor("model.embed_tokens.weight", *table)
+        return ModelWeights(
+            embed=embed,
+            layers=[self._layer(index) for index in range(config.num_layers)],
+            norm=self._norm("model.norm", config.hidden_size),
+            head=embed if config.tie_word_embeddings else self._tensor("lm_head.weight", *table),
+            tied=config.tie_word_embeddings,
         )
 
-    vocab = config.vocab_size
-    embed = fused(("model.embed_tokens.weight", vocab), width=config.hidden_size)
-    lm_head = (
-        embed
-        if config.tie_word_embeddings
-        else fused(("lm_head.weight", vocab), width=config.hidden_size)
-    )
-    return ModelWeights(
-        embed=embed,
-        layers=[layer(index) for index in range(config.num_layers)],
-        norm=fused(("model.norm.weight", config.hidden_size), width=None),
-        lm_head=lm_head,
-    )
+    def _layer(self, index: int) -> LayerWeights:
+        config, prefix = self._config, f"model.layers.{index}."
+        hidden, head_dim = config.hidden_size, config.head_dim
+        sandwich = config.sandwich_norms
+
+        def norm(name: str, size: int = hidden) -> torch.Tensor:
+            return self._norm(f"{prefix}{name}", size)
+
+        qkv, qkv_bias = self._group(prefix, self._groups["qkv"])
+        o, o_bias = self._group(prefix, self._groups["o"])
+        gate_up, gate_up_bias = self._group(prefix, self._groups["gate_up"])
+        down, down_bias = self._group(prefix, self._groups["down"])
+        # Gemma's post_attention_layernorm is on attention's output, the others' before the MLP.
+        return LayerWeights(
+            input_norm=norm("input_layernorm"),
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            q_norm=norm("self_attn.q_norm", head_dim) if config.qk_norm else None,
+            k_norm=norm("self_attn.k_norm", head_dim) if config.qk_norm else None,
+            o=o,
+            o_bias=o_bias,
+            attention_out_norm=norm("post_attention_layernorm") if sandwich else None,
+            mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
+            gate_up=gate_up,
+            gate_up_bias=gate_up_bias,
+            down=down,
+            down_bias=down_bias,
+            mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
+        )
+
+    def _group(self, prefix: str, group: Group) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The group's projections stacked in one allocation, and their biases."""
+        weight = self._empty(group.out_features, group.in_features)
+        bias = self._empty(group.out_features) if group.has_bias else None
+        for module, start, count in group.projections:
+            rows = slice(start, start + count)
+            self._checkpoint.copy_into(weight[rows], f"{prefix}{module}.weight")
+            if bias is not None:
+                self._checkpoint.copy_into(bias[rows], f"{prefix}{module}.bias")
+        return weight, bias
+
+    def _norm(self, name: str, size: int) -> torch.Tensor:
+        if not self._config.unit_offset_norms:
+            return self._tensor(f"{name}.weight", size)
+        weight = torch.empty(size, dtype=torch.float32, device=self._device)
+        self._checkpoint.copy_into(weight, f"{name}.weight")
+        return weight.add_(1.0)
+
+    def _tensor(self, name: str, *shape: int) -> torch.Tensor:
+        target = self._empty(*shape)
+        self._checkpoint.copy_into(target, name)
+        return target
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=self._dtype, device=self._device)

@@ -62,6 +62,14 @@ class PageAllocator:
             self._num_free += 1
             self._lowest = min(self._lowest, page)
 
+    def hand_over(self, page: int, owner: str, to: str) -> None:
+        """Books a page of `owner` to another. Raises: PoolIntegrityError when it is not his."""
+        if self._owners[page] != owner:
+            raise PoolIntegrityError(
+                f"page {page} belongs to {self._owners[page] or 'nobody'}, not to {owner}"
+            )
+        self._owners[page] = to
+
     def owners(self) -> list[str]:
         """Owner of each page; "" where free."""
         return list(self._owners)

@@ -7,6 +7,7 @@ import torch
 from dataplane.errors import PoolTooSmallError
 from dataplane.models.config import ModelConfig
 from dataplane.pool.allocator import PageAllocator
+from dataplane.pool.idle import IdlePages
 
 
 class PagePool:
@@ -32,6 +33,7 @@ class PagePool:
             config.num_layers, num_pages, self.page_elems, dtype=dtype, device=device
         )
         self.allocator = PageAllocator(num_pages)
+        self.idle = IdlePages()
 
     @property
     def num_pages(self) -> int:
@@ -44,6 +46,19 @@ class PagePool:
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that the KV of `num_tokens` takes."""
         return -(-num_tokens // self.page_tokens)
+
+    @property
+    def num_available(self) -> int:
+        """Pages that are free or can be reclaimed."""
+        return self.allocator.num_free + self.idle.num_pages
+
+    def make_free(self, num_pages: int) -> bool:
+        """Reclaims what is worth least until `num_pages` are free. False, and nothing reclaimed,
+        when those in use are too many."""
+        if num_pages > self.num_available:
+            return False
+        self.idle.reclaim(num_pages - self.allocator.num_free)
+        return True
 
     def take_block(self, owner: str) -> int | None:
         """A page for KV, cleared: what an earlier owner left could be NaN, and even masked

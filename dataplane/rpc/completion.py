@@ -141,6 +141,7 @@ class Completion:
             timings.queue_s = self._timings.queue_s
             timings.adapter_load_s = self._timings.adapter_load_s
             timings.time_to_first_token_s = self._timings.time_to_first_token_s
+        cached = self._timings.num_cached_tokens if self._timings is not None else 0
         return inference_pb2.Finished(
             finish_reason=ending.reason,
             text=text,
@@ -149,6 +150,7 @@ class Completion:
             usage=inference_pb2.Usage(
                 num_prompt_tokens=self._num_prompt_tokens,
                 num_completion_tokens=self._num_tokens,
+                num_cached_tokens=cached,
             ),
             timings=timings,
         )

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 import msgspec
@@ -16,18 +16,22 @@ import zmq.asyncio
 from chorale.errors import BY_CODE, ChoraleError, InternalError, UnavailableError
 from dataplane import channel
 from dataplane.errors import DataPlaneError
-from dataplane.rpc.engine_process import ENGINE_COMMAND, EngineProcess
+from dataplane.rpc.engine_process import EngineProcess
 from dataplane.rpc.engine_stream import EngineStream
 
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_GRACE_S = 2.0
 _LAST_WORDS_S = 0.5
+_HANG_TICKS = 8
 
 
 class EngineClient:
     """Starts the engine, submits requests to it and hands each its output.
 
+    process: of the engine; started by `start` unless it runs already.
+    hang_timeout_s: an engine that has open requests and says nothing for so long is lost, and is
+    killed; 0: never.
     on_lost: called once, in the event loop, when the engine is gone without having been stopped.
     By then every open stream has ended with UnavailableError (ENGINE_LOST).
     Belongs to one event loop. `start` before anything else, `stop` at the end.
@@ -37,15 +41,16 @@ class EngineClient:
         self,
         options: channel.EngineOptions,
         *,
+        process: EngineProcess | None = None,
+        hang_timeout_s: float = 0.0,
         on_lost: Callable[[str], None] = lambda _reason: None,
-        command: Sequence[str] = ENGINE_COMMAND,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.stats: channel.Stats | None = None
         self._options = options
         self._on_lost = on_lost
-        self._command, self._environment = command, environment
-        self._process: EngineProcess | None = None
+        self._process = process or EngineProcess()
+        self._hang_timeout_s = hang_timeout_s
+        self._heard = False  # since the last look
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -64,22 +69,28 @@ class EngineClient:
         Raises: OSError when the engine's command cannot be run.
         """
         self._ready = asyncio.get_running_loop().create_future()
-        self._process = EngineProcess(self._command, self._environment)
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(channel.HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(self._process.address)
-        await self._process.start()
+        if not self._process.is_started:
+            self._process.start()
         self._tasks = [
             asyncio.create_task(self._receive(self._socket), name="engine-receive"),
             asyncio.create_task(self._send(self._socket), name="engine-send"),
             asyncio.create_task(self._watch(self._process), name="engine-watch"),
         ]
+        if self._hang_timeout_s:
+            self._tasks.append(asyncio.create_task(self._find_hang(), name="engine-find-hang"))
 
     @property
     def pid(self) -> int:
-        assert self._process is not None, "start() comes first"
         return self._process.pid
+
+    @property
+    def is_lost(self) -> bool:
+        """True once `on_lost` was called."""
+        return self._gone is not None and not self._stopping
 
     @property
     def num_open(self) -> int:
@@ -105,13 +116,13 @@ class EngineClient:
         adapter: channel.Adapter | None = None,
         tenant: str = "default",
         deadline_s: float | None = None,
+        priority: int = 0,
     ) -> EngineStream:
         """Queues a request (fields as in channel.Submit); close the stream to abort it.
 
         Raises: UnavailableError when the engine is gone or does not take messages.
         """
-        if self._gone is not None:
-            raise self._gone
+        self.check()
         if len(self._outbox) >= channel.HIGH_WATER_MARK:
             raise UnavailableError(
                 "ENGINE_BUSY", "the engine takes no requests at the moment", retry_after_s=1.0
@@ -128,9 +139,15 @@ class EngineClient:
                 tenant=tenant,
                 arrival_s=arrival_s,
                 deadline_s=deadline_s,
+                priority=priority,
             )
         )
         return stream
+
+    def check(self) -> None:
+        """Raises: UnavailableError when the engine is gone."""
+        if self._gone is not None:
+            raise self._gone
 
     def abort(self, handle: int) -> None:
         """Closes the stream of `handle`; unknown handles and ended streams are ignored."""
@@ -140,8 +157,7 @@ class EngineClient:
 
     async def inspect(self) -> channel.PoolReport:
         """Who owns each page of the pool at the moment."""
-        if self._gone is not None:
-            raise self._gone
+        self.check()
         ticket = next(self._handles)
         report = self._reports[ticket] = asyncio.get_running_loop().create_future()
         self._post(channel.Inspect(ticket))
@@ -161,9 +177,8 @@ class EngineClient:
         self._stopping = True
         stopped = UnavailableError("SHUTTING_DOWN", "the data plane is going away", retry_after_s=1)
         self._close(stopped)
-        if self._process is not None:
-            self._post(channel.Shutdown())
-            await self._process.stop(_SHUTDOWN_GRACE_S)
+        self._post(channel.Shutdown())
+        await self._process.stop(_SHUTDOWN_GRACE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -190,6 +205,7 @@ class EngineClient:
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
             data = await socket.recv()
+            self._heard = True
             try:
                 message = channel.decode_from_engine(data)
             except msgspec.DecodeError as error:
@@ -209,6 +225,8 @@ class EngineClient:
                     stream.fail(_error_of(message))
             case channel.Stats():
                 self.stats = message
+            case channel.Alive():
+                pass  # having been heard is all it says
             case channel.PoolReport(ticket=ticket):
                 report = self._reports.get(ticket)
                 if report is not None and not report.done():
@@ -241,10 +259,22 @@ class EngineClient:
         how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         self._lose(f"the engine process {how}")
 
+    async def _find_hang(self) -> None:
+        # Ticks are counted, not time: when it is this process that was frozen, no more than one of
+        # them is missed.
+        silent_ticks = 0
+        while silent_ticks < _HANG_TICKS:
+            await asyncio.sleep(self._hang_timeout_s / _HANG_TICKS)
+            waited_for = bool(self._streams or self._reports)
+            silent_ticks = silent_ticks + 1 if waited_for and not self._heard else 0
+            self._heard = False
+        self._lose(f"the engine has work and said nothing for {self._hang_timeout_s:g} s")
+
     def _lose(self, reason: str) -> None:
         if self._stopping or self._gone is not None:
             return
         log.error("%s", reason)
+        self._process.kill()
         self._close(UnavailableError("ENGINE_LOST", reason, retry_after_s=1.0))
         self._on_lost(reason)
 

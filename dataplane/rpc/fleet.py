@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.errors import (
     ChoraleError,
@@ -43,7 +44,8 @@ class FleetMember:
     """Keeps this data plane known to the control plane at `address` while it runs.
 
     join: what Join is called with. report: the load and residency of the moment. on_keys: called
-    with the ticket keys of every answer. Belongs to one event loop; `stop` after `start`.
+    with the ticket keys of every answer. Belongs to one event loop; `stop` after `start`. Between
+    `pause` and `resume` it is no member, and nothing is placed here.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class FleetMember:
         report: Report,
         on_keys: OnKeys,
     ) -> None:
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = bearer_metadata(token)
         self._join_request = join
         self._report = report
         self._on_keys = on_keys
@@ -76,13 +78,14 @@ class FleetMember:
         assert self._joined is not None, "start() comes first"
         await asyncio.shield(self._joined)
 
-    async def stop(self) -> None:
+    async def pause(self) -> None:
         """Leaves the fleet, if the control plane can be reached at once. Idempotent."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        joined, self._joined = self._joined, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        joined = self._joined
         if joined is not None and joined.done() and not joined.exception():
             request = fleet_pb2.LeaveRequest(
                 data_plane_id=self._join_request.data_plane_id,
@@ -90,6 +93,19 @@ class FleetMember:
             )
             with contextlib.suppress(grpc.RpcError):
                 await self._stub.Leave(request, metadata=self._metadata, timeout=_LEAVE_TIMEOUT_S)
+
+    def resume(self, incarnation: int) -> None:
+        """Joins again as a new incarnation, however long that takes; `pause` comes first."""
+        assert self._task is None and self._joined is not None, "pause() comes first"
+        request = fleet_pb2.JoinRequest()
+        request.CopyFrom(self._join_request)
+        request.incarnation = incarnation
+        self._join_request = request
+        self._task = asyncio.create_task(self._run(), name="fleet-member")
+
+    async def stop(self) -> None:
+        """Leaves the fleet, if the control plane can be reached at once. Idempotent."""
+        await self.pause()
         await self._channel.close()
 
     async def _run(self) -> None:

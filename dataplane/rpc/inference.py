@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -36,13 +36,14 @@ _NUM_TOKENIZER_THREADS = 2
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Streams completions from the engine.
 
-    max_open: requests in all phases; one more is refused with RESOURCE_EXHAUSTED.
+    engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
+    with RESOURCE_EXHAUSTED.
     """
 
     def __init__(
         self,
         *,
-        engine: EngineClient,
+        engine: Callable[[], EngineClient],
         ready: channel.Ready,
         tokenizer: Tokenizer,
         gate: TicketGate,
@@ -59,6 +60,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._idle.set()
         self._draining: ChoraleError | None = None
         self._threads = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenize")
+
+    @property
+    def num_open(self) -> int:
+        """Requests that hold a place, in whatever phase."""
+        return self._num_open
 
     async def Generate(
         self,
@@ -89,7 +95,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
-        self._engine.end_all(self._draining)
+        self._engine().end_all(self._draining)
 
     def close(self) -> None:
         """Lets the tokenizing threads go; jobs that have not begun are dropped."""
@@ -116,7 +122,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 source=claims.adapter_source,
                 name=claims.adapter_name,
             )
-        return self._engine.submit(
+        return self._engine().submit(
             prompt=prepared.prompt,
             generated=prepared.generated,
             sampling=prepared.sampling,
@@ -124,12 +130,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             tenant=claims.tenant or "default",
             arrival_s=arrival_s,
             deadline_s=deadline_s,
+            priority=min(prepared.priority, claims.max_priority),
         )
 
     @contextlib.contextmanager
     def _place(self) -> Generator[None]:
         if self._draining is not None:
             raise self._draining
+        self._engine().check()  # before `accepted`, which would promise what is not there
         if self._num_open >= self._max_open:
             raise ResourceExhaustedError(
                 "TOO_MANY_REQUESTS",

@@ -9,17 +9,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from chorale.server import Server, start_server
-from chorale.v1 import fleet_pb2, inference_pb2_grpc
+from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc
 from dataplane import channel
+from dataplane.rpc import admin
 from dataplane.rpc.announce import base_model_of, load_of, residency_of
-from dataplane.rpc.engine_client import EngineClient
-from dataplane.rpc.engine_process import ENGINE_COMMAND
+from dataplane.rpc.engine_keeper import EngineKeeper, KeeperOptions
+from dataplane.rpc.engine_process import EngineProcess
 from dataplane.rpc.fleet import FleetMember
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.inference import SERVICE_NAME, InferenceService
@@ -40,6 +41,9 @@ class DataPlaneOptions:
 
     advertise: HOST or HOST:PORT where others reach this data plane; empty: `host`, or this
     machine's name when `host` is a wildcard. data_plane_id: empty: made of machine and port.
+    engine_timeout_s: an engine that has work and is silent for so long is replaced; 0: never.
+    first_engine: a process that was started early, to become the first engine. spawn_engine: makes
+    the processes of those that replace it.
     """
 
     engine: channel.EngineOptions
@@ -49,12 +53,13 @@ class DataPlaneOptions:
     port: int = 0
     advertise: str = ""
     data_plane_id: str = ""
-    engine_command: Sequence[str] = ENGINE_COMMAND
-    engine_environment: Mapping[str, str] | None = None
+    engine_timeout_s: float = 60.0
+    first_engine: EngineProcess | None = None
+    spawn_engine: Callable[[], EngineProcess] = EngineProcess
 
 
 async def serve(options: DataPlaneOptions, ready: Callable[[str, str], None]) -> bool:
-    """Serves until SIGTERM or SIGINT (returns true) or until the engine is lost (false).
+    """Serves until SIGTERM or SIGINT (returns true) or until no engine can be kept running (false).
 
     ready: called with the data plane's id and HOST:PORT once it serves and has joined the fleet.
     Raises: DataPlaneError or ChoraleError when it cannot start; OSError when the address is taken.
@@ -81,19 +86,20 @@ async def serve(options: DataPlaneOptions, ready: Callable[[str, str], None]) ->
 class _DataPlane:
     def __init__(self, options: DataPlaneOptions) -> None:
         self._options = options
-        self._lost = asyncio.Event()
-        self._engine = EngineClient(
-            options.engine,
-            on_lost=lambda _reason: self._lost.set(),
-            command=options.engine_command,
-            environment=options.engine_environment,
+        self._engine = EngineKeeper(
+            KeeperOptions(
+                engine=options.engine,
+                hang_timeout_s=options.engine_timeout_s,
+                first=options.first_engine,
+                spawn=options.spawn_engine,
+            )
         )
         self._service: InferenceService | None = None
         self._server: Server | None = None
         self._member: FleetMember | None = None
 
     async def run(self, ready: Callable[[str, str], None]) -> None:
-        """Starts everything, then waits until the engine is lost."""
+        """Starts everything, then serves until no engine can be kept running."""
         await self._engine.start()
         # The engine loads its weights meanwhile, in its own process.
         tokenizer, announced = await asyncio.gather(
@@ -104,22 +110,28 @@ class _DataPlane:
         data_plane_id = options.data_plane_id or f"{socket.gethostname()}-{_distinct(options)}"
         gate = TicketGate(data_plane_id, announced.model_name)
         service = self._service = InferenceService(
-            engine=self._engine,
+            engine=lambda: self._engine.client,
             ready=announced,
             tokenizer=tokenizer,
             gate=gate,
             data_plane_id=data_plane_id,
             max_open=options.engine.max_waiting + announced.max_running,
         )
-        generated = cast("Any", inference_pb2_grpc)  # without types
+        administration = admin.AdminService(
+            engine=lambda: self._engine.client,
+            data_plane_id=data_plane_id,
+            page_bytes=announced.page_bytes,
+            fleet_token=options.fleet_token,
+        )
+        generated, admin_generated = cast("Any", (inference_pb2_grpc, admin_pb2_grpc))  # untyped
+        add_inference = generated.add_InferenceServiceServicer_to_server
+        add_admin = admin_generated.add_DataPlaneAdminServiceServicer_to_server
         server = self._server = await start_server(
             host=options.host,
             port=options.port,
             services=[
-                (
-                    SERVICE_NAME,
-                    lambda to: generated.add_InferenceServiceServicer_to_server(service, to),
-                )
+                (SERVICE_NAME, lambda to: add_inference(service, to)),
+                (admin.SERVICE_NAME, lambda to: add_admin(administration, to)),
             ],
             error_table={},
         )
@@ -133,19 +145,28 @@ class _DataPlane:
                 base_model=base_model_of(announced),
             ),
             report=lambda: (
-                load_of(announced, self._engine.stats),
-                residency_of(self._engine.stats),
+                load_of(self._engine.ready, self._engine.client.stats),
+                residency_of(self._engine.client.stats),
             ),
             on_keys=gate.set_keys,
         )
-        self._member.start()
-        await self._member.wait_joined()
+        member = self._member
+        member.start()
+        await member.wait_joined()
         await server.set_serving(True)
         # What was loaded so far stays: later collections need not walk it and stall the streams.
         gc.collect()
         gc.freeze()
         ready(data_plane_id, server.address)
-        await self._lost.wait()
+        while True:
+            await self._engine.wait_lost()
+            await server.set_serving(False)
+            # Out of the fleet meanwhile, so that nothing is placed here.
+            _, usable = await asyncio.gather(member.pause(), self._engine.restart())
+            if not usable:
+                return
+            member.resume(time.time_ns())
+            await server.set_serving(True)
 
     async def stop(self) -> None:
         """Leaves, drains, stops the engine; whatever of it has been started."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dataplane.text.tokenizer import Tokenizer
 
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_PRIORITY = 10
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class PreparedRequest:
     sampling: channel.Sampling
     completion: Completion
     return_prompt: bool
+    priority: int
 
 
 def prepare(
@@ -42,6 +44,12 @@ def prepare(
     """
     if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
         raise _too_long("request_id", len(request.request_id), MAX_REQUEST_ID_CHARACTERS)
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidArgumentError(
+            "PRIORITY_OUT_OF_RANGE",
+            f"priority is {request.priority}; it must be in [-{MAX_PRIORITY}, {MAX_PRIORITY}]",
+            metadata={"field": "priority", "value": str(request.priority)},
+        )
     stop = stop_strings(request.sampling)
     prompt = prompt_token_ids(
         request,
@@ -66,7 +74,13 @@ def prepare(
     completion.resume(generated)
     request_id = request.request_id or uuid.uuid4().hex
     return PreparedRequest(
-        request_id, prompt, generated, sampling, completion, request.return_prompt_token_ids
+        request_id,
+        prompt,
+        generated,
+        sampling,
+        completion,
+        request.return_prompt_token_ids,
+        request.priority,
     )
 
 

@@ -15,12 +15,14 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Causal attention of every token of the batch over its own sequence.
 
     Semantics, for a token at position p of its sequence:
-        out = softmax(scale * q @ K[lo:p+1].T) @ V[lo:p+1],
+        out = softmax(cap(scale * q @ K[lo:p+1].T)) @ V[lo:p+1],
         lo = 0, or max(0, p + 1 - sliding_window)
+        cap(s) = s, or soft_cap * tanh(s / soft_cap)
 
     q: [num_tokens, num_heads, head_dim]
     kv_pages: [num_pages, 2, page_tokens, num_kv_heads, head_dim]; this step's keys are written
@@ -28,9 +30,9 @@ def paged_attention(
     """
     out = torch.empty_like(q)
     for chunk in metadata.prefill:
-        out[chunk.start : chunk.end] = _prefill(q, kv_pages, chunk, scale, sliding_window)
+        out[chunk.start : chunk.end] = _prefill(q, kv_pages, chunk, scale, sliding_window, soft_cap)
     if metadata.decode_rows.numel():
-        out[metadata.decode_rows] = _decode(q, kv_pages, metadata, scale, sliding_window)
+        out[metadata.decode_rows] = _decode(q, kv_pages, metadata, scale, sliding_window, soft_cap)
     return out
 
 
@@ -40,6 +42,7 @@ def _prefill(
     chunk: PrefillChunk,
     scale: float,
     sliding_window: int | None,
+    soft_cap: float | None,
 ) -> torch.Tensor:
     num_tokens, num_kv_heads = chunk.end - chunk.start, kv_pages.shape[3]
     kv = kv_pages.index_select(0, chunk.block_table)  # [blocks, 2, page_tokens, kv_heads, dim]
@@ -47,13 +50,20 @@ def _prefill(
     v = kv[:, 1].reshape(-1, num_kv_heads, q.shape[-1])[: chunk.seq_len].transpose(0, 1)
     queries = q[chunk.start : chunk.end].transpose(0, 1)
     mask = None
-    causal = num_tokens == chunk.seq_len and sliding_window is None
+    causal = num_tokens == chunk.seq_len and sliding_window is None and soft_cap is None
     if not causal and (num_tokens > 1 or sliding_window is not None):
         key = torch.arange(chunk.seq_len, device=q.device)
         position = key[chunk.seq_len - num_tokens :].unsqueeze(1)
         mask = key <= position
         if sliding_window is not None:
             mask &= key > position - sliding_window
+    if soft_cap is not None:
+        # As in decode, the heads that share a key head stand as its queries.
+        grouped = queries.reshape(num_kv_heads, -1, q.shape[-1])
+        if mask is not None:
+            mask = mask.repeat(queries.shape[0] // num_kv_heads, 1)
+        capped = _capped_attention(grouped, k, v, mask, scale, soft_cap)
+        return capped.reshape(queries.shape).transpose(0, 1)
     out = F.scaled_dot_product_attention(
         queries.unsqueeze(0),
         k.unsqueeze(0),
@@ -72,6 +82,7 @@ def _decode(
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None,
+    soft_cap: float | None,
 ) -> torch.Tensor:
     num_decode, max_blocks = metadata.decode_block_tables.shape
     _, _, page_tokens, num_kv_heads, head_dim = kv_pages.shape
@@ -86,7 +97,26 @@ def _decode(
     mask = key < seq_lens
     if sliding_window is not None:
         mask &= key >= seq_lens - sliding_window
-    out = F.scaled_dot_product_attention(
-        queries, k, v, attn_mask=mask.view(num_decode, 1, 1, -1), scale=scale
-    )
+    mask = mask.view(num_decode, 1, 1, -1)
+    if soft_cap is not None:
+        out = _capped_attention(queries, k, v, mask, scale, soft_cap)
+    else:
+        out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
     return out.reshape(num_decode, -1, head_dim)
+
+
+def _capped_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    soft_cap: float,
+) -> torch.Tensor:
+    """Softmax in float32. q: […, queries, dim]; k, v: […, keys, dim]; mask: True where a key
+    counts, broadcast to […, queries, keys]."""
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * (scale / soft_cap)
+    scores = scores.tanh_() * soft_cap
+    if mask is not None:
+        scores.masked_fill_(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(-1).to(v.dtype), v)

@@ -15,6 +15,7 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """As `kernels.attention.naive.paged_attention`.
 
@@ -28,4 +29,8 @@ def paged_attention(
         )
     if q.shape[1] % kv_pages.shape[3]:
         raise ValueError(f"{q.shape[1]} heads do not share {kv_pages.shape[3]} key heads evenly")
-    return naive.paged_attention(q, kv_pages, metadata, scale=scale, sliding_window=sliding_window)
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"soft_cap {soft_cap} is not above 0")
+    return naive.paged_attention(
+        q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
+    )

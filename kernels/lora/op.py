@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from kernels.lora import cpu
 from kernels.lora.naive import lora_expand, lora_shrink
-from kernels.lora.plan import Segment
+from kernels.lora.plan import Segment, SegmentGroup
 
 __all__ = ["lora_apply", "lora_expand", "lora_shrink"]
 
@@ -29,6 +30,11 @@ def lora_apply(
 
     Raises: ValueError for shapes, dtypes or segments that do not fit together.
     """
+    if isinstance(segments, SegmentGroup) and cpu.supports(x):
+        cpu.lora_short_segments(y, x, layer_pages, segments)
+        if segments.common.max_tokens <= cpu.MAX_TOKENS:
+            return
+        segments = [each for each in segments if each.end - each.start > cpu.MAX_TOKENS]
     if not segments:
         return
     _check(y, x, layer_pages, segments)

@@ -13,9 +13,12 @@ end to end, so one product computes all of its intermediates:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
 
 
@@ -44,12 +47,14 @@ class PageRun:
 
     page_ids: torch.Tensor  # [num_pages] int64, on the pool's device
     first: int  # the first id when the ids are consecutive (reads need no copy), else -1
+    host_ids: np.ndarray[Any, Any]  # [num_pages] int64
 
     @staticmethod
     def of(page_ids: list[int], device: torch.device) -> PageRun:
         consecutive = all(b == a + 1 for a, b in itertools.pairwise(page_ids))
         ids = torch.tensor(page_ids, dtype=torch.int64, device=device)
-        return PageRun(ids, page_ids[0] if consecutive and page_ids else -1)
+        first = page_ids[0] if consecutive and page_ids else -1
+        return PageRun(ids, first, np.array(page_ids, dtype=np.int64))
 
 
 class Segment(NamedTuple):
@@ -59,3 +64,83 @@ class Segment(NamedTuple):
     end: int
     pages: PageRun
     plan: GroupPlan
+
+
+PLAN_SLICE_FIELDS = 5
+_MAX_SLICES = 3
+PLAN_FIELDS = 3 + _MAX_SLICES * PLAN_SLICE_FIELDS
+
+
+def plan_row(plan: GroupPlan | None) -> list[int]:
+    """A plan as integers, for kernels: total_rank, a_offset, number of slices, then rank_start,
+    rank, b_offset, out_start, out_features of each. None, an adapter without this group, is 0s."""
+    if plan is None:
+        return [0] * PLAN_FIELDS
+    assert len(plan.slices) <= _MAX_SLICES
+    row = [plan.total_rank, plan.a_offset, len(plan.slices)]
+    for part in plan.slices:
+        row += part[:PLAN_SLICE_FIELDS]
+    return row + [0] * (PLAN_FIELDS - len(row))
+
+
+@dataclass(frozen=True)
+class LoraSpans:
+    """The adapters of one step: what is the same in all layers and groups."""
+
+    spans: np.ndarray[Any, Any]  # [n, 2] int64: tokens start and end
+    page_indptr: np.ndarray[Any, Any]  # [n + 1] int64
+    page_ids: np.ndarray[Any, Any]  # [page_indptr[n]] int64
+    runs: tuple[PageRun, ...]
+    max_tokens: int  # of the longest span
+
+    @staticmethod
+    def of(spans: list[tuple[int, int]], runs: list[PageRun]) -> LoraSpans:
+        counts = [len(run.host_ids) for run in runs]
+        return LoraSpans(
+            np.array(spans, dtype=np.int64).reshape(-1, 2),
+            np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.int64),
+            np.concatenate([run.host_ids for run in runs]),
+            tuple(runs),
+            max(end - start for start, end in spans),
+        )
+
+
+class SegmentGroup(Sequence[Segment]):
+    """The segments of one projection group in one layer: as arrays for kernels that take them
+    whole, and one by one, made when asked for."""
+
+    def __init__(
+        self,
+        common: LoraSpans,
+        plans: np.ndarray[Any, Any],
+        group_plans: Sequence[GroupPlan | None],
+    ) -> None:
+        """plans: [n, PLAN_FIELDS] int64, rows of `plan_row` of `group_plans`."""
+        self.common = common
+        self.plans = plans
+        self._group_plans = group_plans
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """Those whose adapter has this group."""
+        spans = self.common.spans.tolist()
+        return [
+            Segment(start, end, run, plan)
+            for (start, end), run, plan in zip(
+                spans, self.common.runs, self._group_plans, strict=True
+            )
+            if plan is not None
+        ]
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Segment]: ...
+    def __getitem__(self, index: int | slice) -> Segment | list[Segment]:
+        return self.segments[index]

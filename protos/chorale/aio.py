@@ -9,15 +9,18 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.client import PAGE_SIZE
 from chorale.events import Completion, CompletionBuilder, Event, event_of
 from chorale.requests import GenerateOptions, generate_request
 from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2 as registry_pb
+from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
 from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceStub
+from chorale.v1.admin_pb2_grpc import DataPlaneAdminServiceStub
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
@@ -47,6 +50,7 @@ class AsyncClient:
         self._inference = InferenceServiceStub(self._channel)
         self._admission = AdmissionServiceStub(self._channel)
         self._fleet = FleetServiceStub(self._channel)
+        self._admin: Any = DataPlaneAdminServiceStub(self._channel)
         self._registry = AdapterRegistryServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._registry, timeout)
 
@@ -102,6 +106,12 @@ class AsyncClient:
         """Base models that data planes have announced, in order of name."""
         request = registry_pb.ListBaseModelsRequest()
         return list((await call(self._registry.ListBaseModels, request, self._timeout)).base_models)
+
+    async def pool(self, fleet_token: str) -> admin_pb.GetPoolResponse:
+        """Who owns each page of the pool; only where the address is a data plane's own."""
+        request = admin_pb.GetPoolRequest()
+        metadata = bearer_metadata(fleet_token)
+        return await call(self._admin.GetPool, request, self._timeout, metadata)
 
     async def data_planes(self) -> list[fleet_pb.DataPlane]:
         """The live data planes with their last report, in order of id."""
@@ -230,9 +240,11 @@ class AsyncAdapters:
         return await call(self._stub.VerifyAdapter, request, self._timeout)
 
 
-async def call(method: Any, request: Any, timeout: float | None) -> Any:
+async def call(
+    method: Any, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]] = ()
+) -> Any:
     """One unary call. Raises: ChoraleError."""
     try:
-        return await method(request, timeout=timeout)
+        return await method(request, timeout=timeout, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error

@@ -8,14 +8,17 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.events import Completion, Event, completion_of, event_of
 from chorale.requests import GenerateOptions, generate_request
 from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2 as registry_pb
+from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
 from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceStub
+from chorale.v1.admin_pb2_grpc import DataPlaneAdminServiceStub
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
@@ -53,6 +56,7 @@ class Client:
         self._inference = InferenceServiceStub(self._channel)
         self._admission = AdmissionServiceStub(self._channel)
         self._fleet = FleetServiceStub(self._channel)
+        self._admin: Any = DataPlaneAdminServiceStub(self._channel)
         self._registry = AdapterRegistryServiceStub(self._channel)
         self.adapters = Adapters(self._registry, timeout)
 
@@ -101,6 +105,12 @@ class Client:
         """Base models that data planes have announced, in order of name."""
         request = registry_pb.ListBaseModelsRequest()
         return list(call(self._registry.ListBaseModels, request, self._timeout).base_models)
+
+    def pool(self, fleet_token: str) -> admin_pb.GetPoolResponse:
+        """Who owns each page of the pool; only where the address is a data plane's own."""
+        request = admin_pb.GetPoolRequest()
+        metadata = bearer_metadata(fleet_token)
+        return call(self._admin.GetPool, request, self._timeout, metadata)
 
     def data_planes(self) -> list[fleet_pb.DataPlane]:
         """The live data planes with their last report, in order of id."""
@@ -223,9 +233,11 @@ class Adapters:
         return call(self._stub.VerifyAdapter, request, self._timeout)
 
 
-def call(method: Any, request: Any, timeout: float | None) -> Any:
+def call(
+    method: Any, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]] = ()
+) -> Any:
     """One unary call. Raises: ChoraleError."""
     try:
-        return method(request, timeout=timeout)
+        return method(request, timeout=timeout, metadata=metadata)
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error

@@ -73,6 +73,7 @@ class Finished:
     num_prompt_tokens: int
     num_completion_tokens: int
     timings: Timings
+    num_cached_tokens: int = 0
 
 
 Event = Accepted | Tokens | Finished
@@ -185,6 +186,7 @@ def _finished(finished: pb.Finished) -> Finished:
             time_to_first_token_s=timings.time_to_first_token_s,
             total_s=timings.total_s,
         ),
+        num_cached_tokens=finished.usage.num_cached_tokens,
     )
 
 

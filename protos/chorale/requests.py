@@ -19,6 +19,7 @@ class GenerateOptions(TypedDict, total=False):
     timeout: seconds for the whole call; it also bounds the time in the server's queue.
     ticket: from `admit`, when the client's address is a data plane.
     generated_token_ids: tokens that an earlier stream has delivered; generation goes on after them.
+    priority: -10 to 10, higher first among waiting requests, as far as the tenant may.
     """
 
     prompt_token_ids: Sequence[int] | None
@@ -28,6 +29,7 @@ class GenerateOptions(TypedDict, total=False):
     tenant: str
     ticket: bytes
     generated_token_ids: Sequence[int]
+    priority: int
     max_tokens: int | None
     min_tokens: int | None
     temperature: float | None
@@ -79,6 +81,7 @@ def generate_request(
             ticket=options.get("ticket", b""),
             generated_token_ids=options.get("generated_token_ids", ()),
             tenant=options.get("tenant", tenant),
+            priority=options.get("priority", 0),
             sampling=_sampling(options),
         )
         _set_input(request, prompt, options)

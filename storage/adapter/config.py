@@ -36,6 +36,8 @@ _READ = frozenset(
         "task_type",
         "bias",
         "init_lora_weights",
+        "use_dora",
+        "lora_bias",
     }
 )
 _HARMLESS = frozenset(
@@ -57,9 +59,7 @@ _HARMLESS = frozenset(
     }
 )
 _WHY_NOT = {
-    "use_dora": "DoRA rescales the base weights",
-    "modules_to_save": "it replaces whole base modules",
-    "lora_bias": "biases on lora_B are not applied",
+    "modules_to_save": "it replaces whole base modules; train them as LoRA (target_modules)",
     "trainable_token_indices": "it changes base embeddings",
     "layer_replication": "it changes the number of layers",
     "target_parameters": "LoRA on bare parameters is not applied",
@@ -76,6 +76,8 @@ class AdapterConfig:
 
     `target_modules`: a regex (matched whole), the word "all-linear", or names matched as suffixes;
     `exclude_modules` likewise. Patterns keep the file's order: the first that matches counts.
+    bias: which base biases were trained along: "none", "lora_only" (those of the selected modules)
+    or "all". lora_bias: each lora_B has a bias of its own.
     """
 
     r: int
@@ -90,6 +92,9 @@ class AdapterConfig:
     base_model_name_or_path: str
     task_type: str
     fan_in_fan_out: bool
+    bias: str
+    use_dora: bool
+    lora_bias: bool
 
 
 def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> AdapterConfig:
@@ -138,6 +143,9 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         base_model_name_or_path=_text(fields, "base_model_name_or_path"),
         task_type=_text(fields, "task_type"),
         fan_in_fan_out=_flag(fields, "fan_in_fan_out"),
+        bias=_bias(fields),
+        use_dora=_flag(fields, "use_dora"),
+        lora_bias=_flag(fields, "lora_bias"),
     )
 
 
@@ -147,9 +155,8 @@ def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
         raise BadConfigError(f'peft_type must be "LORA", not {excerpt(peft_type)}')
     if peft_type != "LORA":
         raise _unsupported("peft_type", peft_type, "only LORA adapters are served")
-    bias: object = fields.get("bias", "none")
-    if bias not in ("none", None):
-        raise _unsupported("bias", bias, "trained biases are not applied; train with bias='none'")
+    if fields.get("use_dora") and fields.get("lora_bias"):
+        raise _unsupported("lora_bias", True, "PEFT does not define it together with use_dora")
     init: object = fields.get("init_lora_weights", True)
     if not (init is None or isinstance(init, bool)) and not (
         isinstance(init, str) and init.lower() in _PLAIN_INITS
@@ -197,6 +204,15 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise BadConfigError(f"{name} must be true or false, not {excerpt(value)}")
     return bool(value)
+
+
+def _bias(fields: Mapping[str, Any]) -> str:
+    value: object = fields.get("bias")
+    if value is None:
+        return "none"
+    if not isinstance(value, str) or value not in ("none", "all", "lora_only"):
+        raise BadConfigError(f'bias must be "none", "all" or "lora_only", not {excerpt(value)}')
+    return value
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

@@ -20,21 +20,24 @@ _TAG = b"chorale-adapter-1\n"
 
 def adapter_digest(
     config: AdapterConfig,
-    modules: Sequence[tuple[str, int, float, TensorRef, TensorRef]],
+    modules: Sequence[tuple[str, int, float, Mapping[str, TensorRef]]],
+    biases: Mapping[str, TensorRef],
     frozen: Mapping[str, TensorRef],
     weights: memoryview,
 ) -> str:
     """64 hex characters.
 
-    modules: (full name, rank, scaling, A, B). frozen: base name → copy. Reads all tensor bytes
-    in place; hashlib lets other threads run meanwhile.
+    modules: (full name, rank, scaling, tensors by their name in PEFT). biases: full name → trained
+    base bias. frozen: base name → copy. Reads all tensor bytes in place; hashlib lets other threads
+    run meanwhile.
     """
     tensors: list[tuple[str, TensorRef]] = list(frozen.items())
-    for name, _, _, a, b in modules:
-        tensors += [(f"{name}.lora_A", a), (f"{name}.lora_B", b)]
+    tensors += [(f"{name}.bias", ref) for name, ref in biases.items()]
+    for name, _, _, parts in modules:
+        tensors += [(f"{name}.{part}", ref) for part, ref in parts.items()]
     tensors.sort(key=lambda item: item[0])
-    description = {
-        "modules": sorted([name, rank, scaling] for name, rank, scaling, _, _ in modules),
+    description: dict[str, object] = {
+        "modules": sorted([name, rank, scaling] for name, rank, scaling, _ in modules),
         "selection": {
             "target_modules": _unordered(config.target_modules),
             "exclude_modules": _unordered(config.exclude_modules),
@@ -43,6 +46,8 @@ def adapter_digest(
         },
         "tensors": [[name, ref.dtype, list(ref.shape)] for name, ref in tensors],
     }
+    if config.bias != "none":  # left out of plain LoRA, whose digests are older than the field
+        description["bias"] = config.bias
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     hasher = hashlib.sha256(_TAG)
     hasher.update(len(text).to_bytes(8, "little"))

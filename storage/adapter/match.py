@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from storage.adapter.manifest import AdapterManifest, LoraModule, frozen_base_name, full_name
+from storage.adapter.manifest import AdapterManifest, frozen_base_name, full_name
 from storage.adapter.selection import ModuleSelector
 from storage.base_model import BaseModelSpec
 from storage.errors import AdapterMismatchError, excerpt
@@ -28,7 +28,29 @@ def check_base(
     if not explicit_base:
         _check_name(manifest.config.base_model_name_or_path, spec)
     for module in manifest.modules:
-        _check_module(manifest.full_name(module), module, spec)
+        name = manifest.full_name(module)
+        num_in, num_out = _known_module(name, module.layer, module.module, spec)
+        if module.a.shape[1] != num_in or module.b.shape[0] != num_out:
+            raise AdapterMismatchError(
+                f"{name} maps {module.a.shape[1]} to {module.b.shape[0]} in the adapter, "
+                f"{num_in} to {num_out} in {spec.name}",
+                reason="SHAPE_MISMATCH",
+                metadata={
+                    "module": name,
+                    "adapter_shape": f"{module.a.shape[1]}x{module.b.shape[0]}",
+                    "base_shape": f"{num_in}x{num_out}",
+                },
+            )
+    for bias in manifest.biases:
+        name = full_name(manifest.layers_root, bias.layer, bias.module)
+        _, num_out = _known_module(name, bias.layer, bias.module, spec)
+        if bias.ref.shape != (num_out,):
+            raise AdapterMismatchError(
+                f"the bias of {name} has {bias.ref.shape[0]} elements in the adapter, {num_out} in "
+                f"{spec.name}",
+                reason="SHAPE_MISMATCH",
+                metadata={"module": name},
+            )
     _check_frozen(manifest, spec)
     _check_selection(manifest, spec)
 
@@ -50,33 +72,26 @@ def _last_component(name: str) -> str:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold()
 
 
-def _check_module(name: str, module: LoraModule, spec: BaseModelSpec) -> None:
-    known = spec.outer_modules if module.layer is None else spec.layer_modules
-    if module.layer is not None and module.layer >= spec.num_layers:
+def _known_module(
+    name: str, layer: int | None, module: str, spec: BaseModelSpec
+) -> tuple[int, int]:
+    """In and out features of the base's module."""
+    known = spec.outer_modules if layer is None else spec.layer_modules
+    if layer is not None and layer >= spec.num_layers:
         raise AdapterMismatchError(
-            f"the adapter has weights for {name}, but {spec.name} has {spec.num_layers} layers",
+            f"the adapter has weights for {excerpt(name)}, but {spec.name} has {spec.num_layers} "
+            "layers",
             reason="UNKNOWN_MODULE",
-            metadata={"module": name, "base_model": spec.name},
+            metadata={"module": name[:200], "base_model": spec.name},
         )
-    if module.module not in known:
+    if module not in known:
         raise AdapterMismatchError(
             f"the adapter has weights for {excerpt(name)}, which {spec.name} does not have; "
             f"it has {', '.join(sorted(known))}",
             reason="UNKNOWN_MODULE",
             metadata={"module": name[:200], "base_model": spec.name},
         )
-    num_in, num_out = known[module.module]
-    if module.a.shape[1] != num_in or module.b.shape[0] != num_out:
-        raise AdapterMismatchError(
-            f"{name} maps {module.a.shape[1]} to {module.b.shape[0]} in the adapter, "
-            f"{num_in} to {num_out} in {spec.name}",
-            reason="SHAPE_MISMATCH",
-            metadata={
-                "module": name,
-                "adapter_shape": f"{module.a.shape[1]}x{module.b.shape[0]}",
-                "base_shape": f"{num_in}x{num_out}",
-            },
-        )
+    return known[module]
 
 
 def _check_frozen(manifest: AdapterManifest, spec: BaseModelSpec) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.cli.errors import UsageError
+from controlplane.cli.fleet_token import write_token
 from controlplane.cli.supervisor.data_dir import DataDir, default_data_dir
 from controlplane.errors import DataDirLockedError
 
@@ -61,3 +62,10 @@ def test_default_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/someone")
     assert default_data_dir() == Path("/home/someone/.local/state/chorale")
+
+
+def test_the_fleet_token_goes_with_its_up(tmp_path: Path) -> None:
+    with DataDir(tmp_path / "data") as held:
+        write_token(held.fleet_token, "secret")
+        assert held.fleet_token.read_text() == "secret\n"
+    assert not held.fleet_token.exists()

@@ -73,6 +73,7 @@ def test_json_is_the_whole_result(chorale: Chorale, gateway: ScriptedGateway) ->
         "stop_token_id": 2,
         "num_prompt_tokens": 4,
         "num_completion_tokens": 2,
+        "num_cached_tokens": 1,
         "timings": {
             "queue_s": 0.5,
             "adapter_load_s": 0.0,

@@ -67,7 +67,7 @@ def test_serves_stops_and_finds_its_adapters_again(tmp_path: Path) -> None:
         started_s = time.monotonic()
         assert up.stop(signal.SIGTERM) == 0
         print(f"stopped after {time.monotonic() - started_s:.1f} s")
-        assert gone(started, 0)
+        assert gone(started, 2)
         assert up.stdout_lines == [f"ready grpc={up.grpc_address} http={up.http_address}"]
         assert up.stderr == ""
     with ChoraleUp(data_dir) as up:
@@ -149,14 +149,19 @@ def test_lock_secrets_and_ctrl_c(tmp_path: Path) -> None:
 
         token = up.part("data-plane-0").environ()["CHORALE_FLEET_TOKEN"]
         assert len(token) >= 32
+        left = tmp_path / "data" / "fleet-token"
+        assert left.read_text() == f"{token}\n" and left.stat().st_mode & 0o777 == 0o600
+        shown = chorale("pool", CHORALE_ADDRESS=up.grpc_address, CHORALE_DATA_DIR=data_dir)
+        assert shown.returncode == 0, shown.stderr
+        assert "integrity: every page has exactly one owner" in shown.stdout
         started = up.descendants()
         assert not any(token in " ".join(one.cmdline()) for one in started)
 
         # A terminal's Ctrl-C goes to its whole process group: the parts must not die of it alone.
         os.killpg(up.pid, signal.SIGINT)
         assert up.wait() == 0
-        assert gone(started, 0)
-        assert up.stderr == ""
+        assert gone(started, 2)
+        assert up.stderr == "" and not left.exists()
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 1.5])

@@ -176,8 +176,8 @@ async def test_adapters_that_do_not_fit(plane: ControlPlane, tmp_path: Path) -> 
 
 async def test_adapter_files(plane: ControlPlane, tmp_path: Path) -> None:
     await plane.join()
-    dora = make_adapter_dir(tmp_path / "dora", config={"use_dora": True})
-    error = await failure(plane.register("v", dora))
+    whole = make_adapter_dir(tmp_path / "whole", config={"modules_to_save": ["lm_head"]})
+    error = await failure(plane.register("v", whole))
     assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "UNSUPPORTED_FEATURE")
 
     poisoned = make_adapter_dir(tmp_path / "nan")

@@ -22,6 +22,7 @@ from chorale.v1 import (
 )
 from tests.e2e.conftest import ADAPTERS, NAMES
 from tests.helpers.up import ChoraleUp
+from tests.helpers.up import chorale as chorale_command
 
 GOOD = ADAPTERS / NAMES[0]
 
@@ -219,3 +220,13 @@ def test_tickets(up: ChoraleUp) -> None:
             claims.adapter_digest = "0" * 64
             forged.claims = claims.SerializeToString()
             assert outcome(forged.SerializeToString()) == "TICKET_FORGED"
+
+
+def test_a_pool_too_small_for_one_sequence(tmp_path: Path) -> None:
+    done = chorale_command(
+        "up", "--pool-bytes", "100000", "--data-dir", str(tmp_path), "--grpc-port", "0",
+        "--http-port", "0",
+    )  # fmt: skip
+    assert done.returncode not in (0, 1)
+    assert "POOL_TOO_SMALL" in done.stderr and "--max-context-tokens" in done.stderr
+    assert done.stdout == ""

@@ -68,6 +68,8 @@ async def test_completion_whole(sdk: openai.AsyncOpenAI, fleet: FakeFleet) -> No
     usage = answer.usage
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 16, 19)
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 2
     assert fleet.planes[0].requests[0].sampling.temperature == 1.0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -73,9 +72,7 @@ async def data_plane(
 if __name__ == "__main__":
     import dataplane.main
 
-    dataplane.main.DataPlaneOptions = functools.partial(  # type: ignore[assignment]
-        dataplane.main.DataPlaneOptions,
-        engine_command=fake_engine.COMMAND,
-        engine_environment=dict(os.environ),
+    dataplane.main.EngineProcess = functools.partial(  # type: ignore[assignment,misc]
+        dataplane.main.EngineProcess, fake_engine.COMMAND
     )
     dataplane.main.app()

@@ -123,7 +123,9 @@ class FakeDataPlane(InferenceServiceServicer):
                 finish_reason=pb.FINISH_REASON_LENGTH,
                 text=text_of(done[-1:]),
                 usage=pb.Usage(
-                    num_prompt_tokens=num_prompt_tokens, num_completion_tokens=len(done)
+                    num_prompt_tokens=num_prompt_tokens,
+                    num_completion_tokens=len(done),
+                    num_cached_tokens=num_prompt_tokens - 1,
                 ),
                 timings=pb.Timings(queue_s=0.25, time_to_first_token_s=0.5, total_s=1.0),
             )

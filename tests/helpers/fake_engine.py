@@ -34,6 +34,9 @@ class FakeScript:
     logprobs: bool = False
     hang_after: int | None = None  # tokens of a request after which nothing more comes
     crash_after: int | None = None
+    freeze_after: int | None = None  # the whole process stops, as SIGSTOP does
+    mishap_lives: int = 1_000  # crash, freeze and garbage befall only so many engines on one log
+    alive: bool = False  # says Alive while it has work
     garbage_after: int | None = None
     fail_after: int | None = None
     fail: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +46,8 @@ class FakeScript:
     stubborn: bool = False  # heeds neither Shutdown nor SIGTERM
     ready: dict[str, Any] = field(default_factory=dict)
     stats: dict[str, Any] | None = None
+    owners: list[str] = field(default_factory=lambda: ["", "sequence:1"])
+    problem: str = ""
 
 
 def environment(script: FakeScript, log: Path) -> dict[str, str]:
@@ -86,6 +91,9 @@ class _Engine:
         self.socket = zmq.Context().socket(zmq.PAIR)
         self.socket.connect(address)
         self.running: dict[int, tuple[channel.Submit, int, float]] = {}
+        self.alive_due = 0.0
+        lives = log.read_bytes().count(b'"type":"Start"') if log.exists() else 0
+        self.is_cursed = lives < script.mishap_lives
 
     def send(self, message: object) -> None:
         self.socket.send(channel.encode(message))
@@ -122,7 +130,10 @@ class _Engine:
                 case channel.Inspect(ticket=ticket):
                     self.send(
                         channel.PoolReport(
-                            ticket=ticket, owners=["", "x"], num_used_pages=1, problem=""
+                            ticket=ticket,
+                            owners=self.script.owners,
+                            num_used_pages=1,
+                            problem=self.script.problem,
                         )
                     )
                 case channel.Shutdown() if not script.stubborn:
@@ -130,6 +141,9 @@ class _Engine:
                 case _:
                     pass
             self.step()
+            if self.script.alive and self.running and time.monotonic() >= self.alive_due:
+                self.send(channel.Alive())
+                self.alive_due = time.monotonic() + 0.02
 
     def step(self) -> None:
         outputs = []
@@ -161,15 +175,18 @@ class _Engine:
             else [],
             finish=self.script.finish if last else "",
             stop_token_id=self.script.stop_token_id if last else -1,
-            timings=channel.Timings(0.25, 0.125, 0.5) if first or last else None,
+            timings=channel.Timings(0.25, 0.125, 0.5, 3) if first or last else None,
         )
 
     def mishap(self, handle: int, position: int) -> None:
         script = self.script
-        if position == script.crash_after:
+        if self.is_cursed and position == script.crash_after:
             time.sleep(0.05)
             os._exit(3)
-        if position == script.garbage_after:
+        if self.is_cursed and position == script.freeze_after:
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self.is_cursed and position == script.garbage_after:
             self.socket.send(b"\xc1garbage")
             del self.running[handle]
         if position == script.fail_after:

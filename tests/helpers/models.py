@@ -9,10 +9,16 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -44,6 +50,21 @@ TARGETS: dict[str, list[str] | str] = {
     "all-linear": "all-linear",
     "with-head": [*ATTENTION, *MLP, "lm_head"],
 }
+FUSED_TARGETS: dict[str, list[str] | str] = {
+    "qv": ["qkv_proj"],
+    "attention": ["qkv_proj", "o_proj"],
+    "mlp": ["gate_up_proj", "down_proj"],
+    "all-linear": "all-linear",
+    "with-head": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
+}
+_GEMMA: dict[str, object] = {
+    "head_dim": 24,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 20,
+    "num_hidden_layers": 4,
+    "final_logit_softcapping": 3.0,
+    "attn_implementation": "eager",
+}
 
 
 def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -61,11 +82,26 @@ def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTra
             model = Qwen2ForCausalLM(Qwen2Config(**{"tie_word_embeddings": True, **shape}))
         case "qwen3":
             model = Qwen3ForCausalLM(Qwen3Config(**{"head_dim": 32, **shape}))
+        case "gemma2":
+            # A cap that scores reach, or it would prove nothing.
+            model = Gemma2ForCausalLM(
+                Gemma2Config(**{**shape, **_GEMMA, "attn_logit_softcapping": 1.5, **changes})
+            )
+        case "gemma3":
+            kinds = ["sliding_attention", "full_attention"] * 2
+            model = Gemma3ForCausalLM(
+                Gemma3TextConfig(**{**shape, **_GEMMA, "layer_types": kinds, **changes})
+            )
+        case "phi3":
+            model = Phi3ForCausalLM(Phi3Config(**{"sliding_window": 24, **shape}))
         case _:
             raise AssertionError(architecture)
+    gemma = architecture.startswith("gemma")  # its norms multiply by 1 + weight
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # initialised to constants: prove they are used
-            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.1)
+            torch.nn.init.normal_(
+                parameter, mean=1.0 if "norm" in name and not gemma else 0.0, std=0.1
+            )
     return model.eval()
 
 
@@ -105,8 +141,13 @@ def add_adapter(
             model = get_peft_model(model, lora, adapter_name=name)
     for key, parameter in model.named_parameters():
         if f".{name}." in key and "lora_" in key:
+            if "magnitude" in key:  # it starts as the norms of the base's rows
+                parameter.data *= torch.empty_like(parameter).uniform_(0.7, 1.4)
+                continue
             scale = (size / 2) ** 0.5 / (rank**0.25 if rank else 1.0)
             torch.nn.init.normal_(parameter, std=scale)
+        elif parameter.requires_grad and key.endswith(".bias"):  # a base bias, trained along
+            torch.nn.init.normal_(parameter, std=0.3)
     saved = path.parent / f"{path.name}.saved"
     model.peft_config[name].base_model_name_or_path = BASE_NAME
     with warnings.catch_warnings():

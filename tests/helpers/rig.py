@@ -96,7 +96,7 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
     gate = TicketGate("dp-1", ready.model_name)
     gate.set_keys([fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)])
     service = InferenceService(
-        engine=engine,
+        engine=lambda: engine,
         ready=ready,
         tokenizer=TOKENIZER,
         gate=gate,

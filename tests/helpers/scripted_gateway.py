@@ -13,11 +13,16 @@ from grpc_status import rpc_status
 from chorale.errors import ChoraleError, NotFoundError
 from chorale.status import to_status
 from chorale.v1 import adapter_registry_pb2 as registry_pb
+from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
 from chorale.v1 import inference_pb2 as inference_pb
 from chorale.v1.adapter_registry_pb2_grpc import (
     AdapterRegistryServiceServicer,
     add_AdapterRegistryServiceServicer_to_server,
+)
+from chorale.v1.admin_pb2_grpc import (
+    DataPlaneAdminServiceServicer,
+    add_DataPlaneAdminServiceServicer_to_server,
 )
 from chorale.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
 from chorale.v1.inference_pb2_grpc import (
@@ -27,19 +32,25 @@ from chorale.v1.inference_pb2_grpc import (
 
 
 class ScriptedGateway(
-    AdapterRegistryServiceServicer, FleetServiceServicer, InferenceServiceServicer
+    AdapterRegistryServiceServicer,
+    DataPlaneAdminServiceServicer,
+    FleetServiceServicer,
+    InferenceServiceServicer,
 ):
     """`answers` by RPC name: a response, a list of them for a stream, an error, or a function of
-    the request that returns one of these. A list may end in an error. `requests` holds what came.
+    the request that returns one of these. A list may end in an error. `requests` holds what came,
+    `metadata` what came with it. It answers as a data plane, too.
     """
 
     def __init__(self) -> None:
         self.address = ""
         self.answers: dict[str, Any] = {}
         self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
 
     def _answer(self, rpc: str, request: Any, context: grpc.ServicerContext) -> Any:
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
         default = NotFoundError("NOT_SCRIPTED", f"{rpc} has no scripted answer")
         answer = self.answers.get(rpc, default)
         answer = answer(request) if callable(answer) else answer
@@ -63,7 +74,7 @@ def _scripted(rpc: str) -> Callable[..., Any]:
     return method
 
 
-for _file in (registry_pb, fleet_pb):
+for _file in (registry_pb, admin_pb, fleet_pb):
     for _service in _file.DESCRIPTOR.services_by_name.values():
         for _method in _service.methods:
             setattr(ScriptedGateway, _method.name, _scripted(_method.name))
@@ -75,6 +86,7 @@ def scripted_gateway() -> Generator[ScriptedGateway]:
     gateway = ScriptedGateway()
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     add_AdapterRegistryServiceServicer_to_server(gateway, server)
+    add_DataPlaneAdminServiceServicer_to_server(gateway, server)
     add_FleetServiceServicer_to_server(gateway, server)
     add_InferenceServiceServicer_to_server(gateway, server)
     gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -109,7 +121,7 @@ def generation(
         finish_reason=pb.FINISH_REASON_STOP,
         text=held_back,
         stop_token_id=2,
-        usage=pb.Usage(num_prompt_tokens=4, num_completion_tokens=len(texts)),
+        usage=pb.Usage(num_prompt_tokens=4, num_completion_tokens=len(texts), num_cached_tokens=1),
         timings=pb.Timings(queue_s=0.5, time_to_first_token_s=1.0, total_s=2.0),
     )
     return [*events, pb.GenerateResponse(finished=finished)]

@@ -14,7 +14,12 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
 ) -> torch.Tensor:
     """q: the last tokens of the sequence that k and v hold in full. [tokens, heads, dim]"""
     group = q.shape[1] // k.shape[1]
@@ -24,14 +29,19 @@ def reference(
         end = k.shape[0] - q.shape[0] + row + 1
         start = max(0, end - window) if window else 0
         scores = torch.einsum("hd,thd->ht", q[row], k[start:end]) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
         out[row] = torch.einsum("ht,thd->hd", scores.softmax(-1), v[start:end])
     return out
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("soft_cap", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (8, 1)])
-def test_mixed_batch(heads: int, kv_heads: int, window: int | None, device: str) -> None:
+def test_mixed_batch(
+    heads: int, kv_heads: int, window: int | None, soft_cap: float | None, device: str
+) -> None:
     generator = torch.Generator().manual_seed(heads)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -71,10 +81,18 @@ def test_mixed_batch(heads: int, kv_heads: int, window: int | None, device: str)
     )
     scale = HEAD_DIM**-0.5
     actual = paged_attention(
-        torch.cat(queries), kv_pages, metadata, scale=scale, sliding_window=window
+        torch.cat(queries),
+        kv_pages,
+        metadata,
+        scale=scale,
+        sliding_window=window,
+        soft_cap=soft_cap,
     )
     expected = torch.cat(
-        [reference(q, k, v, scale, window) for q, k, v in zip(queries, keys, values, strict=True)]
+        [
+            reference(q, k, v, scale, window, soft_cap)
+            for q, k, v in zip(queries, keys, values, strict=True)
+        ]
     )
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -91,6 +109,9 @@ def test_misfits_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             paged_attention(q, kv_pages, metadata, scale=1.0)
+    with pytest.raises(ValueError, match="soft_cap"):
+        q = torch.zeros(1, 3, HEAD_DIM)
+        paged_attention(q, kv_pages, metadata, scale=1.0, soft_cap=0.0)
 
 
 def test_rope_rotates_pairs_and_keeps_position_zero() -> None:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 
+from kernels.cpu.floats import bits_of, load, store
+from kernels.lora import cpu
+from kernels.lora.naive import lora_expand, lora_shrink
 from kernels.lora.op import lora_apply
-from kernels.lora.plan import ExpandSlice, GroupPlan, PageRun, Segment
+from kernels.lora.plan import (
+    ExpandSlice,
+    GroupPlan,
+    LoraSpans,
+    PageRun,
+    Segment,
+    SegmentGroup,
+    plan_row,
+)
 
 PAGE_ELEMS = 96
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -120,3 +133,85 @@ def test_misfits_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             lora_apply(*bad)
+
+
+@njit
+def _narrowed(values, out):  # pragma: no cover - compiled
+    for index in range(values.size):
+        store(out, index, values[index])
+
+
+@njit
+def _widened(bits, out):  # pragma: no cover - compiled
+    for index in range(bits.size):
+        out[index] = load(bits[index])
+
+
+def test_bfloat16_in_numba_rounds_as_torch() -> None:
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    widened = np.empty(1 << 16, dtype=np.float32)
+    _widened(bits_of(every), widened)
+    assert torch.equal(torch.from_numpy(widened).nan_to_num(7.0), every.float().nan_to_num(7.0))
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 1 << 32, size=200_000, dtype=np.uint32)
+    ties = (generator.integers(0, 1 << 16, size=20_000, dtype=np.uint32) << 16) | 0x8000
+    values = np.concatenate([patterns, ties]).view(np.float32)
+    bits = np.empty(values.size, dtype=np.uint16)
+    _narrowed(values, bits)
+    expected = torch.from_numpy(values).to(torch.bfloat16)
+    actual = torch.from_numpy(bits).view(torch.bfloat16)
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", ["consecutive", "scattered"])
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 16, 40], [17, 2, 5]])
+def test_numba_kernel_equals_its_twin(lengths: list[int], order: str, dtype: torch.dtype) -> None:
+    """Short segments by numba, long ones by the twin, an adapter without the group by nobody."""
+    generator = torch.Generator().manual_seed(5)
+    in_features, outs = 40, [(0, 48), (48, 16)]
+    pages_each = 30
+    layer_pages = torch.full((4 * pages_each, PAGE_ELEMS), float("nan"), dtype=dtype)
+    ids = list(range(4 * pages_each))
+    if order == "scattered":
+        random.Random(2).shuffle(ids)
+    ranks = [(3, 16), (16, 1), (24, 8)]
+    adapters = [
+        Adapter(
+            layer_pages,
+            ids[index * pages_each : (index + 1) * pages_each],
+            in_features,
+            [(rank, *out) for rank, out in zip(pair, outs, strict=True)],
+            generator,
+        )
+        for index, pair in enumerate(ranks)
+    ]
+    without = PageRun.of(ids[3 * pages_each :], layer_pages.device)
+    bounds, start = [], 1  # row 0 is base-only
+    for length in (*lengths, 2):
+        bounds.append((start, start + length))
+        start += length
+    runs = [*(adapter.pages for adapter in adapters), without]
+    plans = [*(adapter.plan for adapter in adapters), None]
+    group = SegmentGroup(
+        LoraSpans.of(bounds, runs),
+        np.array([plan_row(plan) for plan in plans], dtype=np.int64),
+        plans,
+    )
+    assert len(group) == 3
+    x = torch.randn(start, in_features, generator=generator).to(dtype)
+    y = torch.randn(start, 64, generator=generator).to(dtype)
+    expected = y.float()
+    lora_expand(
+        expected,
+        lora_shrink(x.float(), layer_pages.float(), list(group)),
+        layer_pages.float(),
+        list(group),
+    )
+    untouched = [y[0].clone(), y[-1].clone()]
+    lora_apply(y, x, layer_pages, group)
+    tolerance = 1e-4 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance * 20)
+    assert torch.equal(y[0], untouched[0]) and torch.equal(y[-1], untouched[1])
+    assert cpu.supports(x)

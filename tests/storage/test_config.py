@@ -43,10 +43,6 @@ def test_peft_defaults_stand_in_for_missing_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("use_dora", True),
-        ("bias", "all"),
-        ("bias", "lora_only"),
-        ("lora_bias", True),
         ("modules_to_save", ["embed_tokens"]),
         ("trainable_token_indices", [1]),
         ("layer_replication", [[0, 2]]),
@@ -78,6 +74,31 @@ def test_what_cannot_be_applied_exactly_is_refused_by_name(name: str, value: Any
         parse_config(config(**{name: value}))
     assert caught.value.reason == "UNSUPPORTED_FEATURE"
     assert caught.value.metadata["field"] == name
+
+
+def test_dora_and_biases_are_read() -> None:
+    parsed = parse_config(config(use_dora=True, bias="lora_only"))
+    assert (parsed.use_dora, parsed.bias, parsed.lora_bias) == (True, "lora_only", False)
+    parsed = parse_config(config(lora_bias=True, bias=None))
+    assert (parsed.use_dora, parsed.bias, parsed.lora_bias) == (False, "none", True)
+    with pytest.raises(UnsupportedFeatureError, match="lora_bias"):  # as in PEFT
+        parse_config(config(use_dora=True, lora_bias=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bias", "some"),
+        ("bias", True),
+        ("bias", ["all"]),
+        ("use_dora", "yes"),
+        ("use_dora", 1),
+        ("lora_bias", {"a": 1}),
+    ],
+)
+def test_dora_and_biases_have_few_values(name: str, value: Any) -> None:
+    with pytest.raises(BadConfigError, match=name):
+        parse_config(config(**{name: value}))
 
 
 @pytest.mark.parametrize(

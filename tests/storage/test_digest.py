@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from storage.adapter.manifest import digest_of, parse_adapter
-from tests.storage.samples import config, key, lora_tensors, safetensors
+from tests.storage.samples import config, key, lora_tensors, safetensors, tensor
 
 BASE = digest_of(config(), safetensors(lora_tensors()))
 
@@ -80,3 +80,21 @@ def test_every_byte_dtype_and_place_of_weights_matters() -> None:
     other = key(0, "self_attn.q_proj", "B")
     swapped = {**tensors, name: tensors[other], other: tensors[name]}
     assert digest_of(config(), safetensors(swapped)) != BASE
+
+
+def test_vectors_and_what_they_are_for_matter() -> None:
+    name = "base_model.model.model.layers.{}.self_attn.q_proj"
+    digests: set[str] = {BASE}
+    for part, fields in (
+        ("lora_magnitude_vector", {"use_dora": True}),
+        ("lora_B.bias", {"lora_bias": True}),
+        ("bias", {"bias": "all"}),
+        ("bias", {"bias": "lora_only"}),
+    ):
+        for seed in (1, 2):
+            vectors = {f"{name.format(n)}.{part}": tensor([16], seed=seed) for n in (0, 1)}
+            digests.add(digest_of(config(**fields), safetensors({**lora_tensors(), **vectors})))
+    assert len(digests) == 9
+    spelled = {f"{name.format(n)}.base_layer.bias": tensor([16], seed=2) for n in (0, 1)}
+    weights = safetensors({**lora_tensors(), **spelled})
+    assert digest_of(config(bias="lora_only"), weights) in digests

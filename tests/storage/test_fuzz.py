@@ -34,6 +34,8 @@ field_names = st.sampled_from(
         "layers_pattern",
         "init_lora_weights",
         "bias",
+        "use_dora",
+        "lora_bias",
     ]
 )
 

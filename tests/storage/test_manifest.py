@@ -109,11 +109,14 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
     [
         (f"{Q}.lora_embedding_A", UnsupportedFeatureError),
         ("base_model.model.model.embed_tokens.lora_embedding_B", UnsupportedFeatureError),
-        (f"{Q}.lora_magnitude_vector", UnsupportedFeatureError),
-        (f"{Q}.lora_magnitude_vector.weight", UnsupportedFeatureError),
-        (f"{Q}.lora_B.bias", UnsupportedFeatureError),
-        (f"{Q}.bias", UnsupportedFeatureError),
+        ("base_model.model.model.embed_tokens.lora_magnitude_vector", UnsupportedFeatureError),
         ("base_model.model.lm_head.modules_to_save.weight", UnsupportedFeatureError),
+        (f"{Q}.modules_to_save.bias", UnsupportedFeatureError),
+        (f"{Q}.original_module.bias", UnsupportedFeatureError),
+        (f"{Q}.lora_A.bias", BadWeightsError),
+        (f"{Q}.lora_B.base_layer.bias", BadWeightsError),
+        (f"{Q}.lora_magnitude_vector.bias", BadWeightsError),
+        ("base_model.model.model.norm.bias", BadWeightsError),
         ("base_model.model.score.weight", BadWeightsError),
         (f"{Q}.base_layer.weight", BadWeightsError),
         (f"{Q}.lora_C.weight", BadWeightsError),
@@ -188,6 +191,97 @@ def test_rank_pattern_must_agree_with_the_tensors() -> None:
     weights = safetensors(lora_tensors())
     with pytest.raises(BadWeightsError, match=r"layers.1.self_attn.q_proj.*rank 2"):
         parse_adapter(config(rank_pattern={"layers.1.self_attn.q_proj": 2}), weights)
+
+
+Q1 = Q.replace("layers.0", "layers.1")
+K = Q.replace("q_proj", "k_proj")
+
+
+def with_vectors(**names: list[int]) -> bytes:
+    """q_proj's LoRA, and tensors of the given shapes; `Q__x` is x of layer 0's q_proj."""
+    places = {"Q": Q, "Q1": Q1, "K": K}
+    extra = {}
+    for index, (name, shape) in enumerate(names.items()):
+        place, part = name.split("__")
+        extra[f"{places[place]}.{part.replace('_DOT_', '.')}"] = tensor(shape, seed=500 + index)
+    return safetensors({**lora_tensors(), **extra})
+
+
+@pytest.mark.parametrize("suffix", ["", "_DOT_default", "_DOT_default_DOT_weight"])
+def test_dora_magnitudes_belong_to_their_modules(suffix: str) -> None:
+    name = f"lora_magnitude_vector{suffix}"
+    weights = with_vectors(**{f"Q__{name}": [16], f"Q1__{name}": [16]})
+    parsed = parse_adapter(config(use_dora=True), weights)
+    manifest = parsed.manifest
+    for index, module in enumerate(manifest.modules):
+        assert module.magnitude is not None
+        assert module.lora_bias is None
+        assert bytes(parsed.view(module.magnitude)) == tensor([16], seed=500 + index)[2]
+        assert module.refs == (module.a, module.b, module.magnitude)
+    assert manifest.num_parameters == 2 * (4 * 16 + 16 * 4 + 16)
+
+
+def test_biases_of_lora_and_of_the_base() -> None:
+    weights = with_vectors(
+        Q__lora_B_DOT_bias=[16], Q1__lora_B_DOT_bias=[16], Q__base_layer_DOT_bias=[16], K__bias=[8]
+    )
+    manifest = parse_adapter(config(lora_bias=True, bias="all"), weights).manifest
+    assert [m.lora_bias.shape for m in manifest.modules if m.lora_bias] == [(16,), (16,)]
+    assert [(b.layer, b.module, b.ref.shape) for b in manifest.biases] == [
+        (0, "self_attn.k_proj", (8,)),
+        (0, "self_attn.q_proj", (16,)),
+    ]
+    assert manifest.num_parameters == 2 * (4 * 16 + 16 * 4 + 16) + 8 + 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "vectors", "text"),
+    [
+        ({"use_dora": True}, {}, "no lora_magnitude_vector"),
+        ({"use_dora": True}, {"Q__lora_magnitude_vector": [16]}, "no lora_magnitude_vector"),
+        ({}, {"Q__lora_magnitude_vector": [16]}, "use_dora is false"),
+        (
+            {"use_dora": True},
+            {"Q__lora_magnitude_vector": [8], "Q1__lora_magnitude_vector": [16]},
+            r"shape \[8\]",
+        ),
+        (
+            {"use_dora": True},
+            {"Q__lora_magnitude_vector": [1, 16], "Q1__lora_magnitude_vector": [16]},
+            r"shape \[1, 16\]",
+        ),
+        (
+            {"use_dora": True},
+            {"Q__lora_magnitude_vector": [16], "Q__lora_magnitude_vector_DOT_default": [16]},
+            "twice",
+        ),
+        ({"use_dora": True}, {"K__lora_magnitude_vector": [8]}, "no lora_A"),
+        ({"lora_bias": True}, {"Q__lora_B_DOT_bias": [16]}, "no lora_B.bias"),
+        ({}, {"Q__lora_B_DOT_bias": [16]}, "lora_bias is false"),
+        ({}, {"Q__bias": [16]}, "bias is 'none'"),
+        ({"bias": "lora_only"}, {"K__bias": [8]}, "bias is 'lora_only'"),
+        ({"bias": "all"}, {"Q__bias": [16], "Q__base_layer_DOT_bias": [16]}, "twice"),
+        ({"bias": "all"}, {"Q__bias": [16, 1]}, "vector"),
+    ],
+)
+def test_vectors_that_config_and_matrices_contradict(
+    fields: dict[str, Any], vectors: dict[str, list[int]], text: str
+) -> None:
+    with pytest.raises(BadWeightsError, match=text):
+        parse_adapter(config(**fields), with_vectors(**vectors))
+
+
+@pytest.mark.parametrize("name", [f"{Q}.lora_magnitude_vector", f"{Q}.bias", f"{Q}.lora_B.bias"])
+def test_non_finite_vectors_are_refused(name: str) -> None:
+    part = name.removeprefix(f"{Q}.")
+    fields: dict[str, Any] = {"bias": {"bias": "all"}, "lora_B.bias": {"lora_bias": True}}.get(
+        part, {"use_dora": True}
+    )
+    bad = ("F32", [16], b"\x00\x00\xc0\x7f" * 16)
+    tensors = {**lora_tensors(), f"{Q1}.{part}": tensor([16]), name: bad}
+    with pytest.raises(NonFiniteError) as caught:
+        parse_adapter(config(**fields), safetensors(tensors))
+    assert caught.value.metadata["tensor"] == name
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "embed_tokens"], ".*(q_proj|embed_tokens)"])

@@ -208,3 +208,23 @@ def test_bad_spec_json_is_refused_by_field(field: str, value: Any) -> None:
         BaseModelSpec.from_json({**SPEC.to_json(), field: value})
     with pytest.raises(BadConfigError):
         BaseModelSpec.from_json([SPEC.to_json()])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("layers.0.self_attn.k_proj.bias", [8], None),
+        ("layers.0.self_attn.k_proj.bias", [16], "SHAPE_MISMATCH"),
+        ("layers.2.self_attn.k_proj.bias", [8], "UNKNOWN_MODULE"),
+        ("layers.0.input_layernorm.bias", [16], "UNKNOWN_MODULE"),
+    ],
+)
+def test_trained_biases_must_fit(name: str, shape: list[int], reason: str | None) -> None:
+    tensors = {**lora_tensors(), f"base_model.model.model.{name}": tensor(shape)}
+    manifest = parse_adapter(config(bias="all"), safetensors(tensors)).manifest
+    if reason is None:
+        check_base(manifest, SPEC)
+        return
+    with pytest.raises(AdapterMismatchError) as caught:
+        check_base(manifest, SPEC)
+    assert caught.value.reason == reason

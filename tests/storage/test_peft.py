@@ -26,7 +26,7 @@ transformers = pytest.importorskip("transformers")
 Save = Callable[..., tuple[bytes, bytes, Any]]
 
 
-def tiny_llama() -> Any:
+def tiny_llama(**changes: Any) -> Any:
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -37,6 +37,7 @@ def tiny_llama() -> Any:
             num_attention_heads=4,
             num_key_value_heads=2,
             tie_word_embeddings=False,
+            **changes,
         )
     )
     return model
@@ -130,6 +131,36 @@ def test_lm_head_comes_with_a_frozen_copy(save: Save) -> None:
     assert torch.equal(stored.view(head.shape), head)
 
 
+@pytest.mark.parametrize(
+    ("fields", "suffix", "count"),
+    [
+        ({"use_dora": True}, ".lora_magnitude_vector", 4),
+        ({"lora_bias": True}, ".lora_B.bias", 4),
+        ({"bias": "all"}, ".bias", 8),
+        ({"bias": "lora_only"}, ".bias", 4),
+    ],
+)
+def test_dora_and_biases_are_found_where_peft_saves_them(
+    save: Save, fields: dict[str, Any], suffix: str, count: int
+) -> None:
+    torch.manual_seed(0)
+    model = tiny_llama(attention_bias=True)
+    config, weights, tuned = save(model, target_modules=["q_proj", "v_proj"], **fields)
+    parsed = parse_adapter(config, weights)
+    manifest = parsed.manifest
+    check_base(manifest, SPEC)
+    refs = [ref for module in manifest.modules for ref in module.refs[2:]]
+    refs += [bias.ref for bias in manifest.biases]
+    assert len(refs) == count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft takes lora_B's bias for a broken matrix
+        state = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    assert {ref.name for ref in refs} == {name for name in state if name.endswith(suffix)}
+    for ref in refs:
+        stored = torch.frombuffer(bytearray(parsed.view(ref)), dtype=torch.float32)
+        assert torch.equal(stored, state[ref.name])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_adapters(save: Save, dtype: str) -> None:
     model = tiny_llama().to(getattr(torch, dtype))
@@ -157,10 +188,6 @@ def test_a_model_without_head_has_shorter_names(save: Save) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"target_modules": ["q_proj"], "use_dora": True},
-        {"target_modules": ["q_proj"], "bias": "all"},
-        {"target_modules": ["q_proj"], "bias": "lora_only"},
-        {"target_modules": ["q_proj"], "lora_bias": True},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
         {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]},

@@ -10,6 +10,8 @@ from types import TracebackType
 from controlplane.cli.errors import UsageError
 from controlplane.errors import DataDirLockedError
 
+FLEET_TOKEN_NAME = "fleet-token"
+
 
 def default_data_dir() -> Path:
     """$XDG_STATE_HOME/chorale, or ~/.local/state/chorale."""
@@ -36,6 +38,11 @@ class DataDir:
     @property
     def disk_cache(self) -> Path:
         return self.path / "disk-cache"
+
+    @property
+    def fleet_token(self) -> Path:
+        """Where the fleet token is, for this user alone, while `up` runs."""
+        return self.path / FLEET_TOKEN_NAME
 
     def __enter__(self) -> DataDir:
         try:
@@ -64,6 +71,7 @@ class DataDir:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.fleet_token.unlink(missing_ok=True)
         os.ftruncate(self._lock_fd, 0)
         self._close()
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from controlplane.cli import fleet_token
 from controlplane.cli.output import sanitized
 from controlplane.cli.supervisor import plan
 from controlplane.cli.supervisor.data_dir import DataDir
@@ -48,7 +49,8 @@ def up(options: UpOptions) -> None:
         # The slowest to start comes first; each part waits by itself for those that it needs.
         parts = [*data_planes.values(), plan.control_plane(options, addresses, redis_url)]
         parts.append(plan.gateway(addresses))
-        token = {"CHORALE_FLEET_TOKEN": secrets.token_urlsafe(32)}
+        token = {fleet_token.VARIABLE: secrets.token_urlsafe(32)}
+        fleet_token.write_token(data_dir.fleet_token, token[fleet_token.VARIABLE])
 
         async def announce() -> None:
             await wait_until_serving(addresses.grpc_from_here, list(data_planes))

@@ -160,15 +160,20 @@ async def _chunks(
         yield answer(shape.chunk_suffix, choices=[], usage=_usage(choices.choices))
 
 
-def _usage(choices: Sequence[Choice]) -> dict[str, int]:
-    """Tokens counted: each prompt once, however many choices continue it."""
+def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Tokens counted: each prompt once, however many choices continue it. Of its tokens, those are
+    cached that none of its choices had to compute."""
     prompts = {choice.prompt: choice.end.usage.num_prompt_tokens for choice in choices}
+    cached = dict(prompts)
+    for choice in choices:
+        cached[choice.prompt] = min(cached[choice.prompt], choice.end.usage.num_cached_tokens)
     num_prompt_tokens = sum(prompts.values())
     num_completion_tokens = sum(choice.end.usage.num_completion_tokens for choice in choices)
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
     }
 
 

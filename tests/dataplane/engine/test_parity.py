@@ -10,7 +10,15 @@ import torch
 from peft import PeftModel
 
 from tests.helpers.engine import Rig
-from tests.helpers.models import ATTENTION, TARGETS, VOCAB, add_adapter, make_model, save_model
+from tests.helpers.models import (
+    ATTENTION,
+    FUSED_TARGETS,
+    TARGETS,
+    VOCAB,
+    add_adapter,
+    make_model,
+    save_model,
+)
 
 ADAPTERS: list[tuple[str, int, dict[str, object]]] = [
     ("qv", 1, {}),
@@ -26,29 +34,151 @@ NEW_TOKENS = 64
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+ROPE_THETA = {"rope_theta": 100.0}  # small enough for scalings to matter in short contexts
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **ROPE_THETA}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    **ROPE_THETA,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.3, 2.0, 2.5],
+    "long_factor": [9.0] * 4,
+    **ROPE_THETA,
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
 def test_mixed_batch_equals_peft(architecture: str, device: str, tmp_path: Path) -> None:
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")
     reference, paths = _with_adapters(model, tmp_path)
+    _check_batch(reference, model_dir, [None, *paths, None, *paths[:3]], device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "phi3"])
+def test_other_families_equal_peft(architecture: str, device: str, tmp_path: Path) -> None:
+    model = make_model(architecture)
+    model_dir = save_model(model, tmp_path / "model")
+    targets = FUSED_TARGETS if architecture == "phi3" else TARGETS
+    adapters = [("qv", 3, {}), ("mlp", 8, {}), ("with-head", 16, {})]
+    reference, paths = _with_adapters(model, tmp_path, adapters, targets)
+    _check_batch(reference, model_dir, [None, *paths], device)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, **ROPE_THETA}}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0, **ROPE_THETA}}),
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("qwen2", {"rope_parameters": YARN}),
+        ("qwen3", {"rope_parameters": {**YARN, "truncate": False, "attention_factor": 1.3}}),
+        (
+            "phi3",
+            {
+                "rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5},
+                "original_max_position_embeddings": 224,
+            },
+        ),
+        ("gemma3", {"num_hidden_layers": 6, "layer_types": None, "tie_word_embeddings": False}),
+        ("gemma2", {"layer_types": ["full_attention"] * 4, "attn_logit_softcapping": None}),
+    ],
+)
+def test_rope_scalings_and_variants(
+    architecture: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    model = make_model(architecture, **changes)
+    model_dir = save_model(model, tmp_path / "model")
+    reference, paths = _with_adapters(
+        model, tmp_path, [("all-linear", 8, {})], {"all-linear": "all-linear"}
+    )
+    _check_batch(reference, model_dir, [None, *paths], "cpu")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "phi3"])
+def test_dora_and_lora_bias_beside_plain_adapters(
+    architecture: str, device: str, tmp_path: Path
+) -> None:
+    """qwen2 has base biases, which DoRA must leave as they are; phi3 has fused projections."""
+    model = make_model(architecture)
+    model_dir = save_model(model, tmp_path / "model")
+    targets = FUSED_TARGETS if architecture == "phi3" else TARGETS
+    adapters = [
+        ("all-linear", 8, {"use_dora": True, "use_rslora": True}),
+        ("attention", 4, {}),
+        ("qv", 4, {"use_dora": True, "layers_to_transform": [1]}),
+        ("all-linear", 4, {"lora_bias": True}),
+        ("with-head", 8, {"use_dora": True}),
+        ("with-head", 8, {"lora_bias": True}),
+    ]
+    reference, paths = _with_adapters(model, tmp_path, adapters, targets)
+    _check_batch(reference, model_dir, [None, *paths, paths[0]], device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_trained_base_biases_beside_plain_adapters(device: str, tmp_path: Path) -> None:
+    """peft takes one adapter with biases per model, so each has a reference of its own."""
+    variants: list[tuple[str, dict[str, object]]] = [
+        ("qv", {"bias": "all"}),
+        ("mlp", {"bias": "all"}),  # its modules have no bias, others' biases were trained
+        ("qv", {"bias": "lora_only"}),
+        ("attention", {"bias": "all", "use_dora": True}),
+        ("attention", {"bias": "lora_only", "lora_bias": True}),
+        ("attention", {}),
+    ]
+    model_dir = save_model(make_model("qwen2"), tmp_path / "model")
+    references: list[PeftModel] = []
+    paths: list[Path] = []
+    for index, (targets, config) in enumerate(variants):
+        path = tmp_path / f"adapter{index}"
+        references.append(
+            add_adapter(
+                make_model("qwen2"),
+                path.name,
+                path,
+                rank=6,
+                target_modules=TARGETS[targets],
+                seed=index,
+                **config,
+            )
+        )
+        paths.append(path)
+    _check_batch(references, model_dir, paths, device)
+
+
+def _check_batch(
+    reference: PeftModel | list[PeftModel],
+    model_dir: Path,
+    used: list[Path | None] | list[Path],
+    device: str,
+) -> None:
+    """One request per entry of `used`, all in one batch. reference: one model, or one for each."""
     rig = Rig(model_dir, num_pages=3000, device=device)
     generator = random.Random(1)
-    prompts: dict[int, list[int]] = {}
-    used: dict[int, Path | None] = {}
-    for handle, path in enumerate([None, *paths, None, *paths[:3]]):
+    prompts: list[list[int]] = []
+    for handle, path in enumerate(used):
         length = generator.choice([1, 5, 17, 60, 130])
-        prompts[handle] = [generator.randrange(3, VOCAB) for _ in range(length)]
-        used[handle] = path
+        prompts.append([generator.randrange(3, VOCAB) for _ in range(length)])
         rig.submit(handle, prompts[handle], path, max_tokens=NEW_TOKENS, ignore_eos=True)
     rig.run()
-    for handle, prompt in prompts.items():
+    for handle, (prompt, path) in enumerate(zip(prompts, used, strict=True)):
+        assert handle not in rig.failed, rig.failed[handle]
         tokens = rig.tokens[handle]
         assert len(tokens) == NEW_TOKENS
-        expected = _reference_logits(reference, used[handle], [*prompt, *tokens[:-1]])
+        model = reference[handle] if isinstance(reference, list) else reference
+        expected = _reference_logits(model, path, [*prompt, *tokens[:-1]])
         expected = expected[len(prompt) - 1 :]
         actual = torch.stack(rig.logits[handle])
-        assert expected.argmax(-1).tolist() == tokens, used[handle]
+        assert expected.argmax(-1).tolist() == tokens, path
         torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -79,16 +209,21 @@ def test_biases_of_llama_and_eos(tmp_path: Path) -> None:
     assert 2 not in tokens[:-1]
 
 
-def _with_adapters(model, tmp_path: Path) -> tuple[PeftModel, list[Path]]:
+def _with_adapters(
+    model,
+    tmp_path: Path,
+    adapters: list[tuple[str, int, dict[str, object]]] = ADAPTERS,
+    targets_by_name: dict[str, list[str] | str] = TARGETS,
+) -> tuple[PeftModel, list[Path]]:
     paths: list[Path] = []
-    for index, (targets, rank, config) in enumerate(ADAPTERS):
+    for index, (targets, rank, config) in enumerate(adapters):
         path = tmp_path / f"adapter{index}"
         model = add_adapter(
             model,
             path.name,
             path,
             rank=rank,
-            target_modules=TARGETS[targets],
+            target_modules=targets_by_name[targets],
             seed=100 + index,
             **config,
         )

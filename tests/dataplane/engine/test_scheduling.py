@@ -268,5 +268,6 @@ def test_random_traffic_leaves_no_page_behind(assets: dict[str, Path]) -> None:
         rig.step()  # proves integrity
     rig.run()
     assert not rig.failed
-    rig.engine._resident.clear_idle()
+    rig.engine.clear_idle()
+    rig.engine.check_integrity()
     assert rig.pool.allocator.num_free == 40

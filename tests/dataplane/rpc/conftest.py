@@ -8,6 +8,7 @@ import pytest
 
 from dataplane.channel import EngineOptions
 from dataplane.rpc.engine_client import EngineClient
+from dataplane.rpc.engine_process import EngineProcess
 from tests.helpers import fake_engine
 from tests.helpers.fake_engine import FakeScript
 from tests.helpers.rig import EngineLog, Rig, open_rig
@@ -26,12 +27,15 @@ def start_engine(engine_log: EngineLog) -> StartEngine:
     """A client with a started fake engine; the losses it tells of are in `client.losses`."""
 
     @contextlib.asynccontextmanager
-    async def start(script: FakeScript | None = None) -> AsyncIterator[EngineClient]:
+    async def start(
+        script: FakeScript | None = None, *, hang_timeout_s: float = 0.0
+    ) -> AsyncIterator[EngineClient]:
+        environment = fake_engine.environment(script or FakeScript(), engine_log.path)
         client = EngineClient(
             EngineOptions(model_dir="m", model_name="base"),
+            process=EngineProcess(fake_engine.COMMAND, environment),
+            hang_timeout_s=hang_timeout_s,
             on_lost=engine_log.losses.append,
-            command=fake_engine.COMMAND,
-            environment=fake_engine.environment(script or FakeScript(), engine_log.path),
         )
         try:
             await client.start()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from dataplane.rpc.engine_process import EngineProcess
 from dataplane.rpc.engine_stream import EngineStream
 from tests.dataplane.rpc.conftest import StartEngine
 from tests.helpers.fake_control_plane import eventually
-from tests.helpers.fake_engine import FakeScript
+from tests.helpers.fake_engine import FakeScript, environment
 from tests.helpers.rig import EngineLog
 
 GREEDY = Sampling(max_tokens=16)
@@ -132,6 +133,33 @@ async def test_engine_loss_ends_every_stream_and_is_told(
             await client.inspect()
 
 
+async def test_a_hung_engine_is_killed_and_lost(
+    start_engine: StartEngine, engine_log: EngineLog
+) -> None:
+    async with start_engine(FakeScript(freeze_after=1), hang_timeout_s=0.4) as client:
+        await client.wait_ready()
+        await asyncio.sleep(0.6)
+        assert engine_log.losses == [], "without work silence is no sign"
+        stream, began_s = submit(client), time.monotonic()
+        with pytest.raises(UnavailableError) as raised:
+            await drain(stream)
+        assert raised.value.reason == "ENGINE_LOST" and "0.4 s" in raised.value.message
+        assert time.monotonic() - began_s < 2.0
+        assert len(engine_log.losses) == 1 and client.is_lost
+        await eventually(lambda: not _exists(client.pid))
+
+
+async def test_an_engine_that_says_alive_may_take_its_time(
+    start_engine: StartEngine, engine_log: EngineLog
+) -> None:
+    async with start_engine(FakeScript(hang_after=1, alive=True), hang_timeout_s=0.2) as client:
+        await client.wait_ready()
+        stream = submit(client)
+        await anext(stream)
+        await asyncio.sleep(0.6)
+        assert engine_log.losses == [] and client.num_open == 1
+
+
 async def test_tokens_made_before_the_loss_are_delivered_first(start_engine: StartEngine) -> None:
     async with start_engine(FakeScript(crash_after=2)) as client:
         await client.wait_ready()
@@ -213,7 +241,8 @@ async def test_a_stubborn_engine_is_killed(
 
 async def test_a_command_that_cannot_run_is_an_os_error(tmp_path: Path) -> None:
     client = EngineClient(
-        EngineOptions(model_dir="m", model_name="base"), command=(str(tmp_path / "missing"),)
+        EngineOptions(model_dir="m", model_name="base"),
+        process=EngineProcess((str(tmp_path / "missing"),)),
     )
     with pytest.raises(OSError, match="missing"):
         await client.start()
@@ -225,8 +254,39 @@ async def test_the_engine_may_import_torch_and_prints_nothing_on_stdout(
 ) -> None:
     monkeypatch.setenv("USE_TORCH", "0")
     process = EngineProcess((sys.executable, "-c", "import os; print('USE_TORCH' in os.environ)"))
-    await process.start()
+    process.start()
     assert await process.wait() == 0
     await process.stop(1)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "False\n")
+
+
+async def test_what_a_killed_frontend_left_behind_is_removed_at_the_next_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = "from dataplane.rpc.engine_process import EngineProcess as E; import os; E(); "
+    killed = subprocess.run(
+        [sys.executable, "-c", program + "os.kill(os.getpid(), 9)"],
+        env={**environment(FakeScript(), tmp_path / "log"), "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert killed.returncode == -9
+    (left,) = tmp_path.glob("chorale-*")
+    living = EngineProcess()
+    try:
+        assert not left.exists()
+        other = EngineProcess()
+        assert len(list(tmp_path.glob("chorale-*"))) == 2, "those in use stay"
+        other.discard()
+    finally:
+        living.discard()
+    assert list(tmp_path.glob("chorale-*")) == []
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

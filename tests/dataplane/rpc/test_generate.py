@@ -59,6 +59,7 @@ async def test_accepted_then_tokens_then_finished(
     assert finished.finish_reason == LENGTH and finished.WhichOneof("stop_match") is None
     assert finished.usage.num_prompt_tokens == len(prompt)
     assert finished.usage.num_completion_tokens == len(reply)
+    assert finished.usage.num_cached_tokens == 3
     assert (finished.timings.queue_s, finished.timings.adapter_load_s) == (0.25, 0.125)
     assert finished.timings.time_to_first_token_s == 0.5 and finished.timings.total_s > 0
     (submit,) = engine_log.of("Submit")
@@ -328,3 +329,14 @@ async def test_tokenizing_a_long_prompt_does_not_stall_other_streams(start_rig: 
         with pytest.raises(InvalidArgumentError, match="tokens"):
             await slow
         assert max(pauses) < took / 2, "the event loop stood still while a thread tokenized"
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed", "given"), [(9, 0, 0), (9, 5, 5), (3, 5, 3), (-4, 0, -4), (0, -2, -2)]
+)
+async def test_priority_goes_no_higher_than_the_ticket_allows(
+    start_rig: StartRig, engine_log: EngineLog, asked: int, allowed: int, given: int
+) -> None:
+    async with start_rig() as rig:
+        await rig.generate(priority=asked, ticket=make_ticket(max_priority=allowed))
+    assert [submit["priority"] for submit in engine_log.of("Submit")] == [given]

@@ -116,3 +116,12 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
             await rig.generate(prompt="x" * 4_000_000)
     assert raised.value.reason == "PROMPT_TOO_LONG"
     assert "4000000 characters" in raised.value.message and len(raised.value.message) < 400
+
+
+@pytest.mark.parametrize("priority", [-11, 11, 2**31 - 1])
+async def test_a_priority_out_of_range_is_refused(start_rig: StartRig, priority: int) -> None:
+    async with start_rig() as rig:
+        with pytest.raises(InvalidArgumentError) as raised:
+            await rig.generate(priority=priority)
+    assert raised.value.reason == "PRIORITY_OUT_OF_RANGE"
+    assert str(priority) in raised.value.message

@@ -1,0 +1,270 @@
+"""The same work by transformers and peft, in turns with Chorale's engine.
+
+    python -m benchmarks.peft_baseline [--shape small] [--rounds 3] [--truefoundry] [--out DIR]
+
+peft serves adapters in two ways: one batch whose rows name their adapters (`adapter_names`), here
+of 8, and one request after the other with `set_adapter` between. Beside them run transformers' base
+model in batches of 8, and Chorale's engine with all streams at once, all adapters different, and
+base only. All in one process, one dtype, with as many threads, on the same fixtures.
+
+With --truefoundry also the latency of single requests, 70 tokens in and 10 out, adapters in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.cases import Setup
+from benchmarks.load.provenance import provenance
+from benchmarks.load.workload import FIRST_TOKEN_ID
+from benchmarks.models import SHAPES
+from benchmarks.rounds import Ratio, interleaved, judged, print_ratios
+from benchmarks.session import device_name
+from dataplane.channel import Adapter
+
+SCHEMA = "chorale-peft-baseline/1"
+PEFT_BATCH = 8
+TRUEFOUNDRY = (70, 10)
+
+
+class Peft:
+    """A transformers model with adapters loaded by peft, greedy, never stopping early."""
+
+    def __init__(
+        self, model_dir: Path, adapters: Sequence[Adapter], *, dtype: torch.dtype, vocab_size: int
+    ) -> None:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+        first, *others = adapters
+        self._model = PeftModel.from_pretrained(base, first.source, adapter_name=first.name)
+        for adapter in others:
+            self._model.load_adapter(adapter.source, adapter_name=adapter.name)
+        # peft keeps adapters in float32 unless told; the peer is to run at its best.
+        self._model.to(dtype).eval()
+        self._vocab_size = vocab_size
+        self._prompts = count()
+
+    def base(self, num_rows: int, prompt_tokens: int, new_tokens: int) -> None:
+        with self._model.disable_adapter():
+            self._generate(num_rows, prompt_tokens, new_tokens)
+
+    def mixed(self, names: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:
+        """One batch, a row for each name."""
+        self._generate(len(names), prompt_tokens, new_tokens, adapter_names=list(names))
+
+    def switching(self, names: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:
+        """One request after the other, each under its adapter."""
+        for name in names:
+            self._model.set_adapter(name)
+            self._generate(1, prompt_tokens, new_tokens)
+
+    def _generate(self, num_rows: int, prompt_tokens: int, new_tokens: int, **options: Any) -> None:
+        from transformers import GenerationConfig
+
+        exactly = GenerationConfig(
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+        )
+        generator = np.random.default_rng((11, next(self._prompts)))
+        shape = (num_rows, prompt_tokens)
+        prompts = torch.from_numpy(generator.integers(FIRST_TOKEN_ID, self._vocab_size, shape))
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of eos and pad ids, which nothing here depends on
+            made = self._model.generate(
+                input_ids=prompts,
+                attention_mask=torch.ones_like(prompts),
+                generation_config=exactly,
+                **options,
+            )
+        assert made.shape == (num_rows, prompt_tokens + new_tokens), made.shape
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--concurrency", type=int, default=32, help="Chorale's streams")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--truefoundry", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for the JSON")
+    arguments = parser.parse_args()
+    if min(arguments.rank, arguments.prompt_tokens, arguments.new_tokens, arguments.rounds) < 1:
+        parser.error("--rank, --prompt-tokens, --new-tokens and --rounds must be at least 1")
+    if arguments.concurrency < PEFT_BATCH:
+        parser.error(f"--concurrency must be at least {PEFT_BATCH}, peft's batch")
+    arguments.device, arguments.idle = "cpu", 0
+    with tempfile.TemporaryDirectory(prefix="chorale-bench-") as folder:
+        report = run(Setup.of(arguments, Path(folder)), with_truefoundry=arguments.truefoundry)
+    show(report)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / f"peft-{arguments.shape}.json").write_text(
+            json.dumps(report, indent=1) + "\n"
+        )
+
+
+def run(setup: Setup, *, with_truefoundry: bool) -> dict[str, Any]:
+    """The report. Raises: BenchError."""
+    adapters = setup.adapters("peft", [setup.rank] * setup.concurrency)
+    adapter_bytes = len(adapters) * setup.shape.adapter_bytes(setup.rank)
+    with ExitStack() as stack:
+        session = setup.session(stack, adapter_bytes=adapter_bytes)
+        peft = Peft(
+            setup.model(),
+            adapters[:PEFT_BATCH],
+            dtype=getattr(torch, setup.dtype),
+            vocab_size=setup.shape.vocab_size,
+        )
+        streams = setup.concurrency
+        names = [adapter.name for adapter in adapters[:PEFT_BATCH]]
+        size = (setup.prompt_tokens, setup.new_tokens)
+        tokens = PEFT_BATCH * setup.new_tokens
+        turns = {
+            "chorale, all different": setup.turn(session, adapters, []),
+            "chorale, base only": setup.turn(session, [None] * streams, []),
+            "peft, mixed batch of 8": _rate(tokens, lambda: peft.mixed(names, *size)),
+            "peft, switching": _rate(tokens, lambda: peft.switching(names, *size)),
+            "transformers, base only, batch of 8": _rate(
+                tokens, lambda: peft.base(PEFT_BATCH, *size)
+            ),
+        }
+        rates = _warm_and_run(turns, setup.rounds)
+        promised = setup.is_promised
+        ratios = [
+            Ratio(
+                "chorale to peft's mixed batch of 8",
+                "chorale, all different",
+                "peft, mixed batch of 8",
+                at_least=4.0 if promised else None,
+            ),
+            Ratio(
+                "chorale to peft switching",
+                "chorale, all different",
+                "peft, switching",
+                at_least=15.0 if promised else None,
+            ),
+            Ratio(
+                "chorale's base only to transformers'",
+                "chorale, base only",
+                "transformers, base only, batch of 8",
+            ),
+        ]
+        report = {
+            "schema": SCHEMA,
+            "benchmark": "peft_baseline",
+            **provenance(),
+            **setup.parameters(),
+            "device": device_name("cpu"),
+            "torch": torch.__version__,
+            "output_tokens_per_s": rates,
+            "ratios": judged(ratios, rates),
+        }
+        if with_truefoundry:
+            report["truefoundry"] = _truefoundry(setup, session, peft, adapters[:PEFT_BATCH])
+    return report
+
+
+def _truefoundry(
+    setup: Setup, session: Any, peft: Peft, adapters: Sequence[Adapter]
+) -> dict[str, Any]:
+    """Mean seconds of single requests, in the process: no network on either side."""
+    prompt_tokens, new_tokens = TRUEFOUNDRY
+    size = (prompt_tokens, new_tokens)
+
+    def chorale(chosen: Sequence[Adapter | None]) -> Callable[[], float]:
+        def mean() -> float:
+            taken = [
+                session.closed_loop([each], prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+                for each in chosen
+            ]
+            return statistics.fmean(times.elapsed_s for times in taken)
+
+        return mean
+
+    turns = {
+        "chorale, base only": chorale([None] * len(adapters)),
+        "chorale, adapters in turn": chorale(adapters),
+        "transformers, base only": _mean(len(adapters), lambda _: peft.base(1, *size)),
+        "peft, adapters in turn": _mean(
+            len(adapters), lambda index: peft.switching([adapters[index].name], *size)
+        ),
+    }
+    seconds = _warm_and_run(turns, setup.rounds)
+    ratios = [
+        Ratio(
+            "latency with adapters to base only",
+            "chorale, adapters in turn",
+            "chorale, base only",
+            at_most=1.15 if setup.shape_name == "small" else None,
+        ),
+        Ratio("latency to peft's", "chorale, adapters in turn", "peft, adapters in turn"),
+    ]
+    return {"mean_latency_s": seconds, "ratios": judged(ratios, seconds)}
+
+
+def show(report: dict[str, Any]) -> None:
+    print(
+        f"{report['shape']}, rank {report['rank']}, {report['prompt_tokens']} tokens in and"
+        f" {report['new_tokens']} out, {report['dtype']} on {report['device']}, commit"
+        f" {report['commit']}"
+    )
+    for name, rates in report["output_tokens_per_s"].items():
+        print(f"{name:<56}{statistics.median(rates):>8.1f}  output tokens/s")
+    print_ratios(report["ratios"])
+    if "truefoundry" in report:
+        for name, seconds in report["truefoundry"]["mean_latency_s"].items():
+            print(f"{name:<56}{statistics.median(seconds) * 1e3:>8.1f}  ms")
+        print_ratios(report["truefoundry"]["ratios"])
+
+
+def _warm_and_run(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    for turn in turns.values():
+        turn()
+    return interleaved(turns, rounds)
+
+
+def _rate(num_tokens: int, work: Callable[[], None]) -> Callable[[], float]:
+    def rate() -> float:
+        started_s = time.perf_counter()
+        work()
+        return num_tokens / (time.perf_counter() - started_s)
+
+    return rate
+
+
+def _mean(number: int, work: Callable[[int], None]) -> Callable[[], float]:
+    def mean() -> float:
+        started_s = time.perf_counter()
+        for index in range(number):
+            work(index)
+        return (time.perf_counter() - started_s) / number
+
+    return mean
+
+
+if __name__ == "__main__":
+    main()

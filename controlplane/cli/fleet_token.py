@@ -1,0 +1,42 @@
+"""The fleet token: where `chorale up` leaves it for the operator, and where commands find it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from controlplane.cli.errors import BlockedError
+
+VARIABLE = "CHORALE_FLEET_TOKEN"
+_MAX_BYTES = 4096
+
+
+def write_token(path: Path, token: str) -> None:
+    """Replaces the file at `path`, mode 0600. Raises: OSError."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        new.unlink()
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(token + "\n")
+    new.replace(path)
+
+
+def find_token(path: Path) -> str:
+    """From the environment, else from the file at `path`.
+
+    Raises: BlockedError (FLEET_TOKEN_MISSING) when it is in neither.
+    """
+    if token := os.environ.get(VARIABLE, "").strip():
+        return token
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        token = file.read(_MAX_BYTES).decode("ascii", "replace").strip()
+        if token.isascii() and token.isprintable() and token:
+            return token
+    raise BlockedError(
+        "FLEET_TOKEN_MISSING",
+        f"this asks a data plane for its inside and needs the fleet token: set {VARIABLE}, or name "
+        f"with --data-dir the directory of a running `chorale up`; {path} does not give it",
+        metadata={"variable": VARIABLE, "path": str(path)},
+    )

@@ -1,0 +1,135 @@
+"""What things cost here, measured: a step, a prompt token, getting an adapter.
+
+All estimates are exponentially weighted, so that they follow a machine whose speed changes. Before
+the first observation a step and a load are taken to cost nothing: no request is refused on a guess.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Tier = Literal["host", "disk", "source"]
+
+_KEEP = 0.98  # weight of the past at each step
+_KEEP_LOADS = 0.8
+# Only for weighing things in the pool before anything was measured.
+_NOMINAL_TOKEN_S = 1e-3
+_NOMINAL_BYTES_PER_S: dict[Tier, float] = {"host": 5e9, "disk": 5e8, "source": 5e7}
+_CHEAPER: dict[Tier, tuple[Tier, ...]] = {
+    "host": ("host",),
+    "disk": ("disk", "host"),
+    "source": ("source", "disk", "host"),
+}
+
+
+class CostModel:
+    def __init__(self) -> None:
+        self._decode = _Line()
+        self._prefill = _Line()
+        self._loads: dict[Tier, _Mean] = {}
+        self._load_bytes: dict[Tier, _Ratio] = {}
+
+    def observe_step(self, seconds: float, *, num_prefill: int, num_decode: int) -> None:
+        """num_prefill: tokens in prefill chunks. num_decode: sequences that computed one token."""
+        if num_prefill == 0:
+            self._decode.observe(num_decode, seconds)
+        else:
+            # What is left over the decode rows is the prefill's.
+            decode_s = self._decode.at(num_decode) if num_decode else 0.0
+            self._prefill.observe(num_prefill, max(seconds - decode_s, 0.0))
+
+    def observe_load(self, tier: Tier, seconds: float, nbytes: int) -> None:
+        """An adapter was asked for and arrived `seconds` later from `tier`."""
+        self._loads.setdefault(tier, _Mean(_KEEP_LOADS)).observe(seconds)
+        self._load_bytes.setdefault(tier, _Ratio(_KEEP_LOADS)).observe(seconds, nbytes)
+
+    def step_s(self, num_decode: int) -> float:
+        """A step that decodes `num_decode` sequences."""
+        return self._decode.at(num_decode)
+
+    def prefill_s(self, num_tokens: int, chunk: int) -> float:
+        """Computing `num_tokens` of prompt, at most `chunk` a step, with nothing else in it."""
+        full, rest = divmod(num_tokens, chunk)
+        return full * self._prefill.at(chunk) + (self._prefill.at(rest) if rest else 0.0)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """0 until measured."""
+        seconds = self._prefill.per_unit
+        return 1.0 / seconds if seconds else 0.0
+
+    def load_s(self, tier: Tier) -> float:
+        """Typical time from asking for an adapter until it is in host memory."""
+        mean = self._loads.get(tier)
+        return mean.value if mean else 0.0
+
+    def recompute_s(self, num_tokens: int) -> float:
+        """What losing the cached keys and values of `num_tokens` costs if they are wanted."""
+        return (self._prefill.per_unit or _NOMINAL_TOKEN_S) * num_tokens
+
+    def reload_s(self, tier: Tier, nbytes: int) -> float:
+        """What losing a resident adapter costs if it is wanted."""
+        for each in _CHEAPER[tier]:
+            if each in self._load_bytes:
+                return self._load_bytes[each].value * nbytes
+        return nbytes / _NOMINAL_BYTES_PER_S[tier]
+
+
+class _Mean:
+    def __init__(self, keep: float) -> None:
+        self._keep = keep
+        self._weight = self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._weight = self._keep * self._weight + 1.0
+        self._sum = self._keep * self._sum + value
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._weight if self._weight else 0.0
+
+
+class _Ratio:
+    """Sum of amounts over sum of units, older ones fading."""
+
+    def __init__(self, keep: float) -> None:
+        self._keep = keep
+        self._amount = self._units = 0.0
+
+    def observe(self, amount: float, units: float) -> None:
+        self._amount = self._keep * self._amount + amount
+        self._units = self._keep * self._units + units
+
+    @property
+    def value(self) -> float:
+        return self._amount / self._units if self._units else 0.0
+
+
+class _Line:
+    """Weighted least squares of y = intercept + slope x, both kept from going below zero."""
+
+    def __init__(self) -> None:
+        self._w = self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, x: float, y: float) -> None:
+        self._w = _KEEP * self._w + 1.0
+        self._x = _KEEP * self._x + x
+        self._y = _KEEP * self._y + y
+        self._xx = _KEEP * self._xx + x * x
+        self._xy = _KEEP * self._xy + x * y
+
+    @property
+    def per_unit(self) -> float:
+        """y per x, fixed part included."""
+        return self._y / self._x if self._x else 0.0
+
+    def at(self, x: float) -> float:
+        if not self._w:
+            return 0.0
+        mean_x, mean_y = self._x / self._w, self._y / self._w
+        variance = self._xx / self._w - mean_x * mean_x
+        if variance <= 1e-6 * max(mean_x * mean_x, 1.0):
+            return mean_y  # one batch size was seen: the line has no direction yet
+        covariance = self._xy / self._w - mean_x * mean_y
+        slope = min(max(covariance / variance, 0.0), mean_y / mean_x)
+        return mean_y + slope * (x - mean_x)

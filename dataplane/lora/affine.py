@@ -1,0 +1,193 @@
+"""DoRA and biases of adapters: where their vectors lie, and what is in them.
+
+See kernels/lora/extras.py for the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+from dataplane.errors import AdapterRefusedError
+from dataplane.lora.tensors import stored_tensor
+from dataplane.models.config import ModelConfig
+from dataplane.models.shapes import LM_HEAD, Group, Projection, layer_groups
+from dataplane.models.weights import ModelWeights
+from kernels.lora.extras import AffineSlice
+from storage.adapter.manifest import AdapterManifest, LoraModule, ParsedAdapter
+
+_ROWS_AT_ONCE = 1024  # of a base weight in float32, to bound memory
+
+At = tuple[int | None, str]
+"""Layer (None outside the layers) and module."""
+
+
+class AffinePlan:
+    """Which modules of an adapter are rescaled or shifted, and where the vectors for it go."""
+
+    def __init__(self, config: ModelConfig, manifest: AdapterManifest) -> None:
+        self._groups = layer_groups(config)
+        self._scaled: set[At] = {(m.layer, m.module) for m in manifest.modules if m.magnitude}
+        self._shifted: set[At] = {(m.layer, m.module) for m in manifest.modules if m.lora_bias}
+        self._shifted |= {(bias.layer, bias.module) for bias in manifest.biases}
+        # DoRA leaves the base's bias as it is, so what scaling does to it is taken back.
+        self._shifted |= {
+            (layer, projection.module)
+            for group, projection in _projections(self._groups)
+            if group.has_bias
+            for layer in range(config.num_layers)
+            if (layer, projection.module) in self._scaled
+        }
+
+    def layer(self, layer: int, offset: int) -> tuple[Mapping[str, tuple[AffineSlice, ...]], int]:
+        """The layer's slices by projection group, from `offset` on, and the offset after them."""
+        groups: dict[str, tuple[AffineSlice, ...]] = {}
+        for name, group in self._groups.items():
+            slices: list[AffineSlice] = []
+            for module, out_start, out_features in group.projections:
+                scale = shift = -1
+                if (layer, module) in self._scaled:
+                    scale, offset = offset, offset + out_features
+                if (layer, module) in self._shifted:
+                    shift, offset = offset, offset + out_features
+                if scale >= 0 or shift >= 0:
+                    slices.append(AffineSlice(scale, shift, out_start, out_features))
+            if slices:
+                groups[name] = tuple(slices)
+        return groups, offset
+
+    def head(
+        self, widths: Sequence[int], offset: int
+    ) -> tuple[tuple[tuple[AffineSlice, ...], ...], int]:
+        """The head's slices by layer, from `offset` on in each, and the offset after them.
+
+        widths: the head's output columns in each layer's slice.
+        """
+        scaled, shifted = (None, LM_HEAD) in self._scaled, (None, LM_HEAD) in self._shifted
+        if not scaled and not shifted:
+            return (), offset
+        widest = max(widths)
+        scale = offset if scaled else -1
+        shift = offset + widest * scaled if shifted else -1
+        slices = tuple((AffineSlice(scale, shift, 0, width),) for width in widths)
+        return slices, offset + widest * (scaled + shifted)
+
+
+class AffineVectors:
+    """The values: g of the DoRA modules, and shifts of all that are shifted. All float32."""
+
+    def __init__(self, config: ModelConfig, base: ModelWeights, adapter: ParsedAdapter) -> None:
+        """Raises: AdapterRefusedError when the adapter's biases are not the base model's."""
+        self._config = config
+        self._base = base
+        self._adapter = adapter
+        self._groups = layer_groups(config)
+        self._place = {
+            projection.module: (name, projection)
+            for name, group in self._groups.items()
+            for projection in group.projections
+        }
+        self._factors: dict[At, torch.Tensor] = {}
+        self._added: dict[At, torch.Tensor] = {}  # scaling * lora_B's bias
+        manifest = adapter.manifest
+        self._trained = {(bias.layer, bias.module): bias.ref for bias in manifest.biases}
+        _check_biases(config, manifest, self._trained.keys())
+
+    def take(self, module: LoraModule, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Takes note of a module's vectors. Returns what its B is to be stored as.
+
+        a: [rank, in]; b: [out, rank] with scaling; both float32.
+        Raises: AdapterRefusedError when DoRA cannot scale a row.
+        """
+        at = (module.layer, module.module)
+        if module.lora_bias:
+            added = stored_tensor(self._adapter, module.lora_bias).float()
+            self._added[at] = added * module.scaling
+        if not module.magnitude:
+            return b
+        magnitude = stored_tensor(self._adapter, module.magnitude).float()
+        weight, _ = self._base_module(at)
+        factor = _dora_factor(weight, a, b, magnitude, self._adapter.manifest.full_name(module))
+        self._factors[at] = factor
+        return b * factor.unsqueeze(1)
+
+    def scale(self, at: At) -> torch.Tensor:
+        """[out]: g - 1."""
+        return self._factors[at] - 1.0
+
+    def shift(self, at: At) -> torch.Tensor:
+        """[out]: b1 - g * b0, and the bias that lora_B adds."""
+        weight, bias = self._base_module(at)
+        total = torch.zeros(weight.shape[0])
+        mine = torch.zeros(weight.shape[0]) if bias is None else bias.float().cpu()
+        trained = self._trained.get(at)
+        total += mine if trained is None else stored_tensor(self._adapter, trained).float()
+        total -= mine * self._factors[at] if at in self._factors else mine
+        if at in self._added:
+            total += self._added[at]
+        return total
+
+    def _base_module(self, at: At) -> tuple[torch.Tensor, torch.Tensor | None]:
+        layer, module = at
+        if layer is None:
+            return self._base.lm_head, None
+        name, (_, start, count) = self._place[module]
+        weight, bias = self._base.layers[layer].group(name)
+        rows = slice(start, start + count)
+        return weight[rows], None if bias is None else bias[rows]
+
+
+def _projections(groups: Mapping[str, Group]) -> Iterator[tuple[Group, Projection]]:
+    for group in groups.values():
+        for projection in group.projections:
+            yield group, projection
+
+
+def _check_biases(config: ModelConfig, manifest: AdapterManifest, present: Iterable[At]) -> None:
+    """The biases in the file must be all of those that were trained, and the base's own."""
+    selection = manifest.config.bias
+    if selection == "none":
+        return
+    there = set(present)
+    theirs = {(m.layer, m.module) for m in manifest.modules}
+    mine = {
+        (layer, projection.module)
+        for group, projection in _projections(layer_groups(config))
+        if group.has_bias
+        for layer in range(config.num_layers)
+    }
+    if unknown := sorted(f"{module} of layer {layer}" for layer, module in there - mine):
+        raise AdapterRefusedError(
+            "BIAS_UNKNOWN",
+            f"the adapter carries a bias of {unknown[0]}, which has none in this base model: it"
+            " was trained on another one",
+            {"digest": manifest.digest, "count": str(len(unknown))},
+        )
+    trained = mine if selection == "all" else mine & theirs
+    if missing := sorted(f"{module} of layer {layer}" for layer, module in trained - there):
+        raise AdapterRefusedError(
+            "BIAS_MISSING",
+            f"the adapter was trained with bias={selection!r}, but its file lacks the bias of"
+            f" {missing[0]} and {len(missing) - 1} more; save it again",
+            {"digest": manifest.digest, "count": str(len(missing))},
+        )
+
+
+def _dora_factor(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor, name: str
+) -> torch.Tensor:
+    """g = magnitude / ‖weight + b a‖ by rows, [out] float32. weight: any dtype and device."""
+    a, b = a.to(weight.device), b.to(weight.device)
+    norms = torch.empty(weight.shape[0])
+    for start in range(0, weight.shape[0], _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        norms[rows] = torch.addmm(weight[rows].float(), b[rows], a).norm(dim=1).cpu()
+    if not bool((norms > 0).all()):
+        raise AdapterRefusedError(
+            "DORA_DIRECTION_ZERO",
+            f"{name}: a row of the base weight plus its update is all zero, which DoRA cannot"
+            " scale to its magnitude; train the adapter without use_dora",
+            {"module": name},
+        )
+    return magnitude / norms

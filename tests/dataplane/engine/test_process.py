@@ -1,0 +1,91 @@
+"""The loop of the engine process, around an engine that does nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import zmq
+
+from dataplane import channel
+from dataplane.engine import process
+from dataplane.engine.engine import Engine, StepResult
+
+STATS = channel.Stats(
+    num_running=0,
+    num_waiting=1,
+    num_pages=4,
+    num_available_pages=4,
+    num_used_pages=0,
+    num_generated_tokens=0,
+    pool_digests=[],
+    host_digests=[],
+    disk_digests=[],
+)
+
+
+class WaitingEngine:
+    """Has a request whose adapter never arrives, once one was submitted."""
+
+    has_work = False
+    is_waiting_for_loads = True
+    next_due_s = None
+
+    def submit(self, request: channel.Submit) -> None:
+        self.has_work = True
+
+    def step(self) -> StepResult:
+        return StepResult()
+
+    def stats(self) -> channel.Stats:
+        return STATS
+
+
+@contextmanager
+def looping(engine: WaitingEngine) -> Generator[zmq.Socket[bytes]]:
+    """The frontend's end of the channel to the loop, which runs in a thread."""
+    context: zmq.Context[Any] = zmq.Context()
+    ours, theirs = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    ours.bind("inproc://engine")
+    theirs.connect("inproc://engine")
+    loop = process._Process(theirs)
+    thread = threading.Thread(target=loop._serve, args=(cast("Engine", engine),))
+    thread.start()
+    try:
+        yield ours
+    finally:
+        ours.send(channel.encode(channel.Shutdown()))
+        thread.join(10)
+        for socket in (ours, theirs):
+            socket.close()
+        context.term()
+        assert not thread.is_alive()
+
+
+def heard(socket: zmq.Socket[bytes], for_s: float) -> list[channel.FromEngine]:
+    """Everything that comes within that time."""
+    messages: list[channel.FromEngine] = []
+    end_s = time.monotonic() + for_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        if socket.poll(int(left_s * 1000)):
+            messages.append(channel.decode_from_engine(socket.recv()))
+    return messages
+
+
+def test_says_alive_while_it_waits_with_work_and_nothing_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "ALIVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(process, "_IDLE_POLL_MS", 10)
+    with looping(WaitingEngine()) as socket:
+        # Stats may come and repeat: they are sent when they change.
+        assert channel.Alive() not in heard(socket, 0.3)
+        submit = channel.Submit(
+            handle=1, prompt=[1], sampling=channel.Sampling(max_tokens=1), arrival_s=0.0
+        )
+        socket.send(channel.encode(submit))
+        assert heard(socket, 0.5).count(channel.Alive()) >= 3

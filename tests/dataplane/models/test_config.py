@@ -1,0 +1,202 @@
+"""config.json as transformers writes it, and what is refused because it is not served exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from dataplane.errors import ModelNotFoundError, UnsupportedModelError
+from dataplane.models.config import load_config, parse_config
+from dataplane.models.shapes import layer_groups, layer_modules
+from dataplane.models.weights import fingerprint
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "vocab_size": 32,
+}
+
+
+def family(name: str, **fields: Any) -> dict[str, Any]:
+    return {**LLAMA, "architectures": [f"{name}ForCausalLM"], **fields}
+
+
+@pytest.mark.parametrize(
+    ("name", "config_class"),
+    [
+        ("Llama", LlamaConfig),
+        ("Mistral", MistralConfig),
+        ("Qwen2", Qwen2Config),
+        ("Qwen3", Qwen3Config),
+        ("Gemma2", Gemma2Config),
+        ("Gemma3", Gemma3TextConfig),
+        ("Phi3", Phi3Config),
+    ],
+)
+def test_silence_means_what_transformers_takes_it_for(name: str, config_class: Any) -> None:
+    """A config of only the required fields, against the one that transformers fills in itself."""
+    sizes = {"num_attention_heads": 64, "hidden_size": 1024, "intermediate_size": 96}
+    bare = family(name, **sizes)
+    full = config_class(
+        **{k: v for k, v in bare.items() if k != "architectures"},
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    written = {
+        **json.loads(full.to_json_string(use_diff=False)),
+        "architectures": [f"{name}ForCausalLM"],
+    }
+    assert parse_config(bare) == parse_config(written)
+
+
+def test_gemma_layers_alternate() -> None:
+    gemma2 = parse_config(family("Gemma2", sliding_window=16))
+    assert gemma2.sliding_windows == (16, None) * 3
+    assert gemma2.layer_ropes == (0,) * 6
+    gemma3 = parse_config(family("Gemma3", sliding_window=16, sliding_window_pattern=3))
+    assert gemma3.sliding_windows == (16, 16, None) * 2
+    assert gemma3.layer_ropes == (1, 1, 0) * 2
+    assert [rope.theta for rope in gemma3.ropes] == [1e6, 1e4]
+
+
+def test_gemma3_of_the_hub_scales_only_its_global_rope() -> None:
+    config = parse_config(
+        family(
+            "Gemma3",
+            rope_theta=1e6,
+            rope_local_base_freq=2e4,
+            rope_scaling={"factor": 8.0, "rope_type": "linear"},
+        )
+    )
+    assert [(rope.kind, rope.theta, rope.factor) for rope in config.ropes] == [
+        ("linear", 1e6, 8.0),
+        ("default", 2e4, 1.0),
+    ]
+
+
+def test_longrope_is_served_as_far_as_it_is_exact() -> None:
+    scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = parse_config(
+        family(
+            "Phi3",
+            max_position_embeddings=131072,
+            original_max_position_embeddings=4096,
+            rope_scaling=scaling,
+        )
+    )
+    assert config.max_position_embeddings == 4096
+    assert config.ropes[0].factor == 32.0
+
+
+def test_phi3_has_fused_modules() -> None:
+    config = parse_config(family("Phi3", num_key_value_heads=2))
+    assert layer_modules(config) == {
+        "self_attn.qkv_proj": (64, 128),
+        "self_attn.o_proj": (64, 64),
+        "mlp.gate_up_proj": (64, 192),
+        "mlp.down_proj": (96, 64),
+    }
+    assert [len(group.projections) for group in layer_groups(config).values()] == [1, 1, 1, 1]
+
+
+def test_fingerprints_differ_with_the_shape() -> None:
+    plain = fingerprint(parse_config(LLAMA))
+    assert fingerprint(parse_config({**LLAMA, "eos_token_id": None})) == plain
+    for change in ({"rope_theta": 5e5}, {"vocab_size": 33}, {"attention_bias": True}):
+        assert fingerprint(parse_config({**LLAMA, **change})) != plain
+
+
+def rope(**fields: Any) -> dict[str, Any]:
+    return {"rope_scaling": fields}
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8}
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "field"),
+    [
+        ("Bloom", {}, "architectures"),
+        ("Llama", {"hidden_act": "relu"}, "hidden_act"),
+        ("Gemma2", {"hidden_activation": "gelu"}, "hidden_activation"),
+        ("Llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("Llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("Gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("Gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("Llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("Gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping"),
+        ("Gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("Gemma2", {"layer_types": ["chunked_attention"] * 6}, "layer_types"),
+        ("Gemma2", {"sliding_window": None}, "sliding_window"),
+        ("Phi3", {"sliding_window": -1}, "sliding_window"),
+        ("Llama", rope(rope_type="linear"), "rope_parameters.factor"),
+        ("Llama", rope(rope_type="linear", factor=-2), "rope_parameters.factor"),
+        ("Llama", rope(rope_type="linear", factor=2, mrope_section=[1]), "mrope_section"),
+        ("Llama", rope(rope_type="proportional", factor=2), "rope_parameters.rope_type"),
+        ("Llama", rope(**LONG), "rope_parameters.rope_type"),
+        ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("Llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_att"),
+        ("Llama", {"rope_theta": 0.5}, "rope_theta"),
+        (
+            "Llama",
+            rope(rope_type="llama3", factor=8, low_freq_factor=4, high_freq_factor=4),
+            "high",
+        ),
+        ("Llama", rope(**LLAMA3), "low_freq_factor"),
+        ("Phi3", rope(**{**LONG, "short_factor": [1.0] * 7}), "short_factor"),
+        ("Phi3", rope(**{**LONG, "short_factor": ["a"] * 8}), "short_factor"),
+        ("Phi3", {"partial_rotary_factor": 0.3, "head_dim": 10}, "partial_rotary_factor"),
+        ("Phi3", {"original_max_position_embeddings": 1, **rope(**LONG)}, "original_max"),
+        ("Gemma3", {"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
+    ],
+)
+def test_what_is_not_served_exactly_is_refused(
+    name: str, fields: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        parse_config(family(name, **fields))
+    assert caught.value.reason == "MODEL_UNSUPPORTED"
+    assert field in caught.value.metadata["field"]
+    assert field in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"rms_norm_eps": None},
+        {"head_dim": [1]},
+        {"rope_scaling": "linear"},
+    ],
+)
+def test_nonsense_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModelError):
+        parse_config({**LLAMA, **fields})
+
+
+def test_missing_fields_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="hidden_size"):
+        parse_config({k: v for k, v in LLAMA.items() if k != "hidden_size"})
+    with pytest.raises(ModelNotFoundError):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModelError, match="JSON"):
+        load_config(tmp_path)

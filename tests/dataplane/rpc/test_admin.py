@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from chorale.aio import AsyncClient
+from chorale.bearer import check_bearer
+from chorale.errors import UnauthenticatedError, UnavailableError
+from chorale.server import start_server
+from chorale.v1 import admin_pb2, admin_pb2_grpc
+from dataplane.channel import Sampling
+from dataplane.rpc.admin import SERVICE_NAME, AdminService, runs_of
+from dataplane.rpc.engine_client import EngineClient
+from tests.dataplane.rpc.conftest import StartEngine
+from tests.helpers.fake_control_plane import eventually
+from tests.helpers.fake_engine import FakeScript
+
+TOKEN = "the-fleet-token"
+_SAMPLING = Sampling(max_tokens=4)
+FREE = admin_pb2.PAGE_OWNER_KIND_FREE
+ADAPTER = admin_pb2.PAGE_OWNER_KIND_ADAPTER
+SEQUENCE = admin_pb2.PAGE_OWNER_KIND_SEQUENCE
+PREFIX = admin_pb2.PAGE_OWNER_KIND_PREFIX
+UNKNOWN = admin_pb2.PAGE_OWNER_KIND_UNSPECIFIED
+
+
+@contextlib.asynccontextmanager
+async def serving(engine: EngineClient, token: str = TOKEN) -> AsyncIterator[AsyncClient]:
+    service = AdminService(
+        engine=lambda: engine, data_plane_id="dp-1", page_bytes=4096, fleet_token=token
+    )
+    server = await start_server(
+        host="127.0.0.1",
+        port=0,
+        services=[
+            (
+                SERVICE_NAME,
+                lambda to: admin_pb2_grpc.add_DataPlaneAdminServiceServicer_to_server(service, to),
+            )
+        ],
+        error_table={},
+    )
+    try:
+        async with AsyncClient(server.address, timeout=10) as client:
+            yield client
+    finally:
+        await server.stop(0)
+
+
+async def test_the_map_of_the_pool(start_engine: StartEngine) -> None:
+    owners = ["sequence:7", "sequence:7", "", "", "", "prefix:ab:cd", "adapter:d", "adapter:d"]
+    script = FakeScript(owners=owners, problem="page 3 is odd")
+    async with start_engine(script) as engine:
+        await engine.wait_ready()
+        async with serving(engine) as client:
+            answer = await client.pool(TOKEN)
+    assert (answer.data_plane_id, answer.num_pages, answer.page_bytes) == ("dp-1", 8, 4096)
+    assert (answer.num_used_pages, answer.problem) == (1, "page 3 is odd")
+    runs = [(run.owner_kind, run.owner_id, run.first_page, run.num_pages) for run in answer.runs]
+    assert runs == [
+        (SEQUENCE, "7", 0, 2),
+        (FREE, "", 2, 3),
+        (PREFIX, "ab:cd", 5, 1),
+        (ADAPTER, "d", 6, 2),
+    ]
+
+
+def test_runs_cover_every_page_once_and_keep_what_is_unknown() -> None:
+    assert list(runs_of([])) == []
+    owners = ["", "a:1", "a:1", "odd", "adapter:x", "adapter:y", ""]
+    runs = list(runs_of(owners))
+    assert [run.first_page for run in runs] == [0, 1, 3, 4, 5, 6]
+    assert sum(run.num_pages for run in runs) == len(owners)
+    assert [(run.owner_kind, run.owner_id) for run in runs[1:3]] == [
+        (UNKNOWN, "a:1"),
+        (UNKNOWN, "odd"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"), [("", "FLEET_TOKEN_MISSING"), ("wrong", "FLEET_TOKEN_WRONG")]
+)
+async def test_nobody_looks_in_without_the_token(
+    start_engine: StartEngine, given: str, reason: str
+) -> None:
+    async with start_engine() as engine:
+        await engine.wait_ready()
+        async with serving(engine) as client:
+            with pytest.raises(UnauthenticatedError) as raised:
+                await client.pool(given)
+    assert raised.value.reason == reason and TOKEN not in raised.value.message
+
+
+async def test_without_a_token_of_its_own_it_lets_nobody_in(start_engine: StartEngine) -> None:
+    async with start_engine() as engine:
+        await engine.wait_ready()
+        async with serving(engine, token="") as client:
+            with pytest.raises(UnauthenticatedError):
+                await client.pool("x")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        (("authorization", "Bearer"),),
+        (("authorization", "Bearer  "),),
+        (("authorization", f"Basic {TOKEN}"),),
+        (("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {TOKEN}")),
+        (("authorization", b"\xff\xfe"),),
+    ],
+)
+def test_malformed_tokens(metadata: Any) -> None:
+    with pytest.raises(UnauthenticatedError) as raised:
+        check_bearer(metadata, TOKEN)
+    assert raised.value.reason == "FLEET_TOKEN_MISSING"
+    check_bearer((("authorization", f"bearer {TOKEN}"),), TOKEN)
+
+
+async def test_a_lost_engine_has_no_map(start_engine: StartEngine) -> None:
+    async with start_engine(FakeScript(crash_after=0)) as engine:
+        await engine.wait_ready()
+        async with serving(engine) as client:
+            assert (await client.pool(TOKEN)).num_pages == 2
+            engine.submit(prompt=[1], sampling=_SAMPLING, arrival_s=0.0)
+            await eventually(lambda: engine.is_lost)
+            with pytest.raises(UnavailableError) as raised:
+                await client.pool(TOKEN)
+    assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+    assert raised.value.reason == "ENGINE_LOST" and raised.value.retry_after_s

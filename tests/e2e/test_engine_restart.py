@@ -1,0 +1,61 @@
+"""The engine of the only data plane dies or hangs, and streams go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chorale.client import Client
+from chorale.events import CompletionBuilder
+from tests.helpers.up import ChoraleUp
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+PROMPT = "407 = "
+NUM_TOKENS = 120
+
+
+def engine_of(up: ChoraleUp) -> psutil.Process:
+    """Waits for it: between two engines there is none."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for process in up.part("data-plane-0").children(recursive=True):
+            try:
+                if "dataplane.engine.process" in process.cmdline():
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.05)
+    raise AssertionError("the data plane has no engine")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_stream_goes_on_when_the_engine_is_lost(tmp_path: Path, number: signal.Signals) -> None:
+    # No shorter than the longest step of this machine when it is busy.
+    environment = {"CHORALE_ENGINE_TIMEOUT": "3"}
+    with (
+        ChoraleUp(tmp_path / "data", "--num-threads=1", environment=environment) as up,
+        Client(up.grpc_address, timeout=60) as client,
+    ):
+        options = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 1.0, "seed": 11}
+        whole = client.complete(PROMPT, **options)  # type: ignore[arg-type]
+        frontend, engine = up.part("data-plane-0").pid, engine_of(up).pid
+        builder, cut_s = CompletionBuilder(), 0.0
+        with client.generate(PROMPT, **options, timeout=120) as events:  # type: ignore[arg-type]
+            for event in events:
+                builder.add(event)
+                if not cut_s and event.text:
+                    os.kill(engine, number)
+                    cut_s = time.monotonic()
+        assert time.monotonic() - cut_s > 0.5, "it was complete before the engine was lost"
+        resumed = builder.build()
+        assert resumed.token_ids == whole.token_ids and resumed.text == whole.text
+        assert up.part("data-plane-0").pid == frontend, "only its engine was replaced"
+        assert engine_of(up).pid != engine and not psutil.pid_exists(engine)
+        log = (tmp_path / "data" / "logs" / "data-plane-0.log").read_text()
+        assert "starting the engine again" in log
+        assert up.stop() == 0
