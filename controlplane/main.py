@@ -24,6 +24,7 @@ from controlplane.rpc.admission import AdmissionHandlers
 from controlplane.rpc.error_table import ERROR_TABLE
 from controlplane.rpc.fleet import FleetHandlers
 from controlplane.store.client import Store
+from controlplane.tasks import end
 from storage.limits import AdapterLimits
 from storage.sources import LocalDirectorySource, SourceRouter
 
@@ -87,9 +88,8 @@ async def _first_of(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> boo
     try:
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (working, stopping):
-            task.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
+        await end(working)
+        await end(stopping)
     if working.cancelled():
         return False
     working.result()

@@ -8,6 +8,7 @@ from collections import Counter
 
 from controlplane.errors import StoreUnavailableError
 from controlplane.store.client import Store
+from controlplane.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ class Reservations:
     async def stop(self) -> None:
         """Ends the task; counts not written by then are lost, as heartbeats replace them."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
 
     def add(self, data_plane_id: str) -> None:

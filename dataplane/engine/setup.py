@@ -50,7 +50,6 @@ def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> Engin
     config = load_config(Path(options.model_dir))
     dtype = pick_dtype(options.dtype, config, device)
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # arithmetic on them is many times slower
         warm_up(dtype)
     max_context = _max_context(options, config)
     weights = load_weights(Path(options.model_dir), config, dtype, device)

@@ -73,8 +73,11 @@ def test_requests(
 
 
 def test_deadline(client: chorale.Client) -> None:
-    with pytest.raises(errors.DeadlineExceededError):
+    """Which it is depends on whether the engine has measured yet how long 1,000 tokens take."""
+    late = (errors.DeadlineExceededError, errors.ResourceExhaustedError)
+    with pytest.raises(late) as raised:
         client.complete("1 =", max_tokens=1000, ignore_eos=True, timeout=0.15)
+    assert raised.value.reason in ("DEADLINE_EXCEEDED", "DEADLINE_HOPELESS")
 
 
 def edit_weights(path: Path, edit: Callable[[bytearray], bytes | bytearray]) -> None:
