@@ -53,7 +53,8 @@ bench: $(STAMP) ## engine throughput on this machine: base only and mixed adapte
 
 # On a GPU machine these run from the source tree with its own packages: PYTHON is used as it is.
 gpu-check: ## kernels against their twins, and engine parity, on the real device
-	PYTHONPATH=.:protos $(PYTHON) -m pytest -p no:cacheprovider -m gpu -o addopts="" -o timeout=0 tests
+	PYTHONPATH=.:protos $(PYTHON) -m pytest -c /dev/null --rootdir=. -p no:cacheprovider -m gpu \
+		tests/kernels tests/dataplane/engine/test_parity.py
 
 gpu-bench: ## the engine benchmark on the real device; JSON under benchmarks/results/
 	PYTHONPATH=.:protos $(PYTHON) -m benchmarks.engine --device cuda --out benchmarks/results
