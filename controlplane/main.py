@@ -109,7 +109,14 @@ async def _start(options: ControlPlaneOptions, store: Store, reservations: Reser
     )
     policy = PlacementPolicy(max_queue_factor=options.max_queue_factor, lease_s=options.lease_s)
     admission = AdmissionHandlers(
-        Admission(store, ticket_keys, reservations, policy, ticket_ttl_s=options.ticket_ttl_s)
+        Admission(
+            store,
+            ticket_keys,
+            reservations,
+            policy,
+            ticket_ttl_s=options.ticket_ttl_s,
+            max_priority=options.max_priority,
+        )
     )
     registry_pb, admission_pb, fleet_pb = (
         adapter_registry_pb2_grpc,

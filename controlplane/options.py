@@ -8,6 +8,8 @@ from pathlib import Path
 
 from controlplane.errors import OptionError
 
+MAX_PRIORITY = 10
+
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneOptions:
@@ -16,7 +18,9 @@ class ControlPlaneOptions:
     max_adapter_bytes: largest weights file. lease_s: time without a heartbeat after which a data
     plane is taken for dead; heartbeats are asked for five times in it.
     max_queue_factor: requests are refused (RESOURCE_EXHAUSTED) when every data plane has this many
-    times max_running requests waiting. ticket_ttl_s: covers the clocks' difference between
+    times max_running requests waiting. max_priority: the highest GenerateRequest.priority that is
+    honoured, -10 to 10; nobody authenticates tenants here, so 0 keeps anyone from going before
+    others. ticket_ttl_s: covers the clocks' difference between
     machines. redis_timeout_s: how long one command, and redis_start_s: how long the first
     connection may take.
     """
@@ -29,6 +33,7 @@ class ControlPlaneOptions:
     max_adapter_bytes: int = 4 << 30
     lease_s: float = 5.0
     max_queue_factor: float = 4.0
+    max_priority: int = 0
     ticket_ttl_s: float = 30.0
     redis_timeout_s: float = 2.0
     redis_start_s: float = 10.0
@@ -52,6 +57,8 @@ class ControlPlaneOptions:
         ):
             if not getattr(self, name) > 0:
                 raise OptionError(name, f"must be greater than 0, not {getattr(self, name)}")
+        if abs(self.max_priority) > MAX_PRIORITY:
+            raise OptionError("max_priority", f"must be -10 to 10, not {self.max_priority}")
         if self.lease_s < 0.1:
             raise OptionError("lease_s", f"must be at least 0.1, not {self.lease_s}")
 

@@ -68,12 +68,14 @@ class Admission:
         policy: PlacementPolicy,
         *,
         ticket_ttl_s: float,
+        max_priority: int = 0,
     ) -> None:
         self._store = store
         self._ticket_keys = ticket_keys
         self._reservations = reservations
         self._policy = policy
         self._ticket_ttl_s = ticket_ttl_s
+        self._max_priority = max_priority
 
     async def admit(
         self, model: str, *, tenant: str = "", excluded: Sequence[str] = ()
@@ -119,6 +121,7 @@ class Admission:
         key_id, key = await self._ticket_keys.find(reply[2])
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
         claims = _claims(resolved, chosen, tenant, expires_at_ms)
+        claims.max_priority = self._max_priority
         return Admitted(resolved, chosen, sign(claims, key_id, key), expires_at_ms)
 
     def _candidate(self, plane: list[Any]) -> Candidate:

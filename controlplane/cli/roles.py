@@ -65,6 +65,15 @@ def control_plane(
             help="Refuse requests when this many batches wait at every data plane.",
         ),
     ] = 4.0,
+    max_priority: Annotated[
+        int,
+        typer.Option(
+            envvar="CHORALE_MAX_PRIORITY",
+            min=-10,
+            max=10,
+            help="Highest priority that requests may ask for.",
+        ),
+    ] = 0,
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run one control plane: registry, fleet, admission. Any number may share one Redis."""
@@ -81,6 +90,7 @@ def control_plane(
                 max_adapter_bytes=max_adapter_bytes,
                 lease_s=lease,
                 max_queue_factor=max_queue_factor,
+                max_priority=max_priority,
             ),
             ready=lambda host, port: print(f"ready control-plane grpc={host}:{port}", flush=True),
         )

@@ -64,6 +64,15 @@ async def test_a_ticket_says_what_the_name_means(plane: ControlPlane, tmp_path: 
     assert claims.tenant == "default"
 
 
+@pytest.mark.parametrize("options", [{}, {"max_priority": 4}])
+async def test_a_ticket_bounds_the_priority(redis_url: str, options: dict[str, int]) -> None:
+    async with running(redis_url, **options) as plane:
+        keys = {key.key_id: key.key for key in (await plane.join()).ticket_keys}
+        ticket = (await admit(plane)).ticket
+        claims = tickets.verify(ticket, keys, data_plane_id="dp-0", now=time.time())
+        assert claims.max_priority == options.get("max_priority", 0)
+
+
 async def test_requests_go_where_the_adapter_is(plane: ControlPlane, tmp_path: Path) -> None:
     for i in range(4):
         await plane.join(f"dp-{i}", max_running=64)
