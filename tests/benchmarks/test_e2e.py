@@ -48,8 +48,8 @@ def test_bench_measures_chorale_over_grpc_and_http(fixtures: Fixtures, tmp_path:
             figures = phase["summary"]
             assert (figures["num_completed"], figures["num_short"]) == (8, 0)
             assert figures["num_adapters_used"] == 4
-            # A token at a time, over HTTP as well.
-            assert all(one["token_counts"] == [1] * 6 for one in phase["requests"])
+            # Tokens that pile up come in one message, but every one is counted.
+            assert all(sum(one["token_counts"]) == 6 for one in phase["requests"])
     assert server.process.poll() is not None
 
 
