@@ -16,10 +16,6 @@ class Gate:
         self._what = what
         self._num_inside = 0
 
-    @property
-    def num_inside(self) -> int:
-        return self._num_inside
-
     @contextmanager
     def place(self) -> Generator[None]:
         """Holds one place. Raises: ResourceExhaustedError when none is free."""

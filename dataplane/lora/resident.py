@@ -97,10 +97,6 @@ class ResidentAdapters:
             self._count_idle(resident, 1)
             self._offer(resident)
 
-    def clear_idle(self) -> None:
-        for resident in [each for each in self if not each.users]:
-            resident.reclaim()
-
     def claims(self) -> dict[str, list[int]]:
         """Owner -> pages, for the integrity check."""
         return {_owner(each.digest): each.page_ids for each in self}

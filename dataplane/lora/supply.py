@@ -61,9 +61,6 @@ class AdapterSupply:
         self._loading[digest] = _Load(self._tier(digest), now_s)
         self._loader.request(adapter)
 
-    def is_loading(self, digest: str) -> bool:
-        return digest in self._loading
-
     def ready_in_s(self, digest: str, now_s: float) -> float:
         """Predicted time until it can be made resident; 0 when it can be now."""
         if digest in self._arrived or self.resident.get(digest):

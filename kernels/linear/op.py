@@ -1,5 +1,5 @@
 """The base GEMM. On CPU, weights are brought once into the layout that oneDNN computes in;
-otherwise it would reorder them in every call, which for a decode step costs as much as the product.
+otherwise it would reorder them in every call, a good part of the time of a decode step.
 """
 
 from __future__ import annotations
