@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from dataplane.models.config import ModelConfig
 from dataplane.models.weights import LayerWeights, ModelWeights
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
-from kernels.kv.op import apply_rope, write_kv
+from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
+from kernels.kv.op import rope_write_kv
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.op import lora_apply, lora_expand, lora_shrink
@@ -24,6 +25,8 @@ LayerAffine = Mapping[str, Sequence[AffineSegment]]
 """Projection group -> segments whose adapter rescales or shifts it (DoRA, biases)."""
 
 _NO_AFFINE: LayerAffine = {}
+
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # as HF's configs name them
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,6 @@ class Decoder:
         weights.pack()
         like = weights.embed
         self._ropes = [rope.tables(max_context, like.dtype, like.device) for rope in config.ropes]
-        self._rotate = _rotation(config.ropes[0].rotary_dim, config.head_dim)
-        self._norm = _float_norm if config.unit_offset_norms else _plain_norm
         self._activation = _ACTIVATIONS[config.activation]
         self._embedding_scale: torch.Tensor | None = None
         if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
@@ -80,30 +81,31 @@ class Decoder:
         pool: [num_layers, num_pages, page_elems]
         Returns logits [num_logits, vocab_size] in the model's dtype.
         """
-        config, weights, norm, eps = self.config, self.weights, self._norm, self.config.rms_norm_eps
+        config, weights, eps = self.config, self.weights, self.config.rms_norm_eps
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         x = F.embedding(batch.token_ids, weights.embed)
         if self._embedding_scale is not None:
             x = x * self._embedding_scale
+        h = rms_norm(x, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
             pages = pool[index]
             lora = batch.layers[index]
             affine = batch.affine[index] if batch.affine else _NO_AFFINE
-            h = norm(x, layer.input_norm, eps)
+            h = _project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
             h = self._attention(h, batch, pages, layer, index, ropes, page_tokens)
             h = _project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
             if layer.attention_out_norm is not None:
-                h = norm(h, layer.attention_out_norm, eps)
-            x = x + h
-            h = norm(x, layer.mlp_norm, eps)
+                h = rms_norm(h, layer.attention_out_norm, eps)
+            h = add_rms_norm(h, x, layer.mlp_norm, eps)
             h = _project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
-            gate, up = h.split(config.intermediate_size, dim=-1)
-            h = self._activation(gate) * up
+            h = gated_activation(h, self._activation)
             h = _project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
             if layer.mlp_out_norm is not None:
-                h = norm(h, layer.mlp_out_norm, eps)
-            x = x + h
-        x = norm(x[batch.logit_rows], weights.norm, eps)
+                h = rms_norm(h, layer.mlp_out_norm, eps)
+            if index + 1 < len(weights.layers):
+                h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps)
+        rows = batch.logit_rows
+        x = add_rms_norm(h[rows], x[rows], weights.norm, eps)
         logits = self._logits(x, batch, pool)
         if config.logit_soft_cap is not None:
             logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
@@ -111,7 +113,7 @@ class Decoder:
 
     def _attention(
         self,
-        h: torch.Tensor,
+        qkv: torch.Tensor,
         batch: Batch,
         pages: torch.Tensor,
         layer: LayerWeights,
@@ -119,21 +121,21 @@ class Decoder:
         ropes: Sequence[tuple[torch.Tensor, torch.Tensor]],
         page_tokens: int,
     ) -> torch.Tensor:
+        """qkv: [num_tokens, q_size + 2 * kv_size]. Returns [num_tokens, q_size]."""
         config = self.config
-        num_tokens, head_dim = h.shape[0], config.head_dim
-        affine = batch.affine[index] if batch.affine else _NO_AFFINE
-        qkv = _project(h, layer.qkv, layer.qkv_bias, pages, "qkv", batch.layers[index], affine)
-        q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=-1)
-        q = q.view(num_tokens, config.num_heads, head_dim)
-        k = k.view(num_tokens, config.num_kv_heads, head_dim)
-        v = v.view(num_tokens, config.num_kv_heads, head_dim)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = self._norm(q, layer.q_norm, config.rms_norm_eps)
-            k = self._norm(k, layer.k_norm, config.rms_norm_eps)
+        kv_pages = pages.view(-1, 2, page_tokens, config.num_kv_heads, config.head_dim)
         cos, sin = ropes[config.layer_ropes[index]]
-        q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
-        kv_pages = pages.view(-1, 2, page_tokens, config.num_kv_heads, head_dim)
-        write_kv(kv_pages, k, v, batch.page_index, batch.page_offset)
+        q = rope_write_kv(
+            qkv,
+            cos,
+            sin,
+            kv_pages,
+            batch.page_index,
+            batch.page_offset,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=config.rms_norm_eps,
+        )
         attended = paged_attention(
             q,
             kv_pages,
@@ -142,7 +144,7 @@ class Decoder:
             sliding_window=config.sliding_windows[index],
             soft_cap=config.attention_soft_cap,
         )
-        return attended.reshape(num_tokens, config.q_size)
+        return attended.reshape(qkv.shape[0], config.q_size)
 
     def _logits(self, x: torch.Tensor, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
         logits = linear(x, self.weights.head)
@@ -184,36 +186,3 @@ def _project(
     if group in lora:
         lora_apply(y, x, layer_pages, lora[group])
     return y
-
-
-def _plain_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return F.rms_norm(x, weight.shape, weight, eps)
-
-
-def _float_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """weight: float32, whatever x is."""
-    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
-
-
-def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu_pytorch_tanh": _gelu_tanh,
-}
-
-
-def _rotation(
-    rotary_dim: int, head_dim: int
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Rotates the first `rotary_dim` elements of each head."""
-    if rotary_dim == head_dim:
-        return apply_rope
-
-    def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        rotated = apply_rope(x[..., :rotary_dim], cos, sin)
-        return torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
-
-    return rotate

@@ -4,30 +4,58 @@ from __future__ import annotations
 
 import torch
 
+from kernels.fused.naive import rms_norm
+
+
+def rope_write_kv(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    kv_pages: torch.Tensor,
+    page_index: torch.Tensor,
+    page_offset: torch.Tensor,
+    *,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+) -> torch.Tensor:
+    """Rotates queries and keys, and stores keys and values in the tokens' slots, in place.
+
+    Semantics, with q, k, v the heads of qkv in this order:
+        q, k = rope(norm(q)), rope(norm(k)), norm only with q_norm and k_norm
+        kv_pages[page_index, 0, page_offset] = k;  kv_pages[page_index, 1, page_offset] = v
+
+    qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
+    cos, sin: [num_tokens, rotary_dim] in qkv's dtype, both halves the same angles; the first
+        rotary_dim elements of each head are rotated
+    kv_pages: [num_pages, 2, page_tokens, num_kv_heads, head_dim]
+    page_index, page_offset: [num_tokens] int64; slots are distinct
+    q_norm, k_norm: [head_dim]
+    Returns q, [num_tokens, num_heads, head_dim]
+    """
+    num_kv_heads, head_dim = kv_pages.shape[3:]
+    kv_size = num_kv_heads * head_dim
+    q, k, v = (
+        part.reshape(qkv.shape[0], -1, head_dim)
+        for part in qkv.split((qkv.shape[1] - 2 * kv_size, kv_size, kv_size), dim=-1)
+    )
+    if q_norm is not None and k_norm is not None:
+        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+    kv_pages[page_index, 0, page_offset] = apply_rope(k, cos, sin)
+    kv_pages[page_index, 1, page_offset] = v
+    return apply_rope(q, cos, sin)
+
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates the two halves of each head (Su et al. 2021, in the half-split form of GPT-NeoX).
 
     x: [num_tokens, num_heads, head_dim]
-    cos, sin: [num_tokens, head_dim] in x's dtype; both halves repeat the same angles
+    cos, sin: [num_tokens, rotary_dim] in x's dtype; elements after rotary_dim pass as they are
     """
-    half = x.shape[-1] // 2
-    rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
-
-
-def write_kv(
-    kv_pages: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    page_index: torch.Tensor,
-    page_offset: torch.Tensor,
-) -> None:
-    """Stores each token's key and value in its slot, in place.
-
-    kv_pages: [num_pages, 2, page_tokens, num_kv_heads, head_dim]
-    k, v: [num_tokens, num_kv_heads, head_dim]
-    page_index, page_offset: [num_tokens] int64; slots are distinct
-    """
-    kv_pages[page_index, 0, page_offset] = k
-    kv_pages[page_index, 1, page_offset] = v
+    rotary_dim = cos.shape[-1]
+    turned, half = x[..., :rotary_dim], rotary_dim // 2
+    swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    rotated = turned * cos.unsqueeze(1) + swapped * sin.unsqueeze(1)
+    if rotary_dim == x.shape[-1]:
+        return rotated
+    return torch.cat((rotated, x[..., rotary_dim:]), dim=-1)

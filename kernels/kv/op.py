@@ -1,5 +1,40 @@
-"""Rotary embedding and KV writes."""
+"""Rotary embedding and KV writes: checks, then the implementation for the device."""
 
-from kernels.kv.naive import apply_rope, write_kv
+from __future__ import annotations
 
-__all__ = ["apply_rope", "write_kv"]
+import torch
+
+from kernels.kv import naive
+
+
+def rope_write_kv(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    kv_pages: torch.Tensor,
+    page_index: torch.Tensor,
+    page_offset: torch.Tensor,
+    *,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+) -> torch.Tensor:
+    """As `kernels.kv.naive.rope_write_kv`.
+
+    Raises: ValueError for shapes or dtypes that do not fit together.
+    """
+    if qkv.dim() != 2 or kv_pages.dim() != 5 or kv_pages.shape[1] != 2:
+        raise ValueError(f"qkv {tuple(qkv.shape)}, kv_pages {tuple(kv_pages.shape)}")
+    if not (qkv.dtype == cos.dtype == sin.dtype == kv_pages.dtype):
+        raise ValueError(f"dtypes differ: qkv {qkv.dtype}, cos {cos.dtype}, kv {kv_pages.dtype}")
+    num_kv_heads, head_dim = kv_pages.shape[3:]
+    num_heads, rest = divmod(qkv.shape[1] - 2 * num_kv_heads * head_dim, head_dim)
+    if rest or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"{qkv.shape[1]} columns are not q, k and v of {tuple(kv_pages.shape)}")
+    if cos.shape != sin.shape or cos.shape[0] != qkv.shape[0] or cos.shape[1] > head_dim:
+        raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {head_dim}")
+    if (q_norm is None) != (k_norm is None):
+        raise ValueError("q_norm and k_norm come together")
+    return naive.rope_write_kv(
+        qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps
+    )

@@ -7,7 +7,6 @@ import torch
 
 from kernels.attention.metadata import AttentionMetadata, PrefillChunk
 from kernels.attention.op import paged_attention
-from kernels.kv.op import apply_rope, write_kv
 
 PAGE_TOKENS, HEAD_DIM = 4, 16
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -59,7 +58,8 @@ def test_mixed_batch(
         k, v = normal(seq_len, kv_heads, HEAD_DIM), normal(seq_len, kv_heads, HEAD_DIM)
         position = torch.arange(seq_len)
         page_index = torch.tensor(table)[position // PAGE_TOKENS]
-        write_kv(kv_pages, k, v, page_index.to(device), (position % PAGE_TOKENS).to(device))
+        slots = page_index.to(device), (position % PAGE_TOKENS).to(device)
+        kv_pages[slots[0], 0, slots[1]], kv_pages[slots[0], 1, slots[1]] = k, v
         keys.append(k)
         values.append(v)
         queries.append(normal(num_tokens, heads, HEAD_DIM))
@@ -112,14 +112,3 @@ def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match="soft_cap"):
         q = torch.zeros(1, 3, HEAD_DIM)
         paged_attention(q, kv_pages, metadata, scale=1.0, soft_cap=0.0)
-
-
-def test_rope_rotates_pairs_and_keeps_position_zero() -> None:
-    x = torch.randn(2, 1, 4)
-    angles = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.3, 1.1, 0.3, 1.1]])
-    out = apply_rope(x, angles.cos(), angles.sin())
-    assert torch.equal(out[0], x[0])
-    pair = torch.complex(x[1, 0, :2], x[1, 0, 2:]) * torch.polar(
-        torch.ones(2), torch.tensor([0.3, 1.1])
-    )
-    torch.testing.assert_close(out[1, 0], torch.cat((pair.real, pair.imag)))

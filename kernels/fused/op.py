@@ -1,0 +1,51 @@
+"""Norms and gated activations: checks, then the implementation for the device."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.fused import naive
+
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `kernels.fused.naive.rms_norm`. Raises: ValueError for shapes that do not fit."""
+    _check_norm(x, weight)
+    return naive.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """As `kernels.fused.naive.add_rms_norm`: `residual` changes in place.
+
+    x, residual: [num_tokens, features], one dtype, contiguous, not aliased
+
+    Raises: ValueError for shapes or dtypes that do not fit together.
+    """
+    _check_norm(x, weight)
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise ValueError(
+            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
+        )
+    return naive.add_rms_norm(x, residual, weight, eps)
+
+
+def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    """As `kernels.fused.naive.gated_activation`.
+
+    gate_up: [num_tokens, 2 * features]; returns [num_tokens, features]
+
+    Raises: ValueError for an odd number of columns or an activation not in ACTIVATIONS.
+    """
+    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up {tuple(gate_up.shape)} is not [num_tokens, 2 * features]")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
+    return naive.gated_activation(gate_up, activation)
+
+
+def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
+    if weight.dim() != 1 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)}")

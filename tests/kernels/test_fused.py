@@ -1,0 +1,84 @@
+"""Norms and gated activations against float64, on every device and in every dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
+
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+SIZES = [(1, 5), (3, 64), (70, 33)]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def expected_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.double()
+    return wide / (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("weight_dtype", [None, torch.float32])
+@pytest.mark.parametrize(("rows", "features"), SIZES)
+def test_norms(
+    rows: int, features: int, weight_dtype: torch.dtype | None, dtype: torch.dtype, device: str
+) -> None:
+    x, residual = (normal(rows, features, seed=s).to(device, dtype) for s in (1, 2))
+    weight = normal(features, seed=3).to(device, weight_dtype or dtype)
+    tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
+    actual = rms_norm(x, weight, 1e-5)
+    assert actual.dtype is dtype
+    torch.testing.assert_close(actual.double(), expected_norm(x, weight, 1e-5), **tolerance)
+    total = residual + x
+    actual = add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(residual, total)
+    torch.testing.assert_close(actual.double(), expected_norm(total, weight, 1e-5), **tolerance)
+
+
+def test_norm_of_zeros_and_of_huge_rows(device: str) -> None:
+    x = torch.stack((torch.zeros(16), torch.full((16,), 1e15))).to(device)
+    actual = rms_norm(x, torch.ones(16, device=device), 1e-6)
+    assert bool((actual[0] == 0).all())
+    torch.testing.assert_close(actual[1], torch.ones(16, device=device))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("rows", "features"), SIZES)
+def test_gated_activations(
+    rows: int, features: int, activation: str, dtype: torch.dtype, device: str
+) -> None:
+    gate_up = (4 * normal(rows, 2 * features)).to(device, dtype)
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    actual = gated_activation(gate_up, activation)
+    assert actual.dtype is dtype and actual.shape == (rows, features)
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(actual.double(), act * up, rtol=tolerance, atol=tolerance)
+
+
+def test_gated_activations_at_the_ends(device: str) -> None:
+    gate = torch.tensor([-1e4, -200.0, -90.0, 0.0, 90.0, 200.0, 1e4])
+    gate_up = torch.cat((gate, torch.ones(7))).view(1, -1).to(device)
+    for activation in ("silu", "gelu_tanh"):
+        actual = gated_activation(gate_up, activation)[0].cpu()
+        torch.testing.assert_close(actual, gate.clamp(min=0.0), rtol=0, atol=1e-6)
+    nan = torch.full((1, 2), float("nan"), device=device)
+    assert bool(gated_activation(nan, "silu").isnan().all())
+
+
+def test_misfits_are_refused() -> None:
+    x = torch.zeros(2, 4)
+    for call in (
+        lambda: rms_norm(x, torch.zeros(3), 1e-5),
+        lambda: add_rms_norm(x, torch.zeros(1, 4), torch.zeros(4), 1e-5),
+        lambda: add_rms_norm(x, x.double(), torch.zeros(4), 1e-5),
+        lambda: gated_activation(torch.zeros(2, 3), "silu"),
+        lambda: gated_activation(x, "relu"),
+    ):
+        with pytest.raises(ValueError):
+            call()
