@@ -18,7 +18,7 @@ from dataplane.models.decoder import Decoder
 from dataplane.models.shapes import layer_modules, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.pool.pool import PagePool, pages_in
-from kernels.lora.cpu import warm_up
+from kernels.cpu.warm_up import warm_up
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
@@ -50,7 +50,7 @@ def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> Engin
     config = load_config(Path(options.model_dir))
     dtype = pick_dtype(options.dtype, config, device)
     if device.type == "cpu":
-        warm_up(dtype)
+        warm_up(dtype, config.num_heads, config.num_kv_heads, config.head_dim)
     max_context = _max_context(options, config)
     weights = load_weights(Path(options.model_dir), config, dtype, device)
     pool = PagePool(

@@ -30,13 +30,15 @@ def paged_attention(
     """
     out = torch.empty_like(q)
     for chunk in metadata.prefill:
-        out[chunk.start : chunk.end] = _prefill(q, kv_pages, chunk, scale, sliding_window, soft_cap)
+        out[chunk.start : chunk.end] = prefill_attention(
+            q, kv_pages, chunk, scale, sliding_window, soft_cap
+        )
     if metadata.decode_rows.numel():
         out[metadata.decode_rows] = _decode(q, kv_pages, metadata, scale, sliding_window, soft_cap)
     return out
 
 
-def _prefill(
+def prefill_attention(
     q: torch.Tensor,
     kv_pages: torch.Tensor,
     chunk: PrefillChunk,
@@ -44,6 +46,7 @@ def _prefill(
     sliding_window: int | None,
     soft_cap: float | None,
 ) -> torch.Tensor:
+    """As `paged_attention`, of one chunk: [end - start, num_heads, head_dim]."""
     num_tokens, num_kv_heads = chunk.end - chunk.start, kv_pages.shape[3]
     kv = kv_pages.index_select(0, chunk.block_table)  # [blocks, 2, page_tokens, kv_heads, dim]
     k = kv[:, 0].reshape(-1, num_kv_heads, q.shape[-1])[: chunk.seq_len].transpose(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.attention import naive
+from kernels.attention import cpu, naive
 from kernels.attention.metadata import AttentionMetadata
 
 
@@ -31,6 +31,23 @@ def paged_attention(
         raise ValueError(f"{q.shape[1]} heads do not share {kv_pages.shape[3]} key heads evenly")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"soft_cap {soft_cap} is not above 0")
-    return naive.paged_attention(
-        q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
-    )
+    if not cpu.supports(q):
+        return naive.paged_attention(
+            q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
+        )
+    out = torch.empty_like(q)
+    for chunk in metadata.prefill:
+        out[chunk.start : chunk.end] = naive.prefill_attention(
+            q, kv_pages, chunk, scale, sliding_window, soft_cap
+        )
+    if metadata.decode_rows.numel():
+        cpu.decode_attention(
+            out,
+            q,
+            kv_pages,
+            metadata,
+            scale=scale,
+            sliding_window=sliding_window,
+            soft_cap=soft_cap,
+        )
+    return out

@@ -9,8 +9,12 @@ from numba import njit
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# What lets sums be reordered for vector units. NaN and infinity keep their meaning.
-_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+OPTIONS: dict[str, Any] = {
+    # What lets sums be reordered for vector units. NaN and infinity keep their meaning.
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    # Under Python's own error model a division is a branch, which keeps loops from vector units.
+    "error_model": "numpy",
+}
 
 
 def compiled(function: _Function) -> _Function:
@@ -18,10 +22,10 @@ def compiled(function: _Function) -> _Function:
     where a folder for that can be written.
 
     numba notices changes of a kernel's own file only: after editing something it calls in another
-    file, remove the __pycache__ beside it.
+    file, remove the __pycache__ beside it. A function that encloses another compiled one is never
+    found again: such a one encloses numbers and arrays only.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH}
     try:
-        return cast("_Function", njit(function, cache=True, **options))
+        return cast("_Function", njit(function, nogil=True, cache=True, **OPTIONS))
     except RuntimeError:  # numba found no folder to write to
-        return cast("_Function", njit(function, **options))
+        return cast("_Function", njit(function, nogil=True, **OPTIONS))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from kernels.fused import naive
+from kernels.fused import cpu, naive
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -12,7 +14,7 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As `kernels.fused.naive.rms_norm`. Raises: ValueError for shapes that do not fit."""
     _check_norm(x, weight)
-    return naive.rms_norm(x, weight, eps)
+    return _of(x).rms_norm(x, weight, eps)
 
 
 def add_rms_norm(
@@ -29,7 +31,7 @@ def add_rms_norm(
         raise ValueError(
             f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
         )
-    return naive.add_rms_norm(x, residual, weight, eps)
+    return _of(x).add_rms_norm(x, residual, weight, eps)
 
 
 def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -43,7 +45,11 @@ def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         raise ValueError(f"gate_up {tuple(gate_up.shape)} is not [num_tokens, 2 * features]")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
-    return naive.gated_activation(gate_up, activation)
+    return _of(gate_up).gated_activation(gate_up, activation)
+
+
+def _of(x: torch.Tensor) -> Any:
+    return cpu if cpu.supports(x) else naive
 
 
 def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:

@@ -1,11 +1,14 @@
-"""The base GEMM. On CPU, weights are brought once into the layout that oneDNN computes in;
-otherwise it would reorder them in every call, a good part of the time of a decode step.
+"""The base GEMM. On CPU, weights are brought once into the layout that is computed in: our own for
+bfloat16 where that is faster, else oneDNN's, which would otherwise reorder them in every call, a
+good part of the time of a decode step.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from kernels.linear import cpu
 
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _BATCH_HINT = 32  # tokens of a decode step; the layout serves any number
@@ -17,6 +20,8 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     The result is opaque: only `linear` and `unpack` take it. The same tensor where there is no
     better layout.
     """
+    if cpu.can_pack(weight):
+        return cpu.pack(weight)
     if weight.device.type != "cpu" or weight.dtype not in _PACKED_DTYPES:
         return weight
     if not torch.backends.mkldnn.is_available():
@@ -28,7 +33,9 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 def unpack(weight: torch.Tensor) -> torch.Tensor:
     """[out, in] as it was before `pack`."""
-    return weight.to_dense() if weight.is_mkldnn else weight
+    if weight.is_mkldnn:
+        return weight.to_dense()
+    return cpu.unpack(weight) if weight.dim() == 3 else weight
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -38,4 +45,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if weight.dim() == 3:
+        return cpu.linear(x, weight, bias)
     return F.linear(x, weight, bias)

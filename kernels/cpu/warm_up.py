@@ -1,0 +1,23 @@
+"""Compiling the CPU kernels before the first request."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.attention import cpu as attention
+from kernels.cpu.floats import SUPPORTED_DTYPES
+from kernels.fused import cpu as fused
+from kernels.kv import cpu as kv
+from kernels.linear import cpu as linear
+from kernels.lora import cpu as lora
+
+
+def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """Compiles for a pool of this dtype and a model of this shape, or loads what an earlier process
+    compiled. Seconds the first time ever."""
+    if dtype in SUPPORTED_DTYPES:
+        attention.warm_up(dtype, num_heads, num_kv_heads, head_dim)
+        for kernels in (fused, kv, lora):
+            kernels.warm_up(dtype)
+    if dtype is torch.bfloat16:
+        linear.warm_up()
