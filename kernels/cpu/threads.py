@@ -19,7 +19,7 @@ from numba import cfunc, types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
-from kernels.cpu.compile import OPTIONS, compiled
+from kernels.cpu.compile import compiled, kept
 
 _carray: Any = carray
 _intrinsic: Any = intrinsic  # its stub keeps the typing context among the parameters
@@ -32,10 +32,7 @@ def worker(function: Callable[[Any], None]) -> Callable[[], Any]:
     @cache
     def compile_once() -> Any:
         signature = types.void(types.CPointer(types.int64))
-        try:
-            return cfunc(signature, cache=True, **OPTIONS)(function)
-        except RuntimeError:  # numba found no folder to write to
-            return cfunc(signature, **OPTIONS)(function)
+        return kept(lambda options: cfunc(signature, **options)(function))
 
     return compile_once
 
