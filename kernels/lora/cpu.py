@@ -1,4 +1,4 @@
-"""LoRA of short segments on CPU: numba kernels that read weights in place, page by page.
+"""LoRA on CPU: a numba kernel that reads weights in place, page by page.
 
 A decode step of many adapters is many tiny products; through a library each costs more in overhead
 than in bytes. One call does a whole projection group for all segments, accumulating in float32.
@@ -16,6 +16,7 @@ from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.floats import SUPPORTED_DTYPES, load, store
 from kernels.lora.plan import (
+    BLOCK_TOKENS,
     PLAN_FIELDS,
     PLAN_SLICE_FIELDS,
     ExpandSlice,
@@ -26,13 +27,14 @@ from kernels.lora.plan import (
     plan_row,
 )
 
-MAX_TOKENS = 16
-"""Longer segments have work enough for a library's matrix product."""
+_ROWS = 4
+"""Rows of A or B that are widened and used together: each token's input is read once for all."""
 
 # What the threads are told: counters, sizes, and addresses.
 (
     _NEXT,
     _THREAD,
+    _NUM_BLOCKS,
     _NUM_SEGMENTS,
     _NUM_TOKENS,
     _IN_FEATURES,
@@ -45,31 +47,32 @@ MAX_TOKENS = 16
     _Y,
     _X,
     _PAGES,
-    _SPANS,
+    _BLOCKS,
     _PAGE_INDPTR,
     _PAGE_IDS,
     _PLANS,
     _SCRATCH,
     _NUM_ARGUMENTS,
-) = range(20)
+) = range(21)
 
 
 def supports(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in SUPPORTED_DTYPES
 
 
-def lora_short_segments(
+def lora_apply(
     y: torch.Tensor, x: torch.Tensor, layer_pages: torch.Tensor, group: SegmentGroup
 ) -> None:
-    """As `kernels.lora.op.lora_apply`, for the segments of at most MAX_TOKENS tokens."""
+    """As `kernels.lora.op.lora_apply`."""
     common, rank = group.common, int(group.plans[:, 0].max())
     page_elems, width = layer_pages.shape[1], max(x.shape[1], y.shape[1])
     plans = np.ascontiguousarray(group.plans)
-    _scratch.grow(torch.get_num_threads() * (MAX_TOKENS * (rank + width) + page_elems))
+    _scratch.grow(torch.get_num_threads() * (BLOCK_TOKENS * (rank + width) + _ROWS * width))
     arguments = _scratch.arguments
     arguments[:] = (
         0,
         0,
+        len(common.blocks),
         len(common.spans),
         x.shape[0],
         x.shape[1],
@@ -82,7 +85,7 @@ def lora_short_segments(
         y.data_ptr(),
         x.data_ptr(),
         layer_pages.data_ptr(),
-        common.spans.ctypes.data,
+        common.blocks.ctypes.data,
         common.page_indptr.ctypes.data,
         common.page_ids.ctypes.data,
         plans.ctypes.data,
@@ -99,14 +102,14 @@ def warm_up(dtype: torch.dtype) -> None:
         LoraSpans.of([(0, 1)], [run]), np.array([plan_row(plan)], dtype=np.int64), [plan]
     )
     x, y = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
-    lora_short_segments(y, x, torch.zeros(1, 2, dtype=dtype), group)
+    lora_apply(y, x, torch.zeros(1, 2, dtype=dtype), group)
 
 
 class _Scratch:
     """Buffers kept between calls (one engine thread), grown as needed.
 
-    buffer: float32, for each thread hidden [MAX_TOKENS, rank], wide [MAX_TOKENS, features] and
-    row32 [page_elems].
+    buffer: float32, for each thread hidden [BLOCK_TOKENS, rank], wide [BLOCK_TOKENS, features] and
+    rows [_ROWS, features].
     """
 
     def __init__(self) -> None:
@@ -143,93 +146,160 @@ def _widen(source: Any, target: Any) -> None:  # pragma: no cover - compiled
         target[k] = load(source[k])
 
 
+@compiled
+def _gather(
+    pages: Any, ids: Any, offset: Any, size: Any, target: Any
+) -> None:  # pragma: no cover - compiled
+    """Widens `size` elements at an offset of the adapter's flat array, across its pages."""
+    page_elems = pages.shape[1]
+    done = 0
+    while done < size:
+        at = offset % page_elems
+        length = min(size - done, page_elems - at)
+        piece = pages[ids[offset // page_elems], at : at + length]
+        _widen(piece, target[done : done + length])
+        done += length
+        offset += length
+
+
+@compiled
+def _dots(rows: Any, column: Any, size: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """out[:_ROWS] = rows @ column"""
+    a = b = c = d = np.float32(0.0)
+    for k in range(size):
+        value = column[k]
+        a += rows[0, k] * value
+        b += rows[1, k] * value
+        c += rows[2, k] * value
+        d += rows[3, k] * value
+    out[0], out[1], out[2], out[3] = a, b, c, d
+
+
+@compiled
+def _axpys(factors: Any, rows: Any, size: Any, total: Any) -> None:  # pragma: no cover - compiled
+    """total += factors[:_ROWS] @ rows"""
+    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
+    for k in range(size):
+        total[k] += a * rows[0, k] + b * rows[1, k] + c * rows[2, k] + d * rows[3, k]
+
+
+@compiled
+def _one_token(
+    pages: Any, ids: Any, plan: Any, in_features: Any, x: Any, y: Any, hidden: Any, out: Any
+) -> None:  # pragma: no cover - compiled
+    """Rows are used once: straight from their pages. x: [in_features] float32, y: the row of
+    the output, hidden: [rank], out: [features] float32."""
+    page_elems = pages.shape[1]
+    for r in range(plan[0]):
+        total = np.float32(0.0)
+        offset, done = plan[1] + r * in_features, 0
+        while done < in_features:
+            at = offset % page_elems
+            length = min(in_features - done, page_elems - at)
+            piece = pages[ids[offset // page_elems], at : at + length]
+            total += _dot(piece, x[done : done + length])
+            done += length
+            offset += length
+        hidden[r] = total
+    for each in range(plan[2]):
+        field = 3 + each * PLAN_SLICE_FIELDS
+        rank_start, rank, b_offset = plan[field], plan[field + 1], plan[field + 2]
+        out_start, out_features = plan[field + 3], plan[field + 4]
+        out[:out_features] = np.float32(0.0)
+        for r in range(rank):
+            offset, done = b_offset + r * out_features, 0
+            while done < out_features:
+                at = offset % page_elems
+                length = min(out_features - done, page_elems - at)
+                piece = pages[ids[offset // page_elems], at : at + length]
+                _axpy(hidden[rank_start + r], piece, out[done : done + length])
+                done += length
+                offset += length
+        _add(y[out_start : out_start + out_features], out)
+
+
+@compiled
+def _add(target: Any, addend: Any) -> None:  # pragma: no cover - compiled
+    for k in range(target.size):
+        store(target, k, load(target[k]) + addend[k])
+
+
 @cache
 def _worker(is_narrow: bool) -> Any:
     like = _BITS if is_narrow else _FLOATS
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
-        """Takes segments until none is left. Rows of A and B may cross pages: they are read in
-        pieces.
+        """Takes blocks until none is left.
 
-        wide holds a segment's inputs, then its output of one projection; row32 a piece of a row,
-        widened once for all tokens. Scratch is indexed whole: a slice of a slice would hide from
-        the compiler that it is contiguous.
+        wide holds a block's inputs, then its output of one projection. Scratch is indexed whole: a
+        slice of a slice would hide from the compiler that it is contiguous.
         """
         a = threads.told(pointer, _NUM_ARGUMENTS)
-        num_segments, in_features, page_elems = a[_NUM_SEGMENTS], a[_IN_FEATURES], a[_PAGE_ELEMS]
+        num_segments, in_features = a[_NUM_SEGMENTS], a[_IN_FEATURES]
         max_rank, width = a[_MAX_RANK], a[_WIDTH]
         y = threads.array(a[_Y], like, (a[_NUM_TOKENS] * a[_Y_STRIDE],))
         x = threads.array(a[_X], like, (a[_NUM_TOKENS] * a[_X_STRIDE],))
-        pages = threads.array(a[_PAGES], like, (a[_NUM_PAGES], page_elems))
-        spans = threads.array(a[_SPANS], a, (num_segments, 2))
+        pages = threads.array(a[_PAGES], like, (a[_NUM_PAGES], a[_PAGE_ELEMS]))
+        blocks = threads.array(a[_BLOCKS], a, (a[_NUM_BLOCKS], 3))
         page_indptr = threads.array(a[_PAGE_INDPTR], a, (num_segments + 1,))
         page_ids = threads.array(a[_PAGE_IDS], a, (page_indptr[num_segments],))
         plans = threads.array(a[_PLANS], a, (num_segments, PLAN_FIELDS))
-        size = MAX_TOKENS * (max_rank + width) + page_elems
+        size = BLOCK_TOKENS * (max_rank + width) + _ROWS * width
         at = a[_SCRATCH] + threads.take(a, _THREAD) * size * 4
-        hidden = threads.array(at, _FLOATS, (MAX_TOKENS, max_rank))
-        at += MAX_TOKENS * max_rank * 4
-        wide = threads.array(at, _FLOATS, (MAX_TOKENS, width))
-        at += MAX_TOKENS * width * 4
-        row32 = threads.array(at, _FLOATS, (page_elems,))
+        hidden = threads.array(at, _FLOATS, (BLOCK_TOKENS, max_rank))
+        at += BLOCK_TOKENS * max_rank * 4
+        wide = threads.array(at, _FLOATS, (BLOCK_TOKENS, width))
+        at += BLOCK_TOKENS * width * 4
+        rows = threads.array(at, _FLOATS, (_ROWS, width))
         while True:
-            segment = threads.take(a, _NEXT)
-            if segment >= num_segments:
+            block = threads.take(a, _NEXT)
+            if block >= a[_NUM_BLOCKS]:
                 return
-            start, num_tokens = spans[segment, 0], spans[segment, 1] - spans[segment, 0]
+            segment, start, num_tokens = blocks[block, 0], blocks[block, 1], blocks[block, 2]
             plan = plans[segment]
-            total_rank, a_offset, num_slices = plan[0], plan[1], plan[2]
-            if num_tokens > MAX_TOKENS or total_rank == 0:
+            total_rank, num_slices = plan[0], plan[2]
+            if total_rank == 0:
                 continue
             ids = page_ids[page_indptr[segment] : page_indptr[segment + 1]]
             for t in range(num_tokens):
                 first = (start + t) * a[_X_STRIDE]
                 _widen(x[first : first + in_features], wide[t, :in_features])
-            for r in range(total_rank):
+            if num_tokens == 1:
+                first = start * a[_Y_STRIDE]
+                target = y[first : first + a[_Y_STRIDE]]
+                _one_token(pages, ids, plan, in_features, wide[0], target, hidden[0], rows[0])
+                continue
+            whole = total_rank - total_rank % _ROWS
+            for r in range(0, whole, _ROWS):
+                for each in range(_ROWS):
+                    _gather(pages, ids, plan[1] + (r + each) * in_features, in_features, rows[each])
                 for t in range(num_tokens):
-                    hidden[t, r] = 0.0
-                offset, done = a_offset + r * in_features, 0
-                while done < in_features:
-                    at = offset % page_elems
-                    length = min(in_features - done, page_elems - at)
-                    piece = pages[ids[offset // page_elems], at : at + length]
-                    if num_tokens == 1:
-                        hidden[0, r] += _dot(piece, wide[0, done : done + length])
-                    else:
-                        _widen(piece, row32[:length])
-                        for t in range(num_tokens):
-                            hidden[t, r] += _dot(row32[:length], wide[t, done : done + length])
-                    done += length
-                    offset += length
-            for each in range(num_slices):
-                field = 3 + each * PLAN_SLICE_FIELDS
+                    _dots(rows, wide[t], in_features, hidden[t, r : r + _ROWS])
+            for r in range(whole, total_rank):
+                _gather(pages, ids, plan[1] + r * in_features, in_features, rows[0])
+                for t in range(num_tokens):
+                    hidden[t, r] = _dot(rows[0], wide[t, :in_features])
+            for part in range(num_slices):
+                field = 3 + part * PLAN_SLICE_FIELDS
                 rank_start, rank, b_offset = plan[field], plan[field + 1], plan[field + 2]
                 out_start, out_features = plan[field + 3], plan[field + 4]
                 for t in range(num_tokens):
-                    wide[t, :out_features] = 0.0
-                for r in range(rank):
-                    offset, done = b_offset + r * out_features, 0
-                    while done < out_features:
-                        at = offset % page_elems
-                        length = min(out_features - done, page_elems - at)
-                        piece = pages[ids[offset // page_elems], at : at + length]
-                        if num_tokens == 1:
-                            _axpy(hidden[0, rank_start + r], piece, wide[0, done : done + length])
-                        else:
-                            _widen(piece, row32[:length])
-                            for t in range(num_tokens):
-                                _axpy(
-                                    hidden[t, rank_start + r],
-                                    row32[:length],
-                                    wide[t, done : done + length],
-                                )
-                        done += length
-                        offset += length
+                    wide[t, :out_features] = np.float32(0.0)
+                whole = rank - rank % _ROWS
+                for r in range(0, whole, _ROWS):
+                    for each in range(_ROWS):
+                        offset = b_offset + (r + each) * out_features
+                        _gather(pages, ids, offset, out_features, rows[each])
+                    for t in range(num_tokens):
+                        factors = hidden[t, rank_start + r : rank_start + r + _ROWS]
+                        _axpys(factors, rows, out_features, wide[t])
+                for r in range(whole, rank):
+                    _gather(pages, ids, b_offset + r * out_features, out_features, rows[0])
+                    for t in range(num_tokens):
+                        _axpy(hidden[t, rank_start + r], rows[0], wide[t, :out_features])
                 for t in range(num_tokens):
                     first = (start + t) * a[_Y_STRIDE] + out_start
-                    target = y[first : first + out_features]
-                    for k in range(out_features):
-                        store(target, k, load(target[k]) + wide[t, k])
+                    _add(y[first : first + out_features], wide[t])
 
     return work

@@ -31,10 +31,8 @@ def lora_apply(
     Raises: ValueError for shapes, dtypes or segments that do not fit together.
     """
     if isinstance(segments, SegmentGroup) and cpu.supports(x):
-        cpu.lora_short_segments(y, x, layer_pages, segments)
-        if segments.common.max_tokens <= cpu.MAX_TOKENS:
-            return
-        segments = [each for each in segments if each.end - each.start > cpu.MAX_TOKENS]
+        cpu.lora_apply(y, x, layer_pages, segments)
+        return
     if not segments:
         return
     _check(y, x, layer_pages, segments)

@@ -66,6 +66,8 @@ class Segment(NamedTuple):
     plan: GroupPlan
 
 
+BLOCK_TOKENS = 16
+"""What one processor core takes of a segment at once."""
 PLAN_SLICE_FIELDS = 5
 _MAX_SLICES = 3
 PLAN_FIELDS = 3 + _MAX_SLICES * PLAN_SLICE_FIELDS
@@ -92,6 +94,18 @@ class LoraSpans:
     page_ids: np.ndarray[Any, Any]  # [page_indptr[n]] int64
     runs: tuple[PageRun, ...]
     max_tokens: int  # of the longest span
+
+    @cached_property
+    def blocks(self) -> np.ndarray[Any, Any]:
+        """[num_blocks, 3] int64: span, first token of the block, tokens: at most BLOCK_TOKENS."""
+        return np.array(
+            [
+                (span, first, min(BLOCK_TOKENS, end - first))
+                for span, (start, end) in enumerate(self.spans.tolist())
+                for first in range(start, end, BLOCK_TOKENS)
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 3)
 
     @staticmethod
     def of(spans: list[tuple[int, int]], runs: list[PageRun]) -> LoraSpans:

@@ -166,9 +166,9 @@ def test_bfloat16_in_numba_rounds_as_torch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", ["consecutive", "scattered"])
-@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 16, 40], [17, 2, 5]])
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 16, 40], [17, 2, 5], [33, 1, 3]])
 def test_numba_kernel_equals_its_twin(lengths: list[int], order: str, dtype: torch.dtype) -> None:
-    """Short segments by numba, long ones by the twin, an adapter without the group by nobody."""
+    """Segments of one token, of a block, of several; an adapter without the group."""
     generator = torch.Generator().manual_seed(5)
     in_features, outs = 40, [(0, 48), (48, 16)]
     pages_each = 30
