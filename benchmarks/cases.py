@@ -22,6 +22,8 @@ MIXED_RANKS = (8, 16, 32, 64)
 FEW_ADAPTERS = 4
 _MIN_POOL_BYTES = 256 << 20
 _HOST_CACHE_BYTES = 4 << 30
+_DISK_CACHE_BYTES = 8 << 30
+_HOST_SLACK = 1.25  # pages are whole, and a file has a header
 _MANY_POOL_BYTES = 512 << 20
 _REQUESTS_A_ROUND = 16
 
@@ -86,7 +88,9 @@ class Setup:
             made.append(adapter_at(path))
         return made
 
-    def session(self, stack: ExitStack, *, adapter_bytes: int) -> Session:
+    def session(
+        self, stack: ExitStack, *, adapter_bytes: int, host_bytes: int = _HOST_CACHE_BYTES
+    ) -> Session:
         """An engine whose pool holds `adapter_bytes` of adapters beside the KV of all streams."""
         shape = self.shape
         token_bytes = 2 * 2 * shape.num_kv_heads * shape.head_dim * shape.num_layers
@@ -103,7 +107,8 @@ class Setup:
                 max_running=self.concurrency,
                 max_batch_tokens=max(512, self.concurrency),
                 num_threads=self.num_threads,
-                host_cache_bytes=_HOST_CACHE_BYTES,
+                host_cache_bytes=max(host_bytes, _HOST_CACHE_BYTES),
+                disk_cache_bytes=max(host_bytes, _DISK_CACHE_BYTES),
                 disk_cache_dir=str(self.folder / "disk"),
                 adapter_roots=(str(self.folder),),
             ),
@@ -259,10 +264,15 @@ def many(setup: Setup) -> Result:
     in turn, each of which was used once before. The figures are mean latencies."""
     adapters = _many_adapters(setup, "many", rank=setup.rank)
     one, turns = adapters[:1], itertools.cycle(adapters)
-    pool_bytes = min(len(adapters) * setup.shape.adapter_bytes(setup.rank), _MANY_POOL_BYTES)
+    all_bytes = len(adapters) * setup.shape.adapter_bytes(setup.rank)
+    all_bytes *= 2 if setup.dtype == "float32" else 1
 
     with ExitStack() as stack:
-        session = setup.session(stack, adapter_bytes=pool_bytes)
+        session = setup.session(
+            stack,
+            adapter_bytes=min(all_bytes, _MANY_POOL_BYTES),
+            host_bytes=int(_HOST_SLACK * all_bytes),
+        )
         for start in range(0, len(adapters), setup.concurrency):
             session.closed_loop(
                 adapters[start : start + setup.concurrency], prompt_tokens=1, new_tokens=1
