@@ -93,6 +93,7 @@ class _Process:
         try:
             self._serve(parts.engine)
         finally:
+            parts.engine.close()
             parts.loader.stop()
         return 0
 

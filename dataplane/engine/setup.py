@@ -10,6 +10,7 @@ import torch
 
 from dataplane.channel import EngineOptions, ModuleShape, Ready
 from dataplane.engine.engine import Engine
+from dataplane.engine.pipeline import DEPTH
 from dataplane.errors import DataPlaneError, UnsupportedModelError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
@@ -96,6 +97,8 @@ def make_engine(
     pool: PagePool,
     loader: AdapterLoader,
     max_context: int,
+    *,
+    pipeline_depth: int = DEPTH,
 ) -> Engine:
     """Raises: DataPlaneError for a scheduling option that is out of range."""
     if not options.priority_ageing_s > 0:
@@ -114,6 +117,7 @@ def make_engine(
         prefix_cache=options.prefix_cache,
         max_cluster_delay_s=options.max_cluster_delay_s,
         priority_ageing_s=options.priority_ageing_s,
+        pipeline_depth=pipeline_depth,
     )
 
 
