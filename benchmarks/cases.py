@@ -141,8 +141,8 @@ class Result:
             "full_step_s": {
                 name: [each.full_step_s for each in times] for name, times in self.times.items()
             },
-            "overhead_share": {
-                name: [each.overhead_share for each in times] for name, times in self.times.items()
+            "device_idle_share": {
+                name: [each.idle_share for each in times] for name, times in self.times.items()
             },
             "ratios": self.ratios,
             **self.facts,
@@ -189,12 +189,12 @@ def closed(setup: Setup) -> Result:
                 "byte_roofline_share_of_base_only": roofline,
             },
         )
-    shares = {name: [each.overhead_share for each in times] for name, times in result.times.items()}
+    shares = {name: [each.idle_share for each in times] for name, times in result.times.items()}
     whole = {name: [1.0] * len(values) for name, values in shares.items()}
     limit = 0.1 if setup.is_promised else None
     lines = [
         judged(
-            [Ratio(f"all but the forward pass, share of step: {name}", "it", "1", at_most=limit)],
+            [Ratio(f"device idle between steps, share of step: {name}", "it", "1", at_most=limit)],
             {"it": shares[name], "1": whole[name]},
         )[0]
         for name in shares

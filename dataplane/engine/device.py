@@ -41,6 +41,10 @@ class Launched(Protocol[_R_co]):
         """As it is on the device; only for work that is launched later."""
         ...
 
+    def is_done(self) -> bool:
+        """Whether it has run."""
+        ...
+
     def wait(self) -> tuple[_R_co, DeviceTime]:
         """Until it has run: the result in host memory. Raises: what the work raised."""
         ...
@@ -78,6 +82,9 @@ class _Task(Generic[_R]):
     @property
     def result(self) -> _R:
         return self._future.result()[0]
+
+    def is_done(self) -> bool:
+        return self._future.done()
 
     def wait(self) -> tuple[_R, DeviceTime]:
         return self._future.result()
@@ -127,6 +134,9 @@ class _Enqueued(Generic[_R]):
         self._copy = copy
         self._copied = copied
         self._interval = interval
+
+    def is_done(self) -> bool:
+        return self._copied.query()
 
     def wait(self) -> tuple[_R, DeviceTime]:
         self._copied.synchronize()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from dataplane.channel import Output, PoolReport, Stats, Submit, TokenLogprobs
@@ -18,6 +18,7 @@ from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.device import DeviceTime, device_for
+from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.scheduler import Scheduler
@@ -85,6 +86,7 @@ class Engine:
             priority_ageing_s=priority_ageing_s,
         )
         self._batches = BatchBuilder(decoder.config, pool, self._resident)
+        self._patience = Patience(self._costs)
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
         self._sequences: dict[int, Sequence] = {}
         self._ended: StepResult = StepResult()  # requests that ended before they were scheduled
@@ -105,6 +107,12 @@ class Engine:
     def next_due_s(self) -> float | None:
         """When a request's time may be over: a step is wanted then, whatever else goes on."""
         return self._scheduler.next_due_s
+
+    @property
+    def spare_s(self) -> float:
+        """How long the next `step` may be put off, for others to come that it can take in, while
+        the device has enough to do."""
+        return 0.0 if self._pipeline.is_idle else self._patience.left_s(self._clock())
 
     def submit(self, request: Submit) -> None:
         """Queues a request; whatever is wrong with it is part of the next step's result."""
@@ -132,13 +140,16 @@ class Engine:
         """Launches the next step, if any request can run now, and gives the tokens of the one
         before it. Nothing of either when there is none."""
         result, self._ended = self._ended, StepResult()
+        started_s = self._clock()
         chunks = self._schedule(result)
         if self._scheduler.is_starved:
             while self._pipeline:
                 self._collect(result)
+            started_s = self._clock()
             chunks = self._schedule(result)
         if chunks:
             self._launch(chunks)
+            self._patience.host_took(self._clock() - started_s)
         if self._pipeline and (self._pipeline.is_full or not chunks):
             self._collect(result)
         return result
@@ -214,6 +225,8 @@ class Engine:
         rows = [self._row(chunk.sequence) for chunk in chunks if chunk.samples]
         self._pipeline.launch(chunks, batch, rows)
         self._scheduler.launched(chunks)
+        num_prefill, num_decode = _count(chunks)
+        self._patience.launched(num_prefill=num_prefill, num_decode=num_decode, now_s=self._clock())
 
     def _row(self, sequence: Sequence) -> Row:
         sampling = sequence.sampling
@@ -228,11 +241,9 @@ class Engine:
         step = self._pipeline.collect()
         now_s = self._clock()
         result.times.append(step.time)
-        num_decode = sum(chunk.num_tokens == 1 for chunk in step.chunks)
-        num_tokens = sum(chunk.num_tokens for chunk in step.chunks)
-        self._costs.observe_step(
-            step.time.work_s, num_prefill=num_tokens - num_decode, num_decode=num_decode
-        )
+        self._patience.collected(now_s)
+        num_prefill, num_decode = _count(step.chunks)
+        self._costs.observe_step(step.time.work_s, num_prefill=num_prefill, num_decode=num_decode)
         self._scheduler.computed(step.chunks, now_s)
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
         ruined: list[Sequence] = []
@@ -280,6 +291,13 @@ class Engine:
     def _fail(self, failure: Failure, result: StepResult) -> None:
         self._sequences.pop(failure.sequence.handle, None)
         result.failures.append((failure.sequence.handle, failure.error))
+
+
+def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
+    """Tokens in prefill chunks, and sequences that compute one token."""
+    sizes = [chunk.num_tokens for chunk in chunks]
+    num_decode = sizes.count(1)
+    return sum(sizes) - num_decode, num_decode
 
 
 def _final(

@@ -60,6 +60,11 @@ class Pipeline:
     def is_full(self) -> bool:
         return len(self._flights) >= self._depth
 
+    @property
+    def is_idle(self) -> bool:
+        """The device has run all that was launched."""
+        return not self._flights or self._flights[-1].launched.is_done()
+
     def unread_row(self, sequence: Sequence) -> int:
         """Where the token is that the sequence got on the device, among those of the newest step;
         -1 when all its tokens are known."""

@@ -116,7 +116,7 @@ def test_the_closed_case_measures_and_proves_the_pool(tmp_path: Path) -> None:
     report = result.report()
     assert all(rate > 0 for rates in report["output_tokens_per_s"].values() for rate in rates)
     assert all(len(rates) == 2 for rates in report["output_tokens_per_s"].values())
-    for shares in report["overhead_share"].values():
+    for shares in report["device_idle_share"].values():
         assert all(0 < share < 1 for share in shares)
     roofline = report["byte_roofline_share_of_base_only"]
     assert roofline == pytest.approx(1 / (1 + 4 * TINY.adapter_bytes(4) / TINY.base_bytes))
