@@ -17,6 +17,7 @@ from benchmarks.models import SHAPES, Shape, write_adapter, write_model
 from benchmarks.rounds import Case, Ratio, interleaved, judged
 from benchmarks.session import Session, Times, adapter_at
 from dataplane.channel import Adapter, EngineOptions, Ready
+from dataplane.engine.pipeline import DEPTH
 
 MIXED_RANKS = (8, 16, 32, 64)
 FEW_ADAPTERS = 4
@@ -86,7 +87,9 @@ class Setup:
             made.append(adapter_at(path))
         return made
 
-    def session(self, stack: ExitStack, *, adapter_bytes: int) -> Session:
+    def session(
+        self, stack: ExitStack, *, adapter_bytes: int, pipeline_depth: int = DEPTH
+    ) -> Session:
         """An engine whose pool holds `adapter_bytes` of adapters beside the KV of all streams."""
         shape = self.shape
         token_bytes = 2 * 2 * shape.num_kv_heads * shape.head_dim * shape.num_layers
@@ -108,6 +111,7 @@ class Setup:
                 adapter_roots=(str(self.folder),),
             ),
             vocab_size=shape.vocab_size,
+            pipeline_depth=pipeline_depth,
         )
         stack.callback(session.stop)
         return session
@@ -200,6 +204,25 @@ def closed(setup: Setup) -> Result:
         for name in shares
     ]
     return Result(result.ready, result.rates, result.times, [*result.ratios, *lines], result.facts)
+
+
+def overlap(setup: Setup) -> Result:
+    """All streams different, the next step scheduled while one runs, and one step after another."""
+    streams = setup.concurrency
+    adapters = setup.adapters("overlap", [setup.rank] * streams)
+    adapter_bytes = streams * setup.shape.adapter_bytes(setup.rank)
+    with ExitStack() as stack:
+        ahead, apart = (
+            setup.session(stack, adapter_bytes=adapter_bytes, pipeline_depth=depth)
+            for depth in (DEPTH, 1)
+        )
+        return _measured(
+            setup,
+            ahead.parts.ready,
+            {"overlapped": (ahead, adapters), "one after another": (apart, adapters)},
+            [Ratio("overlapped to one after another", "overlapped", "one after another")],
+            {},
+        )
 
 
 def ranks(setup: Setup) -> Result:

@@ -28,6 +28,7 @@ from dataplane.channel import (
 )
 from dataplane.engine.device import DeviceTime
 from dataplane.engine.engine import StepResult
+from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import build_engine
 from storage.adapter.manifest import digest_of
 
@@ -67,8 +68,10 @@ class Times:
 class Session:
     """Owns an engine; `stop` must be called. Every closed loop ends with the pool proven."""
 
-    def __init__(self, options: EngineOptions, *, vocab_size: int) -> None:
-        self.parts = build_engine(options, on_loaded=lambda: None)
+    def __init__(
+        self, options: EngineOptions, *, vocab_size: int, pipeline_depth: int = DEPTH
+    ) -> None:
+        self.parts = build_engine(options, on_loaded=lambda: None, pipeline_depth=pipeline_depth)
         self.parts.loader.start()
         self._vocab_size = vocab_size
         self._handles = count()

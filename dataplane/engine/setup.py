@@ -40,7 +40,9 @@ class EngineParts:
     loader: ThreadedLoader
 
 
-def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> EngineParts:
+def build_engine(
+    options: EngineOptions, on_loaded: Callable[[], None], *, pipeline_depth: int = DEPTH
+) -> EngineParts:
     """on_loaded: called from another thread when an adapter has reached host memory.
 
     Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
@@ -71,7 +73,9 @@ def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> Engin
         disk_dir=options.disk_cache_dir,
         on_result=on_loaded,
     )
-    engine = make_engine(options, config, weights, pool, loader, max_context)
+    engine = make_engine(
+        options, config, weights, pool, loader, max_context, pipeline_depth=pipeline_depth
+    )
     ready = Ready(
         model_name=options.model_name,
         fingerprint=fingerprint(config),
