@@ -61,13 +61,18 @@ def device_for(device: torch.device) -> Device:
 
 
 class CpuDevice:
+    """Computes with as many threads as whoever makes it would."""
+
     def __init__(self) -> None:
+        self._num_threads = torch.get_num_threads()
         self._last_end_s: float | None = None  # the thread's
 
     def launch(self, work: Callable[[], _R]) -> Launched[_R]:
         return _Task(_cpu_thread().submit(self._timed, work))
 
     def _timed(self, work: Callable[[], _R]) -> tuple[_R, DeviceTime]:
+        if torch.get_num_threads() != self._num_threads:  # each thread has a number of its own
+            torch.set_num_threads(self._num_threads)
         begin_s = time.perf_counter()
         idle_s = begin_s - (self._last_end_s or begin_s)
         result = work()

@@ -141,12 +141,9 @@ class Engine:
         before it. Nothing of either when there is none."""
         result, self._ended = self._ended, StepResult()
         started_s = self._clock()
-        chunks = self._schedule(result)
-        if self._scheduler.is_starved:
-            while self._pipeline:
-                self._collect(result)
-            started_s = self._clock()
-            chunks = self._schedule(result)
+        chunks, failures = self._scheduler.schedule(started_s)
+        for failure in failures:
+            self._fail(failure, result)
         if chunks:
             self._launch(chunks)
             self._patience.host_took(self._clock() - started_s)
@@ -213,12 +210,6 @@ class Engine:
     def clear_idle(self) -> None:
         """Empties the pool of all that nobody uses."""
         self._pool.make_free(self._pool.num_available)
-
-    def _schedule(self, result: StepResult) -> list[Chunk]:
-        chunks, failures = self._scheduler.schedule(self._clock())
-        for failure in failures:
-            self._fail(failure, result)
-        return chunks
 
     def _launch(self, chunks: list[Chunk]) -> None:
         batch = self._batches.build(chunks)

@@ -78,10 +78,7 @@ class Scheduler:
         self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
         self.counters = Counters()
-        self.is_starved = False
-        """The last `schedule` gave no chunks because only preemption could make room, and that has
-        to wait until all launched steps are collected: pages in use by the device cannot go, and
-        who ends there may leave enough."""
+        self._starved = False  # room can only be made by preemption, which cannot be now
 
     @property
     def num_waiting(self) -> int:
@@ -129,13 +126,16 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> tuple[list[Chunk], list[Failure]]:
         """The chunks of the next step, those of one adapter adjacent, and the requests that have
-        ended with an error instead. A failed sequence holds nothing any more."""
+        ended with an error instead. A failed sequence holds nothing any more.
+
+        No chunks, either, when only preemption could make room and steps are in flight: it needs
+        the tokens that these sample, and who ends by them may leave room enough."""
         failures = self._take_loads(now_s)
         failures += self._out_of_time(now_s)
         chunks: dict[Sequence, Chunk] = {}
-        self.is_starved = False
+        self._starved = False
         self._continue_running(chunks, now_s)
-        if self.is_starved:
+        if self._starved:
             return [], failures
         failures += self._admit(chunks, now_s)
         ordered = sorted(chunks.values(), key=lambda chunk: chunk.sequence.queue_key)
@@ -252,14 +252,14 @@ class Scheduler:
         budget = self._max_batch_tokens
         for sequence in (*decoding, *prefilling):
             # It may have been preempted a moment ago to let another one grow.
-            if budget and sequence in self.running and not self.is_starved:
+            if budget and sequence in self.running and not self._starved:
                 budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
 
     def _schedule_chunk(
         self, sequence: Sequence, budget: int, chunks: dict[Sequence, Chunk], now_s: float
     ) -> int:
         """Schedules up to `budget` of its pending tokens. Returns by how much the step grew:
-        less than that, even below zero, when others had to leave it, or when it is starved."""
+        less than that, even below zero, when others had to leave it, or when it got none."""
         freed = 0
         num_tokens = min(sequence.num_pending, budget)
         needed = self._pool.blocks_for(sequence.num_computed + num_tokens)
@@ -270,7 +270,7 @@ class Scheduler:
                 sequence.block_table.append(page)
                 continue
             if self._holdings.in_flight:
-                self.is_starved = True
+                self._starved = True
                 return 0
             victim = max(self.running, key=self._expendability)
             self._preempt(victim, now_s)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,6 +223,27 @@ def test_what_a_step_raises_on_the_device_comes_out_of_the_engine(assets: dict[s
     assert len(rig.tokens[0]) == 3
     rig.engine.close()
     assert not rig.engine._pipeline
+
+
+@dataclass
+class NumThreads:
+    value: int
+
+    def to_host(self) -> NumThreads:
+        return self
+
+
+def test_the_device_computes_with_as_many_threads_as_its_maker() -> None:
+    before = torch.get_num_threads()
+    try:
+        for wanted in (3, 1, 2):
+            torch.set_num_threads(wanted)
+            cpu = device.CpuDevice()
+            torch.set_num_threads(before)
+            result, _ = cpu.launch(lambda: NumThreads(torch.get_num_threads())).wait()
+            assert result.value == wanted
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_costs_are_the_time_of_the_devices_work(
