@@ -17,6 +17,7 @@ from benchmarks.models import SHAPES, Shape, write_adapter, write_model
 from benchmarks.rounds import Case, Ratio, interleaved, judged
 from benchmarks.session import Session, Times, adapter_at
 from dataplane.channel import Adapter, EngineOptions, Ready
+from dataplane.engine.pipeline import DEPTH
 
 MIXED_RANKS = (8, 16, 32, 64)
 FEW_ADAPTERS = 4
@@ -89,7 +90,12 @@ class Setup:
         return made
 
     def session(
-        self, stack: ExitStack, *, adapter_bytes: int, host_bytes: int = _HOST_CACHE_BYTES
+        self,
+        stack: ExitStack,
+        *,
+        adapter_bytes: int,
+        host_bytes: int = _HOST_CACHE_BYTES,
+        pipeline_depth: int = DEPTH,
     ) -> Session:
         """An engine whose pool holds `adapter_bytes` of adapters beside the KV of all streams."""
         shape = self.shape
@@ -113,6 +119,7 @@ class Setup:
                 adapter_roots=(str(self.folder),),
             ),
             vocab_size=shape.vocab_size,
+            pipeline_depth=pipeline_depth,
         )
         stack.callback(session.stop)
         return session
@@ -146,8 +153,8 @@ class Result:
             "full_step_s": {
                 name: [each.full_step_s for each in times] for name, times in self.times.items()
             },
-            "overhead_share": {
-                name: [each.overhead_share for each in times] for name, times in self.times.items()
+            "device_idle_share": {
+                name: [each.idle_share for each in times] for name, times in self.times.items()
             },
             "ratios": self.ratios,
             **self.facts,
@@ -194,17 +201,36 @@ def closed(setup: Setup) -> Result:
                 "byte_roofline_share_of_base_only": roofline,
             },
         )
-    shares = {name: [each.overhead_share for each in times] for name, times in result.times.items()}
+    shares = {name: [each.idle_share for each in times] for name, times in result.times.items()}
     whole = {name: [1.0] * len(values) for name, values in shares.items()}
     limit = 0.1 if setup.is_promised else None
     lines = [
         judged(
-            [Ratio(f"all but the forward pass, share of step: {name}", "it", "1", at_most=limit)],
+            [Ratio(f"device idle between steps, share of step: {name}", "it", "1", at_most=limit)],
             {"it": shares[name], "1": whole[name]},
         )[0]
         for name in shares
     ]
     return Result(result.ready, result.rates, result.times, [*result.ratios, *lines], result.facts)
+
+
+def overlap(setup: Setup) -> Result:
+    """All streams different, the next step scheduled while one runs, and one step after another."""
+    streams = setup.concurrency
+    adapters = setup.adapters("overlap", [setup.rank] * streams)
+    adapter_bytes = streams * setup.shape.adapter_bytes(setup.rank)
+    with ExitStack() as stack:
+        ahead, apart = (
+            setup.session(stack, adapter_bytes=adapter_bytes, pipeline_depth=depth)
+            for depth in (DEPTH, 1)
+        )
+        return _measured(
+            setup,
+            ahead.parts.ready,
+            {"overlapped": (ahead, adapters), "one after another": (apart, adapters)},
+            [Ratio("overlapped to one after another", "overlapped", "one after another")],
+            {},
+        )
 
 
 def ranks(setup: Setup) -> Result:

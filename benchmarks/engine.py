@@ -28,7 +28,13 @@ from benchmarks.rounds import print_ratios
 from benchmarks.session import device_name
 
 SCHEMA = "chorale-engine-bench/1"
-CASES = {"closed": cases.closed, "ranks": cases.ranks, "idle": cases.idle, "many": cases.many}
+CASES = {
+    "closed": cases.closed,
+    "ranks": cases.ranks,
+    "idle": cases.idle,
+    "many": cases.many,
+    "overlap": cases.overlap,
+}
 
 
 def main() -> None:

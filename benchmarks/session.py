@@ -26,7 +26,9 @@ from dataplane.channel import (
     decode_to_engine,
     encode,
 )
+from dataplane.engine.device import DeviceTime
 from dataplane.engine.engine import StepResult
+from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import build_engine
 from storage.adapter.manifest import digest_of
 
@@ -35,15 +37,15 @@ _LOAD_POLL_S = 0.0005
 
 @dataclass
 class Times:
-    """Of one closed loop, in seconds. steps: pairs (whole step, of which the model's forward pass);
-    full_steps: whole steps in which every stream got a token. channel_s: encoding, sending and
-    decoding what goes between frontend and engine."""
+    """Of one closed loop, in seconds. device: what it did in each step, and how long it had nothing
+    to do before it. full_steps: from one step's tokens to the next one's, where every stream got
+    one. receive_s: receiving and decoding the requests, before the device had any."""
 
     elapsed_s: float = 0.0
     num_tokens: int = 0
-    steps: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    device: list[DeviceTime] = field(default_factory=list[DeviceTime])
     full_steps: list[float] = field(default_factory=list[float])
-    channel_s: float = 0.0
+    receive_s: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -54,27 +56,29 @@ class Times:
         return statistics.median(self.full_steps) if self.full_steps else None
 
     @property
-    def overhead_share(self) -> float:
-        """Of the step time with its share of the channel: all that is not the forward pass, which
-        is scheduling, building the batch, sampling, bookkeeping and the channel."""
-        whole = sum(step for step, _ in self.steps) + self.channel_s
-        forward = sum(forward for _, forward in self.steps)
-        return (whole - forward) / whole if whole else 0.0
+    def idle_share(self) -> float:
+        """Of the whole time, that in which the device waited for the host: for scheduling, building
+        a batch, bookkeeping or the channel, as far as they did not fit beside a step. What they
+        take from a step that runs on the same cores is part of that step."""
+        idle = sum(each.idle_s for each in self.device) + self.receive_s
+        whole = sum(each.work_s for each in self.device) + idle
+        return idle / whole if whole else 0.0
 
 
 class Session:
     """Owns an engine; `stop` must be called. Every closed loop ends with the pool proven."""
 
-    def __init__(self, options: EngineOptions, *, vocab_size: int) -> None:
-        self.parts = build_engine(options, on_loaded=lambda: None)
+    def __init__(
+        self, options: EngineOptions, *, vocab_size: int, pipeline_depth: int = DEPTH
+    ) -> None:
+        self.parts = build_engine(options, on_loaded=lambda: None, pipeline_depth=pipeline_depth)
         self.parts.loader.start()
         self._vocab_size = vocab_size
         self._handles = count()
-        self._forward_s = 0.0
         self._channel = _Channel()
-        self._time_forward(self.parts.engine)
 
     def stop(self) -> None:
+        self.parts.engine.close()
         self.parts.loader.stop()
         self._channel.close()
 
@@ -93,9 +97,8 @@ class Session:
         ]
         started_s = time.perf_counter()
         for submit in submits:
-            times.channel_s += self._channel.receive(submit, engine.submit)
-        while engine.has_work:
-            self._step(times, len(adapters))
+            times.receive_s += self._channel.receive(submit, engine.submit)
+        self._run(times, len(adapters))
         times.elapsed_s = time.perf_counter() - started_s
         self.check_empty()
         return times
@@ -110,23 +113,26 @@ class Session:
                 metadata={"num_used_pages": str(report.num_used_pages)},
             )
 
-    def _step(self, times: Times, num_streams: int) -> None:
+    def _run(self, times: Times, num_streams: int) -> None:
         engine = self.parts.engine
-        self._forward_s = 0.0
-        before_s = time.perf_counter()
-        result = engine.step()
-        step_s = time.perf_counter() - before_s
-        _check(result)
-        if not self._forward_s and not result.outputs:
-            if engine.is_waiting_for_loads:
+        last_s = time.perf_counter()
+        while engine.has_work:
+            result = engine.step()
+            _check(result)
+            if not result.times and engine.is_waiting_for_loads:
                 time.sleep(_LOAD_POLL_S)
-            return
-        times.steps.append((step_s, self._forward_s))
-        num_tokens = sum(len(output.token_ids) for output in result.outputs)
-        times.num_tokens += num_tokens
-        if num_tokens == num_streams:
-            times.full_steps.append(step_s)
-        times.channel_s += self._channel.send(Outputs(result.outputs))
+            if not result.times:
+                continue
+            if not times.device:  # since the loop before, there was nothing to do
+                result.times[0] = result.times[0]._replace(idle_s=0.0)
+            times.device += result.times
+            now_s = time.perf_counter()
+            num_tokens = sum(len(output.token_ids) for output in result.outputs)
+            times.num_tokens += num_tokens
+            if num_tokens == num_streams:
+                times.full_steps.append(now_s - last_s)
+            last_s = now_s
+            self._channel.send(Outputs(result.outputs))
 
     def _submit(self, adapter: Adapter | None, *, prompt_tokens: int, new_tokens: int) -> Submit:
         handle = next(self._handles)
@@ -141,26 +147,9 @@ class Session:
             arrival_s=time.monotonic(),
         )
 
-    def _time_forward(self, engine: Any) -> None:
-        """Times the forward passes of this one engine, its device's work included."""
-        decoder = engine._decoder
-        forward: Callable[..., torch.Tensor] = decoder.forward
-        synchronize = (
-            torch.cuda.synchronize if self.parts.ready.device.startswith("cuda") else lambda: None
-        )
-
-        def timed(*arguments: Any, **options: Any) -> torch.Tensor:
-            before_s = time.perf_counter()
-            logits = forward(*arguments, **options)
-            synchronize()
-            self._forward_s += time.perf_counter() - before_s
-            return logits
-
-        decoder.forward = timed
-
 
 class _Channel:
-    """The frontend's socket pair, both ends here: what the engine's side of it costs."""
+    """The frontend's socket pair, both ends here."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
@@ -171,13 +160,9 @@ class _Channel:
         port = self._ends[0].bind_to_random_port("tcp://127.0.0.1")
         self._ends[1].connect(f"tcp://127.0.0.1:{port}")
 
-    def send(self, message: object) -> float:
-        """Seconds that encoding and sending took; taking it out again is the other side's."""
-        before_s = time.perf_counter()
+    def send(self, message: object) -> None:
         self._ends[0].send(encode(message))
-        elapsed_s = time.perf_counter() - before_s
         self._ends[1].recv()
-        return elapsed_s
 
     def receive(self, message: Submit, use: Callable[[Any], None]) -> float:
         """Seconds that receiving and decoding took; `use` gets the decoded message."""

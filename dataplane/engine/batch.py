@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from dataplane.engine.scheduler import Chunk
+from dataplane.engine.chunk import Chunk
 from dataplane.lora.affine_segments import affine_head, affine_layers
 from dataplane.lora.layout import head_columns
 from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
@@ -15,6 +15,7 @@ from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import Batch, HeadSlice, LayerSegments
 from dataplane.models.shapes import GROUPS
 from dataplane.pool.pool import PagePool
+from dataplane.staging import staged
 from kernels.attention.metadata import AttentionMetadata, PrefillChunk
 from kernels.lora.plan import LoraSpans, Segment, SegmentGroup
 
@@ -40,8 +41,9 @@ class BatchBuilder:
         logit_spans: list[tuple[str, int, int]] = []
         for chunk in chunks:
             sequence, start = chunk.sequence, len(token_ids)
-            first, last = sequence.num_computed, sequence.num_computed + chunk.num_tokens
-            token_ids += sequence.tokens[first:last]
+            first, last = chunk.start, chunk.end
+            known = sequence.tokens[first:last]
+            token_ids += known or [0]  # one that is unread is put in by the device
             positions += range(first, last)
             pages += [sequence.block_table[p // page_tokens] for p in range(first, last)]
             end = len(token_ids)
@@ -51,7 +53,7 @@ class BatchBuilder:
             else:
                 blocks = sequence.block_table[: self._pool.blocks_for(last)]
                 prefill.append(PrefillChunk(start, end, last, self._int64(blocks)))
-            if last == len(sequence.tokens):
+            if chunk.samples:
                 if sequence.adapter:
                     row = len(logit_rows)
                     _extend(logit_spans, sequence.adapter.digest, row, row + 1)
@@ -68,7 +70,7 @@ class BatchBuilder:
                 prefill=tuple(prefill),
                 decode_rows=self._int64(decode_rows),
                 decode_block_tables=self._block_tables(decode),
-                decode_seq_lens=self._int64([c.sequence.num_computed + 1 for c in decode]),
+                decode_seq_lens=self._int64([c.end for c in decode]),
             ),
             layers=self._layer_segments(spans),
             affine=affine_layers(self._adapter, spans, self._config.num_layers),
@@ -77,10 +79,7 @@ class BatchBuilder:
         )
 
     def _block_tables(self, decode: Seq[Chunk]) -> torch.Tensor:
-        tables = [
-            c.sequence.block_table[: self._pool.blocks_for(c.sequence.num_computed + 1)]
-            for c in decode
-        ]
+        tables = [c.sequence.block_table[: self._pool.blocks_for(c.end)] for c in decode]
         width = max(map(len, tables), default=0)
         return self._int64([[*t, *([t[-1]] * (width - len(t)))] for t in tables]).view(
             len(tables), width
@@ -129,8 +128,8 @@ class BatchBuilder:
         assert resident is not None  # held by the running sequence
         return resident
 
-    def _int64(self, values: object) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._pool.device)
+    def _int64(self, values: Seq[object]) -> torch.Tensor:
+        return staged(values, torch.int64, self._pool.device)
 
 
 def _extend(spans: list[tuple[str, int, int]], digest: str, start: int, end: int) -> None:

@@ -1,16 +1,27 @@
-"""The engine: requests in, tokens out, one step at a time."""
+"""The engine: requests in, tokens out.
+
+While a step runs on the device the next one is scheduled, built and launched behind it; then the
+first one's tokens are read and sent while the second one runs. The device waits for the host only
+where the host needs the tokens first: before a preemption, and after a sequence gave no finite
+output. See `pipeline`, `holdings` and docs/architecture.md.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from dataplane.channel import Output, PoolReport, Stats, Submit, TokenLogprobs
 from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
+from dataplane.engine.chunk import Chunk, Failure
+from dataplane.engine.device import DeviceTime, device_for
+from dataplane.engine.patience import Patience
+from dataplane.engine.pipeline import DEPTH, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
-from dataplane.engine.scheduler import Chunk, Failure, Scheduler
+from dataplane.engine.scheduler import Scheduler
 from dataplane.engine.sequence import Sequence
 from dataplane.errors import NonFiniteOutputError
 from dataplane.lora.loader import AdapterLoader
@@ -18,15 +29,17 @@ from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
 from dataplane.pool.allocator import PoolIntegrityError
 from dataplane.pool.pool import PagePool
-from dataplane.sampling.sampler import Row, Sampled, sample
+from dataplane.sampling.plan import Row
+from dataplane.sampling.sampler import Sampled
 
 
 @dataclass
 class StepResult:
-    """What one step made: new tokens, and requests that ended with an error."""
+    """What became known: new tokens, and requests that ended with an error."""
 
     outputs: list[Output] = field(default_factory=list[Output])
     failures: list[tuple[int, Exception]] = field(default_factory=list[tuple[int, Exception]])
+    times: list[DeviceTime] = field(default_factory=list[DeviceTime])  # of the steps it is from
 
 
 class Engine:
@@ -46,8 +59,10 @@ class Engine:
         prefix_cache: bool = True,
         max_cluster_delay_s: float = 0.25,
         priority_ageing_s: float = 10.0,
+        pipeline_depth: int = DEPTH,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """pipeline_depth: steps in flight at once; with 1 nothing overlaps."""
         self._decoder = decoder
         self._pool = pool
         self._loader = loader
@@ -71,6 +86,8 @@ class Engine:
             priority_ageing_s=priority_ageing_s,
         )
         self._batches = BatchBuilder(decoder.config, pool, self._resident)
+        self._patience = Patience(self._costs)
+        self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
         self._sequences: dict[int, Sequence] = {}
         self._ended: StepResult = StepResult()  # requests that ended before they were scheduled
         self._num_generated = 0
@@ -78,22 +95,29 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step could make progress, or only a load's end can."""
-        return self._scheduler.has_work or bool(self._ended.outputs or self._ended.failures)
+        ended = self._ended.outputs or self._ended.failures
+        return self._scheduler.has_work or bool(self._pipeline) or bool(ended)
 
     @property
     def is_waiting_for_loads(self) -> bool:
         """Only requests whose adapter is still loading are left: nothing to compute now."""
-        return self._scheduler.is_waiting_for_loads
+        return not self._pipeline and self._scheduler.is_waiting_for_loads
 
     @property
     def next_due_s(self) -> float | None:
         """When a request's time may be over: a step is wanted then, whatever else goes on."""
         return self._scheduler.next_due_s
 
+    @property
+    def spare_s(self) -> float:
+        """How long the next `step` may be put off, for others to come that it can take in, while
+        the device has enough to do."""
+        return 0.0 if self._pipeline.is_idle else self._patience.left_s(self._clock())
+
     def submit(self, request: Submit) -> None:
         """Queues a request; whatever is wrong with it is part of the next step's result."""
-        sequence = Sequence.of(request)
-        finish, token = sequence.finish_reason(self._eos, self._max_context)
+        sequence = Sequence.of(request, self._max_context)
+        finish, token = sequence.finish_reason(self._eos)
         if finish:
             # All its tokens were delivered before; only the end was lost.
             self._ended.outputs.append(_final(sequence, [], finish, token, []))
@@ -106,28 +130,32 @@ class Engine:
         self._sequences[request.handle] = sequence
 
     def abort(self, handle: int) -> None:
-        """Frees all that a request holds, at once. Unknown handles are ignored."""
+        """Frees all that a request holds: at once, or when the step that it is part of has run.
+        Unknown handles are ignored."""
         sequence = self._sequences.pop(handle, None)
         if sequence:
             self._scheduler.remove(sequence, self._clock())
 
     def step(self) -> StepResult:
-        """Computes one batch; nothing when no request can run now."""
+        """Launches the next step, if any request can run now, and gives the tokens of the one
+        before it. Nothing of either when there is none."""
         result, self._ended = self._ended, StepResult()
         started_s = self._clock()
         chunks, failures = self._scheduler.schedule(started_s)
         for failure in failures:
             self._fail(failure, result)
         if chunks:
-            self._run(chunks, result)
-            num_decode = sum(chunk.num_tokens == 1 for chunk in chunks)
-            num_tokens = sum(chunk.num_tokens for chunk in chunks)
-            self._costs.observe_step(
-                self._clock() - started_s,
-                num_prefill=num_tokens - num_decode,
-                num_decode=num_decode,
-            )
+            self._launch(chunks)
+            self._patience.host_took(self._clock() - started_s)
+        if self._pipeline and (self._pipeline.is_full or not chunks):
+            self._collect(result)
         return result
+
+    def close(self) -> None:
+        """Waits for what was launched; nobody learns what came of it."""
+        while self._pipeline:
+            with contextlib.suppress(Exception):
+                self._pipeline.collect()
 
     def stats(self) -> Stats:
         residency = self._loader.residency()
@@ -183,39 +211,58 @@ class Engine:
         """Empties the pool of all that nobody uses."""
         self._pool.make_free(self._pool.num_available)
 
-    def _run(self, chunks: list[Chunk], result: StepResult) -> None:
+    def _launch(self, chunks: list[Chunk]) -> None:
         batch = self._batches.build(chunks)
-        logits = self._decoder.forward(batch, self._pool.data, self._pool.page_tokens)
-        self._scheduler.computed(chunks, self._clock())
-        complete = [chunk.sequence for chunk in chunks if not chunk.sequence.num_pending]
-        if not complete:
-            return
-        sampled = sample(logits, [self._row(sequence) for sequence in complete])
-        now_s = self._clock()
-        for sequence, token in zip(complete, sampled, strict=True):
-            self._append(sequence, token, now_s, result)
+        rows = [self._row(chunk.sequence) for chunk in chunks if chunk.samples]
+        self._pipeline.launch(chunks, batch, rows)
+        self._scheduler.launched(chunks)
+        num_prefill, num_decode = _count(chunks)
+        self._patience.launched(num_prefill=num_prefill, num_decode=num_decode, now_s=self._clock())
 
     def _row(self, sequence: Sequence) -> Row:
         sampling = sequence.sampling
         banned: list[int] = []
-        if sequence.num_output < sampling.min_tokens:
+        if sequence.num_output + sequence.num_unread < sampling.min_tokens:
             banned = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)]
-        return Row(sampling, sequence.tokens, sequence.num_prompt, banned)
+        unread = self._pipeline.unread_row(sequence)
+        return Row(sampling, sequence.tokens, sequence.num_prompt, banned, unread)
+
+    def _collect(self, result: StepResult) -> None:
+        """Takes in the oldest step in flight."""
+        step = self._pipeline.collect()
+        now_s = self._clock()
+        result.times.append(step.time)
+        self._patience.collected(now_s)
+        num_prefill, num_decode = _count(step.chunks)
+        self._costs.observe_step(step.time.work_s, num_prefill=num_prefill, num_decode=num_decode)
+        self._scheduler.computed(step.chunks, now_s)
+        sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
+        ruined: list[Sequence] = []
+        for sequence, sampled in zip(sampling, step.sampled, strict=True):
+            if sequence.handle not in self._sequences:
+                continue  # it ended while this step was in flight
+            if sampled.token_id < 0:
+                self._fail(Failure(sequence, _non_finite(sequence)), result)
+                ruined.append(sequence)
+            else:
+                self._append(sequence, sampled, now_s, result)
+        # What they computed must be out of the prefix cache before anybody else is scheduled, and
+        # that must wait for the last step that has them.
+        while ruined and self._pipeline:
+            self._collect(result)
+        for sequence in ruined:
+            self._scheduler.remove(sequence, now_s, ruined=True)
 
     def _append(
         self, sequence: Sequence, sampled: Sampled, now_s: float, result: StepResult
     ) -> None:
-        if sampled.token_id < 0:
-            self._scheduler.remove(sequence, now_s, ruined=True)
-            self._fail(Failure(sequence, _non_finite(sequence)), result)
-            return
         self._num_generated += 1
         first = sequence.first_token_s is None
         if first:
             sequence.first_token_s = now_s
         sequence.tokens.append(sampled.token_id)
         logprobs = [sampled.logprobs] if sampled.logprobs else []
-        finish, stop_token = sequence.finish_reason(self._eos, self._max_context)
+        finish, stop_token = sequence.finish_reason(self._eos)
         if finish:
             self._scheduler.remove(sequence, now_s)
             del self._sequences[sequence.handle]
@@ -235,6 +282,13 @@ class Engine:
     def _fail(self, failure: Failure, result: StepResult) -> None:
         self._sequences.pop(failure.sequence.handle, None)
         result.failures.append((failure.sequence.handle, failure.error))
+
+
+def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
+    """Tokens in prefill chunks, and sequences that compute one token."""
+    sizes = [chunk.num_tokens for chunk in chunks]
+    num_decode = sizes.count(1)
+    return sum(sizes) - num_decode, num_decode
 
 
 def _final(

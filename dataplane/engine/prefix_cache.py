@@ -95,7 +95,7 @@ class PrefixCache:
     ) -> CachedBlock | None:
         """Takes over a full block, computed into `page` of `owner`, that follows the held `path`;
         the caller holds it then. Where the same block is cached already, that one is held instead
-        and `page` given back. None when the cache is off."""
+        and `page` stays the owner's. None when the cache is off."""
         if not self._enabled:
             return None
         key = tuple(tokens)
@@ -103,7 +103,6 @@ class PrefixCache:
         children = parent.children if parent else self._roots.setdefault(digest, {})
         block = children.get(key)
         if block is not None:
-            self._pool.allocator.give_back((page,), owner)
             self._hold(block)
             return block
         block = CachedBlock(self, digest, parent, key, page)

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _SEND_TIMEOUT_MS = 30_000  # a frontend that takes nothing for so long is gone
 _IDLE_POLL_MS = 1_000
+_SPARE_POLL_MS = 2  # how late a device may be noticed that was done before it was expected
+_SHORT_S = 0.001  # what a poll cannot wait for
 _STATS_INTERVAL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
@@ -93,6 +95,7 @@ class _Process:
         try:
             self._serve(parts.engine)
         finally:
+            parts.engine.close()
             parts.loader.stop()
         return 0
 
@@ -116,10 +119,12 @@ class _Process:
     def _serve(self, engine: Engine) -> None:
         while True:
             busy = engine.has_work and not engine.is_waiting_for_loads
-            self._receive(engine, 0 if busy else self._idle_timeout_ms(engine))
+            # Who comes while the device is busy can still be part of the next step.
+            spare_ms = min(int(engine.spare_s * 1000), _SPARE_POLL_MS)
+            self._receive(engine, spare_ms if busy else self._idle_timeout_ms(engine))
             if not self._running:
                 return
-            if engine.has_work:
+            if engine.has_work and engine.spare_s < _SHORT_S:
                 self._deliver(engine.step())
             self._report(engine)
             if engine.has_work and time.monotonic() - self._sent_s >= ALIVE_INTERVAL_S:

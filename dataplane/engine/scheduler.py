@@ -4,6 +4,9 @@ Decode first, then the prefill of running sequences in chunks, then waiting requ
 of `waiting`. When the next one lacks pages, nobody passes it, so that large requests do not starve.
 Pages come from what is free, then from what the pool is least worth, and at last from the running
 sequence with the least claim, which is recomputed later.
+
+A step may be scheduled while the one before it is in flight: launched, and its tokens not read yet.
+That takes no token's value, only their number.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataplane.cost_model import CostModel
+from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
+from dataplane.engine.holdings import Holdings
 from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
 from dataplane.engine.sequence import Sequence
@@ -27,20 +32,6 @@ if TYPE_CHECKING:
 
 _OVERLOAD_S = 5.0  # there is overload for so long after a request was failed as hopeless
 _MAX_RETRY_S = 30.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The next `num_tokens` pending tokens of a running sequence."""
-
-    sequence: Sequence
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    sequence: Sequence
-    error: Exception
 
 
 @dataclass
@@ -82,10 +73,12 @@ class Scheduler:
             self._affinity, max_cluster_delay_s=max_cluster_delay_s, ageing_s=priority_ageing_s
         )
         self._objectives = Objectives(costs, max_batch_tokens)
+        self._holdings = Holdings(pool, supply.resident, prefixes)
         self._overload_until_s: float | None = None
         self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
         self.counters = Counters()
+        self._starved = False  # room can only be made by preemption, which cannot be now
 
     @property
     def num_waiting(self) -> int:
@@ -129,53 +122,52 @@ class Scheduler:
             self._leave_queue(sequence)
         elif sequence in self.running:
             self.running.remove(sequence)
-            path = sequence.shared
-            self._release(sequence, now_s)
-            if ruined:
-                self._prefixes.discard(path)
+            self._holdings.release(sequence, now_s, ruined=ruined)
 
     def schedule(self, now_s: float) -> tuple[list[Chunk], list[Failure]]:
         """The chunks of the next step, those of one adapter adjacent, and the requests that have
-        ended with an error instead. A failed sequence holds nothing any more."""
+        ended with an error instead. A failed sequence holds nothing any more.
+
+        No chunks, either, when only preemption could make room and steps are in flight: it needs
+        the tokens that these sample, and who ends by them may leave room enough."""
         failures = self._take_loads(now_s)
         failures += self._out_of_time(now_s)
         chunks: dict[Sequence, Chunk] = {}
+        self._starved = False
         self._continue_running(chunks, now_s)
+        if self._starved:
+            return [], failures
         failures += self._admit(chunks, now_s)
         ordered = sorted(chunks.values(), key=lambda chunk: chunk.sequence.queue_key)
         return ordered, failures
 
+    def launched(self, chunks: Seq[Chunk]) -> None:
+        """A step over `chunks`, as just scheduled, was given to the device."""
+        self._holdings.launched(chunk.sequence for chunk in chunks)
+        for chunk in chunks:
+            chunk.sequence.num_computed = chunk.end
+            chunk.sequence.num_unread += chunk.samples
+
     def computed(self, chunks: Seq[Chunk], now_s: float) -> None:
-        """The keys and values of `chunks` are in their pages: full blocks can be shared now. Call
-        it before a token is appended; who has none pending will get one, and is charged for it."""
-        size = self._pool.page_tokens
+        """The oldest launched step, over `chunks`, has run: their keys and values are in their
+        pages, and full blocks can be shared. Call it before the tokens that it sampled are
+        appended. What it did for a sequence that has ended meanwhile counts for nothing."""
+        self._holdings.collected(now_s)
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.num_computed += chunk.num_tokens
-            while (len(sequence.shared) + 1) * size <= sequence.num_computed:
-                index = len(sequence.shared)
-                block = self._prefixes.keep(
-                    sequence.queue_key,
-                    sequence.shared,
-                    sequence.tokens[index * size : (index + 1) * size],
-                    sequence.block_table[index],
-                    sequence.owner,
-                    now_s,
-                )
-                if block is None:
-                    break
-                sequence.shared.append(block)
-                sequence.block_table[index] = block.page
-            if not sequence.num_pending:
+            if not sequence.block_table:
+                continue
+            self._holdings.share(sequence, chunk.end, now_s)
+            if chunk.samples:
+                sequence.num_unread -= 1
                 self._waiting.charge(sequence, OUTPUT_WEIGHT)
 
     def claims(self) -> dict[str, list[int]]:
         """Owner -> pages, for the integrity check; cached blocks are the cache's."""
-        own = {each.owner: each.block_table[len(each.shared) :] for each in self.running}
-        return {owner: pages for owner, pages in own.items() if pages}
+        return self._holdings.claims(self.running)
 
     def held_blocks(self) -> list[list[CachedBlock]]:
-        return [each.shared for each in self.running]
+        return self._holdings.held_blocks(self.running)
 
     # What happens while they wait.
 
@@ -254,19 +246,20 @@ class Scheduler:
     # The next step.
 
     def _continue_running(self, chunks: dict[Sequence, Chunk], now_s: float) -> None:
-        decoding = [each for each in self.running if each.num_pending == 1]
-        prefilling = [each for each in self.running if each.num_pending > 1]
+        going_on = [each for each in self.running if not each.is_spent]
+        decoding = [each for each in going_on if each.num_pending == 1]
+        prefilling = [each for each in going_on if each.num_pending > 1]
         budget = self._max_batch_tokens
         for sequence in (*decoding, *prefilling):
             # It may have been preempted a moment ago to let another one grow.
-            if budget and sequence in self.running:
+            if budget and sequence in self.running and not self._starved:
                 budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
 
     def _schedule_chunk(
         self, sequence: Sequence, budget: int, chunks: dict[Sequence, Chunk], now_s: float
     ) -> int:
         """Schedules up to `budget` of its pending tokens. Returns by how much the step grew:
-        less than that, even below zero, when others had to leave it."""
+        less than that, even below zero, when others had to leave it, or when it got none."""
         freed = 0
         num_tokens = min(sequence.num_pending, budget)
         needed = self._pool.blocks_for(sequence.num_computed + num_tokens)
@@ -276,6 +269,9 @@ class Scheduler:
                 assert page is not None
                 sequence.block_table.append(page)
                 continue
+            if self._holdings.in_flight:
+                self._starved = True
+                return 0
             victim = max(self.running, key=self._expendability)
             self._preempt(victim, now_s)
             chunk = chunks.pop(victim, None)
@@ -284,7 +280,8 @@ class Scheduler:
                 return -freed
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
-        chunks[sequence] = Chunk(sequence, num_tokens)
+        samples = num_tokens == sequence.num_pending
+        chunks[sequence] = Chunk(sequence, sequence.num_computed, num_tokens, samples)
         return num_tokens - freed
 
     def _expendability(self, sequence: Sequence) -> tuple[float, int]:
@@ -361,21 +358,11 @@ class Scheduler:
         """Back to the queue, before all that did not run yet. It will be recomputed, tokens so far
         included, but for what is still cached then."""
         self.running.remove(sequence)
-        self._release(sequence, now_s, wanted=True)
+        self._holdings.release(sequence, now_s, wanted=True)
         self._waiting.resume(sequence)
         self._num_waiting_tokens += len(sequence.tokens)
         self.counters.num_preemptions += 1
         self._watch(sequence, now_s)
-
-    def _release(self, sequence: Sequence, now_s: float, *, wanted: bool = False) -> None:
-        own = sequence.block_table[len(sequence.shared) :]
-        self._pool.allocator.give_back(own, sequence.owner)
-        self._prefixes.release(sequence.shared, now_s, wanted=wanted)
-        sequence.block_table = []
-        sequence.shared = []
-        sequence.num_computed = 0
-        if sequence.adapter:
-            self._supply.resident.release(sequence.adapter.digest)
 
     def _affinity(self, key: str) -> int:
         """For clustering: 2 in the running batch or no adapter, 1 in the pool, 0 elsewhere."""

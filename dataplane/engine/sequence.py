@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ MAX_PRIORITY = 10
 
 @dataclass(eq=False)
 class Sequence:
-    """`tokens` is prompt plus output. The KV of the first `num_computed` of them is in the pages
-    of `block_table`; the rest are pending: one when decoding, more when prefilling.
+    """`tokens` is prompt plus output; `num_unread` more are sampled by launched steps and still on
+    the device. The KV of the first `num_computed` of all these is in the pages of `block_table`
+    once the launched steps have run; the rest are pending: one when decoding, more when prefilling.
 
     The first pages of `block_table` are those of `shared`, cached blocks that it holds and never
     writes to; the others are its own."""
@@ -31,7 +33,10 @@ class Sequence:
     deadline_s: float | None
     first_token_by_s: float | None = None
     priority: int = 0
+    max_context: int = sys.maxsize
     num_computed: int = 0
+    num_unread: int = 0
+    last_step: int = 0  # the last launched step that it is part of, as `Holdings` counts them
     block_table: list[int] = field(default_factory=list[int])
     shared: list[CachedBlock] = field(default_factory=list["CachedBlock"])
     num_cached: int = 0  # tokens that it found computed when it first ran
@@ -40,7 +45,7 @@ class Sequence:
     first_token_s: float | None = None
 
     @staticmethod
-    def of(request: Submit) -> Sequence:
+    def of(request: Submit, max_context: int = sys.maxsize) -> Sequence:
         return Sequence(
             handle=request.handle,
             tokens=[*request.prompt, *request.generated],
@@ -52,6 +57,7 @@ class Sequence:
             deadline_s=request.deadline_s,
             first_token_by_s=request.first_token_by_s,
             priority=max(-MAX_PRIORITY, min(request.priority, MAX_PRIORITY)),
+            max_context=max_context,
         )
 
     @property
@@ -65,12 +71,18 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) + self.num_unread - self.num_computed
 
     @property
     def max_length(self) -> int:
         """Tokens it can grow to."""
-        return self.num_prompt + self.sampling.max_tokens
+        return min(self.num_prompt + self.sampling.max_tokens, self.max_context)
+
+    @property
+    def is_spent(self) -> bool:
+        """Its last token was sampled, or is being sampled, whatever tokens it gets."""
+        length = len(self.tokens) + self.num_unread
+        return length > self.num_prompt and length >= self.max_length
 
     @property
     def min_output(self) -> int:
@@ -84,7 +96,7 @@ class Sequence:
         """Its waiting queue: the adapter's digest, "" for the base model."""
         return self.adapter.digest if self.adapter else ""
 
-    def finish_reason(self, eos_token_ids: frozenset[int], max_context: int) -> tuple[str, int]:
+    def finish_reason(self, eos_token_ids: frozenset[int]) -> tuple[str, int]:
         """("", -1) while it goes on; else ("stop", token) or ("length", -1)."""
         if not self.num_output:
             return "", -1
@@ -95,7 +107,7 @@ class Sequence:
         )
         if stops and self.num_output > sampling.min_tokens:
             return "stop", last
-        if self.num_output >= sampling.max_tokens or len(self.tokens) >= max_context:
+        if len(self.tokens) >= self.max_length:
             return "length", -1
         return "", -1
 

@@ -10,6 +10,7 @@ import torch
 
 from dataplane.channel import EngineOptions, ModuleShape, Ready
 from dataplane.engine.engine import Engine
+from dataplane.engine.pipeline import DEPTH
 from dataplane.errors import DataPlaneError, UnsupportedModelError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
@@ -39,7 +40,9 @@ class EngineParts:
     loader: ThreadedLoader
 
 
-def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> EngineParts:
+def build_engine(
+    options: EngineOptions, on_loaded: Callable[[], None], *, pipeline_depth: int = DEPTH
+) -> EngineParts:
     """on_loaded: called from another thread when an adapter has reached host memory.
 
     Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
@@ -70,7 +73,9 @@ def build_engine(options: EngineOptions, on_loaded: Callable[[], None]) -> Engin
         disk_dir=options.disk_cache_dir,
         on_result=on_loaded,
     )
-    engine = make_engine(options, config, weights, pool, loader, max_context)
+    engine = make_engine(
+        options, config, weights, pool, loader, max_context, pipeline_depth=pipeline_depth
+    )
     ready = Ready(
         model_name=options.model_name,
         fingerprint=fingerprint(config),
@@ -96,6 +101,8 @@ def make_engine(
     pool: PagePool,
     loader: AdapterLoader,
     max_context: int,
+    *,
+    pipeline_depth: int = DEPTH,
 ) -> Engine:
     """Raises: DataPlaneError for a scheduling option that is out of range."""
     if not options.priority_ageing_s > 0:
@@ -114,6 +121,7 @@ def make_engine(
         prefix_cache=options.prefix_cache,
         max_cluster_delay_s=options.max_cluster_delay_s,
         priority_ageing_s=options.priority_ageing_s,
+        pipeline_depth=pipeline_depth,
     )
 
 

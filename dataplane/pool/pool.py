@@ -64,7 +64,10 @@ class PagePool:
         """A page for KV, cleared: what an earlier owner left could be NaN, and even masked
         attention would carry that into its result."""
         page = self.allocator.take_page(owner)
-        if page is not None:
+        if page is not None and self.data.is_cpu:
+            # Not torch's threads: beside those of the running step they would be one too many each.
+            self.data.view(torch.uint8).numpy()[:, page] = 0
+        elif page is not None:
             self.data[:, page].zero_()
         return page
 

@@ -1,24 +1,15 @@
-"""The next token of each sequence of a step."""
+"""The next token of each sequence of a step. Nothing here waits for the device but `Picks.read`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from dataplane.channel import Sampling, TokenLogprobs
+from dataplane.channel import TokenLogprobs
 from dataplane.sampling.filters import draw, filter_logits, penalize
-from dataplane.sampling.random_numbers import uniform
-
-
-class Row(NamedTuple):
-    """What sampling must know of a sequence. `banned` may not be chosen now (min_tokens)."""
-
-    sampling: Sampling
-    tokens: Sequence[int]  # prompt plus output; not copied
-    num_prompt: int
-    banned: Sequence[int]
+from dataplane.sampling.plan import Draws, SamplingPlan
 
 
 class Sampled(NamedTuple):
@@ -28,93 +19,102 @@ class Sampled(NamedTuple):
     logprobs: TokenLogprobs | None
 
 
-@torch.inference_mode()
-def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled]:
-    """logits: [len(rows), vocab], the model's dtype. Rows do not influence each other."""
-    best, greedy = logits.max(dim=-1)
-    tokens = greedy.tolist()
-    finite = best.isfinite().tolist()
-    plain = [index for index, row in enumerate(rows) if _is_plain(row)]
-    if len(plain) < len(rows):
-        chosen = set(plain)
-        special = [i for i in range(len(rows)) if i not in chosen and finite[i]]
-        if special:
-            picked = _sample_special(logits[special].float(), [rows[i] for i in special])
-            for index, token in zip(special, picked, strict=True):
-                tokens[index] = token
-    logprobs = _logprobs(logits, rows, tokens)
-    return [
-        Sampled(tokens[i], logprobs.get(i)) if finite[i] else Sampled(-1, None)
-        for i in range(len(rows))
-    ]
+class Logprobs(NamedTuple):
+    """Of the rows that asked."""
+
+    chosen: torch.Tensor  # [num_asked] float32
+    top_ids: torch.Tensor  # [num_asked, most] int64
+    top: torch.Tensor  # [num_asked, most] float32
 
 
-def _is_plain(row: Row) -> bool:
-    return row.sampling.temperature == 0.0 and not row.banned and not _has_penalty(row.sampling)
+@dataclass(frozen=True)
+class Picks:
+    """What was sampled. ids are tokens of the vocabulary even where the logits are not finite."""
 
+    plan: SamplingPlan
+    ids: torch.Tensor  # [num_rows] int64
+    finite: torch.Tensor  # [num_rows] bool
+    logprobs: Logprobs | None
 
-def _has_penalty(sampling: Sampling) -> bool:
-    return (
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-    )
+    def to_host(self) -> Picks:
+        """A copy in host memory, there once what the stream was given so far has run."""
 
+        def host(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to("cpu", non_blocking=True)
 
-def _sample_special(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    for row_logits, row in zip(logits, rows, strict=True):
-        if _has_penalty(row.sampling):
-            penalize(
-                row_logits,
-                row.tokens,
-                row.tokens[row.num_prompt :],
-                repetition=row.sampling.repetition_penalty,
-                presence=row.sampling.presence_penalty,
-                frequency=row.sampling.frequency_penalty,
+        logprobs = Logprobs(*map(host, self.logprobs)) if self.logprobs else None
+        return Picks(self.plan, host(self.ids), host(self.finite), logprobs)
+
+    def read(self) -> list[Sampled]:
+        """One for each row."""
+        ids, finite = self.ids.tolist(), self.finite.tolist()
+        logprobs = self._read_logprobs()
+        return [
+            Sampled(token, logprobs.get(at)) if ok else Sampled(-1, None)
+            for at, (token, ok) in enumerate(zip(ids, finite, strict=True))
+        ]
+
+    def _read_logprobs(self) -> dict[int, TokenLogprobs]:
+        if self.logprobs is None:
+            return {}
+        columns = zip(*(each.tolist() for each in self.logprobs), strict=True)
+        return {
+            row: TokenLogprobs(chosen, top_ids[:count], top[:count])
+            for (row, count), (chosen, top_ids, top) in zip(
+                self.plan.num_alternatives, columns, strict=True
             )
-        if row.banned:
-            row_logits[list(row.banned)] = float("-inf")
-    tokens = logits.argmax(dim=-1).tolist()
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0.0]
-    if drawn:
-        picked = _draw(logits[drawn], [rows[i] for i in drawn])
-        for index, token in zip(drawn, picked, strict=True):
-            tokens[index] = token
-    return tokens
+        }
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)
+@torch.inference_mode()
+def pick(
+    logits: torch.Tensor, plan: SamplingPlan, previous_ids: torch.Tensor | None = None
+) -> Picks:
+    """Rows do not influence each other.
 
-    temperature = column([row.sampling.temperature for row in rows], torch.float32)
-    # Centred first, so that a tiny temperature cannot overflow.
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.unsqueeze(-1)
-    probabilities = filter_logits(
-        scaled,
-        column([row.sampling.top_k for row in rows], torch.int64),
-        column([row.sampling.top_p for row in rows], torch.float32),
-        column([row.sampling.min_p for row in rows], torch.float32),
-    )
-    uniforms = [uniform(row.sampling.seed, len(row.tokens) - row.num_prompt) for row in rows]
-    return draw(probabilities, column(uniforms, torch.float64)).tolist()
+    logits: [num_rows, vocab], the model's dtype, on the device of the plan
+    previous_ids: [any] int64: what the step before sampled; what `Row.unread` points into
+    """
+    best, ids = logits.max(dim=-1)
+    if plan.special is not None:
+        picked = _pick_special(logits[plan.special].float(), plan, previous_ids)
+        ids = ids.index_copy(0, plan.special, picked)
+    return Picks(plan, ids, best.isfinite(), _logprobs(logits, plan, ids))
 
 
-def _logprobs(
-    logits: torch.Tensor, rows: Sequence[Row], tokens: Sequence[int]
-) -> dict[int, TokenLogprobs]:
-    asked = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
-    if not asked:
-        return {}
-    logprobs = logits[asked].float().log_softmax(dim=-1)
-    most = max(rows[i].sampling.logprobs for i in asked)
-    top = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1)
-    result: dict[int, TokenLogprobs] = {}
-    for at, index in enumerate(asked):
-        count = rows[index].sampling.logprobs
-        result[index] = TokenLogprobs(
-            float(logprobs[at, tokens[index]]),
-            top.indices[at, :count].tolist(),
-            top.values[at, :count].tolist(),
+def _pick_special(
+    logits: torch.Tensor, plan: SamplingPlan, previous_ids: torch.Tensor | None
+) -> torch.Tensor:
+    for history in plan.histories:
+        tokens = history.tokens(previous_ids)
+        penalize(
+            logits[history.at],
+            tokens,
+            tokens[history.num_prompt :],
+            repetition=history.sampling.repetition_penalty,
+            presence=history.sampling.presence_penalty,
+            frequency=history.sampling.frequency_penalty,
         )
-    return result
+    if plan.banned is not None:
+        logits[plan.banned] = float("-inf")
+    ids = logits.argmax(dim=-1)
+    if plan.draws is not None:
+        ids = ids.index_copy(0, plan.draws.rows, _draw(logits[plan.draws.rows], plan.draws))
+    return ids
+
+
+def _draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+    # Centred first, so that a tiny temperature cannot overflow.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / draws.temperature.unsqueeze(-1)
+    probabilities = filter_logits(scaled, draws.top_k, draws.top_p, draws.min_p)
+    return draw(probabilities, draws.uniforms)
+
+
+def _logprobs(logits: torch.Tensor, plan: SamplingPlan, ids: torch.Tensor) -> Logprobs | None:
+    if plan.asked is None:
+        return None
+    logprobs = logits[plan.asked].float().log_softmax(dim=-1)
+    most = max(count for _, count in plan.num_alternatives)
+    top = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1)
+    chosen = logprobs.gather(-1, ids[plan.asked].unsqueeze(-1)).squeeze(-1)
+    return Logprobs(chosen, top.indices, top.values)

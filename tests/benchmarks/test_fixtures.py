@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cases import Setup, closed, idle, many, ranks
+from benchmarks.cases import Setup, closed, idle, many, overlap, ranks
 from benchmarks.fixtures import main as fixtures_main
 from benchmarks.fixtures import write_fixtures
 from benchmarks.models import ALL_LINEAR, ATTENTION, SHAPES
@@ -116,7 +116,7 @@ def test_the_closed_case_measures_and_proves_the_pool(tmp_path: Path) -> None:
     report = result.report()
     assert all(rate > 0 for rates in report["output_tokens_per_s"].values() for rate in rates)
     assert all(len(rates) == 2 for rates in report["output_tokens_per_s"].values())
-    for shares in report["overhead_share"].values():
+    for shares in report["device_idle_share"].values():
         assert all(0 < share < 1 for share in shares)
     roofline = report["byte_roofline_share_of_base_only"]
     assert roofline == pytest.approx(1 / (1 + 4 * TINY.adapter_bytes(4) / TINY.base_bytes))
@@ -125,6 +125,15 @@ def test_the_closed_case_measures_and_proves_the_pool(tmp_path: Path) -> None:
     plain = by_name["4 adapters to base only"]
     assert scaled["median"] == pytest.approx(plain["median"] / roofline)
     json.dumps(report)
+
+
+def test_overlapped_steps_are_compared_with_one_after_another(tmp_path: Path) -> None:
+    report = overlap(setup(tmp_path, rounds=1)).report()
+    rates, idle = report["output_tokens_per_s"], report["device_idle_share"]
+    assert set(rates) == set(idle) == {"overlapped", "one after another"}
+    (line,) = report["ratios"]
+    assert line["median"] == pytest.approx(rates["overlapped"][0] / rates["one after another"][0])
+    assert idle["one after another"][0] > 0
 
 
 def test_mixed_ranks_are_compared_with_as_much_rank_spread_evenly(tmp_path: Path) -> None:

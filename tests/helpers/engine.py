@@ -8,6 +8,7 @@ import torch
 
 from dataplane.channel import Adapter, EngineOptions, Sampling, Submit
 from dataplane.engine.engine import Engine
+from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import adapter_builder, make_engine
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult
@@ -72,6 +73,7 @@ class Rig:
         max_context: int = 0,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        pipeline_depth: int = DEPTH,
     ) -> None:
         config = load_config(model_dir)
         place = torch.device(device)
@@ -88,7 +90,15 @@ class Rig:
             max_waiting=max_waiting,
         )
         context = max_context or config.max_position_embeddings
-        self.engine: Engine = make_engine(options, config, weights, self.pool, self.loader, context)
+        self.engine: Engine = make_engine(
+            options,
+            config,
+            weights,
+            self.pool,
+            self.loader,
+            context,
+            pipeline_depth=pipeline_depth,
+        )
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
         self.finished: dict[int, str] = {}
@@ -137,24 +147,23 @@ class Rig:
             self.step()
         assert not self.engine.has_work
         assert self.engine.stats().num_used_pages == 0
+        for handle, rows in self.logits.items():  # a token may have been computed beyond the end
+            del rows[len(self.tokens.get(handle, ())) :]
 
     def _record(self) -> None:
         """Keeps each step's logits by request."""
         decoder, batches = self.engine._decoder, self.engine._batches
         build, forward = batches.build, decoder.forward
-        handles: list[int] = []
+        handles: dict[int, list[int]] = {}  # by the batch; the next one is built meanwhile
 
         def recording_build(chunks):
-            handles[:] = [
-                chunk.sequence.handle
-                for chunk in chunks
-                if chunk.num_tokens == chunk.sequence.num_pending
-            ]
-            return build(chunks)
+            batch = build(chunks)
+            handles[id(batch)] = [chunk.sequence.handle for chunk in chunks if chunk.samples]
+            return batch
 
         def recording_forward(batch, pool, page_tokens):
             logits = forward(batch, pool, page_tokens)
-            for handle, row in zip(handles, logits, strict=True):
+            for handle, row in zip(handles.pop(id(batch)), logits, strict=True):
                 self.logits.setdefault(handle, []).append(row.float().cpu())
             return logits
 

@@ -178,8 +178,10 @@ class Simulation:
         self.now_s += seconds
         if chunks:
             self.costs.observe_step(seconds, num_prefill=num_prefill, num_decode=num_decode)
-        self.scheduler.computed(chunks, self.now_s)
-        for sequence in [chunk.sequence for chunk in chunks if not chunk.sequence.num_pending]:
+        if chunks:
+            self.scheduler.launched(chunks)
+            self.scheduler.computed(chunks, self.now_s)
+        for sequence in [chunk.sequence for chunk in chunks if chunk.samples]:
             self._generate(sequence)
         self.check_integrity()
         return [chunk.sequence.handle for chunk in chunks]

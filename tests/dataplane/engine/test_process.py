@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -27,6 +27,10 @@ STATS = channel.Stats(
     disk_digests=[],
 )
 
+SUBMIT = channel.encode(
+    channel.Submit(handle=1, prompt=[1], sampling=channel.Sampling(max_tokens=1), arrival_s=0.0)
+)
+
 
 class WaitingEngine:
     """Has a request whose adapter never arrives, once one was submitted."""
@@ -34,6 +38,7 @@ class WaitingEngine:
     has_work = False
     is_waiting_for_loads = True
     next_due_s = None
+    spare_s = 0.0
 
     def submit(self, request: channel.Submit) -> None:
         self.has_work = True
@@ -43,6 +48,25 @@ class WaitingEngine:
 
     def stats(self) -> channel.Stats:
         return STATS
+
+
+class BusyEngine(WaitingEngine):
+    """Its device has work; while `spare_s` is not over no step is wanted."""
+
+    is_waiting_for_loads = False
+
+    def __init__(self) -> None:
+        self.num_submitted = 0
+        self.taken: list[int] = []  # submitted before each step
+
+    def submit(self, request: channel.Submit) -> None:
+        super().submit(request)
+        self.num_submitted += 1
+
+    def step(self) -> StepResult:
+        self.taken.append(self.num_submitted)
+        self.spare_s = 1000.0
+        return StepResult()
 
 
 @contextmanager
@@ -84,8 +108,25 @@ def test_says_alive_while_it_waits_with_work_and_nothing_without(
     with looping(WaitingEngine()) as socket:
         # Stats may come and repeat: they are sent when they change.
         assert channel.Alive() not in heard(socket, 0.3)
-        submit = channel.Submit(
-            handle=1, prompt=[1], sampling=channel.Sampling(max_tokens=1), arrival_s=0.0
-        )
-        socket.send(channel.encode(submit))
+        socket.send(SUBMIT)
         assert heard(socket, 0.5).count(channel.Alive()) >= 3
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+
+
+def test_who_comes_while_the_device_is_busy_is_in_the_next_step() -> None:
+    engine = BusyEngine()
+    with looping(engine) as socket:
+        socket.send(SUBMIT)
+        until(lambda: engine.taken == [1])
+        for _ in range(3):
+            socket.send(SUBMIT)
+        until(lambda: engine.num_submitted == 4)
+        assert engine.taken == [1]
+        engine.spare_s = 0.0
+        until(lambda: engine.taken == [1, 4])

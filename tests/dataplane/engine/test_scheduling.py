@@ -131,8 +131,11 @@ def test_a_failed_load_ends_only_its_own_requests(assets: dict[str, Path]) -> No
     assert rig.tokens[3] == alone(assets, PROMPT, "a")
 
 
-def test_abort_frees_pages_at_once(assets: dict[str, Path]) -> None:
-    rig = Rig(assets["model"])
+@pytest.mark.parametrize("pipeline_depth", [1, 2])
+def test_abort_frees_pages_once_no_launched_step_has_them(
+    assets: dict[str, Path], pipeline_depth: int
+) -> None:
+    rig = Rig(assets["model"], pipeline_depth=pipeline_depth)
     for handle in range(8):
         rig.submit(handle, PROMPT, assets["abc"[handle % 3]], max_tokens=100, ignore_eos=True)
     for _ in range(5):
@@ -143,8 +146,13 @@ def test_abort_frees_pages_at_once(assets: dict[str, Path]) -> None:
         rig.engine.abort(handle)  # twice is no error
         rig.engine.check_integrity()
     stats = rig.engine.stats()
-    assert (stats.num_used_pages, stats.num_running, stats.num_waiting) == (0, 0, 0)
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert bool(stats.num_used_pages) == rig.engine.has_work == (pipeline_depth == 2)
+    told = dict(rig.tokens)
+    rig.step()
+    assert rig.engine.stats().num_used_pages == 0
     assert not rig.engine.has_work
+    assert rig.tokens == told  # what the last step made for them is nobody's
 
 
 def test_deadline_ends_waiting_and_running_requests(assets: dict[str, Path]) -> None:

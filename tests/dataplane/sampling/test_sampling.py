@@ -18,14 +18,23 @@ from transformers import (
 
 from dataplane.channel import Sampling
 from dataplane.sampling.filters import draw, filter_logits, penalize
+from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.random_numbers import uniform
-from dataplane.sampling.sampler import Row, sample
+from dataplane.sampling.sampler import Sampled, pick
 
 VOCAB = 50
 
 
 def logits_of(seed: int, rows: int = 1) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def ids(tokens: list[int]) -> torch.Tensor:
+    return torch.tensor(tokens, dtype=torch.int64)
+
+
+def sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
+    return pick(logits, SamplingPlan.of(rows, logits.device)).read()
 
 
 @settings(max_examples=80, deadline=None)
@@ -62,14 +71,14 @@ def test_repetition_penalty_equals_transformers(seed: int, penalty: float) -> No
     tokens = [3, 7, 3, 44]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())
     row = logits[0].clone()
-    penalize(row, tokens, [44], repetition=penalty, presence=0.0, frequency=0.0)
+    penalize(row, ids(tokens), ids([44]), repetition=penalty, presence=0.0, frequency=0.0)
     torch.testing.assert_close(row, expected[0])
 
 
 def test_presence_and_frequency_count_output_only() -> None:
     logits = logits_of(1)[0]
     row = logits.clone()
-    penalize(row, [1, 2, 2, 3], [2, 2, 3], repetition=1.0, presence=0.5, frequency=0.25)
+    penalize(row, ids([1, 2, 2, 3]), ids([2, 2, 3]), repetition=1.0, presence=0.5, frequency=0.25)
     change = row - logits
     assert change[2].item() == pytest.approx(-0.5 - 0.5)
     assert change[3].item() == pytest.approx(-0.5 - 0.25)

@@ -1,0 +1,27 @@
+"""What a schedule is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataplane.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens [start, start + num_tokens) of a running sequence, its next pending ones."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    samples: bool  # they are all that was pending, so the step gives it its next token
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True)
+class Failure:
+    sequence: Sequence
+    error: Exception

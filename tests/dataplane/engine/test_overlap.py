@@ -1,0 +1,402 @@
+"""Step N+1 is scheduled and launched while step N runs: nobody's tokens change, no page is reused
+too early, and what is measured is the device's work."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from dataplane.cost_model import CostModel
+from dataplane.engine import device
+from dataplane.engine.patience import Patience
+from dataplane.errors import NonFiniteOutputError
+from tests.helpers.engine import Rig
+from tests.helpers.models import ATTENTION, VOCAB, add_adapter, make_model, save_model
+
+PROMPT = [5, 6, 7, 8, 9]
+WAIT_S = 20.0  # for what happens in milliseconds, unless it never does
+
+Forward = Callable[[Any, torch.Tensor, int], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("assets")
+    model = make_model("llama")
+    paths = {"model": save_model(model, root / "model")}
+    for index, (name, rank) in enumerate([("a", 4), ("b", 3)]):
+        paths[name] = root / name
+        model = add_adapter(
+            model, name, paths[name], rank=rank, target_modules=ATTENTION, seed=index
+        )
+    return paths
+
+
+def wrap_forward(rig: Rig, wrap: Callable[[Forward], Forward]) -> None:
+    decoder = rig.engine._decoder
+    decoder.forward = wrap(decoder.forward)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def count_forwards(rig: Rig) -> list[int]:
+    """Grows by the number of tokens of each forward pass."""
+    counts: list[int] = []
+
+    def wrap(forward: Forward) -> Forward:
+        def counting(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            counts.append(len(batch.token_ids))
+            return forward(batch, pool, page_tokens)
+
+        return counting
+
+    wrap_forward(rig, wrap)
+    return counts
+
+
+def guard_pages(rig: Rig, *, late: bool) -> None:
+    """Fails a step if a page that it writes or reads changed hands between its being built and the
+    end of its forward pass. late: the device begins a step only when its tokens are waited for, and
+    so after all that the host does meanwhile."""
+    engine, allocator = rig.engine, rig.pool.allocator
+    pipeline, batches = engine._pipeline, engine._batches
+    build, collect = batches.build, pipeline.collect
+    owners: dict[int, dict[int, str]] = {}
+    wanted = threading.Semaphore(0)
+
+    def guarding_build(chunks: Any) -> Any:
+        batch = build(chunks)
+        pages = {page for chunk in chunks for page in chunk.sequence.block_table}
+        owners[id(batch)] = {page: allocator._owners[page] for page in pages}
+        return batch
+
+    def wanting_collect() -> Any:
+        wanted.release()
+        return collect()
+
+    def wrap(forward: Forward) -> Forward:
+        def guarded(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            if late:
+                assert wanted.acquire(timeout=WAIT_S)
+            logits = forward(batch, pool, page_tokens)
+            written = set(batch.page_index.tolist())
+            for page, owner in owners.pop(id(batch)).items():
+                now = allocator._owners[page]
+                shared = owner.startswith("sequence:") and now.startswith("prefix:")
+                assert now == owner or (shared and page not in written), (page, owner, now)
+            return logits
+
+        return guarded
+
+    batches.build = guarding_build  # pyright: ignore[reportAttributeAccessIssue]
+    pipeline.collect = wanting_collect  # pyright: ignore[reportAttributeAccessIssue]
+    wrap_forward(rig, wrap)
+
+
+def test_a_step_is_scheduled_and_launched_while_the_one_before_it_runs(
+    assets: dict[str, Path],
+) -> None:
+    rig = Rig(assets["model"])
+    launched: list[threading.Event] = [threading.Event() for _ in range(8)]
+    pipeline = rig.engine._pipeline
+    launch, number = pipeline.launch, iter(range(8))
+
+    def telling_launch(*arguments: Any) -> None:
+        launch(*arguments)
+        launched[next(number)].set()
+
+    def wrap(forward: Forward) -> Forward:
+        following = iter(launched[1:])
+
+        def waiting(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            logits = forward(batch, pool, page_tokens)
+            after = next(following)
+            assert after.wait(WAIT_S), "the next step was not launched while this one ran"
+            return logits
+
+        return waiting
+
+    pipeline.launch = telling_launch  # pyright: ignore[reportAttributeAccessIssue]
+    wrap_forward(rig, wrap)
+    rig.submit(0, PROMPT, assets["a"], max_tokens=7, ignore_eos=True)
+    launched[7].set()  # nothing follows the last one
+    rig.run()
+    assert len(rig.tokens[0]) == 7
+
+
+def test_only_an_end_that_nobody_can_foresee_costs_a_token(assets: dict[str, Path]) -> None:
+    rig = Rig(assets["model"], max_context=20)
+    counts = count_forwards(rig)
+    rig.submit(0, PROMPT, assets["a"], max_tokens=6, ignore_eos=True)
+    rig.run()
+    assert counts == [5, 1, 1, 1, 1, 1]
+    rig.submit(1, [4, *PROMPT], assets["a"], max_tokens=100, ignore_eos=True)
+    rig.run()
+    free = rig.tokens[1]
+    assert len(free) == 14 and counts[6:] == [6] + [1] * 13  # ends where the context does
+    del counts[:]
+    end = next(at for at in range(3, 14) if free[at] not in free[:at])
+    stops = (free[end],)
+    rig.submit(2, [4, *PROMPT], assets["b"], max_tokens=1)
+    rig.submit(3, [4, *PROMPT], assets["a"], max_tokens=99, stop_token_ids=stops, ignore_eos=True)
+    rig.run()
+    assert rig.tokens[3] == free[: end + 1] and rig.finished[3] == "stop"
+    assert sum(counts) == 6 + 6 + end + 1
+
+
+def test_a_token_beyond_the_end_never_enters_the_prefix_cache(assets: dict[str, Path]) -> None:
+    def blocks_left(depth: int, stop: int, prompt: list[int]) -> tuple[int, int]:
+        rig = Rig(assets["model"], pipeline_depth=depth)
+        rig.submit(0, prompt, None, max_tokens=60, ignore_eos=True, stop_token_ids=(stop,))
+        rig.run()
+        return len(prompt) + len(rig.tokens[0]), rig.engine.stats().num_cached_blocks
+
+    rig = Rig(assets["model"])
+    rig.submit(0, PROMPT, None, max_tokens=60, ignore_eos=True)
+    rig.run()
+    free = rig.tokens[0]
+    full = [n for n in range(3, 59, 8) if free[n - 1] not in free[: n - 1]]
+    assert full, "no stop token ends it where a block is full"
+    for num_output in full:
+        length, cached = blocks_left(2, free[num_output - 1], PROMPT)
+        assert length == 5 + num_output and length % 8 == 0
+        assert cached == blocks_left(1, free[num_output - 1], PROMPT)[1] == length // 8 - 1
+
+
+def test_a_ruined_sequence_leaves_nothing_to_share(assets: dict[str, Path]) -> None:
+    """Its next step is in flight already when that is found out."""
+    system = [3 + (7 * at) % 120 for at in range(30)]
+    rig = Rig(assets["model"])
+    guard_pages(rig, late=False)
+
+    def wrap(forward: Forward) -> Forward:
+        calls = iter(range(10_000))
+
+        def ruining(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            logits = forward(batch, pool, page_tokens)
+            if next(calls) == 2:
+                logits[0] = float("nan")
+            return logits
+
+        return ruining
+
+    wrap_forward(rig, wrap)
+    rig.submit(0, system, None, max_tokens=20, ignore_eos=True)
+    rig.submit(1, [9, 8, 7], assets["a"], max_tokens=20, ignore_eos=True)
+    while 0 not in rig.failed:
+        rig.step()
+    assert isinstance(rig.failed[0], NonFiniteOutputError)
+    assert not rig.engine._prefixes.match("", [*system, 1])
+    rig.run()
+    calm = Rig(assets["model"])
+    calm.submit(1, [9, 8, 7], assets["a"], max_tokens=20, ignore_eos=True)
+    calm.run()
+    assert rig.tokens[1] == calm.tokens[1]
+
+
+def test_what_a_step_raises_on_the_device_comes_out_of_the_engine(assets: dict[str, Path]) -> None:
+    rig = Rig(assets["model"])
+
+    def wrap(forward: Forward) -> Forward:
+        calls = iter(range(100))
+
+        def failing(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            if next(calls) == 3:
+                raise RuntimeError("the device is on fire")
+            return forward(batch, pool, page_tokens)
+
+        return failing
+
+    wrap_forward(rig, wrap)
+    rig.submit(0, PROMPT, None, max_tokens=20, ignore_eos=True)
+    with pytest.raises(RuntimeError, match="on fire"):
+        for _ in range(6):
+            rig.step()
+    assert len(rig.tokens[0]) == 3
+    rig.engine.close()
+    assert not rig.engine._pipeline
+
+
+@dataclass
+class NumThreads:
+    value: int
+
+    def to_host(self) -> NumThreads:
+        return self
+
+
+def test_the_device_computes_with_as_many_threads_as_its_maker() -> None:
+    before = torch.get_num_threads()
+    try:
+        for wanted in (3, 1, 2):
+            torch.set_num_threads(wanted)
+            cpu = device.CpuDevice()
+            torch.set_num_threads(before)
+            result, _ = cpu.launch(lambda: NumThreads(torch.get_num_threads())).wait()
+            assert result.value == wanted
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_costs_are_the_time_of_the_devices_work(
+    assets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(assets["model"])
+    now_s = 100.0
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: now_s))
+
+    def wrap(forward: Forward) -> Forward:
+        def slow(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            nonlocal now_s
+            now_s += 0.25 * len(batch.token_ids)
+            return forward(batch, pool, page_tokens)
+
+        return slow
+
+    wrap_forward(rig, wrap)
+    rig.submit(0, PROMPT, None, max_tokens=10, ignore_eos=True)
+    times = []
+    while rig.engine.has_work:
+        times += rig.engine.step().times
+    assert [each.work_s for each in times] == [1.25] + [0.25] * 9
+    assert {each.idle_s for each in times} == {0.0}
+    stats = rig.engine.stats()
+    assert stats.decode_step_s == pytest.approx(0.25)
+    assert stats.prefill_tokens_per_s == pytest.approx(4.0)
+    now_s += 3.0  # nobody asks for anything
+    rig.submit(1, [*PROMPT, 3], None, max_tokens=1)
+    times.clear()
+    while rig.engine.has_work:
+        times += rig.engine.step().times
+    assert [each.idle_s for each in times] == [3.0]
+
+
+def test_a_step_is_put_off_until_shortly_before_the_one_ahead_ends() -> None:
+    costs = CostModel()
+    patience = Patience(costs)
+    assert patience.left_s(0.0) == 0.0
+    patience.launched(num_prefill=0, num_decode=4, now_s=10.0)
+    assert patience.left_s(10.0) == 0.0  # nobody knows how long it takes
+    patience.collected(10.05)
+    costs.observe_step(0.05, num_prefill=0, num_decode=4)
+    costs.observe_step(0.25, num_prefill=100, num_decode=4)
+    patience.host_took(0.004)
+    patience.launched(num_prefill=0, num_decode=4, now_s=11.0)
+    assert patience.left_s(11.0) == pytest.approx(0.05 - 0.008 - 0.001)
+    assert patience.left_s(11.03) == pytest.approx(0.011)
+    assert patience.left_s(11.049) == 0.0
+    patience.launched(num_prefill=100, num_decode=4, now_s=11.045)  # behind the other one
+    assert patience.left_s(11.05) == pytest.approx(0.25 - 0.009)
+    patience.collected(11.06)
+    assert patience.left_s(11.06) == pytest.approx(0.25 - 0.009)
+
+
+def test_no_step_is_put_off_once_the_device_is_done(assets: dict[str, Path]) -> None:
+    rig = Rig(assets["model"])
+    go = threading.Semaphore(2)
+
+    def wrap(forward: Forward) -> Forward:
+        def waiting(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
+            assert go.acquire(timeout=WAIT_S)
+            return forward(batch, pool, page_tokens)
+
+        return waiting
+
+    wrap_forward(rig, wrap)
+    engine = rig.engine
+    assert engine.spare_s == 0.0
+    rig.submit(0, PROMPT, None, max_tokens=30, ignore_eos=True)
+    engine._costs.observe_step(1000.0, num_prefill=0, num_decode=1)
+    for _ in range(3):  # the second one's token is here, the third step waits to begin
+        rig.step()
+    assert len(rig.tokens[0]) == 2
+    assert 0.0 < engine.spare_s < 1000.0
+    go.release(100)
+    newest = engine._pipeline._flights[-1].launched
+    newest.wait()
+    assert engine.spare_s == 0.0
+    rig.run()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_page_computed_twice_stays_until_no_launched_step_reads_it(
+    assets: dict[str, Path], late: bool
+) -> None:
+    prompt = [3 + 5 * at % 120 for at in range(11)]
+    rig = Rig(assets["model"], max_batch_tokens=48)
+    guard_pages(rig, late=late)
+    for handle in range(3):
+        rig.submit(handle, prompt, assets["a"], max_tokens=20, ignore_eos=True)
+    rig.step()
+    rig.step()
+    held = {sequence.block_table[0] for sequence in rig.engine._scheduler.running}
+    assert len(held) == 1  # they share it from now on, and the step in flight reads the others
+    owners = rig.pool.allocator.owners()
+    assert owners.count("sequence:1") == owners.count("sequence:2") == 2
+    rig.run()
+    assert rig.tokens[0] == rig.tokens[1] == rig.tokens[2]
+
+
+def random_request(dice: random.Random) -> dict[str, Any]:
+    length = dice.randrange(1, 40)
+    shared = [3 + 5 * at % 120 for at in range(length)]
+    return {
+        "prompt": dice.choice([shared, [dice.randrange(3, VOCAB) for _ in shared]]),
+        "adapter": dice.choice([None, "a", "b"]),
+        "max_tokens": dice.choice([1, 2, 12, 24, 40]),
+        "min_tokens": dice.choice([0, 0, 4]),
+        "temperature": dice.choice([0.0, 1.0]),
+        "top_k": dice.choice([0, 30]),
+        "seed": dice.randrange(100),
+        "repetition_penalty": dice.choice([1.0, 1.0, 1.3]),
+        "frequency_penalty": dice.choice([0.0, 0.0, 0.7]),
+        "logprobs": dice.choice([-1, 2]),
+        "stop_token_ids": dice.choice([(), (), tuple(range(3, VOCAB, 9))]),
+    }
+
+
+@settings(max_examples=8, deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 10**6), late=st.booleans())
+def test_tokens_are_those_of_the_synchronous_run_whatever_happens(
+    assets: dict[str, Path], seed: int, late: bool
+) -> None:
+    """Requests that come, stop, are aborted and preempted, in a pool for two or three of them."""
+    dice = random.Random(seed)
+    num_pages = dice.randrange(14, 23)
+    rig = Rig(assets["model"], num_pages=num_pages, max_running=5, max_batch_tokens=24)
+    guard_pages(rig, late=late)
+    calm = Rig(assets["model"], pipeline_depth=1)
+    aborted: set[int] = set()
+    for handle in range(14):
+        sampling = random_request(dice)
+        prompt, name = sampling.pop("prompt"), sampling.pop("adapter")
+        for each in (rig, calm):
+            adapter = assets[name] if name else None
+            each.submit(handle, prompt, adapter, arrival_s=float(handle), **sampling)
+        for _ in range(dice.choice([0, 0, 1, 5])):
+            rig.step()  # proves integrity
+        if dice.random() < 0.15:
+            aborted.add(handle // 2)
+            rig.engine.abort(handle // 2)
+            rig.engine.check_integrity()
+    rig.run()
+    calm.run()
+    assert not rig.failed and not calm.failed
+    for handle in range(14):
+        told = rig.tokens.get(handle, [])
+        if handle in aborted:
+            assert told == calm.tokens[handle][: len(told)]
+        else:
+            assert told == calm.tokens[handle]
+            assert rig.finished[handle] == calm.finished[handle]
+    rig.engine.clear_idle()
+    rig.engine.check_integrity()
+    assert rig.pool.allocator.num_free == num_pages
