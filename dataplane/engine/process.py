@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 
-import torch
 import zmq
 
 from dataplane.channel import (
@@ -36,6 +35,7 @@ from dataplane.channel import (
     decode_to_engine,
     encode,
 )
+from dataplane.engine import process_settings
 from dataplane.engine.engine import Engine, StepResult
 from dataplane.engine.setup import EngineParts, build_engine
 from dataplane.error_codes import code_of
@@ -53,7 +53,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
     _die_with_parent()
-    torch.set_flush_denormal(True)  # arithmetic on denormal numbers is many times slower
+    process_settings.settle()
     # The frontend tells the engine when to stop; a terminal's Ctrl-C reaches both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context = zmq.Context()
