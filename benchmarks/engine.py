@@ -26,6 +26,7 @@ from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES
 from benchmarks.rounds import print_ratios
 from benchmarks.session import device_name
+from dataplane.engine import process_settings
 
 SCHEMA = "chorale-engine-bench/1"
 CASES = {
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
+    process_settings.settle()
     for name in ("concurrency", "rank", "prompt_tokens", "new_tokens", "rounds", "idle"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

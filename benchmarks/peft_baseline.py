@@ -34,6 +34,7 @@ from benchmarks.models import SHAPES
 from benchmarks.rounds import Ratio, interleaved, judged, print_ratios
 from benchmarks.session import device_name
 from dataplane.channel import Adapter
+from dataplane.engine import process_settings
 
 SCHEMA = "chorale-peft-baseline/1"
 PEFT_BATCH = 8
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--truefoundry", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
+    process_settings.settle()  # the peers' work too
     if min(arguments.rank, arguments.prompt_tokens, arguments.new_tokens, arguments.rounds) < 1:
         parser.error("--rank, --prompt-tokens, --new-tokens and --rounds must be at least 1")
     if arguments.concurrency < PEFT_BATCH:
