@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from dataplane.cost_model import CostModel
 from dataplane.engine import device
-from dataplane.engine.patience import Patience
 from dataplane.errors import NonFiniteOutputError
 from tests.helpers.engine import Rig
 from tests.helpers.models import ATTENTION, VOCAB, add_adapter, make_model, save_model
@@ -225,27 +222,6 @@ def test_what_a_step_raises_on_the_device_comes_out_of_the_engine(assets: dict[s
     assert not rig.engine._pipeline
 
 
-@dataclass
-class NumThreads:
-    value: int
-
-    def to_host(self) -> NumThreads:
-        return self
-
-
-def test_the_device_computes_with_as_many_threads_as_its_maker() -> None:
-    before = torch.get_num_threads()
-    try:
-        for wanted in (3, 1, 2):
-            torch.set_num_threads(wanted)
-            cpu = device.CpuDevice()
-            torch.set_num_threads(before)
-            result, _ = cpu.launch(lambda: NumThreads(torch.get_num_threads())).wait()
-            assert result.value == wanted
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_costs_are_the_time_of_the_devices_work(
     assets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,26 +253,6 @@ def test_costs_are_the_time_of_the_devices_work(
     while rig.engine.has_work:
         times += rig.engine.step().times
     assert [each.idle_s for each in times] == [3.0]
-
-
-def test_a_step_is_put_off_until_shortly_before_the_one_ahead_ends() -> None:
-    costs = CostModel()
-    patience = Patience(costs)
-    assert patience.left_s(0.0) == 0.0
-    patience.launched(num_prefill=0, num_decode=4, now_s=10.0)
-    assert patience.left_s(10.0) == 0.0  # nobody knows how long it takes
-    patience.collected(10.05)
-    costs.observe_step(0.05, num_prefill=0, num_decode=4)
-    costs.observe_step(0.25, num_prefill=100, num_decode=4)
-    patience.host_took(0.004)
-    patience.launched(num_prefill=0, num_decode=4, now_s=11.0)
-    assert patience.left_s(11.0) == pytest.approx(0.05 - 0.008 - 0.001)
-    assert patience.left_s(11.03) == pytest.approx(0.011)
-    assert patience.left_s(11.049) == 0.0
-    patience.launched(num_prefill=100, num_decode=4, now_s=11.045)  # behind the other one
-    assert patience.left_s(11.05) == pytest.approx(0.25 - 0.009)
-    patience.collected(11.06)
-    assert patience.left_s(11.06) == pytest.approx(0.25 - 0.009)
 
 
 def test_no_step_is_put_off_once_the_device_is_done(assets: dict[str, Path]) -> None:

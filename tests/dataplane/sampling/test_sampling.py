@@ -161,3 +161,22 @@ def test_tiny_temperature_is_greedy() -> None:
     logits = logits_of(8) * 100
     (sampled,) = sample(logits.clone(), [row(temperature=1e-6, seed=3)])
     assert sampled.token_id == int(logits.argmax())
+
+
+def test_a_token_on_the_device_counts_as_if_it_were_known() -> None:
+    logits = logits_of(9, rows=3)
+    sampling = [
+        {"repetition_penalty": 1.7, "presence_penalty": 0.8, "logprobs": 2},
+        {"temperature": 1.0, "seed": 4},
+        {"temperature": 0.8, "frequency_penalty": 1.2, "top_k": 9},
+    ]
+    likeliest = logits.argmax(dim=-1).tolist()  # so that penalties tell
+    known = [
+        row(**each)._replace(tokens=[1, 2, token])
+        for each, token in zip(sampling, likeliest, strict=True)
+    ]
+    unread = [each._replace(tokens=[1, 2], unread=2 - at) for at, each in enumerate(known)]
+    plan = SamplingPlan.of(unread, logits.device)
+    picks = pick(logits.clone(), plan, previous_ids=ids(likeliest[::-1]))
+    assert picks.read() == sample(logits.clone(), known)
+    assert picks.read() != sample(logits.clone(), [row(**each) for each in sampling])
