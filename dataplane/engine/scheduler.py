@@ -327,17 +327,18 @@ class Scheduler:
         digest = sequence.adapter.digest if sequence.adapter else ""
         resident = self._supply.resident.get(digest) if digest else None
         adapter_pages = self._supply.size_pages(digest) if digest and not resident else 0
-        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached) + adapter_pages
+        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached)
         # What it will use itself cannot be reclaimed for it.
-        idle = sum(not block.users for block in cached)
-        if resident and not resident.users:
-            idle += len(resident.page_ids)
-        if needed + idle > self._pool.num_available:
+        idle_blocks = sum(not block.users for block in cached)
+        idle_adapter_pages = len(resident.page_ids) if resident and not resident.users else 0
+        if not self._pool.has_room(
+            needed, adapter_pages, idle_blocks=idle_blocks, idle_adapter_pages=idle_adapter_pages
+        ):
             return False
         self._prefixes.hold(cached, now_s)
         if resident:
             self._supply.acquire(digest)
-        has_room = self._pool.make_free(needed)
+        has_room = self._pool.make_free(needed, adapter_pages)
         assert has_room
         if digest and not resident:
             self._supply.acquire(digest)
