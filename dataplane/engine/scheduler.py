@@ -180,12 +180,14 @@ class Scheduler:
     # What happens while they wait.
 
     def _want(self, sequence: Sequence, now_s: float) -> None:
-        """Asks for the adapter of a waiting request unless it is here."""
+        """Asks for the adapter of a waiting request unless it is at hand."""
         assert sequence.adapter is not None
         digest = sequence.adapter.digest
         if self._supply.pages_missing(digest) is None:
             self._supply.want(sequence.adapter, now_s)
             self._waiting.park(digest)
+        elif sequence.adapter_ready_s is None:
+            sequence.adapter_ready_s = now_s
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
@@ -305,8 +307,6 @@ class Scheduler:
                 self._want(sequence, now_s)
                 if self._supply.pages_missing(sequence.adapter.digest) is None:
                     continue  # it is parked now
-                if sequence.adapter_ready_s is None:
-                    sequence.adapter_ready_s = now_s
             cached = self._match(sequence)
             error = self._never_fits(sequence) or self._hopeless(sequence, now_s, cached)
             if error:
