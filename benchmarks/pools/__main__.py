@@ -31,7 +31,7 @@ import torch
 from benchmarks.errors import BenchError
 from benchmarks.load.metrics import summary
 from benchmarks.load.provenance import provenance
-from benchmarks.models import SHAPES
+from benchmarks.models import ALL_LINEAR, SHAPES
 from benchmarks.pools.drive import Objective
 from benchmarks.pools.policies import Policy
 from benchmarks.pools.rig import BATCH_TOKENS, PAGE_TOKENS, Rig
@@ -69,6 +69,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adapters", type=int, default=64, help="of the adapter-heavy phase")
     parser.add_argument("--few", type=int, default=2, help="adapters of the KV-heavy phases")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64], help="in turn")
+    parser.add_argument("--targets", nargs="+", choices=ALL_LINEAR, default=list(ALL_LINEAR))
     parser.add_argument(
         "--long",
         type=span,
@@ -136,6 +137,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         folder,
         arguments.shape,
         ranks,
+        targets=arguments.targets,
         num_pages=arguments.pages,
         max_running=arguments.max_running,
         dtype=arguments.dtype,
@@ -172,6 +174,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "pool_pages": arguments.pages,
         "adapter_pages": rig.pages,
         "ranks": arguments.ranks,
+        "targets": arguments.targets,
         "load": arguments.load,
         "alpha": arguments.alpha,
         "cv": arguments.cv,

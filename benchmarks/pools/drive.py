@@ -69,7 +69,8 @@ def open_loop(
     objective: Objective,
     observe: Callable[[float, float, int], None],
 ) -> list[Record]:
-    """Sends every request when it is due, and runs to the end of all.
+    """Sends every request when it is due, and runs to the end of all. Requests for what is not
+    among `adapters` fail at once.
 
     observe: told of each step, when it began and ended and how many requests got a token.
 
@@ -82,7 +83,11 @@ def open_loop(
         now_s = clock.now() - start_s
         while todo and _due(todo[-1]) <= now_s:
             request = todo.pop()
-            records[request.index].sent_s = now_s
+            record = records[request.index]
+            record.sent_s = now_s
+            if request.adapter and request.adapter not in adapters:
+                record.error = "ADAPTER_TOO_LARGE"
+                continue
             engine.submit(_submit(request, adapters, prompt, start_s, objective))
         if engine.has_work:
             before_s = clock.now()

@@ -29,30 +29,32 @@ class Policy:
     adapter_share: float | None = None
     slots: int | None = None
 
+    def max_adapter_pages(self, num_pages: int, largest: int) -> int:
+        """An adapter of more pages is refused for good. largest: pages of the largest adapter."""
+        if self.slots is not None:
+            return largest
+        return num_pages if self.adapter_share is None else round(self.adapter_share * num_pages)
+
     def pool(
         self, config: ModelConfig, *, num_pages: int, largest: int, longest: int, **rest: Any
     ) -> PagePool:
         """largest, longest: pages of the largest adapter and of the longest request's KV.
 
-        Raises: BenchError when a side could not hold even one.
+        Raises: BenchError when the KV's side could not hold one request.
         """
-        if self.slots is not None:
-            sides = self.slots * largest, num_pages - self.slots * largest
-        elif self.adapter_share is not None:
-            adapters = round(self.adapter_share * num_pages)
-            sides = adapters, num_pages - adapters
-        else:
+        if self.slots is None and self.adapter_share is None:
             return PagePool(config, num_pages=num_pages, **rest)
-        if sides[0] < largest or sides[1] < longest:
+        adapter_pages = (self.slots or 1) * self.max_adapter_pages(num_pages, largest)
+        if num_pages - adapter_pages < longest:
             raise BenchError(
                 "POLICY_TOO_SMALL",
-                f"{self.name}: {sides[0]} pages for adapters and {sides[1]} for KV of {num_pages}"
-                f" cannot hold the largest adapter, {largest}, or the longest request, {longest}",
+                f"{self.name} leaves {num_pages - adapter_pages} of {num_pages} pages for KV; the"
+                f" longest request takes {longest}",
             )
         return SplitPool(
             config,
             num_pages=num_pages,
-            adapter_pages=sides[0],
+            adapter_pages=adapter_pages,
             slot_pages=largest if self.slots is not None else 0,
             **rest,
         )

@@ -15,7 +15,7 @@ import torch
 from benchmarks.errors import BenchError
 from benchmarks.load.records import Record
 from benchmarks.load.workload import Request, prompt_of
-from benchmarks.models import ATTENTION, SHAPES, Shape, write_adapter, write_model
+from benchmarks.models import SHAPES, Shape, write_adapter, write_model
 from benchmarks.pools.calibrate import Calibration, copy_s_per_byte
 from benchmarks.pools.drive import (
     Clock,
@@ -65,6 +65,7 @@ class Rig:
         shape_name: str,
         ranks: Sequence[int],
         *,
+        targets: Sequence[str],
         num_pages: int,
         max_running: int,
         dtype: str = "auto",
@@ -87,7 +88,7 @@ class Rig:
         self.adapters: dict[str, Adapter] = {}
         for index, rank in enumerate(ranks):
             path = folder / "adapters" / f"a{index:03}"
-            write_adapter(path, self.shape, rank=rank, seed=index, targets=ATTENTION)
+            write_adapter(path, self.shape, rank=rank, seed=index, targets=targets)
             self.adapters[path.name] = adapter_at(path)
         sample = self._pool(Policy("sample"), 1, 0, 0)
         self._build = adapter_builder("bench", self._config, weights, sample)
@@ -133,6 +134,7 @@ class Rig:
         """
         largest = max(self.pages.values())
         pool = self._pool(policy, self.num_pages, largest, -(-longest // PAGE_TOKENS))
+        limit = policy.max_adapter_pages(self.num_pages, largest)
         usage: list[Usage] = []
 
         def observe(began_s: float, ended_s: float, num_streams: int) -> None:
@@ -147,7 +149,7 @@ class Rig:
                 engine,
                 clock,
                 requests,
-                self.adapters,
+                {name: each for name, each in self.adapters.items() if self.pages[name] <= limit},
                 lambda request: prompt_of(0, request, seed=seed, vocab_size=self.shape.vocab_size),
                 objective,
                 observe,

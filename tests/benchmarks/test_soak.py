@@ -73,13 +73,13 @@ def test_a_sequence_that_is_not_forgotten_is_noticed(
 
     def keeping(scheduler: Scheduler, sequence: Any, now_s: float, *, ruined: bool = False) -> None:
         remove(scheduler, sequence, now_s, ruined=ruined)
-        if ruined:
+        if not kept:
             kept.append(sequence)
 
     monkeypatch.setattr(Scheduler, "remove", keeping)
     monkeypatch.setattr("benchmarks.soak.run._SETTLE_S", 0.2)
     with pytest.raises(BenchError, match="Sequence") as caught:
-        run(tmp_path)
+        run(tmp_path, num_requests=20, num_adapters=1, ranks=(4,))
     assert caught.value.reason == "OBJECTS_LEFT"
 
 
