@@ -82,7 +82,7 @@ class SplitPool(PagePool):
         self.idle = self._idle
 
     def has_room(
-        self, num_blocks: int, adapter_pages: int, *, idle_blocks: int, idle_adapter_pages: int
+        self, num_blocks: int, adapter_pages: int, idle_blocks: int, idle_adapter_pages: int
     ) -> bool:
         of_adapters = [len(each.page_ids) for each in self._idle.adapters.items()]
         blocks = self._free_blocks + self._idle.num_pages - sum(of_adapters)
@@ -92,7 +92,7 @@ class SplitPool(PagePool):
         )
 
     def make_free(self, num_blocks: int, adapter_pages: int = 0) -> bool:
-        if not self.has_room(num_blocks, adapter_pages, idle_blocks=0, idle_adapter_pages=0):
+        if not self.has_room(num_blocks, adapter_pages, 0, 0):
             return False
         self._idle.blocks.reclaim(num_blocks - self._free_blocks)
         while self._free_adapter_pages < self._sides.price(adapter_pages):

@@ -107,7 +107,7 @@ class Soak:
         asked.got = end
         self.num_tokens += len(output.token_ids)
         if output.finish:
-            if (output.finish, end) != ("length", len(asked.expected)):
+            if (output.finish, end) != (asked.finish, len(asked.expected)):
                 raise BenchError(
                     "OUTPUT_WRONG", f"{output.handle} ended by {output.finish} after {end} tokens"
                 )

@@ -18,6 +18,7 @@ _SHARE_DEADLINE = 0.08
 _SHARE_OBJECTIVE = 0.08
 _SHARE_CANCELLED = 0.12
 _SHARE_CONTINUED = 0.05
+_SHARE_STOPPED = 0.5
 _SKEW = 1.6  # of the adapters' popularity
 
 
@@ -28,6 +29,7 @@ class Asked:
 
     submit: Submit
     expected: list[int] | None
+    finish: str
     may_be_late: bool
     cancel_after: int | None
     got: int = 0
@@ -55,10 +57,15 @@ class Traffic:
             return self._hopeless(handle, now_s, self._random.choice(self._voices.unloadable))
         voice = None if self._random.random() < _SHARE_BASE else self._popular()
         prompt, answer = self._random.choice(self._answers[voice.digest if voice else ""])
-        max_tokens = self._random.randint(1, len(answer))
+        length = max_tokens = self._random.randint(1, len(answer))
+        stops: tuple[int, ...] = ()
+        if self._random.random() < _SHARE_STOPPED:
+            # Nobody can foresee where it ends: after the first token that is like this one.
+            stops = (answer[length - 1],)
+            length, max_tokens = answer.index(answer[length - 1]) + 1, len(answer)
         resumed = 0
-        if max_tokens > 1 and self._random.random() < _SHARE_CONTINUED:
-            resumed = self._random.randrange(1, max_tokens)
+        if length > 1 and self._random.random() < _SHARE_CONTINUED:
+            resumed = self._random.randrange(1, length)
         deadline_s = first_token_by_s = cancel_after = None
         if self._random.random() < _SHARE_DEADLINE:
             deadline_s = now_s + self._random.uniform(*self._deadline_s)
@@ -70,7 +77,7 @@ class Traffic:
             handle=handle,
             prompt=prompt,
             generated=answer[:resumed],
-            sampling=Sampling(max_tokens=max_tokens, ignore_eos=True),
+            sampling=Sampling(max_tokens=max_tokens, ignore_eos=True, stop_token_ids=stops),
             adapter=voice,
             tenant=self._random.choice(TENANTS),
             arrival_s=now_s,
@@ -79,7 +86,8 @@ class Traffic:
             priority=self._random.randint(-10, 10),
         )
         late = deadline_s is not None or first_token_by_s is not None
-        return Asked(submit, answer[resumed:max_tokens], late, cancel_after)
+        finish = "stop" if stops else "length"
+        return Asked(submit, answer[resumed:length], finish, late, cancel_after)
 
     def _hopeless(self, handle: int, now_s: float, voice: Adapter) -> Asked:
         prompt, _ = self._random.choice(self._answers[""])
@@ -91,7 +99,7 @@ class Traffic:
             tenant=self._random.choice(TENANTS),
             arrival_s=now_s,
         )
-        return Asked(submit, None, False, None)
+        return Asked(submit, None, "", False, None)
 
     def _popular(self) -> Adapter:
         good = self._voices.good

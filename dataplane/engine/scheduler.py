@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from dataplane.cost_model import CostModel
 from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
+from dataplane.engine.growth import Growth
 from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
 from dataplane.engine.sequence import Sequence
@@ -82,6 +83,7 @@ class Scheduler:
             self._affinity, max_cluster_delay_s=max_cluster_delay_s, ageing_s=priority_ageing_s
         )
         self._objectives = Objectives(costs, max_batch_tokens)
+        self._growth = Growth(pool.page_tokens)
         self._overload_until_s: float | None = None
         self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
@@ -129,6 +131,7 @@ class Scheduler:
             self._leave_queue(sequence)
         elif sequence in self.running:
             self.running.remove(sequence)
+            self._growth.ended(sequence)
             path = sequence.shared
             self._release(sequence, now_s)
             if ruined:
@@ -322,8 +325,8 @@ class Scheduler:
 
     def _take_room(self, sequence: Sequence, cached: list[CachedBlock], now_s: float) -> bool:
         """Holds the adapter and the cached blocks of a waiting sequence, and sees to it that its
-        other tokens fit. False, and nothing held, when only preemption could make so much room:
-        running work goes first."""
+        other tokens fit. False, and nothing held, when that would lead to preemption: running work
+        goes first."""
         digest = sequence.adapter.digest if sequence.adapter else ""
         resident = self._supply.resident.get(digest) if digest else None
         adapter_pages = self._supply.size_pages(digest) if digest and not resident else 0
@@ -331,9 +334,10 @@ class Scheduler:
         # What it will use itself cannot be reclaimed for it.
         idle_blocks = sum(not block.users for block in cached)
         idle_adapter_pages = len(resident.page_ids) if resident and not resident.users else 0
-        if not self._pool.has_room(
-            needed, adapter_pages, idle_blocks=idle_blocks, idle_adapter_pages=idle_adapter_pages
-        ):
+        room = needed
+        if self.running:  # alone, it may always begin
+            room = max(room, self._growth.pages([*self.running, sequence]) - len(cached))
+        if not self._pool.has_room(room, adapter_pages, idle_blocks, idle_adapter_pages):
             return False
         self._prefixes.hold(cached, now_s)
         if resident:

@@ -53,7 +53,7 @@ class PagePool:
         return self.allocator.num_free + self.idle.num_pages
 
     def has_room(
-        self, num_blocks: int, adapter_pages: int, *, idle_blocks: int, idle_adapter_pages: int
+        self, num_blocks: int, adapter_pages: int, idle_blocks: int, idle_adapter_pages: int
     ) -> bool:
         """Whether KV blocks and an adapter of so many pages fit beside what is in use. idle_*: of
         what nobody uses now but the newcomer will: it cannot be reclaimed for it."""

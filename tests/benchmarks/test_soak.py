@@ -37,7 +37,7 @@ def test_mixed_requests_get_their_own_answers_and_leave_nothing(tmp_path: Path) 
     report = run(tmp_path)
     assert sum(report["ended"].values()) == 250
     assert report["ended"]["completed"] > 100 and report["ended"]["cancelled"]
-    assert report["num_preemptions"] and report["num_prefix_hit_tokens"]
+    assert report["num_prefix_hit_tokens"]
     assert report["num_checked_tokens"] > 1000
     assert not any(path.startswith("_sequences") for path in report["tables"])
     json.dumps(report)
