@@ -19,6 +19,7 @@ from dataplane.cost_model import CostModel
 from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
+from dataplane.engine.growth import Growth
 from dataplane.engine.holdings import Holdings
 from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
@@ -74,6 +75,7 @@ class Scheduler:
         )
         self._objectives = Objectives(costs, max_batch_tokens)
         self._holdings = Holdings(pool, supply.resident, prefixes)
+        self._growth = Growth(pool.page_tokens)
         self._overload_until_s: float | None = None
         self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
@@ -122,6 +124,7 @@ class Scheduler:
             self._leave_queue(sequence)
         elif sequence in self.running:
             self.running.remove(sequence)
+            self._growth.ended(sequence)
             self._holdings.release(sequence, now_s, ruined=ruined)
 
     def schedule(self, now_s: float) -> tuple[list[Chunk], list[Failure]]:
@@ -172,12 +175,14 @@ class Scheduler:
     # What happens while they wait.
 
     def _want(self, sequence: Sequence, now_s: float) -> None:
-        """Asks for the adapter of a waiting request unless it is here."""
+        """Asks for the adapter of a waiting request unless it is at hand."""
         assert sequence.adapter is not None
         digest = sequence.adapter.digest
         if self._supply.pages_missing(digest) is None:
             self._supply.want(sequence.adapter, now_s)
             self._waiting.park(digest)
+        elif sequence.adapter_ready_s is None:
+            sequence.adapter_ready_s = now_s
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
@@ -302,8 +307,6 @@ class Scheduler:
                 self._want(sequence, now_s)
                 if self._supply.pages_missing(sequence.adapter.digest) is None:
                     continue  # it is parked now
-                if sequence.adapter_ready_s is None:
-                    sequence.adapter_ready_s = now_s
             cached = self._match(sequence)
             error = self._never_fits(sequence) or self._hopeless(sequence, now_s, cached)
             if error:
@@ -319,22 +322,24 @@ class Scheduler:
 
     def _take_room(self, sequence: Sequence, cached: list[CachedBlock], now_s: float) -> bool:
         """Holds the adapter and the cached blocks of a waiting sequence, and sees to it that its
-        other tokens fit. False, and nothing held, when only preemption could make so much room:
-        running work goes first."""
+        other tokens fit. False, and nothing held, when that would lead to preemption: running work
+        goes first."""
         digest = sequence.adapter.digest if sequence.adapter else ""
         resident = self._supply.resident.get(digest) if digest else None
         adapter_pages = self._supply.size_pages(digest) if digest and not resident else 0
-        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached) + adapter_pages
+        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached)
         # What it will use itself cannot be reclaimed for it.
-        idle = sum(not block.users for block in cached)
-        if resident and not resident.users:
-            idle += len(resident.page_ids)
-        if needed + idle > self._pool.num_available:
+        idle_blocks = sum(not block.users for block in cached)
+        idle_adapter_pages = len(resident.page_ids) if resident and not resident.users else 0
+        room = needed
+        if self.running:  # alone, it may always begin
+            room = max(room, self._growth.pages([*self.running, sequence]) - len(cached))
+        if not self._pool.has_room(room, adapter_pages, idle_blocks, idle_adapter_pages):
             return False
         self._prefixes.hold(cached, now_s)
         if resident:
             self._supply.acquire(digest)
-        has_room = self._pool.make_free(needed)
+        has_room = self._pool.make_free(needed, adapter_pages)
         assert has_room
         if digest and not resident:
             self._supply.acquire(digest)

@@ -43,6 +43,7 @@ class LazyHeap(Generic[T]):
 
     def discard(self, item: T) -> None:
         self._current.pop(item, None)
+        self._forget_if_empty()
 
     def peek(self) -> tuple[Any, T] | None:
         """Key and item of the least; None when empty."""
@@ -59,6 +60,7 @@ class LazyHeap(Generic[T]):
         assert least is not None
         heapq.heappop(self._heap)
         del self._current[least[1]]
+        self._forget_if_empty()
         return least[1]
 
     def first(self, limit: int) -> list[T]:
@@ -69,6 +71,11 @@ class LazyHeap(Generic[T]):
         for entry in taken:
             heapq.heappush(self._heap, entry)
         return [item for _, _, item in taken]
+
+    def _forget_if_empty(self) -> None:
+        """Outdated entries would keep their items alive until the next push."""
+        if not self._current:
+            self._heap.clear()
 
     def _sweep(self) -> None:
         self._heap = [entry for entry in self._heap if self._current.get(entry[2]) == entry[1]]

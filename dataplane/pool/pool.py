@@ -52,9 +52,18 @@ class PagePool:
         """Pages that are free or can be reclaimed."""
         return self.allocator.num_free + self.idle.num_pages
 
-    def make_free(self, num_pages: int) -> bool:
-        """Reclaims what is worth least until `num_pages` are free. False, and nothing reclaimed,
+    def has_room(
+        self, num_blocks: int, adapter_pages: int, idle_blocks: int, idle_adapter_pages: int
+    ) -> bool:
+        """Whether KV blocks and an adapter of so many pages fit beside what is in use. idle_*: of
+        what nobody uses now but the newcomer will: it cannot be reclaimed for it."""
+        needed = num_blocks + adapter_pages + idle_blocks + idle_adapter_pages
+        return needed <= self.num_available
+
+    def make_free(self, num_blocks: int, adapter_pages: int = 0) -> bool:
+        """Reclaims what is worth least until so many pages are free. False, and nothing reclaimed,
         when those in use are too many."""
+        num_pages = num_blocks + adapter_pages
         if num_pages > self.num_available:
             return False
         self.idle.reclaim(num_pages - self.allocator.num_free)

@@ -324,6 +324,20 @@ def test_running_work_never_waits_for_a_load() -> None:
     assert len(simulation.tokens) == 10
 
 
+def test_waiting_in_the_queue_is_not_told_as_waiting_for_the_adapter() -> None:
+    simulation = Simulation(num_pages=100, max_running=1, load_s=0.05)
+    simulation.submit(0, adapter="a")
+    simulation.run()
+    simulation.submit(1, 4, max_tokens=40)
+    simulation.step()
+    simulation.submit(2, adapter="a")  # it is here
+    simulation.submit(3, adapter="b")
+    resident, loading = simulation.live[2], simulation.live[3]
+    simulation.run()
+    assert resident.timings().queue_s > 0.3 and resident.timings().adapter_load_s == 0.0
+    assert loading.timings().queue_s > 0.3 and 0.05 <= loading.timings().adapter_load_s < 0.1
+
+
 def test_the_oldest_of_the_preempted_gets_on() -> None:
     """Every sequence alone nearly fills the pool: each finishes, and none twice as late."""
     simulation = Simulation(num_pages=20, max_running=4, max_batch_tokens=64)

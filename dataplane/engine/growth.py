@@ -1,0 +1,54 @@
+"""How many more pages running sequences will come to need: admission keeps them free.
+
+Who is admitted on its prompt alone is preempted when all grow, and computed again: under pressure
+that can cost more than the work itself. How long an answer becomes is known only at its end, so it
+is taken to be the share of `max_tokens` that answers here came to so far. A wrong guess costs a
+preemption or an early wait, never more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from dataplane.engine.sequence import Sequence
+
+_KEEP = 0.98  # weight of the past at each ended sequence
+_DOUBT = 2.0  # weight of "no answer at all" before any was seen: at first admission is generous
+
+
+class Growth:
+    def __init__(self, page_tokens: int) -> None:
+        self._page_tokens = page_tokens
+        self._weight = _DOUBT
+        self._shares = 0.0
+
+    def ended(self, sequence: Sequence) -> None:
+        """It has left the batch for good, finished or not wanted any more."""
+        share = sequence.num_output / max(sequence.sampling.max_tokens, 1)
+        self._weight = _KEEP * self._weight + 1.0
+        self._shares = _KEEP * self._shares + min(share, 1.0)
+
+    def pages(self, sequences: Iterable[Sequence]) -> int:
+        """The most pages, beyond those that they hold, that all together will need at once.
+
+        Each grows by a token a step until its expected end, when its pages come free: the most is
+        needed just before one of these ends (as LightLLM's scheduler reasons). Last blocks that
+        grow are taken to begin with one token, which is at most a page too much for each.
+        """
+        size = self._page_tokens
+        held = most = num_tokens = 0
+        lives: list[tuple[int, int]] = []
+        for each in sequences:
+            lives.append((self._remaining(each), len(each.tokens)))
+            held += len(each.block_table)
+            most += -(-len(each.tokens) // size)
+        for count, (steps, length) in enumerate(sorted(lives, reverse=True), 1):
+            num_tokens += length
+            if steps:
+                most = max(most, (num_tokens + count * (steps + size - 1)) // size)
+        return max(0, most - held)
+
+    def _remaining(self, sequence: Sequence) -> int:
+        expected = self._shares / self._weight * sequence.sampling.max_tokens
+        return max(0, math.ceil(expected) - sequence.num_output)
