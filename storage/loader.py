@@ -142,6 +142,13 @@ class TieredLoader(Generic[T]):
                 if flight.source == ref.source:
                     raise
 
+    def raise_priority(self, digest: str, priority: float, *, speculative: bool) -> None:
+        """As another call of `load` would; nothing when that digest is not being loaded."""
+        flight = self._flights.get(digest)
+        if flight is not None:
+            flight.priority = max(flight.priority, priority)
+            flight.speculative = flight.speculative and speculative
+
     def reload_s(self, digest: str, size_bytes: int) -> float:
         """What getting an adapter back costs that host memory gives up."""
         on_disk = self._disk is not None and digest in self._disk

@@ -28,11 +28,14 @@ from dataplane.channel import (
     Hello,
     Inspect,
     Outputs,
+    Prefetch,
     Shutdown,
     Start,
     StartFailed,
     Stats,
     Submit,
+    Unload,
+    Unpin,
     decode_to_engine,
     encode,
 )
@@ -115,11 +118,11 @@ class _Process:
 
     def _serve(self, engine: Engine) -> None:
         while True:
-            busy = engine.has_work and not engine.is_waiting_for_loads
+            busy = (engine.has_work and not engine.is_waiting_for_loads) or engine.is_copying
             self._receive(engine, 0 if busy else self._idle_timeout_ms(engine))
             if not self._running:
                 return
-            if engine.has_work:
+            if engine.has_work or engine.is_bringing_adapters:
                 self._deliver(engine.step())
             self._report(engine)
             if engine.has_work and time.monotonic() - self._sent_s >= ALIVE_INTERVAL_S:
@@ -150,6 +153,8 @@ class _Process:
                     engine.abort(handle)
                 case Inspect(ticket):
                     self._send(engine.inspect(ticket))
+                case Prefetch() | Unpin() | Unload() as directive:
+                    engine.direct(directive)
                 case Shutdown():
                     self._running = False
                 case Start():

@@ -161,8 +161,10 @@ def pack(
     *,
     page_elems: int,
     dtype: torch.dtype,
+    pin_memory: bool = False,
 ) -> HostAdapter:
     """Builds the host copy in pool layout. Scaling, and DoRA's, is folded into B in float32.
+    pin_memory: the device can then read it by itself.
 
     Raises: AdapterRefusedError when a base tensor that the adapter carries differs from the base
     model's, when its biases are not the base model's, or when a weight overflows the pool's dtype.
@@ -172,7 +174,9 @@ def pack(
         _check_frozen(base, adapter, ref)
     layout = plan_layout(config, manifest)
     num_pages = layout.num_pages(page_elems)
-    pages = torch.zeros(config.num_layers, num_pages, page_elems, dtype=dtype)
+    pages = torch.zeros(
+        config.num_layers, num_pages, page_elems, dtype=dtype, pin_memory=pin_memory
+    )
     flat = pages.view(config.num_layers, -1)
     columns = head_columns(config)
     groups = {

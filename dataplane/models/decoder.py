@@ -41,6 +41,8 @@ class Batch:
     # LoRA of the head, over logit rows: per layer of the pool, (input columns, output columns,
     # segments); an adapter's head is spread over the layers' slices of its pages by columns.
     lm_head: Sequence[HeadSlice]
+    # Called with each layer's number before its adapters are read; None when all are in.
+    wait: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Decoder:
         if self._embedding_scale is not None:
             x = x * self._embedding_scale
         for index, layer in enumerate(weights.layers):
+            if batch.wait is not None:
+                batch.wait(index)
             pages = pool[index]
             lora = batch.layers[index]
             affine = batch.affine[index] if batch.affine else _NO_AFFINE
