@@ -93,18 +93,21 @@ class TieredLoader(Generic[T]):
         executor: Executor | None = None,
         costs: ReloadCosts | None = None,
         on_load: Callable[[LoadTimings], None] | None = None,
+        on_store: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """build: makes the value and says its size in bytes; called in a thread, may raise.
         executor: whose threads parse and build; None: the event loop's. costs: told what each load
         took; the host tier may ask them.
-        on_load: called on the loop after each load from disk or source."""
+        on_load: called on the loop after each load from disk or source. on_store: likewise when
+        disk has taken in another adapter."""
         self._router = router
         self._disk = disk
         self._host = host
         self._build = build
         self._limits = limits
         self._on_load = on_load
+        self._on_store = on_store
         self._clock = clock
         # Apart, so that sources that hang do not hold up what the disk has.
         self._fetch_slots = PrioritySlots(max_concurrent_loads)
@@ -299,3 +302,6 @@ class TieredLoader(Generic[T]):
             await disk.put(digest, files)
         except TierError as problem:
             _log.warning("adapter %s is served without disk cache: %s", digest, problem)
+        else:
+            if self._on_store is not None:
+                self._on_store()

@@ -186,9 +186,10 @@ def pack(
     }
     vectors = AffineVectors(config, base, adapter)
     for module in manifest.modules:
-        a = stored_tensor(adapter, module.a).float()
+        a = stored_tensor(adapter, module.a)
         b = stored_tensor(adapter, module.b).float() * module.scaling
-        b = vectors.take(module, a, b).t()
+        # Rounded before it is transposed: torch has a fast path for that within one dtype.
+        b = vectors.take(module, a, b).to(dtype).t()
         if module.layer is None:
             for layer, (part, plan) in enumerate(zip(columns, layout.head, strict=True)):
                 _write(flat[layer], plan.a_offset, a[:, part.in_start : part.in_end])
