@@ -246,13 +246,15 @@ class ThreadedLoader:
 
 
 def _single_core_threads() -> ThreadPoolExecutor:
-    """Threads in which torch uses one core. torch keeps the number by thread, but new threads take
-    it from whoever set it last: so all of them start now, and then it is set back."""
+    """Threads in which torch uses one core. torch keeps the number by thread, but a thread takes
+    over what was set last anywhere when it first asks: so all of them start and ask now, and then
+    it is set back."""
     num_threads = torch.get_num_threads()
     all_started = threading.Barrier(_BUILD_THREADS + 1)
 
     def begin() -> None:
         _give_way()
+        torch.get_num_threads()
         torch.set_num_threads(1)
         all_started.wait()
 
