@@ -33,16 +33,24 @@ class StepLoop:
     def stop(self) -> None:
         self.parts.loader.stop()
 
-    def submit(self, adapter: Adapter | None, *, prompt_tokens: int, new_tokens: int) -> int:
-        """A request with a prompt of its own, that no cache knows; its handle."""
+    def submit(
+        self,
+        adapter: Adapter | None,
+        *,
+        prompt_tokens: int,
+        new_tokens: int,
+        prompt: Sequence[int] | None = None,
+    ) -> int:
+        """A request with `prompt`, or else one of its own that no cache knows; its handle."""
         handle = next(self._handles)
-        ids = np.random.default_rng((11, handle)).integers(
-            FIRST_TOKEN_ID, self._vocab_size, size=prompt_tokens
-        )
+        ids = prompt
+        if ids is None:
+            generator = np.random.default_rng((11, handle))
+            ids = generator.integers(FIRST_TOKEN_ID, self._vocab_size, size=prompt_tokens).tolist()
         self.engine.submit(
             Submit(
                 handle=handle,
-                prompt=ids.tolist(),
+                prompt=list(ids),
                 sampling=Sampling(max_tokens=new_tokens, ignore_eos=True),
                 adapter=adapter,
                 arrival_s=time.monotonic(),
