@@ -411,7 +411,7 @@ class Scheduler:
         return 2 if resident.users else 1
 
     def _never_fits(self, sequence: Sequence) -> DataPlaneError | None:
-        pages = self._supply.size_pages(sequence.adapter.digest) if sequence.adapter else 0
+        pages = self._supply.unusable_pages(sequence.queue_key)
         try:
             check_fits(sequence, pages, self._pool)
         except PoolTooSmallError as error:

@@ -148,7 +148,7 @@ class Prefetcher:
             return True
         num_pages = host.pages.shape[1]
         if wish.pinned:
-            if self._resident.num_pinned_pages + num_pages > self._num_pool_pages // 2:
+            if not self._resident.can_pin(num_pages):
                 return False
         elif num_pages > self._num_pool_pages // _UNUSED_SHARE:
             return False

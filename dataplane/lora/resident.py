@@ -18,6 +18,7 @@ from dataplane.pool.worth import UseCount, worth_key
 from kernels.lora.plan import PageRun
 
 _MAX_REMEMBERED = 4096  # adapters whose use is remembered, here or not
+_PINNED_SHARE = 2  # at most one page in so many
 
 
 @dataclass(eq=False)
@@ -72,18 +73,15 @@ class ResidentAdapters:
 
     def wanted(self, digest: str, now_s: float) -> None:
         """A request that names the adapter has come: one use, though it may yet have to wait."""
-        uses = self._uses.setdefault(digest, UseCount())
-        uses.add(now_s)
+        self._uses_of(digest).add(now_s)
         self._uses.move_to_end(digest)
-        if len(self._uses) > _MAX_REMEMBERED:
-            self._uses.popitem(last=False)
         resident = self.get(digest)
         if resident and resident.is_idle:
             self._offer(resident)
 
     def expected(self, digest: str, now_s: float, weight: float) -> None:
         """It is likely to be wanted: a part of a use."""
-        self._uses.setdefault(digest, UseCount()).add(now_s, weight)
+        self._uses_of(digest).add(now_s, weight)
 
     @property
     def pool_bytes(self) -> int:
@@ -91,8 +89,8 @@ class ResidentAdapters:
 
     def worth(self, digest: str, nbytes: int, num_pages: int) -> float:
         """What an adapter is worth in the pool, there or not."""
-        uses = self._uses.setdefault(digest, UseCount())
-        return worth_key(self._reload_s(digest, nbytes), uses, max(num_pages, 1))
+        cost_s = self._reload_s(digest, nbytes)
+        return worth_key(cost_s, self._uses_of(digest), max(num_pages, 1))
 
     def install(self, host: HostAdapter) -> ResidentAdapter | None:
         """Begins to copy an adapter into the pool; None when too few pages are free."""
@@ -109,7 +107,7 @@ class ResidentAdapters:
             host.nbytes,
             self._evict,
             self.copier.begin(host.pages, run),
-            pinned=host.digest in self._pinned,
+            pinned=host.digest in self._pinned and self.can_pin(len(page_ids)),
         )
         self._by_digest[host.digest] = resident
         if resident.is_idle:
@@ -151,10 +149,11 @@ class ResidentAdapters:
             self._offer(resident)
 
     def pin(self, digest: str) -> None:
-        """From now on it is never evicted, be it here or come later. Undoes `unload`."""
+        """From now on it is never evicted, be it here or come later, as far as pinned ones may take
+        pages. Undoes `unload`."""
         self._pinned.add(digest)
         resident = self._by_digest.get(digest)
-        if resident is None:
+        if resident is None or resident.pinned or not self.can_pin(len(resident.page_ids)):
             return
         resident.leaving = False
         if resident.is_idle:
@@ -174,7 +173,13 @@ class ResidentAdapters:
 
     @property
     def num_pinned_pages(self) -> int:
+        if not self._pinned:
+            return 0
         return sum(len(each.page_ids) for each in self if each.pinned)
+
+    def can_pin(self, num_pages: int) -> bool:
+        """Whether so many more pages may be pinned: half of the pool is for requests."""
+        return self.num_pinned_pages + num_pages <= self._pool.num_pages // _PINNED_SHARE
 
     def unload(self, digest: str) -> bool:
         """Frees its pages, at once if nobody uses it, else with its last user; unpins it. True
@@ -223,6 +228,12 @@ class ResidentAdapters:
     def _offer(self, resident: ResidentAdapter) -> None:
         worth = self.worth(resident.digest, resident.nbytes, len(resident.page_ids))
         self._pool.idle.offer(resident, worth)
+
+    def _uses_of(self, digest: str) -> UseCount:
+        uses = self._uses.setdefault(digest, UseCount())
+        while len(self._uses) > _MAX_REMEMBERED:
+            self._uses.popitem(last=False)
+        return uses
 
     def _count_idle(self, resident: ResidentAdapter, sign: int) -> None:
         self.num_idle_pages += sign * len(resident.page_ids)

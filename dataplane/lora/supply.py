@@ -126,6 +126,13 @@ class AdapterSupply:
         resident = self.resident.get(digest)
         return len(resident.page_ids) if resident else self._arrived[digest].pages.shape[1]
 
+    def unusable_pages(self, digest: str) -> int:
+        """Pages that KV blocks of its requests can never have: its own, and what is pinned."""
+        resident = self.resident.get(digest) if digest else None
+        own = self.size_pages(digest) if digest else 0
+        pinned = self.resident.num_pinned_pages
+        return pinned if resident is not None and resident.pinned else own + pinned
+
     def acquire(self, digest: str) -> None:
         """Makes an arrived adapter resident if need be, and holds it. Its pages must be free."""
         host = self._arrived.pop(digest, None)

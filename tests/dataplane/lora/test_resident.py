@@ -54,21 +54,21 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_pinned_adapters_are_never_evicted(bench: Bench) -> None:
     bench.resident.pin("later")
     for digest in ("now", "later", "other"):
-        bench.install(digest)
+        bench.install(digest, 3)
     bench.resident.pin("now")
     bench.check()
-    assert not bench.pool.make_free(5)
-    assert bench.pool.make_free(4)
+    assert not bench.pool.make_free(7)
+    assert bench.pool.make_free(6)
     assert bench.digests() == {"now", "later"}
     bench.resident.acquire("now")
     bench.resident.unpin("now")
     bench.resident.unpin("nobody")
-    assert not bench.pool.make_free(8), "it has a user"
+    assert not bench.pool.make_free(7), "it has a user"
     bench.resident.release("now")
     bench.check()
-    assert bench.pool.make_free(8)
+    assert bench.pool.make_free(9)
     assert bench.digests() == {"later"}
-    assert bench.resident.num_pinned_pages == 4
+    assert bench.resident.num_pinned_pages == 3
 
 
 def test_unload_frees_an_idle_adapter_at_once(bench: Bench) -> None:

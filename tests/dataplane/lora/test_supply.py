@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dataplane.channel import Adapter
-from dataplane.errors import AdapterUnloadedError
+from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
 from dataplane.lora import copier, supply
 from tests.helpers.scheduling import Simulation
 
@@ -201,3 +201,32 @@ def test_random_unloads_and_pins_leave_nothing_behind() -> None:
         simulation.run()
         allowed = {AdapterUnloadedError}
         assert {type(each) for each in simulation.failed.values()} <= allowed
+
+
+def test_a_request_that_pins_leave_no_room_for_is_refused_and_holds_up_nobody() -> None:
+    simulation = Simulation(num_pages=20, load_s=0.0, adapter_pages={"pinned": 10, "a": 3})
+    simulation.supply.pin(adapter("pinned"), "pool", simulation.now_s)
+    for _ in range(3):
+        simulation.step()
+    assert simulation.supply.resident.num_pinned_pages == 10
+    simulation.submit(1, 30, adapter="a", max_tokens=2)  # 8 pages and 3: too many by one
+    simulation.submit(2, 30, adapter="pinned", max_tokens=2)
+    simulation.submit(3, 30, max_tokens=2)
+    while simulation.scheduler.has_work:
+        simulation.step()
+    assert isinstance(simulation.failed[1], PoolTooSmallError)
+    assert set(simulation.tokens) == {2, 3}
+
+
+def test_what_was_pinned_beyond_the_limit_can_be_evicted() -> None:
+    simulation = Simulation(num_pages=20, load_s=0.0, adapter_pages={"a": 6, "b": 6})
+    for name in "ab":
+        simulation.supply.pin(adapter(name), "pool", simulation.now_s)
+    for _ in range(4):
+        simulation.step()
+    simulation.submit(1, adapter="b", max_tokens=2)
+    while simulation.scheduler.has_work:
+        simulation.step()
+    assert simulation.supply.resident.num_pinned_pages == 6
+    assert simulation.pool.num_available == 14
+    assert simulation.pool.make_free(14)
