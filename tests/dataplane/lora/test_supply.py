@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any, cast
+
 import pytest
+import torch
 
 from dataplane.channel import Adapter
 from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
 from dataplane.lora import copier, supply
+from dataplane.lora.layout import HostAdapter
 from tests.helpers.scheduling import Simulation
 
 
@@ -171,8 +176,6 @@ def test_unload_lets_running_requests_finish_and_ends_them_when_time_is_over() -
 
 
 def test_random_unloads_and_pins_leave_nothing_behind() -> None:
-    import random
-
     for seed in range(5):
         chance = random.Random(seed)
         simulation = Simulation(num_pages=40, load_s=0.03)
@@ -230,3 +233,26 @@ def test_what_was_pinned_beyond_the_limit_can_be_evicted() -> None:
     assert simulation.supply.resident.num_pinned_pages == 6
     assert simulation.pool.num_available == 14
     assert simulation.pool.make_free(14)
+
+
+@pytest.mark.parametrize(("step_s", "layers_before_start"), [(None, 1), (0.01, 2), (1e-6, 4)])
+def test_it_starts_when_the_rest_would_hold_up_nobody_for_long(
+    monkeypatch: pytest.MonkeyPatch, step_s: float | None, layers_before_start: int
+) -> None:
+    monkeypatch.setattr(copier, "_SLICE_BYTES", 1)  # a page; a layer of the adapter is two
+    monkeypatch.setattr(copier, "_KEEP", 1.0)
+    for name in ("_COPY_SHARE", "_MIN_COPY_S", "_MAX_COPY_S"):
+        monkeypatch.setattr(supply, name, 0.0)
+    simulation = Simulation(num_pages=8)
+    simulation.pool.data = torch.zeros(4, 8, 2)
+    tracked = supply.AdapterSupply(simulation.pool, simulation.loader, simulation.costs)
+    page_bytes = 2 * 4
+    # The rest of two layers, four pages, takes a tenth of 0.01 s.
+    tracked.resident.copier._bytes_per_s = 4 * page_bytes / 0.001
+    host = HostAdapter("a", cast(Any, None), torch.ones(4, 2, 2))
+    assert tracked.resident.install(host)
+    resident = tracked.resident.acquire("a")
+    for _ in range(20):
+        assert tracked.may_start("a") == (resident.copy.num_layers_in >= layers_before_start)
+        tracked.advance(step_s)
+    assert tracked.may_start("a") and not resident.is_copying
