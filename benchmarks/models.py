@@ -122,17 +122,19 @@ def write_adapter(
     seed: int,
     targets: Sequence[str] = ALL_LINEAR,
     base_model: str = "",
+    dtype: torch.dtype = torch.bfloat16,
+    scale: float = 0.02,
 ) -> None:
-    """Writes a PEFT adapter of the shape, bfloat16, as peft itself lays it out.
+    """Writes a PEFT adapter of the shape as peft itself lays it out.
 
     targets: module names below the layers, as in PEFT's target_modules.
-    base_model: what the adapter says that it was trained on.
+    base_model: what the adapter says that it was trained on. scale: of the random values.
     """
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns, generator=generator) * 0.02).to(torch.bfloat16)
+        return (torch.randn(rows, columns, generator=generator) * scale).to(dtype)
 
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(shape.num_layers):

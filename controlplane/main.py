@@ -13,6 +13,7 @@ from chorale.v1 import adapter_registry_pb2_grpc, admission_pb2_grpc, fleet_pb2_
 from controlplane.admission.admission import Admission
 from controlplane.admission.reservations import Reservations
 from controlplane.errors import StoreUnavailableError
+from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
 from controlplane.fleet.ticket_keys import TicketKeys
 from controlplane.options import ControlPlaneOptions
@@ -103,6 +104,7 @@ async def _start(options: ControlPlaneOptions, store: Store, reservations: Reser
     ticket_keys = TicketKeys(store)
     fleet = FleetHandlers(
         Fleet(store, ticket_keys, lease_s=options.lease_s),
+        Directives(store, registry),
         token=options.fleet_token,
         lease_s=options.lease_s,
         heartbeat_interval_s=options.heartbeat_interval_s,

@@ -120,7 +120,30 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     ticket: int
 
 
-ToEngine = Start | Submit | Abort | Shutdown | Inspect
+class Prefetch(msgspec.Struct, frozen=True, tag=True):
+    """Bring an adapter to `tier` ("host" or "pool") if it is worth the room it takes there. With
+    `pin` it is brought there whatever is there, and never evicted until Unpin or Unload; pinned
+    adapters together take at most half of the pool."""
+
+    adapter: Adapter
+    tier: str
+    pin: bool = False
+
+
+class Unpin(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Free an adapter in pool and host memory: at once when nobody uses it, else after the last
+    token. Requests that still run `within_s` from now fail with ADAPTER_UNLOADED."""
+
+    digest: str
+    within_s: float
+
+
+Directive = Prefetch | Unpin | Unload
+ToEngine = Start | Submit | Abort | Shutdown | Inspect | Directive
 
 
 # Engine to frontend.
@@ -228,6 +251,13 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     # Measured; 0 until it was.
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0  # at the present number of running sequences
+    # Prefetches since the start (dataplane/lora/prefetch.py says what each counts).
+    num_prefetch_hits: int = 0
+    num_prefetch_late: int = 0
+    prefetch_late_s: float = 0.0
+    prefetch_wasted_bytes: int = 0
+    num_prefetch_failed: int = 0
+    num_prefetch_refused: int = 0
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):

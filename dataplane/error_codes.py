@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from dataplane.errors import (
     AdapterRefusedError,
+    AdapterUnloadedError,
     DeadlineError,
     HopelessError,
     ModelNotFoundError,
@@ -27,6 +28,7 @@ CODES: Mapping[type[Exception], str] = {
     AdapterFormatError: "FAILED_PRECONDITION",
     AdapterMismatchError: "FAILED_PRECONDITION",
     AdapterRefusedError: "FAILED_PRECONDITION",
+    AdapterUnloadedError: "UNAVAILABLE",
     DeadlineError: "DEADLINE_EXCEEDED",
     DigestMismatchError: "FAILED_PRECONDITION",
     HopelessError: "RESOURCE_EXHAUSTED",

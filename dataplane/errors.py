@@ -7,6 +7,7 @@ DataPlaneError
 │   └── CheckpointError
 ├── PoolTooSmallError     the pool cannot hold what must fit in it at once
 ├── AdapterRefusedError   an adapter cannot be applied exactly as trained to this base model
+├── AdapterUnloadedError  an operator unloads the adapter, and the time to finish is over
 ├── NonFiniteOutputError  a sequence's logits are NaN or infinite
 ├── QueueFullError        no more requests can wait
 ├── HopelessError         a waiting request can no longer meet its objective
@@ -54,6 +55,20 @@ class PoolTooSmallError(DataPlaneError):
 
 class AdapterRefusedError(DataPlaneError):
     pass
+
+
+class AdapterUnloadedError(DataPlaneError):
+    """Another data plane, or this one a little later, serves the adapter still."""
+
+    retry_after_s = 1.0
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(
+            "ADAPTER_UNLOADED",
+            "the adapter is being unloaded from this data plane and the time that its running"
+            " requests were given is over; try again",
+            {"digest": digest},
+        )
 
 
 class NonFiniteOutputError(DataPlaneError):

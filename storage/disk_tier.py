@@ -109,6 +109,10 @@ class DiskTier:
     async def discard(self, digest: str) -> None:
         await asyncio.to_thread(self._drop, _checked(digest))
 
+    def __contains__(self, digest: str) -> bool:
+        """As of this process's last look; no I/O."""
+        return digest in self._sizes
+
     def digests(self) -> frozenset[str]:
         """What was there when this process last looked; no I/O."""
         return frozenset(self._sizes)

@@ -1,13 +1,13 @@
-"""Built adapters in host memory: least recently used out first, bounded in bytes."""
+"""Built adapters in host memory, bounded in bytes: the least worth goes first."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from storage.errors import TierFullError
+from storage.eviction import Worth
 
 T = TypeVar("T")
 
@@ -37,32 +37,47 @@ class HostTier(Generic[T]):
     the entry and holds for a later `put`) or while somebody has acquired it (counted).
     """
 
-    def __init__(self, max_bytes: int, *, on_evict: Callable[[str, T], None] | None = None) -> None:
-        """on_evict: called after an entry has left by eviction, discard or replacement."""
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        reload_s: Callable[[str, int], float] | None = None,
+        on_evict: Callable[[str, T], None] | None = None,
+    ) -> None:
+        """reload_s: seconds to get a digest of so many bytes back; without it, a byte costs the
+        same everywhere. on_evict: called after an entry has left by eviction, discard or
+        replacement."""
         if max_bytes < 0:
             raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
         self._max_bytes = max_bytes
         self._on_evict = on_evict
-        self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
+        self._entries: dict[str, _Entry[T]] = {}
+        self._worth = Worth(reload_s or _by_size)
         self._pinned: set[str] = set()
         self._entry_bytes = self._hits = self._misses = self._evictions = 0
 
     def get(self, digest: str) -> T | None:
-        """The value, now most recently used. Counts a hit or a miss."""
+        """The value. Counts a use, and a hit or a miss."""
+        self._worth.use(digest)
         entry = self._entries.get(digest)
         if entry is None:
             self._misses += 1
             return None
         self._hits += 1
-        self._entries.move_to_end(digest)
         return entry.value
+
+    def peek(self, digest: str) -> T | None:
+        """The value; counts nothing."""
+        entry = self._entries.get(digest)
+        return None if entry is None else entry.value
 
     def contains(self, digest: str) -> bool:
         return digest in self._entries
 
-    def put(self, digest: str, value: T, size_bytes: int) -> bool:
+    def put(self, digest: str, value: T, size_bytes: int, *, speculative: bool = False) -> bool:
         """Keep `value`, evicting as needed. False, with nothing evicted, when what may not be
-        evicted leaves no room. An acquired entry of this digest is not replaced.
+        evicted leaves no room. An acquired entry of this digest is not replaced. speculative:
+        nobody has asked for it yet, so nothing that is worth more may go for it.
 
         Raises: TierFullError when it could never fit.
         """
@@ -77,23 +92,18 @@ class HostTier(Generic[T]):
         present = self._entries.get(digest)
         if present is not None and present.users:
             return False
-        held = sum(
-            entry.size_bytes
-            for key, entry in self._entries.items()
-            if key != digest and self._is_held(key, entry)
-        )
-        if held + size_bytes > self._max_bytes:
+        replaced = present.size_bytes if present is not None else 0
+        victims = self._victims(digest, size_bytes - replaced, size_bytes, speculative)
+        if victims is None:
             return False
         if present is not None:
             self._remove(digest)
-        for key in list(self._entries):
-            if self._entry_bytes + size_bytes <= self._max_bytes:
-                break
-            if not self._is_held(key, self._entries[key]):
-                self._evictions += 1
-                self._remove(key)
+        for victim in victims:
+            self._evictions += 1
+            self._remove(victim)
         self._entries[digest] = _Entry(value, size_bytes)
         self._entry_bytes += size_bytes
+        self._worth.keep(digest, size_bytes)
         return True
 
     def discard(self, digest: str) -> bool:
@@ -134,11 +144,36 @@ class HostTier(Generic[T]):
             evictions=self._evictions,
         )
 
+    def _victims(
+        self, digest: str, growth: int, size_bytes: int, speculative: bool
+    ) -> list[str] | None:
+        """Whom to evict so that the tier may grow by so many bytes; None when it cannot."""
+        excess = self._entry_bytes + growth - self._max_bytes
+        victims: list[str] = []
+        if excess <= 0:
+            return victims
+        limit = self._worth.key(digest, size_bytes) if speculative else None
+        for candidate, key in self._worth.least_first():
+            if limit is not None and key >= limit:
+                break
+            if candidate == digest or self._is_held(candidate, self._entries[candidate]):
+                continue
+            victims.append(candidate)
+            excess -= self._entries[candidate].size_bytes
+            if excess <= 0:
+                return victims
+        return None
+
     def _is_held(self, digest: str, entry: _Entry[T]) -> bool:
         return entry.users > 0 or digest in self._pinned
 
     def _remove(self, digest: str) -> None:
         entry = self._entries.pop(digest)
+        self._worth.drop(digest)
         self._entry_bytes -= entry.size_bytes
         if self._on_evict is not None:
             self._on_evict(digest, entry.value)
+
+
+def _by_size(digest: str, size_bytes: int) -> float:
+    return float(size_bytes)

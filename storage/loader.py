@@ -8,6 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,6 +24,8 @@ from storage.errors import (
 from storage.files import AdapterFiles
 from storage.host_tier import HostTier
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.reload_costs import ReloadCosts
+from storage.slots import PrioritySlots
 from storage.sources import Source
 
 T = TypeVar("T")
@@ -42,8 +45,9 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class LoadTimings:
-    """One completed load. tier: "disk" or "source". Seconds of wall time, waits for a thread
-    included; read_s covers disk verification, parse_s parsing with the checks of all values."""
+    """One completed load. tier: "disk" or "source". Seconds of wall time: queue_s waiting for its
+    turn, read_s reading with disk verification, parse_s parsing with the checks of all values,
+    build_s making the pages; the last three include waits for a thread."""
 
     digest: str
     tier: str
@@ -51,6 +55,7 @@ class LoadTimings:
     read_s: float
     parse_s: float
     build_s: float
+    queue_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,12 @@ class Residency:
 
 
 class _Flight(Generic[T]):
-    def __init__(self, task: asyncio.Task[T], source: str) -> None:
-        self.task = task
+    def __init__(self, source: str, priority: float) -> None:
         self.source = source
+        self.priority = priority
+        self.speculative = True  # nobody but prefetches waits for it
         self.waiters = 0
+        self.task: asyncio.Task[T]
 
 
 class TieredLoader(Generic[T]):
@@ -83,48 +90,72 @@ class TieredLoader(Generic[T]):
         *,
         limits: AdapterLimits = DEFAULT_LIMITS,
         max_concurrent_loads: int = 16,
+        executor: Executor | None = None,
+        costs: ReloadCosts | None = None,
         on_load: Callable[[LoadTimings], None] | None = None,
+        on_store: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """build: makes the value and says its size in bytes; called in a thread, may raise.
-        on_load: called on the loop after each load from disk or source."""
+        executor: whose threads parse and build; None: the event loop's. costs: told what each load
+        took; the host tier may ask them.
+        on_load: called on the loop after each load from disk or source. on_store: likewise when
+        disk has taken in another adapter."""
         self._router = router
         self._disk = disk
         self._host = host
         self._build = build
         self._limits = limits
         self._on_load = on_load
+        self._on_store = on_store
         self._clock = clock
         # Apart, so that sources that hang do not hold up what the disk has.
-        self._fetch_slots = asyncio.Semaphore(max_concurrent_loads)
-        self._work_slots = asyncio.Semaphore(max_concurrent_loads)
+        self._fetch_slots = PrioritySlots(max_concurrent_loads)
+        self._work_slots = PrioritySlots(max_concurrent_loads)
+        self._executor = executor
+        self._costs = costs or ReloadCosts()
         self._writes: set[asyncio.Task[None]] = set()
         self._flights: dict[str, _Flight[T]] = {}
         self._recent: deque[LoadTimings] = deque(maxlen=_KEPT_TIMINGS)
         self._closed = False
 
-    async def load(self, ref: AdapterRef) -> T:
+    async def load(self, ref: AdapterRef, *, priority: float = 0.0, speculative: bool = False) -> T:
         """The built adapter, from the nearest tier that has it.
 
-        Cancelling one caller leaves the others waiting; the last one's cancellation stops the
-        load. Raises: StorageError (DigestMismatchError when the source no longer holds this
-        content), or whatever `build` raises.
+        priority: whose turn it is when loads queue; of several callers the highest counts.
+        speculative: nobody needs it yet, so the host tier gives up nothing of more worth for it.
+        Cancelling one caller leaves the others waiting; the last one's cancellation stops the load.
+        Raises: StorageError (DigestMismatchError when the source no longer holds this content), or
+        whatever `build` raises.
         """
         if not _DIGEST.fullmatch(ref.digest):
             raise DigestMismatchError(
                 f"digest {excerpt(ref.digest)} is not 64 lower-case hex characters"
             )
-        value = self._host.get(ref.digest)
+        value = self._host.peek(ref.digest) if speculative else self._host.get(ref.digest)
         if value is not None:
             return value
         while True:
-            flight = self._join(ref)
+            flight = self._join(ref, priority)
+            flight.speculative = flight.speculative and speculative
             try:
                 return await self._wait(ref.digest, flight)
             except StorageError:
                 # It may be the other caller's source that failed: then ours is still worth a try.
                 if flight.source == ref.source:
                     raise
+
+    def raise_priority(self, digest: str, priority: float, *, speculative: bool) -> None:
+        """As another call of `load` would; nothing when that digest is not being loaded."""
+        flight = self._flights.get(digest)
+        if flight is not None:
+            flight.priority = max(flight.priority, priority)
+            flight.speculative = flight.speculative and speculative
+
+    def reload_s(self, digest: str, size_bytes: int) -> float:
+        """What getting an adapter back costs that host memory gives up."""
+        on_disk = self._disk is not None and digest in self._disk
+        return self._costs.seconds("disk" if on_disk else "source", size_bytes)
 
     def residency(self) -> Residency:
         disk = self._disk.digests() if self._disk is not None else frozenset[str]()
@@ -147,14 +178,16 @@ class TieredLoader(Generic[T]):
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.flush()
 
-    def _join(self, ref: AdapterRef) -> _Flight[T]:
+    def _join(self, ref: AdapterRef, priority: float) -> _Flight[T]:
         flight = self._flights.get(ref.digest)
         if flight is not None:
+            flight.priority = max(flight.priority, priority)
             return flight
         if self._closed:
             raise LoaderClosedError("the loader is closed")
-        task = asyncio.create_task(self._load(ref), name=f"load-{ref.digest[:12]}")
-        flight = self._flights[ref.digest] = _Flight(task, ref.source)
+        flight = self._flights[ref.digest] = _Flight[T](ref.source, priority)
+        task = asyncio.create_task(self._load(ref, flight), name=f"load-{ref.digest[:12]}")
+        flight.task = task
         task.add_done_callback(lambda _: self._land(ref.digest, flight))
         return flight
 
@@ -181,35 +214,52 @@ class TieredLoader(Generic[T]):
                     del self._flights[digest]
                 flight.task.cancel()
 
-    async def _load(self, ref: AdapterRef) -> T:
+    async def _load(self, ref: AdapterRef, flight: _Flight[T]) -> T:
+        asked = self._clock()
+        queue_s = 0.0
         if self._disk is not None:
-            async with self._work_slots:
+            async with self._work_slots.at(lambda: flight.priority):
                 started = self._clock()
+                queue_s += started - asked
                 files = await self._disk.get(ref.digest)
                 if files is not None:
-                    return await self._finish(ref, files, "disk", started)
-        async with self._fetch_slots:
+                    return await self._finish(ref, flight, files, "disk", started, queue_s)
+        asked = self._clock()
+        async with self._fetch_slots.at(lambda: flight.priority):
             started = self._clock()
+            queue_s += started - asked
             files = await self._router.fetch(ref.source)
-            async with self._work_slots:
-                value = await self._finish(ref, files, "source", started)
+            async with self._work_slots.at(lambda: flight.priority):
+                value = await self._finish(ref, flight, files, "source", started, queue_s)
             await self._begin_write(ref.digest, files)
             return value
 
-    async def _finish(self, ref: AdapterRef, files: AdapterFiles, tier: str, started: float) -> T:
+    async def _finish(
+        self,
+        ref: AdapterRef,
+        flight: _Flight[T],
+        files: AdapterFiles,
+        tier: str,
+        started: float,
+        queue_s: float,
+    ) -> T:
+        loop = asyncio.get_running_loop()
         read = self._clock()
-        parsed = await asyncio.to_thread(self._parse, files, ref, tier)
+        parsed = await loop.run_in_executor(self._executor, self._parse, files, ref, tier)
         parsed_at = self._clock()
-        value, size_bytes = await asyncio.to_thread(self._build, parsed)
+        value, size_bytes = await loop.run_in_executor(self._executor, self._build, parsed)
+        built = self._clock()
         timings = LoadTimings(
             digest=ref.digest,
             tier=tier,
             size_bytes=size_bytes,
             read_s=read - started,
             parse_s=parsed_at - read,
-            build_s=self._clock() - parsed_at,
+            build_s=built - parsed_at,
+            queue_s=queue_s,
         )
-        self._keep(ref.digest, value, size_bytes)
+        self._costs.observe(tier, built - started, size_bytes)
+        self._keep(ref.digest, value, size_bytes, flight.speculative)
         self._recent.append(timings)
         if self._on_load is not None:
             self._on_load(timings)
@@ -241,9 +291,9 @@ class TieredLoader(Generic[T]):
             )
         return parsed
 
-    def _keep(self, digest: str, value: T, size_bytes: int) -> None:
+    def _keep(self, digest: str, value: T, size_bytes: int, speculative: bool) -> None:
         try:
-            self._host.put(digest, value, size_bytes)
+            self._host.put(digest, value, size_bytes, speculative=speculative)
         except TierError as problem:
             _log.warning("adapter %s is served without host cache: %s", digest, problem)
 
@@ -252,3 +302,6 @@ class TieredLoader(Generic[T]):
             await disk.put(digest, files)
         except TierError as problem:
             _log.warning("adapter %s is served without disk cache: %s", digest, problem)
+        else:
+            if self._on_store is not None:
+                self._on_store()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controlplane.cli import output, views
+from controlplane.cli import directives, output, views
 from controlplane.cli.aliases import aliases
 from controlplane.cli.errors import UsageError
 from controlplane.cli.exit_codes import ExitCode
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
 adapters.add_typer(aliases, name="alias")
+directives.install(adapters)
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.")]
 AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or an alias.")]

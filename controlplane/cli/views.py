@@ -69,7 +69,19 @@ def data_plane(value: fleet_pb.DataPlane) -> dict[str, Any]:
         "num_pool_adapters": len(residency.pool_digests),
         "num_host_adapters": len(residency.host_digests),
         "num_disk_adapters": len(residency.disk_digests),
+        "prefetches": prefetches(load.prefetches),
         "last_heartbeat_at": _time(value.last_heartbeat_at),
+    }
+
+
+def prefetches(value: fleet_pb.Prefetches) -> dict[str, Any]:
+    return {
+        "num_hits": value.num_hits,
+        "num_late": value.num_late,
+        "late_s": value.late.ToNanoseconds() / 1e9,
+        "wasted_bytes": value.wasted_bytes,
+        "num_failed": value.num_failed,
+        "num_refused": value.num_refused,
     }
 
 

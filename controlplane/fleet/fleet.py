@@ -13,6 +13,7 @@ from controlplane.fleet.checks import (
     check_endpoint,
     check_identity,
 )
+from controlplane.fleet.directives import Numbered, decode_numbered
 from controlplane.fleet.model import TIERS, DataPlane, Load, Residency
 from controlplane.fleet.ticket_keys import TicketKeys, decode_keys
 from controlplane.registry.model import BaseModelRecord, encode
@@ -56,9 +57,15 @@ class Fleet:
         return keys
 
     async def heartbeat(
-        self, data_plane_id: str, incarnation: int, load: Load, residency: Residency
-    ) -> Mapping[str, bytes]:
-        """Renews the lease, takes the report, returns the ticket keys.
+        self,
+        data_plane_id: str,
+        incarnation: int,
+        load: Load,
+        residency: Residency,
+        received_directives: int = 0,
+    ) -> tuple[Mapping[str, bytes], list[Numbered]]:
+        """Renews the lease, takes the report, returns the ticket keys and the directives after
+        number `received_directives`.
 
         One round trip; one more for each tier whose digests have changed since the last report.
 
@@ -76,6 +83,7 @@ class Fleet:
             load.pack(),
             self._lease_ms,
             *tags.values(),
+            received_directives,
         )
         if reply[0] != "OK":
             raise _lease_lost(reply[0], data_plane_id)
@@ -91,7 +99,8 @@ class Fleet:
                 *digests[tier],
             )
         # Keys vanish from under a live lease only if somebody deletes them by hand.
-        return decode_keys(reply[3]) if reply[2] else await self._ticket_keys.all()
+        keys = decode_keys(reply[3]) if reply[2] else await self._ticket_keys.all()
+        return keys, decode_numbered(reply[4])
 
     async def leave(self, data_plane_id: str, incarnation: int) -> None:
         """Ends the lease, if this incarnation holds one."""

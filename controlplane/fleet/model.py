@@ -18,6 +18,13 @@ class Load:
     num_pages: int = 0
     num_available_pages: int = 0
     num_generated_tokens: int = 0
+    # Of prefetches.
+    num_prefetch_hits: int = 0
+    num_prefetch_late: int = 0
+    prefetch_late_ms: int = 0
+    prefetch_wasted_bytes: int = 0
+    num_prefetch_failed: int = 0
+    num_prefetch_refused: int = 0
 
     def pack(self) -> str:
         return " ".join(str(getattr(self, field.name)) for field in fields(self))

@@ -111,7 +111,7 @@ async def _start_grpc(
             proxied(registry, control_plane, gate),
             proxied(admission, control_plane, gate),
             # The rest of the fleet service is between data planes and the control plane.
-            proxied(fleet, control_plane, gate, methods=["ListDataPlanes"]),
+            proxied(fleet, control_plane, gate, methods=["ListDataPlanes", "DirectAdapter"]),
         ],
         error_table={},
     )

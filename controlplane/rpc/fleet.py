@@ -10,17 +10,31 @@ from google.protobuf import duration_pb2
 from chorale.bearer import check_bearer
 from chorale.v1 import fleet_pb2 as pb
 from chorale.v1.fleet_pb2_grpc import FleetServiceServicer
+from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
 from controlplane.rpc import translate
+from controlplane.rpc.directives import (
+    action_from_pb,
+    directive_to_pb,
+    tier_from_pb,
+    within_from_pb,
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FleetHandlers(FleetServiceServicer):
     def __init__(
-        self, fleet: Fleet, *, token: str, lease_s: float, heartbeat_interval_s: float
+        self,
+        fleet: Fleet,
+        directives: Directives,
+        *,
+        token: str,
+        lease_s: float,
+        heartbeat_interval_s: float,
     ) -> None:
         self._fleet = fleet
+        self._directives = directives
         self._token = token
         self._lease_s = lease_s
         self._heartbeat_interval_s = heartbeat_interval_s
@@ -43,13 +57,17 @@ class FleetHandlers(FleetServiceServicer):
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
         check_bearer(context.invocation_metadata(), self._token)
-        keys = await self._fleet.heartbeat(
+        keys, directives = await self._fleet.heartbeat(
             request.data_plane_id,
             request.incarnation,
             translate.load_from_pb(request.load),
             translate.residency_from_pb(request.residency),
+            request.received_directives,
         )
-        return pb.HeartbeatResponse(ticket_keys=translate.keys_to_pb(keys))
+        return pb.HeartbeatResponse(
+            ticket_keys=translate.keys_to_pb(keys),
+            directives=[directive_to_pb(each) for each in directives],
+        )
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
         check_bearer(context.invocation_metadata(), self._token)
@@ -63,6 +81,19 @@ class FleetHandlers(FleetServiceServicer):
         return pb.ListDataPlanesResponse(
             data_planes=[translate.data_plane_to_pb(plane) for plane in planes]
         )
+
+    async def DirectAdapter(
+        self, request: pb.DirectAdapterRequest, context: Context
+    ) -> pb.DirectAdapterResponse:
+        check_bearer(context.invocation_metadata(), self._token)
+        name, told = await self._directives.send(
+            request.name,
+            action_from_pb(request.action),
+            tier_from_pb(request.tier),
+            within_from_pb(request),
+            request.data_plane_id,
+        )
+        return pb.DirectAdapterResponse(adapter=name, data_plane_ids=told)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from google.protobuf import timestamp_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
@@ -88,6 +88,29 @@ def load_from_pb(load: fleet_pb.Load) -> Load:
         num_pages=load.num_pages,
         num_available_pages=load.num_available_pages,
         num_generated_tokens=load.num_generated_tokens,
+        num_prefetch_hits=load.prefetches.num_hits,
+        num_prefetch_late=load.prefetches.num_late,
+        prefetch_late_ms=max(0, load.prefetches.late.ToMilliseconds()),
+        prefetch_wasted_bytes=load.prefetches.wasted_bytes,
+        num_prefetch_failed=load.prefetches.num_failed,
+        num_prefetch_refused=load.prefetches.num_refused,
+    )
+
+
+def prefetches_to_pb(load: Load) -> fleet_pb.Prefetches | None:
+    """None where there were none."""
+    counts = (load.num_prefetch_hits, load.num_prefetch_late, load.prefetch_wasted_bytes)
+    if not any((*counts, load.num_prefetch_failed, load.num_prefetch_refused)):
+        return None
+    late = duration_pb2.Duration()
+    late.FromMilliseconds(load.prefetch_late_ms)
+    return fleet_pb.Prefetches(
+        num_hits=load.num_prefetch_hits,
+        num_late=load.num_prefetch_late,
+        late=late,
+        wasted_bytes=load.prefetch_wasted_bytes,
+        num_failed=load.num_prefetch_failed,
+        num_refused=load.num_prefetch_refused,
     )
 
 
@@ -113,6 +136,7 @@ def data_plane_to_pb(plane: DataPlane) -> fleet_pb.DataPlane:
             num_pages=load.num_pages,
             num_available_pages=load.num_available_pages,
             num_generated_tokens=load.num_generated_tokens,
+            prefetches=prefetches_to_pb(load),
         ),
         residency=fleet_pb.Residency(
             pool_digests=residency.pool,

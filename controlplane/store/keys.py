@@ -14,6 +14,7 @@ NEXT_VERSIONS = PREFIX + "next_versions"  # hash name -> last version given; out
 BASE_MODELS = PREFIX + "base_models"  # hash name -> BaseModelRecord JSON
 DATA_PLANES = PREFIX + "data_planes"  # set of ids; those whose lease ran out are pruned on reading
 TICKET_KEYS = PREFIX + "ticket_keys"  # hash key id -> key in hex
+PINS = PREFIX + "pins"  # hash digest -> Pin JSON, for data planes that join later
 SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
 
 # Prefixes, completed by a name or an id.
@@ -22,6 +23,7 @@ HISTORY = PREFIX + "history:"  # list: versions that were current before, newest
 ALIAS = PREFIX + "alias:"  # hash: adapter, version
 ALIASES_OF = PREFIX + "aliases_of:"  # set of alias names that point to the adapter
 DATA_PLANE = PREFIX + "data_plane:"  # hash, expires with the lease: report and placements since
+DIRECTIVES = PREFIX + "directives:"  # zset of Directive JSON, scores its numbers: not yet received
 RESIDENCY_POOL = PREFIX + "residency:pool:"  # set of digests
 RESIDENCY_HOST = PREFIX + "residency:host:"
 RESIDENCY_DISK = PREFIX + "residency:disk:"
@@ -32,12 +34,14 @@ _NAMES = (
     "BASE_MODELS",
     "DATA_PLANES",
     "TICKET_KEYS",
+    "PINS",
     "SIGNING_KEY_ID",
     "ADAPTER",
     "HISTORY",
     "ALIAS",
     "ALIASES_OF",
     "DATA_PLANE",
+    "DIRECTIVES",
     "RESIDENCY_POOL",
     "RESIDENCY_HOST",
     "RESIDENCY_DISK",

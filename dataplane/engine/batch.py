@@ -76,6 +76,7 @@ class BatchBuilder:
             affine=affine_layers(self._adapter, spans, self._config.num_layers),
             logit_rows=self._int64(logit_rows),
             lm_head=self._head_slices(logit_spans),
+            wait=self._resident.waiter(digest for digest, _, _ in spans),
         )
 
     def _block_tables(self, decode: Seq[Chunk]) -> torch.Tensor:

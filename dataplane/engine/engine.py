@@ -13,7 +13,17 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from dataplane.channel import Output, PoolReport, Stats, Submit, TokenLogprobs
+from dataplane.channel import (
+    Directive,
+    Output,
+    PoolReport,
+    Prefetch,
+    Stats,
+    Submit,
+    TokenLogprobs,
+    Unload,
+    Unpin,
+)
 from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
@@ -71,7 +81,7 @@ class Engine:
         self._max_running = max_running
         self._clock = clock
         self._costs = CostModel()
-        supply = AdapterSupply(pool, loader, self._costs)
+        supply = self._supply = AdapterSupply(pool, loader, self._costs)
         self._resident = supply.resident
         self._prefixes = PrefixCache(pool, self._costs, enabled=prefix_cache)
         self._scheduler = Scheduler(
@@ -102,6 +112,16 @@ class Engine:
     def is_waiting_for_loads(self) -> bool:
         """Only requests whose adapter is still loading are left: nothing to compute now."""
         return not self._pipeline and self._scheduler.is_waiting_for_loads
+
+    @property
+    def is_bringing_adapters(self) -> bool:
+        """A step is of use though there may be no request: adapters are on their way."""
+        return self._supply.is_busy
+
+    @property
+    def is_copying(self) -> bool:
+        """A step would copy a part of an adapter into the pool."""
+        return self._supply.is_copying
 
     @property
     def next_due_s(self) -> float | None:
@@ -136,6 +156,21 @@ class Engine:
         if sequence:
             self._scheduler.remove(sequence, self._clock())
 
+    def direct(self, directive: Directive) -> None:
+        """Does what the control plane or an operator says about an adapter."""
+        now_s = self._clock()
+        match directive:
+            case Prefetch(adapter=adapter, tier="host" | "pool" as tier, pin=True):
+                self._supply.pin(adapter, tier, now_s)
+            case Prefetch(adapter=adapter, tier="host" | "pool" as tier):
+                self._supply.prefetches.ask(adapter, tier, now_s, pinned=False)
+            case Prefetch(tier=tier):
+                raise AssertionError(f"tier {tier}: checked by whoever made the directive")
+            case Unpin(digest):
+                self._supply.unpin(digest)
+            case Unload(digest, within_s):
+                self._supply.unload(digest, now_s + within_s)
+
     def step(self) -> StepResult:
         """Launches the next step, if any request can run now, and gives the tokens of the one
         before it. Nothing of either when there is none."""
@@ -166,6 +201,7 @@ class Engine:
         allocator = self._pool.allocator
         counters = self._scheduler.counters
         num_running = len(self._scheduler.running)
+        prefetches = self._supply.prefetches.report()
         return Stats(
             num_running=num_running,
             num_waiting=self._scheduler.num_waiting,
@@ -183,6 +219,12 @@ class Engine:
             num_hopeless=counters.num_hopeless,
             prefill_tokens_per_s=self._costs.prefill_tokens_per_s,
             decode_step_s=self._costs.step_s(max(num_running, 1)),
+            num_prefetch_hits=prefetches.hits,
+            num_prefetch_late=prefetches.late,
+            prefetch_late_s=prefetches.late_s,
+            prefetch_wasted_bytes=prefetches.wasted_bytes,
+            num_prefetch_failed=prefetches.failed,
+            num_prefetch_refused=prefetches.refused,
         )
 
     def inspect(self, ticket: int) -> PoolReport:

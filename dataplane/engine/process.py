@@ -27,11 +27,14 @@ from dataplane.channel import (
     Hello,
     Inspect,
     Outputs,
+    Prefetch,
     Shutdown,
     Start,
     StartFailed,
     Stats,
     Submit,
+    Unload,
+    Unpin,
     decode_to_engine,
     encode,
 )
@@ -118,13 +121,14 @@ class _Process:
 
     def _serve(self, engine: Engine) -> None:
         while True:
-            busy = engine.has_work and not engine.is_waiting_for_loads
+            busy = (engine.has_work and not engine.is_waiting_for_loads) or engine.is_copying
             # Who comes while the device is busy can still be part of the next step.
             spare_ms = min(int(engine.spare_s * 1000), _SPARE_POLL_MS)
             self._receive(engine, spare_ms if busy else self._idle_timeout_ms(engine))
             if not self._running:
                 return
-            if engine.has_work and engine.spare_s < _SHORT_S:
+            wanted = engine.has_work or engine.is_bringing_adapters
+            if wanted and engine.spare_s < _SHORT_S:
                 self._deliver(engine.step())
             self._report(engine)
             if engine.has_work and time.monotonic() - self._sent_s >= ALIVE_INTERVAL_S:
@@ -155,6 +159,8 @@ class _Process:
                     engine.abort(handle)
                 case Inspect(ticket):
                     self._send(engine.inspect(ticket))
+                case Prefetch() | Unpin() | Unload() as directive:
+                    engine.direct(directive)
                 case Shutdown():
                     self._running = False
                 case Start():

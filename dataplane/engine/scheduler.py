@@ -112,7 +112,7 @@ class Scheduler:
         self._waiting.add(sequence, now_s)
         self._num_waiting_tokens += len(sequence.tokens)
         if sequence.adapter:
-            self._supply.resident.wanted(sequence.adapter.digest, now_s)
+            self._supply.used(sequence.adapter.digest, now_s)
             self._want(sequence, now_s)
         self._watch(sequence, now_s)
 
@@ -135,6 +135,8 @@ class Scheduler:
         the tokens that these sample, and who ends by them may leave room enough."""
         failures = self._take_loads(now_s)
         failures += self._out_of_time(now_s)
+        failures += self._unloaded(now_s)
+        self._supply.advance(self._step_to_spare_s())
         chunks: dict[Sequence, Chunk] = {}
         self._starved = False
         self._continue_running(chunks, now_s)
@@ -179,7 +181,7 @@ class Scheduler:
         assert sequence.adapter is not None
         digest = sequence.adapter.digest
         if self._supply.pages_missing(digest) is None:
-            self._supply.want(sequence.adapter, now_s)
+            self._supply.want(sequence.adapter, now_s, sequence.priority)
             self._waiting.park(digest)
         elif sequence.adapter_ready_s is None:
             sequence.adapter_ready_s = now_s
@@ -248,12 +250,32 @@ class Scheduler:
     def _match(self, sequence: Sequence) -> list[CachedBlock]:
         return self._prefixes.match(sequence.queue_key, sequence.tokens)
 
+    def _unloaded(self, now_s: float) -> list[Failure]:
+        failures = [
+            Failure(sequence, error)
+            for digest, error in self._supply.overdue(now_s)
+            for sequence in self.running
+            if sequence.queue_key == digest
+        ]
+        for failure in failures:
+            self.remove(failure.sequence, now_s)
+        return failures
+
     # The next step.
 
+    def _step_to_spare_s(self) -> float | None:
+        """How long a step takes that copies into the pool would hold up; None: there is none."""
+        num_others = sum(self._has_adapter(each) for each in self.running)
+        return self._costs.step_s(num_others) if num_others else None
+
+    def _has_adapter(self, sequence: Sequence) -> bool:
+        """Whether its adapter is in the pool, or so far on the way that it can run."""
+        return not sequence.adapter or self._supply.may_start(sequence.adapter.digest)
+
     def _continue_running(self, chunks: dict[Sequence, Chunk], now_s: float) -> None:
-        going_on = [each for each in self.running if not each.is_spent]
-        decoding = [each for each in going_on if each.num_pending == 1]
-        prefilling = [each for each in going_on if each.num_pending > 1]
+        ready = [each for each in self.running if not each.is_spent and self._has_adapter(each)]
+        decoding = [each for each in ready if each.num_pending == 1]
+        prefilling = [each for each in ready if each.num_pending > 1]
         budget = self._max_batch_tokens
         for sequence in (*decoding, *prefilling):
             # It may have been preempted a moment ago to let another one grow.
@@ -317,7 +339,8 @@ class Scheduler:
                 break
             self._waiting.passed_over(pick, now_s)
             self._start(sequence, cached)
-            budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
+            if self._has_adapter(sequence):
+                budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
         return failures
 
     def _take_room(self, sequence: Sequence, cached: list[CachedBlock], now_s: float) -> bool:
@@ -330,7 +353,7 @@ class Scheduler:
         needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached)
         # What it will use itself cannot be reclaimed for it.
         idle_blocks = sum(not block.users for block in cached)
-        idle_adapter_pages = len(resident.page_ids) if resident and not resident.users else 0
+        idle_adapter_pages = len(resident.page_ids) if resident and resident.is_idle else 0
         room = needed
         if self.running:  # alone, it may always begin
             room = max(room, self._growth.pages([*self.running, sequence]) - len(cached))
@@ -379,7 +402,7 @@ class Scheduler:
         return 2 if resident.users else 1
 
     def _never_fits(self, sequence: Sequence) -> DataPlaneError | None:
-        pages = self._supply.size_pages(sequence.adapter.digest) if sequence.adapter else 0
+        pages = self._supply.unusable_pages(sequence.queue_key)
         try:
             check_fits(sequence, pages, self._pool)
         except PoolTooSmallError as error:

@@ -136,7 +136,14 @@ def adapter_builder(
     def build(adapter: ParsedAdapter) -> HostAdapter:
         # Whether the name fits was decided at registration; shapes must fit here.
         check_base(adapter.manifest, spec, explicit_base=True)
-        return pack(config, weights, adapter, page_elems=pool.page_elems, dtype=pool.data.dtype)
+        return pack(
+            config,
+            weights,
+            adapter,
+            page_elems=pool.page_elems,
+            dtype=pool.data.dtype,
+            pin_memory=pool.data.is_cuda,
+        )
 
     return build
 

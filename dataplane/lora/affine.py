@@ -97,7 +97,7 @@ class AffineVectors:
     def take(self, module: LoraModule, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Takes note of a module's vectors. Returns what its B is to be stored as.
 
-        a: [rank, in]; b: [out, rank] with scaling; both float32.
+        a: [rank, in] as stored; b: [out, rank] with scaling, float32.
         Raises: AdapterRefusedError when DoRA cannot scale a row.
         """
         at = (module.layer, module.module)
@@ -108,7 +108,9 @@ class AffineVectors:
             return b
         magnitude = stored_tensor(self._adapter, module.magnitude).float()
         weight, _ = self._base_module(at)
-        factor = _dora_factor(weight, a, b, magnitude, self._adapter.manifest.full_name(module))
+        factor = _dora_factor(
+            weight, a.float(), b, magnitude, self._adapter.manifest.full_name(module)
+        )
         self._factors[at] = factor
         return b * factor.unsqueeze(1)
 

@@ -161,8 +161,10 @@ def pack(
     *,
     page_elems: int,
     dtype: torch.dtype,
+    pin_memory: bool = False,
 ) -> HostAdapter:
     """Builds the host copy in pool layout. Scaling, and DoRA's, is folded into B in float32.
+    pin_memory: the device can then read it by itself.
 
     Raises: AdapterRefusedError when a base tensor that the adapter carries differs from the base
     model's, when its biases are not the base model's, or when a weight overflows the pool's dtype.
@@ -172,7 +174,9 @@ def pack(
         _check_frozen(base, adapter, ref)
     layout = plan_layout(config, manifest)
     num_pages = layout.num_pages(page_elems)
-    pages = torch.zeros(config.num_layers, num_pages, page_elems, dtype=dtype)
+    pages = torch.zeros(
+        config.num_layers, num_pages, page_elems, dtype=dtype, pin_memory=pin_memory
+    )
     flat = pages.view(config.num_layers, -1)
     columns = head_columns(config)
     groups = {
@@ -182,9 +186,10 @@ def pack(
     }
     vectors = AffineVectors(config, base, adapter)
     for module in manifest.modules:
-        a = stored_tensor(adapter, module.a).float()
+        a = stored_tensor(adapter, module.a)
         b = stored_tensor(adapter, module.b).float() * module.scaling
-        b = vectors.take(module, a, b).t()
+        # Rounded before it is transposed: torch has a fast path for that within one dtype.
+        b = vectors.take(module, a, b).to(dtype).t()
         if module.layer is None:
             for layer, (part, plan) in enumerate(zip(columns, layout.head, strict=True)):
                 _write(flat[layer], plan.a_offset, a[:, part.in_start : part.in_end])

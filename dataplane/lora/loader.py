@@ -1,24 +1,40 @@
-"""Bringing adapters to host memory without the step loop waiting for it."""
+"""Bringing adapters to host memory without the step loop waiting for it.
+
+Parsing and packing run on threads of their own that compute with one core each, as torch's thread
+pool is the step loop's, and like those that read and verify files they give way to the step loop:
+one that took its full share of a core would hold up every parallel region of a step.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+import torch
 
 from dataplane.channel import Adapter
 from dataplane.lora.layout import HostAdapter
 from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
 from storage.host_tier import HostTier
-from storage.loader import AdapterRef, Residency, TieredLoader
+from storage.loader import AdapterRef, LoadTimings, Residency, TieredLoader
 from storage.sources import LocalDirectorySource, SourceRouter
 
 log = logging.getLogger(__name__)
+
+_BUILD_THREADS = 2
+_IO_THREADS = 16
+# Where all cores are busy the kernel leaves such a thread about a tenth of one (Linux weighs
+# niceness 10 with 110, 0 with 1024); where one is idle it has all of it.
+_NICENESS = 10
 
 
 class LoadResult(NamedTuple):
@@ -32,8 +48,30 @@ class LoadResult(NamedTuple):
 class AdapterLoader(Protocol):
     """What the engine needs of a loader; no call blocks."""
 
-    def request(self, adapter: Adapter) -> None:
-        """Starts a load; its result comes once. At most one request per digest at a time."""
+    @property
+    def host_bytes(self) -> int:
+        """What host memory may hold."""
+        ...
+
+    def request(
+        self, adapter: Adapter, *, priority: float = 0.0, speculative: bool = False
+    ) -> None:
+        """Starts a load, whose result comes once. Of a digest that is being loaded it raises the
+        priority, and what was speculative is so no more unless this is, too."""
+        ...
+
+    def cancel(self, digest: str) -> None:
+        """Nobody wants that load's result any more; it may still come."""
+        ...
+
+    def pin(self, digest: str) -> None:
+        """Host memory keeps it from now on, be it there or come later."""
+        ...
+
+    def unpin(self, digest: str) -> None: ...
+
+    def discard(self, digest: str) -> None:
+        """Host memory lets go of it, pinned or not."""
         ...
 
     def results(self) -> list[LoadResult]:
@@ -69,19 +107,27 @@ class ThreadedLoader:
         self._on_result = on_result
         self._results: queue.SimpleQueue[LoadResult] = queue.SimpleQueue()
         self._residency = Residency(frozenset(), frozenset())
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: set[asyncio.Task[None]] = set()
         self._tiers: TieredLoader[HostAdapter] | None = None
+        self._host: HostTier[HostAdapter] = HostTier(
+            host_bytes, reload_s=lambda digest, size: self._reload_s(digest, size)
+        )
+        self._builders: ThreadPoolExecutor | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
 
     def start(self) -> None:
         """Raises: StorageError when the disk tier cannot be opened."""
         disk = DiskTier(Path(self._disk_dir), self._disk_bytes) if self._disk_dir else None
+        self._builders = _single_core_threads()
         self._tiers = TieredLoader(
             SourceRouter({"file": LocalDirectorySource([Path(root) for root in self._roots])}),
             disk,
-            HostTier(self._host_bytes),
+            self._host,
             self._build_sized,
+            executor=self._builders,
+            on_store=self._look,
         )
         self._residency = self._tiers.residency()
         self._thread.start()
@@ -90,9 +136,29 @@ class ThreadedLoader:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+        if self._builders is not None:
+            self._builders.shutdown(cancel_futures=True)
 
-    def request(self, adapter: Adapter) -> None:
-        self._loop.call_soon_threadsafe(self._begin, adapter)
+    @property
+    def host_bytes(self) -> int:
+        return self._host_bytes
+
+    def request(
+        self, adapter: Adapter, *, priority: float = 0.0, speculative: bool = False
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._begin, adapter, priority, speculative)
+
+    def cancel(self, digest: str) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, digest)
+
+    def pin(self, digest: str) -> None:
+        self._loop.call_soon_threadsafe(self._host.pin, digest)
+
+    def unpin(self, digest: str) -> None:
+        self._loop.call_soon_threadsafe(self._host.unpin, digest)
+
+    def discard(self, digest: str) -> None:
+        self._loop.call_soon_threadsafe(self._discard, digest)
 
     def results(self) -> list[LoadResult]:
         ended: list[LoadResult] = []
@@ -105,8 +171,15 @@ class ThreadedLoader:
     def residency(self) -> Residency:
         return self._residency
 
+    def recent_timings(self) -> tuple[LoadTimings, ...]:
+        """The last loads from disk or source, oldest first."""
+        return self._tiers.recent_timings() if self._tiers is not None else ()
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._loop.set_default_executor(
+            ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="adapter-io", initializer=_give_way)
+        )
         try:
             self._loop.run_forever()
             self._loop.run_until_complete(self._close())
@@ -114,29 +187,86 @@ class ThreadedLoader:
             self._loop.close()
 
     async def _close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks.values(), *self._cancelled]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert self._tiers is not None
         await self._tiers.aclose()
 
-    def _begin(self, adapter: Adapter) -> None:
-        task = self._loop.create_task(self._load(adapter), name=f"load-{adapter.digest[:12]}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self, adapter: Adapter, priority: float, speculative: bool) -> None:
+        assert self._tiers is not None
+        if adapter.digest in self._tasks:
+            self._tiers.raise_priority(adapter.digest, priority, speculative=speculative)
+            return
+        task = self._loop.create_task(
+            self._load(adapter, priority, speculative), name=f"load-{adapter.digest[:12]}"
+        )
+        self._tasks[adapter.digest] = task
 
-    async def _load(self, adapter: Adapter) -> None:
+    def _cancel(self, digest: str) -> None:
+        task = self._tasks.pop(digest, None)
+        if task is not None:
+            self._cancelled.add(task)
+            task.add_done_callback(self._cancelled.discard)
+            task.cancel()
+
+    def _discard(self, digest: str) -> None:
+        self._host.unpin(digest)
+        self._host.discard(digest)
+        self._look()
+
+    async def _load(self, adapter: Adapter, priority: float, speculative: bool) -> None:
         tiers = self._tiers
         assert tiers is not None
+        ref = AdapterRef(adapter.digest, adapter.source)
         try:
-            loaded = await tiers.load(AdapterRef(adapter.digest, adapter.source))
+            loaded = await tiers.load(ref, priority=priority, speculative=speculative)
             result = LoadResult(adapter.digest, loaded, None)
         except Exception as error:
             result = LoadResult(adapter.digest, None, error)
-        self._residency = tiers.residency()
+        # No longer in flight before its result is out: a request that comes now is a new load.
+        self._tasks.pop(adapter.digest, None)
+        self._look()
         self._results.put(result)
         self._on_result()
+
+    def _look(self) -> None:
+        """The engine's thread reads the tiers' contents as of the last change."""
+        assert self._tiers is not None
+        self._residency = self._tiers.residency()
+
+    def _reload_s(self, digest: str, size_bytes: int) -> float:
+        assert self._tiers is not None
+        return self._tiers.reload_s(digest, size_bytes)
 
     def _build_sized(self, parsed: ParsedAdapter) -> tuple[HostAdapter, int]:
         adapter = self._build(parsed)
         return adapter, adapter.nbytes
+
+
+def _single_core_threads() -> ThreadPoolExecutor:
+    """Threads in which torch uses one core. torch keeps the number by thread, but a thread takes
+    over what was set last anywhere when it first asks: so all of them start and ask now, and then
+    it is set back."""
+    num_threads = torch.get_num_threads()
+    all_started = threading.Barrier(_BUILD_THREADS + 1)
+
+    def begin() -> None:
+        _give_way()
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        all_started.wait()
+
+    executor = ThreadPoolExecutor(_BUILD_THREADS, thread_name_prefix="adapter-build")
+    for _ in range(_BUILD_THREADS):
+        executor.submit(begin)
+    all_started.wait()
+    torch.set_num_threads(num_threads)
+    return executor
+
+
+def _give_way() -> None:
+    """Lowers this thread's priority."""
+    if sys.platform == "linux":  # elsewhere niceness is the process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

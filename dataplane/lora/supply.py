@@ -1,16 +1,28 @@
-"""From "a request wants this adapter" to pages in the pool."""
+"""From "a request wants this adapter" to pages in the pool.
+
+Each wanted digest: absent → queued → loading → arrived in host memory → in its pages, or on the way
+there → gone again. What arrived and waits for pages is bounded by the pool's size: beyond that,
+adapters stay queued, and one that arrives all the same is let go of and asked for again later.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dataplane.channel import Adapter
 from dataplane.cost_model import CostModel, Tier
-from dataplane.errors import PoolTooSmallError
+from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import AdapterLoader
+from dataplane.lora.prefetch import Prefetcher, PrefetchTier
 from dataplane.lora.resident import ResidentAdapters
 from dataplane.pool.pool import PagePool
+
+_COPY_SHARE = 0.05  # of a decode step, that copies may take between two
+_START_SHARE = 0.1  # of a decode step, that a step may wait for the rest of an adapter
+_MIN_COPY_S = 2e-4
+_MAX_COPY_S = 5e-3  # while nothing is decoded; what needs an adapter then waits layer by layer
 
 
 class Loads(NamedTuple):
@@ -20,57 +32,91 @@ class Loads(NamedTuple):
     failed: list[tuple[str, Exception]]
 
 
-class _Load(NamedTuple):
+@dataclass
+class _Load:
+    adapter: Adapter
     tier: Tier
     asked_s: float
+    priority: float
+    nbytes: int = 0  # known once it has arrived before
 
 
 class AdapterSupply:
-    """Tracks each wanted digest: absent → loading → in host memory → resident. Never blocks."""
+    """Tracks each wanted digest. Never blocks."""
 
     def __init__(self, pool: PagePool, loader: AdapterLoader, costs: CostModel) -> None:
         self._loader = loader
         self._costs = costs
+        self._pool = pool
         self._num_pages = pool.num_pages
+        self._max_arrived_bytes = pool.data.numel() * pool.data.element_size()
+        self._queued: dict[str, _Load] = {}
         self._loading: dict[str, _Load] = {}
-        self._arrived: dict[str, HostAdapter] = {}
+        self._arrived: dict[str, HostAdapter] = {}  # until admitted
+        self._to_place: list[str] = []
+        self._unloading: dict[str, float] = {}  # digest -> when its last requests must end
         self.resident = ResidentAdapters(pool, self._reload_s)
+        self.prefetches = Prefetcher(loader, self.resident, pool.num_pages)
 
     def poll(self, now_s: float) -> Loads:
         """Takes in what the loader has ended."""
         loads = Loads([], [])
         for digest, adapter, error in self._loader.results():
-            load = self._loading.pop(digest)
+            self.prefetches.ended(digest, adapter, error, now_s)
+            load = self._loading.pop(digest, None)
+            if load is None:
+                continue  # nobody wants it any more
             if adapter is None:
                 assert error is not None
                 loads.failed.append((digest, error))
                 continue
             self._costs.observe_load(load.tier, now_s - load.asked_s, adapter.nbytes)
+            load.nbytes = adapter.nbytes
             if (pages := adapter.pages.shape[1]) >= self._num_pages:
                 loads.failed.append((digest, self._too_large(digest, pages)))
+            elif self.resident.get(digest):
+                loads.arrived.append(digest)  # a prefetch brought it there
+            elif self._arrived and not self._has_place(load):
+                self._queued[digest] = load
             else:
                 self._arrived[digest] = adapter
+                self._to_place.append(digest)
                 loads.arrived.append(digest)
+        self._start_queued()
+        self.prefetches.go_on(now_s)
         return loads
 
-    def want(self, adapter: Adapter, now_s: float) -> None:
-        """Starts loading unless it is there or on its way."""
+    def want(self, adapter: Adapter, now_s: float, priority: float = 0.0) -> None:
+        """Starts loading unless it is there or on its way. priority: of loads that must queue, the
+        highest of those who want the adapter counts."""
         digest = adapter.digest
-        if digest in self._loading or digest in self._arrived or self.resident.get(digest):
+        if digest in self._arrived or self._is_resident(digest):
             return
-        self._loading[digest] = _Load(self._tier(digest), now_s)
-        self._loader.request(adapter)
+        load = self._loading.get(digest) or self._queued.get(digest)
+        if load is None:
+            load = self._queued[digest] = _Load(adapter, self.tier(digest), now_s, priority)
+            self._start_queued()
+        elif priority > load.priority:
+            load.priority = priority
+            if digest in self._loading:
+                self._loader.request(adapter, priority=priority)
+
+    def used(self, digest: str, now_s: float) -> None:
+        """A request that names the adapter has come."""
+        self.resident.wanted(digest, now_s)
+        self.prefetches.used(digest, now_s)
 
     def ready_in_s(self, digest: str, now_s: float) -> float:
         """Predicted time until it can be made resident; 0 when it can be now."""
-        if digest in self._arrived or self.resident.get(digest):
+        if digest in self._arrived or self._is_resident(digest):
             return 0.0
-        tier, asked_s = self._loading.get(digest) or _Load(self._tier(digest), now_s)
+        load = self._loading.get(digest) or self._queued.get(digest)
+        tier, asked_s = (load.tier, load.asked_s) if load else (self.tier(digest), now_s)
         return max(0.0, asked_s + self._costs.load_s(tier) - now_s)
 
     def pages_missing(self, digest: str) -> int | None:
         """Pages that must be free to make it resident: 0 when it is, None while it is not here."""
-        if self.resident.get(digest):
+        if self._is_resident(digest):
             return 0
         arrived = self._arrived.get(digest)
         return arrived.pages.shape[1] if arrived else None
@@ -80,26 +126,131 @@ class AdapterSupply:
         resident = self.resident.get(digest)
         return len(resident.page_ids) if resident else self._arrived[digest].pages.shape[1]
 
+    def unusable_pages(self, digest: str) -> int:
+        """Pages that KV blocks of its requests can never have: its own, and what is pinned."""
+        resident = self.resident.get(digest) if digest else None
+        own = self.size_pages(digest) if digest else 0
+        pinned = self.resident.num_pinned_pages
+        return pinned if resident is not None and resident.pinned else own + pinned
+
     def acquire(self, digest: str) -> None:
         """Makes an arrived adapter resident if need be, and holds it. Its pages must be free."""
+        host = self._arrived.pop(digest, None)
         if self.resident.get(digest) is None:
-            installed = self.resident.install(self._arrived.pop(digest))
+            assert host is not None
+            installed = self.resident.install(host)
             assert installed is not None
         self.resident.acquire(digest)
 
     def drop(self, digest: str) -> None:
-        """No waiting request names it any more: an arrived adapter is let go of; the host tier may
-        keep it."""
+        """No waiting request names it any more: its load ends, unless a prefetch goes on with it,
+        and an arrived adapter is let go of; the host tier may keep it."""
+        self._queued.pop(digest, None)
         self._arrived.pop(digest, None)
+        if self._loading.pop(digest, None) and not self.prefetches.is_loading(digest):
+            self._loader.cancel(digest)
 
-    def _tier(self, digest: str) -> Tier:
+    def advance(self, step_s: float | None) -> None:
+        """Goes on with copies into the pool. step_s: of decoding those who do not wait for one;
+        None when there are none, and so nobody who could be held up."""
+        self._place_ahead()
+        copier = self.resident.copier
+        if not copier.num_copies:
+            return
+        budget_s = _MAX_COPY_S if step_s is None else max(step_s * _COPY_SHARE, _MIN_COPY_S)
+        limit_s = None if step_s is None else max(step_s * _START_SHARE, _MIN_COPY_S)
+        copier.advance(budget_s)
+        for each in self.resident:
+            if not each.may_start and each.copy.num_layers_in:
+                each.may_start = limit_s is None or copier.remaining_s(each.copy) <= limit_s
+
+    def may_start(self, digest: str) -> bool:
+        """Whether a forward pass may use an acquired adapter now: most of it, or all, is in."""
+        resident = self.resident.get(digest)
+        assert resident is not None
+        return resident.may_start or not resident.is_copying
+
+    def unload(self, digest: str, until_s: float) -> None:
+        """Frees it in the pool and in host memory: at once if nobody uses it, else after the last
+        token, and at `until_s` whoever still runs is to end with `overdue`'s error. Requests that
+        come later load it again."""
+        self.prefetches.forget(digest)
+        self._loader.discard(digest)
+        if not self.resident.unload(digest):
+            self._unloading[digest] = until_s
+
+    def overdue(self, now_s: float) -> list[tuple[str, AdapterUnloadedError]]:
+        """Adapters whose users' time is over. Asked until nobody uses them any more."""
+        gone: list[tuple[str, AdapterUnloadedError]] = []
+        for digest, until_s in list(self._unloading.items()):
+            resident = self.resident.get(digest)
+            if resident is None or not resident.leaving:
+                del self._unloading[digest]
+            elif now_s >= until_s:
+                gone.append((digest, AdapterUnloadedError(digest)))
+        return gone
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is to be done even if no request runs or waits."""
+        return bool(self.resident.copier.num_copies) or self.prefetches.is_busy
+
+    @property
+    def is_copying(self) -> bool:
+        return bool(self.resident.copier.num_copies)
+
+    def tier(self, digest: str) -> Tier:
+        """The nearest tier below the pool that has it."""
         residency = self._loader.residency()
         if digest in residency.host:
             return "host"
         return "disk" if digest in residency.disk else "source"
 
+    def _is_resident(self, digest: str) -> bool:
+        resident = self.resident.get(digest)
+        return resident is not None and not resident.leaving
+
+    def _start_queued(self) -> None:
+        while self._queued:
+            # One that is being unloaded is had anew once it is gone.
+            startable = [each for each in self._queued if self.resident.get(each) is None]
+            if not startable:
+                return
+            digest = max(startable, key=lambda each: self._queued[each].priority)
+            load = self._queued[digest]
+            if self._arrived and not self._has_place(load):
+                return
+            del self._queued[digest]
+            self._loading[digest] = load
+            self._loader.request(load.adapter, priority=load.priority)
+
+    def _has_place(self, load: _Load) -> bool:
+        held = sum(each.nbytes for each in self._arrived.values())
+        return held + load.nbytes < self._max_arrived_bytes
+
+    def pin(self, adapter: Adapter, tier: PrefetchTier, now_s: float) -> None:
+        """It is brought there and stays, in host memory in any case."""
+        self._loader.pin(adapter.digest)
+        if tier == "pool":
+            self.resident.pin(adapter.digest)
+        self.prefetches.ask(adapter, tier, now_s, pinned=True)
+
+    def unpin(self, digest: str) -> None:
+        self._loader.unpin(digest)
+        self.resident.unpin(digest)
+
+    def _place_ahead(self) -> None:
+        """Arrived adapters go to free pages, and those of what is worth less, before their requests
+        are admitted, which need not wait for the copy then. Each once: what is displaced again is
+        put back only when its turn has come, from the host copy that is held until then."""
+        for digest in self._to_place:
+            host = self._arrived.get(digest)
+            if host is not None and self.resident.get(digest) is None:
+                self.resident.install_if_worth(host)
+        self._to_place.clear()
+
     def _reload_s(self, digest: str, nbytes: int) -> float:
-        return self._costs.reload_s(self._tier(digest), nbytes)
+        return self._costs.reload_s(self.tier(digest), nbytes)
 
     def _too_large(self, digest: str, pages: int) -> PoolTooSmallError:
         return PoolTooSmallError(

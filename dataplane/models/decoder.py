@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,8 @@ class Batch:
     # LoRA of the head, over logit rows: per layer of the pool, (input columns, output columns,
     # segments); an adapter's head is spread over the layers' slices of its pages by columns.
     lm_head: Sequence[HeadSlice]
+    # Called with each layer's number before its adapters are read; None when all are in.
+    wait: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Decoder:
             x = x * self._embedding_scale
         h = rms_norm(x, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
+            if batch.wait is not None:
+                batch.wait(index)
             pages = pool[index]
             lora = batch.layers[index]
             affine = batch.affine[index] if batch.affine else _NO_AFFINE

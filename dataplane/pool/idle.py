@@ -33,6 +33,13 @@ class IdlePages:
     def withdraw(self, item: Idle) -> None:
         self._offers.discard(item)
 
+    def reclaim_worth_less(self, num_pages: int, worth: float) -> int:
+        """As `reclaim`, but spares everything that is worth as much or more."""
+        freed = 0
+        while freed < num_pages and (least := self._offers.peek()) and least[0] < worth:
+            freed += self._offers.pop().reclaim()
+        return freed
+
     def __contains__(self, item: Idle) -> bool:
         return item in self._offers
 

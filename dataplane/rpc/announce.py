@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from google.protobuf import duration_pb2
+
 from chorale.v1 import adapter_registry_pb2, fleet_pb2
-from dataplane.channel import ModuleShape, Ready, Stats
+from dataplane.channel import (
+    Adapter,
+    Directive,
+    ModuleShape,
+    Prefetch,
+    Ready,
+    Stats,
+    Unload,
+    Unpin,
+)
+
+_TIERS = {fleet_pb2.ADAPTER_TIER_HOST: "host", fleet_pb2.ADAPTER_TIER_POOL: "pool"}
 
 
 def base_model_of(ready: Ready) -> adapter_registry_pb2.BaseModel:
@@ -33,6 +46,7 @@ def load_of(ready: Ready, stats: Stats | None) -> fleet_pb2.Load:
         num_pages=stats.num_pages,
         num_available_pages=stats.num_available_pages,
         num_generated_tokens=stats.num_generated_tokens,
+        prefetches=_prefetches(stats),
     )
 
 
@@ -45,6 +59,36 @@ def residency_of(stats: Stats | None) -> fleet_pb2.Residency:
     disk = set(stats.disk_digests) - host - pool
     return fleet_pb2.Residency(
         pool_digests=sorted(pool), host_digests=sorted(host), disk_digests=sorted(disk)
+    )
+
+
+def directive_of(message: fleet_pb2.Directive) -> Directive | None:
+    """For the engine; None for what this version does not know."""
+    match message.action:
+        case fleet_pb2.ADAPTER_ACTION_PREFETCH | fleet_pb2.ADAPTER_ACTION_PIN:
+            tier = _TIERS.get(message.tier)
+            if tier is None:
+                return None
+            adapter = Adapter(message.digest, message.source, message.name)
+            return Prefetch(adapter, tier, message.action == fleet_pb2.ADAPTER_ACTION_PIN)
+        case fleet_pb2.ADAPTER_ACTION_UNPIN:
+            return Unpin(message.digest)
+        case fleet_pb2.ADAPTER_ACTION_UNLOAD:
+            return Unload(message.digest, message.within.ToNanoseconds() / 1e9)
+        case _:
+            return None
+
+
+def _prefetches(stats: Stats) -> fleet_pb2.Prefetches:
+    late = duration_pb2.Duration()
+    late.FromMilliseconds(int(stats.prefetch_late_s * 1000))
+    return fleet_pb2.Prefetches(
+        num_hits=stats.num_prefetch_hits,
+        num_late=stats.num_prefetch_late,
+        late=late,
+        wasted_bytes=stats.prefetch_wasted_bytes,
+        num_failed=stats.num_prefetch_failed,
+        num_refused=stats.num_prefetch_refused,
     )
 
 

@@ -149,6 +149,12 @@ class EngineClient:
         if self._gone is not None:
             raise self._gone
 
+    def direct(self, directive: channel.Directive) -> None:
+        """Passes on what is to be done about an adapter; nothing when the engine is gone, as the
+        next one is told anew of all that lasts."""
+        if self._gone is None:
+            self._post(directive)
+
     def abort(self, handle: int) -> None:
         """Closes the stream of `handle`; unknown handles and ended streams are ignored."""
         stream = self._streams.get(handle)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -38,14 +38,16 @@ _HOPELESS = (InvalidArgumentError, PermissionDeniedError, UnauthenticatedError)
 
 Report = Callable[[], tuple[fleet_pb2.Load, fleet_pb2.Residency]]
 OnKeys = Callable[["list[fleet_pb2.TicketKey]"], None]
+OnDirective = Callable[[fleet_pb2.Directive], None]
 
 
 class FleetMember:
     """Keeps this data plane known to the control plane at `address` while it runs.
 
     join: what Join is called with. report: the load and residency of the moment. on_keys: called
-    with the ticket keys of every answer. Belongs to one event loop; `stop` after `start`. Between
-    `pause` and `resume` it is no member, and nothing is placed here.
+    with the ticket keys of every answer. on_directive: called once with each directive. Belongs to
+    one event loop; `stop` after `start`. Between `pause` and `resume` it is no member, and nothing
+    is placed here.
     """
 
     def __init__(
@@ -56,11 +58,14 @@ class FleetMember:
         join: fleet_pb2.JoinRequest,
         report: Report,
         on_keys: OnKeys,
+        on_directive: OnDirective = lambda _directive: None,
     ) -> None:
         self._metadata = bearer_metadata(token)
         self._join_request = join
         self._report = report
         self._on_keys = on_keys
+        self._on_directive = on_directive
+        self._received = 0  # number of the last directive since Join
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub: Any = fleet_pb2_grpc.FleetServiceStub(self._channel)
         self._task: asyncio.Task[None] | None = None
@@ -142,6 +147,7 @@ class FleetMember:
                 await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
                 continue
+            self._received = 0
             self._on_keys(list(answer.ticket_keys))
             log.info("joined the fleet as %s", self._join_request.data_plane_id)
             interval_s = answer.heartbeat_interval.ToNanoseconds() / 1e9
@@ -159,12 +165,14 @@ class FleetMember:
                 incarnation=self._join_request.incarnation,
                 load=load,
                 residency=residency,
+                received_directives=self._received,
             )
             try:
                 answer: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(
                     request, metadata=self._metadata, timeout=max(interval_s, 1.0)
                 )
                 self._on_keys(list(answer.ticket_keys))
+                self._take(answer.directives)
                 if told:
                     log.info("heartbeats reach the control plane again")
                     told = ""
@@ -178,6 +186,12 @@ class FleetMember:
                     told = error.reason
             next_s = max(next_s + interval_s, loop.time())
             await asyncio.sleep(next_s - loop.time())
+
+    def _take(self, directives: Iterable[fleet_pb2.Directive]) -> None:
+        for directive in directives:
+            if directive.sequence > self._received:
+                self._received = directive.sequence
+                self._on_directive(directive)
 
 
 def _is_conflict(error: ChoraleError) -> bool:

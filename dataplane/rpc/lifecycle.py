@@ -18,7 +18,7 @@ from chorale.server import Server, start_server
 from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc
 from dataplane import channel
 from dataplane.rpc import admin
-from dataplane.rpc.announce import base_model_of, load_of, residency_of
+from dataplane.rpc.announce import base_model_of, directive_of, load_of, residency_of
 from dataplane.rpc.engine_keeper import EngineKeeper, KeeperOptions
 from dataplane.rpc.engine_process import EngineProcess
 from dataplane.rpc.fleet import FleetMember
@@ -149,6 +149,7 @@ class _DataPlane:
                 residency_of(self._engine.client.stats),
             ),
             on_keys=gate.set_keys,
+            on_directive=self._direct,
         )
         member = self._member
         member.start()
@@ -178,6 +179,13 @@ class _DataPlane:
         if self._service is not None:
             self._service.close()
         await self._engine.stop()
+
+    def _direct(self, message: fleet_pb2.Directive) -> None:
+        directive = directive_of(message)
+        if directive is None:
+            log.warning("a directive of a kind that this version does not know: %s", message.action)
+        else:
+            self._engine.client.direct(directive)
 
     async def _leave(self) -> None:
         if self._member is not None:

@@ -11,7 +11,7 @@ import grpc
 from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.events import Completion, Event, completion_of, event_of
-from chorale.requests import GenerateOptions, generate_request
+from chorale.requests import GenerateOptions, direct_request, generate_request
 from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
@@ -111,6 +111,22 @@ class Client:
         request = admin_pb.GetPoolRequest()
         metadata = bearer_metadata(fleet_token)
         return call(self._admin.GetPool, request, self._timeout, metadata)
+
+    def direct_adapter(
+        self,
+        name: str,
+        action: fleet_pb.AdapterAction,
+        fleet_token: str,
+        *,
+        tier: fleet_pb.AdapterTier = fleet_pb.ADAPTER_TIER_UNSPECIFIED,
+        within_s: float | None = None,
+        data_plane_id: str = "",
+    ) -> fleet_pb.DirectAdapterResponse:
+        """Has data planes prefetch, pin, unpin or unload an adapter; they hear of it at their next
+        heartbeat."""
+        request = direct_request(name, action, tier, within_s, data_plane_id)
+        metadata = bearer_metadata(fleet_token)
+        return call(self._fleet.DirectAdapter, request, self._timeout, metadata)
 
     def data_planes(self) -> list[fleet_pb.DataPlane]:
         """The live data planes with their last report, in order of id."""

@@ -1,11 +1,14 @@
-"""Builds GenerateRequest from the keyword arguments that both clients take."""
+"""Builds requests from the keyword arguments that both clients take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from google.protobuf import duration_pb2
+
 from chorale.errors import InvalidArgumentError
+from chorale.v1 import fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 
 
@@ -122,4 +125,21 @@ def _sampling(options: GenerateOptions) -> pb.SamplingParameters:
         stop_token_ids=options.get("stop_token_ids", ()),
         ignore_eos=options.get("ignore_eos", False),
         **given,
+    )
+
+
+def direct_request(
+    name: str,
+    action: fleet_pb2.AdapterAction,
+    tier: fleet_pb2.AdapterTier,
+    within_s: float | None,
+    data_plane_id: str,
+) -> fleet_pb2.DirectAdapterRequest:
+    """within_s: None is the server's default."""
+    within = None
+    if within_s is not None:
+        within = duration_pb2.Duration()
+        within.FromMilliseconds(int(within_s * 1000))
+    return fleet_pb2.DirectAdapterRequest(
+        name=name, action=action, tier=tier, within=within, data_plane_id=data_plane_id
     )

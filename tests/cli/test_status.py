@@ -14,7 +14,13 @@ def test_status(chorale: Chorale, gateway: ScriptedGateway) -> None:
         data_plane_id="dp-0",
         endpoint="127.0.0.1:7",
         base_model="base",
-        load=fleet_pb.Load(num_running=3, num_waiting=5, max_running=64, num_pages=100),
+        load=fleet_pb.Load(
+            num_running=3,
+            num_waiting=5,
+            max_running=64,
+            num_pages=100,
+            prefetches=fleet_pb.Prefetches(num_hits=7, late={"nanos": 500_000_000}),
+        ),
         residency=fleet_pb.Residency(pool_digests=["a", "b"], host_digests=["c"]),
     )
     gateway.answers |= {
@@ -30,6 +36,7 @@ def test_status(chorale: Chorale, gateway: ScriptedGateway) -> None:
     assert view["base_models"][0]["max_context_tokens"] == 99
     (one,) = view["data_planes"]
     assert (one["num_running"], one["num_waiting"], one["max_running"]) == (3, 5, 64)
+    assert (one["prefetches"]["num_hits"], one["prefetches"]["late_s"]) == (7, 0.5)
     assert (one["num_pool_adapters"], one["num_host_adapters"], one["num_disk_adapters"]) == (
         2,
         1,

@@ -32,6 +32,27 @@ async def test_registry_fleet_and_admission_answer_at_the_gateway(
     assert completion.accepted.data_plane_id == "dp1"
 
 
+async def test_directives_pass_with_the_fleet_token(client: AsyncClient, fleet: FakeFleet) -> None:
+    told = await client.direct_adapter(
+        "pirate",
+        fleet_pb2.ADAPTER_ACTION_UNLOAD,
+        "secret",
+        within_s=0.25,
+        data_plane_id="dp1",
+    )
+    assert list(told.data_plane_ids) == ["dp1"]
+    assert fleet.metadata[-1]["authorization"] == "Bearer secret"
+    (request,) = fleet.directed
+    assert request == fleet_pb2.DirectAdapterRequest(
+        name="pirate",
+        action=fleet_pb2.ADAPTER_ACTION_UNLOAD,
+        within={"nanos": 250_000_000},
+        data_plane_id="dp1",
+    )
+    await client.direct_adapter("pirate", fleet_pb2.ADAPTER_ACTION_PIN, "secret")
+    assert not fleet.directed[-1].HasField("within")
+
+
 async def test_errors_pass_with_reason_metadata_and_retry_info(
     client: AsyncClient, fleet: FakeFleet
 ) -> None:

@@ -29,8 +29,15 @@ class InlineLoader:
         self.hold = hold
         self.requests: list[str] = []
         self.failing: set[str] = set()  # sources that cannot be read now
+        self.cancelled: list[str] = []
+        self.pinned: set[str] = set()
+        self.discarded: list[str] = []
 
-    def request(self, adapter: Adapter) -> None:
+    host_bytes = 1 << 30
+
+    def request(
+        self, adapter: Adapter, *, priority: float = 0.0, speculative: bool = False
+    ) -> None:
         self.requests.append(adapter.digest)
         try:
             self._results.append(LoadResult(adapter.digest, self.load(adapter.source), None))
@@ -53,6 +60,19 @@ class InlineLoader:
             return []
         ended, self._results = self._results, []
         return ended
+
+    def cancel(self, digest: str) -> None:
+        self.cancelled.append(digest)
+
+    def pin(self, digest: str) -> None:
+        self.pinned.add(digest)
+
+    def unpin(self, digest: str) -> None:
+        self.pinned.discard(digest)
+
+    def discard(self, digest: str) -> None:
+        self.unpin(digest)
+        self.discarded.append(digest)
 
     def residency(self) -> Residency:
         return Residency(frozenset(), frozenset())

@@ -56,6 +56,7 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         self.join_errors: list[ChoraleError] = []
         self.members: dict[str, int] = {}
         self.keys = [fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)]
+        self.directives: list[fleet_pb2.Directive] = []
         self._heartbeat_s = heartbeat_s
 
     def forget(self) -> None:
@@ -83,7 +84,10 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         self.heartbeats.append(request)
         if self.members.get(request.data_plane_id) != request.incarnation:
             raise NotFoundError("DATA_PLANE_NOT_FOUND", "no lease; join again")
-        return fleet_pb2.HeartbeatResponse(ticket_keys=self.keys)
+        directives = [
+            each for each in self.directives if each.sequence > request.received_directives
+        ]
+        return fleet_pb2.HeartbeatResponse(ticket_keys=self.keys, directives=directives)
 
     async def Leave(self, request: fleet_pb2.LeaveRequest, context: Any) -> fleet_pb2.LeaveResponse:
         self._check(context)

@@ -47,6 +47,7 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     admit_errors: list[ChoraleError] = field(default_factory=list)
     admit_delay_s: float = 0.0
     tickets: dict[bytes, admission_pb.AdmitResponse] = field(default_factory=dict)
+    directed: list[fleet_pb.DirectAdapterRequest] = field(default_factory=list)
     used: set[bytes] = field(default_factory=set)
     server: Server | None = None
 
@@ -206,6 +207,12 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     async def ListBaseModels(self, request: Any, context: Any) -> Any:
         model = registry_pb.BaseModel(name=BASE_MODEL, max_context_tokens=512, vocab_size=1000)
         return registry_pb.ListBaseModelsResponse(base_models=[model])
+
+    async def DirectAdapter(self, request: Any, context: Any) -> Any:
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.directed.append(request)
+        told = request.data_plane_id or "dp0"
+        return fleet_pb.DirectAdapterResponse(adapter=request.name, data_plane_ids=[told])
 
     async def ListDataPlanes(self, request: Any, context: Any) -> Any:
         return fleet_pb.ListDataPlanesResponse(

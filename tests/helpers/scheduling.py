@@ -32,9 +32,16 @@ class SimulatedLoader:
         self.hold = False
         self.failing: set[str] = set()
         self.requests: list[str] = []
+        self.cancelled: list[str] = []
+        self.pinned: set[str] = set()
+        self.host: set[str] = set()  # what residency tells
         self._pending: list[tuple[float, str]] = []
 
-    def request(self, adapter: Adapter) -> None:
+    host_bytes = 1 << 30
+
+    def request(
+        self, adapter: Adapter, *, priority: float = 0.0, speculative: bool = False
+    ) -> None:
         self.requests.append(adapter.digest)
         self._pending.append((self._simulation.now_s + self.load_s, adapter.digest))
 
@@ -45,8 +52,22 @@ class SimulatedLoader:
         self._pending = [each for each in self._pending if each not in ended]
         return [self._result(digest) for _, digest in ended]
 
+    def cancel(self, digest: str) -> None:
+        self.cancelled.append(digest)
+        self._pending = [each for each in self._pending if each[1] != digest]
+
+    def pin(self, digest: str) -> None:
+        self.pinned.add(digest)
+
+    def unpin(self, digest: str) -> None:
+        self.pinned.discard(digest)
+
+    def discard(self, digest: str) -> None:
+        self.unpin(digest)
+        self.host.discard(digest)
+
     def residency(self) -> Residency:
-        return Residency(frozenset(), frozenset())
+        return Residency(frozenset(self.host), frozenset())
 
     @property
     def next_s(self) -> float | None:

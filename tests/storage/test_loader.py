@@ -17,6 +17,7 @@ from storage.errors import (
 from storage.files import WEIGHTS_NAME, AdapterFiles
 from storage.host_tier import HostTier
 from storage.loader import AdapterRef, LoadTimings, TieredLoader
+from storage.reload_costs import ReloadCosts
 from storage.sources import SourceRouter
 from tests.storage.samples import config, files, key, lora_tensors, safetensors
 
@@ -289,3 +290,53 @@ async def test_what_is_no_digest_is_refused(bench: Bench, digest: str) -> None:
         await bench.loader.load(AdapterRef(digest, "mem://good"))
     assert len(caught.value.message) < 400
     assert bench.source.fetched == []
+
+
+async def test_a_queued_load_rises_with_the_priority_of_who_joins_it(bench: Bench) -> None:
+    others = {f"mem://{n}": files(n) for n in (2, 3)}
+    bench.source.contents.update(others)
+    refs = [REF, *(AdapterRef(digest_of(f.config, f.weights), uri) for uri, f in others.items())]
+    loader = bench.make(None, max_concurrent_loads=1)
+    bench.source.gate.clear()
+    first = asyncio.create_task(loader.load(refs[0]))
+    await asyncio.sleep(0.01)
+    demand = asyncio.create_task(loader.load(refs[1]))
+    guess = asyncio.create_task(loader.load(refs[2], priority=-100, speculative=True))
+    await asyncio.sleep(0.01)
+    urgent = asyncio.create_task(loader.load(refs[2], priority=5))
+    await asyncio.sleep(0.01)
+    bench.source.gate.set()
+    await asyncio.gather(first, demand, guess, urgent)
+    assert bench.source.fetched == ["mem://good", "mem://3", "mem://2"]
+    await loader.aclose()
+
+
+async def test_a_guess_takes_no_room_from_what_is_in_demand(bench: Bench) -> None:
+    other = files(2)
+    bench.source.contents["mem://2"] = other
+    await bench.loader.load(REF)
+    size = bench.host.stats().entry_bytes
+    for _ in range(3):
+        await bench.loader.load(REF)
+    bench.host = HostTier(size + 1)
+    loader = bench.make(None)
+    await loader.load(REF)
+    await loader.load(REF)
+    ref = AdapterRef(digest_of(other.config, other.weights), "mem://2")
+    await loader.load(ref, speculative=True)
+    assert bench.host.digests() == {DIGEST}
+    await loader.load(ref)
+    assert bench.host.digests() == {ref.digest}
+    await loader.aclose()
+
+
+async def test_costs_are_those_of_the_tier_that_would_be_asked(bench: Bench) -> None:
+    await bench.loader.load(REF)
+    (timing,) = bench.timings
+    seconds = timing.read_s + timing.parse_s + timing.build_s
+    assert timing.queue_s >= 0
+    await bench.loader.flush()
+    nominal = ReloadCosts()
+    assert bench.loader.reload_s(DIGEST, 1000) == nominal.seconds("disk", 1000)
+    measured = bench.loader.reload_s("0" * 64, timing.size_bytes)
+    assert measured == pytest.approx(seconds, rel=0.01)

@@ -68,6 +68,13 @@ local function live_data_planes()
   return live
 end
 
+-- Adds a directive for a data plane, as JSON; its number tells equal ones apart.
+local function add_directive(id, json, expires_ms)
+  local number = redis.call("HINCRBY", DATA_PLANE .. id, "num_directives", 1)
+  redis.call("ZADD", DIRECTIVES .. id, number, number .. " " .. json)
+  if expires_ms > 0 then redis.call("PEXPIRE", DIRECTIVES .. id, expires_ms) end
+end
+
 local function ticket_keys()
   return redis.call("HGETALL", TICKET_KEYS)
 end

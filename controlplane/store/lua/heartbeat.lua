@@ -1,5 +1,6 @@
--- id, incarnation, load, lease_ms, tags of pool, host and disk residency
--- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys} or {why not}
+-- id, incarnation, load, lease_ms, tags of pool, host and disk residency, received directives
+-- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys,
+--     {"number directive", ...}} or {why not}
 local id, incarnation, load, lease_ms = unpack(ARGV)
 local key = DATA_PLANE .. id
 local held = redis.call("HGET", key, "incarnation")
@@ -14,4 +15,7 @@ for i, tier in ipairs({"pool", "host", "disk"}) do
   redis.call("PEXPIRE", tiers[tier] .. id, 2 * lease_ms)
   if redis.call("HGET", key, "tag:" .. tier) ~= ARGV[4 + i] then table.insert(wanted, tier) end
 end
-return {"OK", wanted, redis.call("GET", SIGNING_KEY_ID), ticket_keys()}
+redis.call("ZREMRANGEBYSCORE", DIRECTIVES .. id, "-inf", ARGV[8])
+redis.call("PEXPIRE", DIRECTIVES .. id, 2 * lease_ms)
+return {"OK", wanted, redis.call("GET", SIGNING_KEY_ID), ticket_keys(),
+  redis.call("ZRANGE", DIRECTIVES .. id, 0, 99)}

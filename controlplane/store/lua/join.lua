@@ -15,7 +15,7 @@ end
 if redis.call("HGET", BASE_MODELS, base) ~= record then
   redis.call("HSET", BASE_MODELS, base, record)
 end
-redis.call("DEL", key, RESIDENCY_POOL .. id, RESIDENCY_HOST .. id, RESIDENCY_DISK .. id)
+redis.call("DEL", key, DIRECTIVES .. id, RESIDENCY_POOL .. id, RESIDENCY_HOST .. id, RESIDENCY_DISK .. id)
 redis.call("HSET", key,
   "incarnation", incarnation,
   "endpoint", endpoint,
@@ -26,4 +26,8 @@ redis.call("HSET", key,
   "num_placed", 0)
 redis.call("PEXPIRE", key, ARGV[7])
 redis.call("SADD", DATA_PLANES, id)
+for _, json in ipairs(redis.call("HVALS", PINS)) do
+  local pin = cjson.decode(json)
+  if pin.base_model == base then add_directive(id, json, 2 * ARGV[7]) end
+end
 return {"OK"}

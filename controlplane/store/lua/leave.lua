@@ -1,7 +1,7 @@
 -- id, incarnation: ends the lease, unless a newer incarnation holds it
 local id = ARGV[1]
 if redis.call("HGET", DATA_PLANE .. id, "incarnation") ~= ARGV[2] then return 0 end
-redis.call("DEL", DATA_PLANE .. id, RESIDENCY_POOL .. id, RESIDENCY_HOST .. id,
+redis.call("DEL", DATA_PLANE .. id, DIRECTIVES .. id, RESIDENCY_POOL .. id, RESIDENCY_HOST .. id,
   RESIDENCY_DISK .. id)
 redis.call("SREM", DATA_PLANES, id)
 return 1

@@ -1,9 +1,17 @@
 -- name, version ("0": the whole adapter) -> {"OK"} or {why not, detail}
 local name, version = ARGV[1], ARGV[2]
 local key = ADAPTER .. name
+-- Data planes that join later are not to fetch what is gone. Content that is registered under
+-- another name too loses its pin with this one.
+local function forget_pin(identity)
+  redis.call("HDEL", PINS, string.match(identity, "^([^:]*):"))
+end
 if redis.call("EXISTS", key) == 0 then return {"UNKNOWN"} end
 if version == "0" then
   for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do drop_alias(alias) end
+  for _, field in ipairs(redis.call("HKEYS", key)) do
+    if string.sub(field, 1, 9) == "identity:" then forget_pin(redis.call("HGET", key, field)) end
+  end
   redis.call("DEL", key, HISTORY .. name, ALIASES_OF .. name)
   redis.call("ZREM", ADAPTERS, name)
   return {"OK"}
@@ -14,6 +22,7 @@ if redis.call("HGET", key, "current") == version then return {"CURRENT"} end
 for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
   if redis.call("HGET", ALIAS .. alias, "version") == version then return {"ALIASED", alias} end
 end
+forget_pin(identity)
 redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version,
   "identity:" .. version, "by_identity:" .. identity)
 redis.call("HINCRBY", key, "count", -1)

@@ -4,12 +4,35 @@ from chorale.v1 import adapter_registry_pb2 as _adapter_registry_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_ACTION_UNSPECIFIED: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_PREFETCH: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_PIN: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_UNPIN: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_UNLOAD: _ClassVar[AdapterAction]
+
+class AdapterTier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_TIER_UNSPECIFIED: _ClassVar[AdapterTier]
+    ADAPTER_TIER_HOST: _ClassVar[AdapterTier]
+    ADAPTER_TIER_POOL: _ClassVar[AdapterTier]
+ADAPTER_ACTION_UNSPECIFIED: AdapterAction
+ADAPTER_ACTION_PREFETCH: AdapterAction
+ADAPTER_ACTION_PIN: AdapterAction
+ADAPTER_ACTION_UNPIN: AdapterAction
+ADAPTER_ACTION_UNLOAD: AdapterAction
+ADAPTER_TIER_UNSPECIFIED: AdapterTier
+ADAPTER_TIER_HOST: AdapterTier
+ADAPTER_TIER_POOL: AdapterTier
 
 class JoinRequest(_message.Message):
     __slots__ = ("data_plane_id", "incarnation", "endpoint", "base_model")
@@ -42,20 +65,38 @@ class TicketKey(_message.Message):
     def __init__(self, key_id: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens")
+    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_AVAILABLE_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     max_running: int
     num_pages: int
     num_available_pages: int
     num_generated_tokens: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
+    prefetches: Prefetches
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ...) -> None: ...
+
+class Prefetches(_message.Message):
+    __slots__ = ("num_hits", "num_late", "late", "wasted_bytes", "num_failed", "num_refused")
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LATE_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    WASTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_FAILED_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    num_hits: int
+    num_late: int
+    late: _duration_pb2.Duration
+    wasted_bytes: int
+    num_failed: int
+    num_refused: int
+    def __init__(self, num_hits: _Optional[int] = ..., num_late: _Optional[int] = ..., late: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wasted_bytes: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_refused: _Optional[int] = ...) -> None: ...
 
 class Residency(_message.Message):
     __slots__ = ("pool_digests", "host_digests", "disk_digests")
@@ -68,22 +109,66 @@ class Residency(_message.Message):
     def __init__(self, pool_digests: _Optional[_Iterable[str]] = ..., host_digests: _Optional[_Iterable[str]] = ..., disk_digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("data_plane_id", "incarnation", "load", "residency")
+    __slots__ = ("data_plane_id", "incarnation", "load", "residency", "received_directives")
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_DIRECTIVES_FIELD_NUMBER: _ClassVar[int]
     data_plane_id: str
     incarnation: int
     load: Load
     residency: Residency
-    def __init__(self, data_plane_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ...) -> None: ...
+    received_directives: int
+    def __init__(self, data_plane_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ..., received_directives: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("ticket_keys",)
+    __slots__ = ("ticket_keys", "directives")
     TICKET_KEYS_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIVES_FIELD_NUMBER: _ClassVar[int]
     ticket_keys: _containers.RepeatedCompositeFieldContainer[TicketKey]
-    def __init__(self, ticket_keys: _Optional[_Iterable[_Union[TicketKey, _Mapping]]] = ...) -> None: ...
+    directives: _containers.RepeatedCompositeFieldContainer[Directive]
+    def __init__(self, ticket_keys: _Optional[_Iterable[_Union[TicketKey, _Mapping]]] = ..., directives: _Optional[_Iterable[_Union[Directive, _Mapping]]] = ...) -> None: ...
+
+class Directive(_message.Message):
+    __slots__ = ("sequence", "action", "digest", "source", "name", "tier", "within")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    action: AdapterAction
+    digest: str
+    source: str
+    name: str
+    tier: AdapterTier
+    within: _duration_pb2.Duration
+    def __init__(self, sequence: _Optional[int] = ..., action: _Optional[_Union[AdapterAction, str]] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., name: _Optional[str] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class DirectAdapterRequest(_message.Message):
+    __slots__ = ("name", "action", "tier", "within", "data_plane_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    action: AdapterAction
+    tier: AdapterTier
+    within: _duration_pb2.Duration
+    data_plane_id: str
+    def __init__(self, name: _Optional[str] = ..., action: _Optional[_Union[AdapterAction, str]] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., data_plane_id: _Optional[str] = ...) -> None: ...
+
+class DirectAdapterResponse(_message.Message):
+    __slots__ = ("data_plane_ids", "adapter")
+    DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
+    adapter: str
+    def __init__(self, data_plane_ids: _Optional[_Iterable[str]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("data_plane_id", "incarnation")

@@ -56,6 +56,11 @@ class FleetServiceStub:
                 request_serializer=chorale_dot_v1_dot_fleet__pb2.ListDataPlanesRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_fleet__pb2.ListDataPlanesResponse.FromString,
                 _registered_method=True)
+        self.DirectAdapter = channel.unary_unary(
+                '/chorale.v1.FleetService/DirectAdapter',
+                request_serializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -94,6 +99,18 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DirectAdapter(self, request, context):
+        """Has data planes do something about one adapter; they hear of it in the answer to their next
+        heartbeat and report what came of it in Load and Residency. Pins are kept: a data plane of that
+        base model that joins later hears of them, until they are undone or the version is removed.
+        Asks for the fleet token. Errors: NOT_FOUND (no such adapter; no such live data plane),
+        INVALID_ARGUMENT (action, tier or time), RESOURCE_EXHAUSTED (a data plane has too many
+        directives that it did not fetch; none is told then).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +133,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListDataPlanes,
                     request_deserializer=chorale_dot_v1_dot_fleet__pb2.ListDataPlanesRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_fleet__pb2.ListDataPlanesResponse.SerializeToString,
+            ),
+            'DirectAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DirectAdapter,
+                    request_deserializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +250,33 @@ class FleetService:
             '/chorale.v1.FleetService/ListDataPlanes',
             chorale_dot_v1_dot_fleet__pb2.ListDataPlanesRequest.SerializeToString,
             chorale_dot_v1_dot_fleet__pb2.ListDataPlanesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DirectAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.FleetService/DirectAdapter',
+            chorale_dot_v1_dot_fleet__pb2.DirectAdapterRequest.SerializeToString,
+            chorale_dot_v1_dot_fleet__pb2.DirectAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,13 +37,24 @@ class WaitingEngine:
 
     has_work = False
     is_waiting_for_loads = True
+    is_copying = False
+    is_bringing_adapters = False
     next_due_s = None
     spare_s = 0.0
+
+    def __init__(self) -> None:
+        self.directed: list[channel.Directive] = []
+        self.num_steps = 0
 
     def submit(self, request: channel.Submit) -> None:
         self.has_work = True
 
+    def direct(self, directive: channel.Directive) -> None:
+        self.directed.append(directive)
+        self.is_bringing_adapters = isinstance(directive, channel.Prefetch)
+
     def step(self) -> StepResult:
+        self.num_steps += 1
         return StepResult()
 
     def stats(self) -> channel.Stats:
@@ -130,3 +141,24 @@ def test_who_comes_while_the_device_is_busy_is_in_the_next_step() -> None:
         assert engine.taken == [1]
         engine.spare_s = 0.0
         until(lambda: engine.taken == [1, 4])
+
+
+def test_directives_reach_the_engine_which_steps_for_them_without_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "_IDLE_POLL_MS", 10)
+    engine = WaitingEngine()
+    prefetch = channel.Prefetch(channel.Adapter("d" * 64, "/a", "a@1"), "pool", pin=True)
+    others: list[channel.Directive] = [channel.Unpin("d" * 64), channel.Unload("d" * 64, 1.5)]
+    with looping(engine) as socket:
+        heard(socket, 0.1)
+        assert engine.num_steps == 0
+        socket.send(channel.encode(prefetch))
+        heard(socket, 0.2)
+        assert engine.directed == [prefetch] and engine.num_steps > 0
+        for directive in others:
+            socket.send(channel.encode(directive))
+        heard(socket, 0.2)
+        steps = engine.num_steps
+        heard(socket, 0.1)
+        assert engine.directed == [prefetch, *others] and engine.num_steps == steps

@@ -5,13 +5,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from chorale.errors import FailedPreconditionError, UnauthenticatedError, UnavailableError
 from chorale.v1 import fleet_pb2
-from dataplane.channel import Stats
+from dataplane.channel import Adapter, Prefetch, Stats, Unload, Unpin
 from dataplane.rpc import fleet
-from dataplane.rpc.announce import base_model_of, load_of, residency_of
+from dataplane.rpc.announce import base_model_of, directive_of, load_of, residency_of
 from dataplane.rpc.fleet import FleetMember
 from tests.helpers.fake_control_plane import KEY_ID, TOKEN, FakeControlPlane, eventually, serving
 from tests.helpers.fake_engine import ready_message
@@ -43,6 +44,7 @@ async def member(address: str, *, token: str = TOKEN) -> AsyncIterator[FleetMemb
         join=JOIN,
         report=lambda: (load_of(ready_message(), STATS), residency_of(STATS)),
         on_keys=keys.append,
+        on_directive=directives.append,
     )
     joined.start()
     try:
@@ -52,11 +54,13 @@ async def member(address: str, *, token: str = TOKEN) -> AsyncIterator[FleetMemb
 
 
 keys: list[list[fleet_pb2.TicketKey]] = []
+directives: list[fleet_pb2.Directive] = []
 
 
 @pytest.fixture(autouse=True)
 def no_keys() -> None:
     keys.clear()
+    directives.clear()
 
 
 async def test_joins_reports_and_leaves() -> None:
@@ -172,3 +176,71 @@ async def test_leaving_an_absent_control_plane_takes_no_longer_than_its_timeout(
     began = time.monotonic()
     await joined.stop()
     assert time.monotonic() - began < 3.0
+
+
+async def test_each_directive_is_taken_once_and_acknowledged() -> None:
+    plane = FakeControlPlane()
+
+    def received() -> int:
+        return plane.heartbeats[-1].received_directives if plane.heartbeats else 0
+
+    async with serving(plane) as server, member(server.address) as joined:
+        await joined.wait_joined()
+        plane.directives = [
+            fleet_pb2.Directive(sequence=n, action=fleet_pb2.ADAPTER_ACTION_UNPIN, digest=str(n))
+            for n in (1, 2)
+        ]
+        await eventually(lambda: received() == 2)
+        assert [each.digest for each in directives] == ["1", "2"]
+        # After another Join the numbers begin anew.
+        plane.directives = [fleet_pb2.Directive(sequence=1, digest="pin")]
+        plane.forget()
+        await eventually(lambda: len(directives) == 3)
+        assert directives[-1].digest == "pin"
+        await eventually(lambda: received() == 1)
+        assert len(directives) == 3
+
+
+def test_directives_in_the_words_of_the_channel() -> None:
+    message = fleet_pb2.Directive(
+        sequence=1,
+        action=fleet_pb2.ADAPTER_ACTION_PREFETCH,
+        digest="d",
+        source="/a",
+        name="a@1",
+        tier=fleet_pb2.ADAPTER_TIER_POOL,
+        within={"seconds": 2},
+    )
+    adapter = Adapter("d", "/a", "a@1")
+    assert directive_of(message) == Prefetch(adapter, "pool")
+    message.action = fleet_pb2.ADAPTER_ACTION_PIN
+    message.tier = fleet_pb2.ADAPTER_TIER_HOST
+    assert directive_of(message) == Prefetch(adapter, "host", pin=True)
+    message.tier = fleet_pb2.ADAPTER_TIER_UNSPECIFIED
+    assert directive_of(message) is None
+    message.action = fleet_pb2.ADAPTER_ACTION_UNPIN
+    assert directive_of(message) == Unpin("d")
+    message.action = fleet_pb2.ADAPTER_ACTION_UNLOAD
+    assert directive_of(message) == Unload("d", 2.0)
+    message.action = 99  # pyright: ignore[reportAttributeAccessIssue]
+    assert directive_of(message) is None
+
+
+def test_prefetch_counters_are_reported() -> None:
+    stats = msgspec.structs.replace(
+        STATS,
+        num_prefetch_hits=1,
+        num_prefetch_late=2,
+        prefetch_late_s=1.5,
+        prefetch_wasted_bytes=4,
+        num_prefetch_failed=5,
+        num_prefetch_refused=6,
+    )
+    assert load_of(ready_message(), stats).prefetches == fleet_pb2.Prefetches(
+        num_hits=1,
+        num_late=2,
+        late={"seconds": 1, "nanos": 500_000_000},
+        wasted_bytes=4,
+        num_failed=5,
+        num_refused=6,
+    )

@@ -1,0 +1,135 @@
+"""`chorale adapters prefetch | pin | unpin | unload`: directives to data planes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from controlplane.cli import output
+from controlplane.cli.failures import reported
+from controlplane.cli.fleet_token import find_token
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
+
+Action = Literal["PREFETCH", "PIN", "UNPIN", "UNLOAD"]
+TierName = Literal["host", "pool"]
+AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or an alias.")]
+Tier = Annotated[TierName, typer.Option(help="Host memory, or the device's pool as well.")]
+OneDataPlane = Annotated[
+    str, typer.Option(help="Id of one data plane; left out, all that serve its base model.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CHORALE_DATA_DIR",
+        help="Of the `chorale up` whose fleet token to use when CHORALE_FLEET_TOKEN is not set. "
+        "Left out: $XDG_STATE_HOME/chorale.",
+    ),
+]
+
+
+def prefetch(
+    name: AnyName,
+    tier: Tier = "host",
+    data_plane: OneDataPlane = "",
+    data_dir: DataDir = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an adapter nearer before it is asked for, if it is worth the room it takes there."""
+    _direct(name, "PREFETCH", data_dir, address, timeout, as_json, tier=tier, plane=data_plane)
+
+
+def pin(
+    name: AnyName,
+    tier: Tier = "host",
+    data_dir: DataDir = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an adapter to a tier of every data plane and keep it there, until `unpin`, `unload` or
+    `remove`. Pinned adapters take at most half of a pool."""
+    _direct(name, "PIN", data_dir, address, timeout, as_json, tier=tier)
+
+
+def unpin(
+    name: AnyName,
+    data_dir: DataDir = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Let a pinned adapter be evicted again."""
+    _direct(name, "UNPIN", data_dir, address, timeout, as_json)
+
+
+def unload(
+    name: AnyName,
+    within: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Seconds that running requests may go on.")
+    ] = 30.0,
+    data_plane: OneDataPlane = "",
+    data_dir: DataDir = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Free an adapter's memory: at once when nobody uses it, else after the last token. Disk keeps
+    it, and a later request loads it again."""
+    _direct(name, "UNLOAD", data_dir, address, timeout, as_json, plane=data_plane, within_s=within)
+
+
+def _direct(
+    name: str,
+    action: Action,
+    data_dir: Path | None,
+    address: str,
+    timeout: float,
+    as_json: bool,
+    *,
+    tier: TierName | None = None,
+    plane: str = "",
+    within_s: float | None = None,
+) -> None:
+    with reported(as_json=as_json, address=address):
+        from chorale.client import Client
+        from chorale.v1 import fleet_pb2 as pb
+
+        token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME)
+        actions: dict[Action, pb.AdapterAction] = {
+            "PREFETCH": pb.ADAPTER_ACTION_PREFETCH,
+            "PIN": pb.ADAPTER_ACTION_PIN,
+            "UNPIN": pb.ADAPTER_ACTION_UNPIN,
+            "UNLOAD": pb.ADAPTER_ACTION_UNLOAD,
+        }
+        tiers = {
+            None: pb.ADAPTER_TIER_UNSPECIFIED,
+            "host": pb.ADAPTER_TIER_HOST,
+            "pool": pb.ADAPTER_TIER_POOL,
+        }
+        with Client(address, timeout=timeout) as client:
+            told = client.direct_adapter(
+                name,
+                actions[action],
+                token,
+                tier=tiers[tier],
+                within_s=within_s,
+                data_plane_id=plane,
+            )
+    planes = list(told.data_plane_ids)
+    if as_json:
+        output.print_json(
+            {"adapter": told.adapter, "action": action.lower(), "data_planes": planes}
+        )
+    else:
+        shown = ", ".join(output.sanitized(each, one_line=True) for each in planes)
+        print(f"{action.lower()} {told.adapter}: told {shown or 'no data plane, as none is live'}")
+
+
+def install(app: typer.Typer) -> None:
+    for command in (prefetch, pin, unpin, unload):
+        app.command(command.__name__)(command)

@@ -1,0 +1,20 @@
+-- digest, base model, one data plane or "", directive, what to do with the pin ("set", "clear" or
+-- ""), most directives that may be waiting
+-- -> {"OK", {ids of those who are told}} or {why not, detail}
+local digest, base, only, json, pin, max_waiting = unpack(ARGV)
+local told = {}
+for _, id in ipairs(live_data_planes()) do
+  if redis.call("HGET", DATA_PLANE .. id, "base_model") == base and (only == "" or only == id) then
+    table.insert(told, id)
+  end
+end
+if only ~= "" and #told == 0 then return {"UNKNOWN"} end
+for _, id in ipairs(told) do
+  if redis.call("ZCARD", DIRECTIVES .. id) >= tonumber(max_waiting) then return {"FULL", id} end
+end
+for _, id in ipairs(told) do
+  add_directive(id, json, math.max(redis.call("PTTL", DATA_PLANE .. id), 1) * 2)
+end
+if pin == "set" then redis.call("HSET", PINS, digest, json) end
+if pin == "clear" then redis.call("HDEL", PINS, digest) end
+return {"OK", told}

@@ -1,0 +1,228 @@
+"""Adapters from host memory into their pages, layer by layer, while the batch runs.
+
+Each running step gives the copies under way a share of its time, in slices, so that none waits for
+a whole adapter; `PoolCopier.advance` is called between steps. A forward pass whose batch uses an
+adapter before its last layer is in calls `wait(layer)` before each layer: on CPU that copies what
+is missing of it, on CUDA it makes the stream wait for the copy stream's event.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from kernels.cpu.floats import bits_of
+from kernels.lora.plan import PageRun
+
+_SLICE_BYTES = 1 << 20
+_NOMINAL_BYTES_PER_S = 2e9
+_KEEP = 0.9  # weight of the past at each measurement of the rate
+
+
+class PoolCopy(Protocol):
+    """One adapter on its way."""
+
+    @property
+    def num_layers_in(self) -> int: ...
+
+    @property
+    def remaining_bytes(self) -> int: ...
+
+    def wait(self, layer: int) -> None:
+        """Layers up to this one are in, as far as this thread's later work on the pool goes."""
+        ...
+
+    def advance(self) -> int:
+        """Copies a slice, if copying is the caller's work here; its bytes, 0 when there is none."""
+        ...
+
+    def cancel(self) -> None:
+        """Nothing is written any more; who takes the pages next may write to them at once."""
+        ...
+
+
+class CpuCopy:
+    """Copied by whoever asks: between steps in slices, in a forward pass what it lacks.
+
+    Safe to be advanced on one thread and waited for on another.
+    """
+
+    def __init__(self, source: torch.Tensor, pool: torch.Tensor, run: PageRun) -> None:
+        """source: [num_layers, num_pages, page_elems]; pool: [num_layers, all pages, page_elems]"""
+        self._source: torch.Tensor | None = source
+        self._pool_bits = bits_of(pool)
+        self._run = run
+        self._num_layers, self._num_pages, page_elems = source.shape
+        self._page_bytes = page_elems * source.element_size()
+        self._slice = max(1, _SLICE_BYTES // self._page_bytes)
+        self._lock = threading.Lock()
+        self._layer = self._page = 0  # what comes next
+
+    @property
+    def num_layers_in(self) -> int:
+        return self._layer
+
+    @property
+    def remaining_bytes(self) -> int:
+        pages = (self._num_layers - self._layer) * self._num_pages - self._page
+        return max(0, pages * self._page_bytes)
+
+    def wait(self, layer: int) -> None:
+        while self._layer <= layer and self.advance():
+            pass
+
+    def advance(self) -> int:
+        with self._lock:
+            if self._source is None:
+                return 0
+            layer, start = self._layer, self._page
+            end = min(start + self._slice, self._num_pages)
+            self._copy(self._source[layer, start:end], layer, start, end)
+            self._page = end
+            if end == self._num_pages:
+                self._layer, self._page = layer + 1, 0
+                if self._layer == self._num_layers:
+                    self._source = None  # host memory may have it back
+            return (end - start) * self._page_bytes
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._source = None
+            self._layer, self._page = self._num_layers, 0
+
+    def _copy(self, source: torch.Tensor, layer: int, start: int, end: int) -> None:
+        run = self._run
+        # By numpy: torch would wake a second team of threads beside that of the device.
+        if run.first >= 0:
+            self._pool_bits[layer, run.first + start : run.first + end] = bits_of(source)
+        else:
+            self._pool_bits[layer, run.host_ids[start:end]] = bits_of(source)
+
+
+class CudaCopy:
+    """All of it queued at once on the copy stream, an event after each layer."""
+
+    def __init__(
+        self,
+        source: torch.Tensor,
+        pool: torch.Tensor,
+        run: PageRun,
+        stream: torch.cuda.Stream,
+    ) -> None:
+        self._source: torch.Tensor | None = source  # pinned; must live until the copy has ended
+        self._layer_bytes = source[0].numel() * source.element_size()
+        self._stream = stream
+        self._events: list[torch.cuda.Event] = []
+        # What was launched before may still read what these pages held.
+        stream.wait_stream(torch.cuda.current_stream(pool.device))
+        with torch.cuda.stream(stream):
+            for layer in range(source.shape[0]):
+                if run.first >= 0:
+                    end = run.first + source.shape[1]
+                    pool[layer, run.first : end].copy_(source[layer], non_blocking=True)
+                else:
+                    staged = source[layer].to(pool.device, non_blocking=True)
+                    pool[layer].index_copy_(0, run.page_ids, staged)
+                event = torch.cuda.Event()
+                event.record(stream)
+                self._events.append(event)
+        self._num_in = 0
+
+    @property
+    def num_layers_in(self) -> int:
+        while self._num_in < len(self._events) and self._events[self._num_in].query():
+            self._num_in += 1
+        if self._num_in == len(self._events):
+            self._source = None
+        return self._num_in
+
+    @property
+    def remaining_bytes(self) -> int:
+        return (len(self._events) - self.num_layers_in) * self._layer_bytes
+
+    def wait(self, layer: int) -> None:
+        torch.cuda.current_stream(self._stream.device).wait_event(self._events[layer])
+
+    def advance(self) -> int:
+        return 0
+
+    def cancel(self) -> None:
+        # What is queued cannot be called back: whoever writes there next comes after it.
+        torch.cuda.current_stream(self._stream.device).wait_event(self._events[-1])
+
+
+class PoolCopier:
+    """All copies under way. Slices go in turn to the one that lacks least and to the oldest, so
+    that a small adapter passes a large one, which gets on all the same."""
+
+    def __init__(self, pool: torch.Tensor, clock: Callable[[], float] = time.perf_counter) -> None:
+        """pool: [num_layers, num_pages, page_elems]"""
+        self._pool = pool
+        self._clock = clock
+        self._copies: list[PoolCopy] = []
+        self._bytes_per_s = _NOMINAL_BYTES_PER_S
+        self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+
+    @property
+    def num_copies(self) -> int:
+        return len(self._copies)
+
+    def begin(self, source: torch.Tensor, run: PageRun) -> PoolCopy:
+        """source: [num_layers, num_pages of run, page_elems] pool dtype, host; pinned with CUDA."""
+        copy: PoolCopy
+        if self._stream is None:
+            copy = CpuCopy(source, self._pool, run)
+        else:
+            copy = CudaCopy(source, self._pool, run, self._stream)
+        if copy.remaining_bytes:
+            self._copies.append(copy)
+        return copy
+
+    def advance(self, within_s: float) -> None:
+        """Copies for about so long, and a slice at least."""
+        self._copies = [each for each in self._copies if each.remaining_bytes]
+        if not self._copies:
+            return
+        started_s = self._clock()
+        num_bytes = num_slices = 0
+        elapsed_s = 0.0
+        while self._copies and (not num_slices or elapsed_s < within_s):
+            if num_slices % 2:
+                copy = self._copies[0]
+            else:
+                copy = min(self._copies, key=lambda each: each.remaining_bytes)
+            done = copy.advance()
+            if not done and copy.remaining_bytes:
+                break  # the device copies; nothing to do but to wait
+            num_bytes += done
+            num_slices += 1
+            if not copy.remaining_bytes:
+                self._copies.remove(copy)
+            elapsed_s = self._clock() - started_s
+        if num_bytes and elapsed_s > 0:
+            rate = num_bytes / elapsed_s
+            self._bytes_per_s = _KEEP * self._bytes_per_s + (1 - _KEEP) * rate
+
+    def remaining_s(self, copy: PoolCopy) -> float:
+        """How long it would take by itself."""
+        return copy.remaining_bytes / self._bytes_per_s
+
+    def cancel(self, copy: PoolCopy) -> None:
+        copy.cancel()
+        self._copies = [each for each in self._copies if each is not copy]
+
+
+def waiter(copies: Sequence[PoolCopy]) -> Callable[[int], None] | None:
+    """What a forward pass calls before each layer; None when there is nothing to wait for."""
+    if not copies:
+        return None
+
+    def wait(layer: int) -> None:
+        for copy in copies:
+            copy.wait(layer)
+
+    return wait

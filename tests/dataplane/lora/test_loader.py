@@ -1,0 +1,145 @@
+"""The loader's threads: one core each, results once, cancellations heeded."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from dataplane.channel import Adapter
+from dataplane.lora.layout import HostAdapter
+from dataplane.lora.loader import LoadResult, ThreadedLoader
+from storage.adapter.manifest import ParsedAdapter, digest_of
+from storage.errors import SourceNotFoundError
+from tests.helpers.adapters import make_adapter_dir
+
+
+class Bench:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.gate = threading.Event()
+        self.gate.set()
+        self.building = threading.Event()
+        self.threads: list[tuple[int, int]] = []  # torch's threads, niceness
+        self.built: list[str] = []
+        self.woken = threading.Event()
+        self.loader = ThreadedLoader(
+            self.build,
+            roots=(str(root),),
+            host_bytes=1 << 20,
+            disk_bytes=1 << 20,
+            disk_dir=str(root / "disk"),
+            on_result=self.woken.set,
+        )
+
+    def build(self, parsed: ParsedAdapter) -> HostAdapter:
+        niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        self.threads.append((torch.get_num_threads(), niceness))
+        self.building.set()
+        assert self.gate.wait(10)
+        self.built.append(parsed.manifest.digest)
+        return HostAdapter(parsed.manifest.digest, cast(Any, None), torch.zeros(1, 1, 8))
+
+    def adapter(self, seed: int) -> Adapter:
+        path = make_adapter_dir(self.root / f"a{seed}", seed=seed)
+        files = [(path / name).read_bytes() for name in os.listdir(path)]
+        files.sort(key=len)
+        return Adapter(digest_of(files[0], files[1]), str(path), path.name)
+
+    def results(self, number: int) -> list[LoadResult]:
+        found: list[LoadResult] = []
+        until_s = time.monotonic() + 10
+        while len(found) < number and time.monotonic() < until_s:
+            self.woken.wait(0.05)
+            self.woken.clear()
+            found += self.loader.results()
+        return found
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    bench.loader.start()
+    yield bench
+    bench.gate.set()
+    bench.loader.stop()
+
+
+def test_builders_use_one_core_and_give_way(bench: Bench) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bench.loader.request(bench.adapter(1))
+        assert [each.error for each in bench.results(1)] == [None]
+        assert torch.get_num_threads() == 2, "the step loop keeps its own"
+    finally:
+        torch.set_num_threads(before)
+    ((num_threads, niceness),) = bench.threads
+    assert num_threads == 1
+    if sys.platform == "linux":
+        assert niceness > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_a_second_request_joins_the_first(bench: Bench) -> None:
+    bench.gate.clear()
+    wanted = bench.adapter(1)
+    bench.loader.request(wanted, priority=-1000.0, speculative=True)
+    assert bench.building.wait(10)
+    bench.loader.request(wanted)
+    bench.gate.set()
+    (result,) = bench.results(2)[:1]
+    assert result.digest == wanted.digest and result.adapter is not None
+    time.sleep(0.05)
+    assert bench.loader.results() == [] and bench.built == [wanted.digest]
+
+
+def test_a_cancelled_load_gives_no_result_and_can_be_asked_for_again(bench: Bench) -> None:
+    bench.gate.clear()
+    wanted = bench.adapter(1)
+    bench.loader.request(wanted)
+    assert bench.building.wait(10)
+    bench.loader.cancel(wanted.digest)
+    bench.loader.cancel("0" * 64)
+    bench.gate.set()
+    other = bench.adapter(2)
+    bench.loader.request(other)
+    assert [each.digest for each in bench.results(1)] == [other.digest]
+    bench.loader.request(wanted)
+    (again,) = bench.results(1)
+    assert again.digest == wanted.digest and again.adapter is not None
+
+
+def test_residency_follows_loads_writes_pins_and_discards(bench: Bench) -> None:
+    wanted = bench.adapter(1)
+    bench.loader.pin(wanted.digest)
+    bench.loader.request(wanted)
+    bench.results(1)
+    assert bench.loader.residency().host == {wanted.digest}
+    bench.until(lambda: wanted.digest in bench.loader.residency().disk)
+    (timings,) = bench.loader.recent_timings()
+    assert (timings.tier, timings.digest) == ("source", wanted.digest)
+    bench.loader.discard(wanted.digest)
+    bench.until(lambda: not bench.loader.residency().host)
+    bench.loader.request(wanted)
+    bench.results(1)
+    assert bench.loader.recent_timings()[-1].tier == "disk"
+    bench.loader.unpin(wanted.digest)
+
+
+def test_failures_are_results(bench: Bench) -> None:
+    bench.loader.request(Adapter("0" * 64, str(bench.root / "nowhere"), "x"))
+    (result,) = bench.results(1)
+    assert result.adapter is None and isinstance(result.error, SourceNotFoundError)

@@ -1,0 +1,61 @@
+"""An operator's word, from the command line to the pool of a real data plane and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import chorale
+from chorale.v1 import fleet_pb2 as pb
+from examples.demo.voices import PROMPT
+from tests.e2e.conftest import expected
+from tests.helpers import up as helpers
+from tests.helpers.up import ChoraleUp
+
+NAME = "roman"
+
+
+def told(up: ChoraleUp, *arguments: str) -> None:
+    answer = helpers.chorale(
+        "adapters",
+        *arguments,
+        "--json",
+        f"--address={up.grpc_address}",
+        f"--data-dir={up.data_dir}",
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert len(json.loads(answer.stdout)["data_planes"]) == 1
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+
+
+def test_prefetch_use_and_unload(up: ChoraleUp, client: chorale.Client) -> None:
+    (version,) = client.adapters.get(NAME).adapter.versions
+
+    def load() -> pb.DataPlane:
+        (plane,) = client.data_planes()
+        return plane
+
+    def is_in(*tiers: str) -> bool:
+        residency = load().residency
+        return any(version.digest in getattr(residency, f"{tier}_digests") for tier in tiers)
+
+    told(up, "unload", NAME, "--within", "0")
+    eventually(lambda: not is_in("pool", "host"))
+    hits = load().load.prefetches.num_hits
+    told(up, "prefetch", NAME, "--tier", "pool")
+    eventually(lambda: is_in("pool"))
+    answer = client.complete(PROMPT.format(n=7), model=NAME, max_tokens=40)
+    assert answer.text.strip() == expected(NAME, 7)
+    eventually(lambda: load().load.prefetches.num_hits == hits + 1)
+    told(up, "pin", NAME, "--tier", "pool")
+    told(up, "unpin", NAME)
+    told(up, "unload", NAME)
+    eventually(lambda: not is_in("pool", "host"))
+    assert is_in("disk")
