@@ -78,14 +78,17 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.loader.stop()
 
 
-def test_builders_use_one_core_and_give_way(bench: Bench) -> None:
+def test_builders_use_one_core_and_give_way(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    bench = Bench(tmp_path)
     try:
+        bench.loader.start()
         bench.loader.request(bench.adapter(1))
         assert [each.error for each in bench.results(1)] == [None]
         assert torch.get_num_threads() == 2, "the step loop keeps its own"
     finally:
+        bench.loader.stop()
         torch.set_num_threads(before)
     ((num_threads, niceness),) = bench.threads
     assert num_threads == 1
