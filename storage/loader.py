@@ -8,7 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from storage.adapter.manifest import ParsedAdapter, parse_adapter
@@ -23,7 +23,8 @@ from storage.errors import (
 from storage.files import AdapterFiles
 from storage.host_tier import HostTier
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
-from storage.sources import Source
+from storage.locks import Claim
+from storage.sources import Access, OriginSlots, Source
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -34,10 +35,12 @@ _MAX_PENDING_WRITES = 4
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """Which adapter (`digest`) and where to get it when no tier has it (`source`, a URI)."""
+    """Which adapter (`digest`) and where to get it when no tier has it (`source`, a URI), with the
+    token of whoever wants it."""
 
     digest: str
     source: str
+    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,9 @@ class Residency:
 
 
 class _Flight(Generic[T]):
-    def __init__(self, task: asyncio.Task[T], source: str) -> None:
+    def __init__(self, task: asyncio.Task[T], ref: AdapterRef) -> None:
         self.task = task
-        self.source = source
+        self.ref = ref
         self.waiters = 0
 
 
@@ -83,10 +86,13 @@ class TieredLoader(Generic[T]):
         *,
         limits: AdapterLimits = DEFAULT_LIMITS,
         max_concurrent_loads: int = 16,
+        max_claim_wait_s: float = 30.0,
         on_load: Callable[[LoadTimings], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """build: makes the value and says its size in bytes; called in a thread, may raise.
+        max_concurrent_loads: fetches from one origin, and reads with builds, at once.
+        max_claim_wait_s: how long another process's fetch of the same adapter is waited for.
         on_load: called on the loop after each load from disk or source."""
         self._router = router
         self._disk = disk
@@ -95,8 +101,9 @@ class TieredLoader(Generic[T]):
         self._limits = limits
         self._on_load = on_load
         self._clock = clock
-        # Apart, so that sources that hang do not hold up what the disk has.
-        self._fetch_slots = asyncio.Semaphore(max_concurrent_loads)
+        self._max_claim_wait_s = max_claim_wait_s
+        # Apart, so that sources that hang do not hold up what the disk or another source has.
+        self._fetch_slots = OriginSlots(max_concurrent_loads)
         self._work_slots = asyncio.Semaphore(max_concurrent_loads)
         self._writes: set[asyncio.Task[None]] = set()
         self._flights: dict[str, _Flight[T]] = {}
@@ -122,8 +129,9 @@ class TieredLoader(Generic[T]):
             try:
                 return await self._wait(ref.digest, flight)
             except StorageError:
-                # It may be the other caller's source that failed: then ours is still worth a try.
-                if flight.source == ref.source:
+                # It may be the other caller's source that failed, or its token: ours is still
+                # worth a try.
+                if flight.ref == ref:
                     raise
 
     def residency(self) -> Residency:
@@ -154,7 +162,7 @@ class TieredLoader(Generic[T]):
         if self._closed:
             raise LoaderClosedError("the loader is closed")
         task = asyncio.create_task(self._load(ref), name=f"load-{ref.digest[:12]}")
-        flight = self._flights[ref.digest] = _Flight(task, ref.source)
+        flight = self._flights[ref.digest] = _Flight(task, ref)
         task.add_done_callback(lambda _: self._land(ref.digest, flight))
         return flight
 
@@ -182,19 +190,36 @@ class TieredLoader(Generic[T]):
                 flight.task.cancel()
 
     async def _load(self, ref: AdapterRef) -> T:
-        if self._disk is not None:
-            async with self._work_slots:
+        found = await self._from_disk(ref)
+        if found is not None:
+            return found[0]
+        claim = None
+        try:
+            if self._disk is not None:
+                claim = await self._disk.claim(ref.digest, max_wait_s=self._max_claim_wait_s)
+                found = await self._from_disk(ref)  # another process may have put it there
+                if found is not None:
+                    return found[0]
+            async with self._fetch_slots.hold(ref.source):
                 started = self._clock()
-                files = await self._disk.get(ref.digest)
-                if files is not None:
-                    return await self._finish(ref, files, "disk", started)
-        async with self._fetch_slots:
+                access = (Access(ref.token),) if ref.token else ()
+                files = await self._router.fetch(ref.source, *access)
+                async with self._work_slots:
+                    value = await self._finish(ref, files, "source", started)
+                await self._begin_write(ref.digest, files, claim)
+                claim = None  # the write's now
+                return value
+        finally:
+            if claim is not None:
+                claim.release()
+
+    async def _from_disk(self, ref: AdapterRef) -> tuple[T] | None:
+        if self._disk is None:
+            return None
+        async with self._work_slots:
             started = self._clock()
-            files = await self._router.fetch(ref.source)
-            async with self._work_slots:
-                value = await self._finish(ref, files, "source", started)
-            await self._begin_write(ref.digest, files)
-            return value
+            files = await self._disk.get(ref.digest)
+            return None if files is None else (await self._finish(ref, files, "disk", started),)
 
     async def _finish(self, ref: AdapterRef, files: AdapterFiles, tier: str, started: float) -> T:
         read = self._clock()
@@ -215,13 +240,13 @@ class TieredLoader(Generic[T]):
             self._on_load(timings)
         return value
 
-    async def _begin_write(self, digest: str, files: AdapterFiles) -> None:
+    async def _begin_write(self, digest: str, files: AdapterFiles, claim: Claim | None) -> None:
         """Store behind the caller's back, unless the disk lags so far that files would pile up."""
-        if self._disk is None:
+        if self._disk is None or claim is None:
             return
         while len(self._writes) >= _MAX_PENDING_WRITES:
             await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._store(self._disk, digest, files))
+        task = asyncio.create_task(self._store(self._disk, digest, files, claim))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
@@ -247,8 +272,10 @@ class TieredLoader(Generic[T]):
         except TierError as problem:
             _log.warning("adapter %s is served without host cache: %s", digest, problem)
 
-    async def _store(self, disk: DiskTier, digest: str, files: AdapterFiles) -> None:
+    async def _store(self, disk: DiskTier, digest: str, files: AdapterFiles, claim: Claim) -> None:
         try:
             await disk.put(digest, files)
         except TierError as problem:
             _log.warning("adapter %s is served without disk cache: %s", digest, problem)
+        finally:
+            claim.release()

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from storage.errors import UnsupportedSchemeError, excerpt
 from storage.files import AdapterFiles
+from storage.sources.access import ANYBODY, Access
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?=//)")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?=//)|(blob):", re.IGNORECASE)
 
 
 class Source(Protocol):
-    async def fetch(self, uri: str) -> AdapterFiles:
-        """Read both files, bounded. Raises: SourceError, AdapterTooLargeError,
-        PickleRefusedError. Never blocks the event loop."""
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
+        """Read both files, bounded. Their `uri` names this very content where the source can tell
+        (a commit). Raises: SourceError, AdapterTooLargeError, PickleRefusedError. Never blocks the
+        event loop."""
         ...
+
+
+@runtime_checkable
+class GuardedSource(Protocol):
+    """A source that asks who reads: only these take a token."""
+
+    async def check(self, uri: str, access: Access) -> None:
+        """Whether this caller may read `uri` at this moment, without reading it.
+
+        Raises: SourceAccessError when not; other SourceError when it cannot be told."""
+        ...
+
+
+@runtime_checkable
+class OpenSource(Protocol):
+    """A source that holds connections or threads."""
+
+    async def aclose(self) -> None: ...
 
 
 class SourceRouter:
@@ -25,14 +45,46 @@ class SourceRouter:
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = dict(sources)
 
-    async def fetch(self, uri: str) -> AdapterFiles:
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
+        source = self._source_of(uri)
+        if access == ANYBODY and access.on_progress is None:
+            return await source.fetch(uri)
+        _refuse_lost_token(source, uri, access)
+        return await source.fetch(uri, access)
+
+    async def check(self, uri: str, access: Access) -> None:
+        """See GuardedSource; where nobody is asked who he is, everybody may read."""
+        source = self._source_of(uri)
+        _refuse_lost_token(source, uri, access)
+        if isinstance(source, GuardedSource):
+            await source.check(uri, access)
+
+    async def aclose(self) -> None:
+        for source in set(self._sources.values()):
+            if isinstance(source, OpenSource):
+                await source.aclose()
+
+    def _source_of(self, uri: str) -> Source:
         found = _SCHEME.match(uri)
-        scheme = found[1].lower() if found else "file"
+        scheme = (found[1] or found[2]).lower() if found else "file"
         source = self._sources.get(scheme)
         if source is None:
-            supported = ", ".join(f"{name}://" for name in sorted(self._sources)) or "none"
+            supported = ", ".join(_spelled(name) for name in sorted(self._sources)) or "none"
             raise UnsupportedSchemeError(
                 f"source {excerpt(uri)} has scheme {scheme!r}; supported are {supported}",
                 metadata={"scheme": scheme},
             )
-        return await source.fetch(uri)
+        return source
+
+
+def _refuse_lost_token(source: Source, uri: str, access: Access) -> None:
+    if access.token and not isinstance(source, GuardedSource):
+        raise UnsupportedSchemeError(
+            f"source {excerpt(uri)} is read without asking who the caller is, so a token means "
+            "nothing there; send none",
+            reason="TOKEN_UNSUPPORTED",
+        )
+
+
+def _spelled(scheme: str) -> str:
+    return "blob:" if scheme == "blob" else f"{scheme}://"

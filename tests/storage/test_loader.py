@@ -260,7 +260,7 @@ async def test_many_loads_are_bounded(bench: Bench) -> None:
     refs: list[AdapterRef] = []
     for seed in range(5):
         sample = files(seed + 10)
-        uri = f"mem://{seed}"
+        uri = f"mem://one-host/{seed}"
         bench.source.contents[uri] = sample
         refs.append(AdapterRef(digest_of(sample.config, sample.weights), uri))
     tasks = [asyncio.create_task(loader.load(ref)) for ref in refs]
