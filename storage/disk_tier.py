@@ -334,7 +334,7 @@ def _read(directory: int, name: str, limit: int) -> bytes:
         return file.read(status.st_size)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, data: bytes | memoryview) -> None:
     with open(path, "xb") as file:
         file.write(data)
         file.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -55,10 +56,8 @@ class LoneThreads:
                 outcome = work(), None
             except BaseException as error:
                 outcome = None, error
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited
                 loop.call_soon_threadsafe(finish, *outcome)
-            except RuntimeError:
-                pass  # the loop has ended meanwhile, and with it whoever waited
 
         self._running[key] += 1
         try:

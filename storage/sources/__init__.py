@@ -2,6 +2,7 @@
 
 from storage.files import AdapterFiles
 from storage.sources.access import ANYBODY, Access, Progress
+from storage.sources.build import SourceOptions, build_router
 from storage.sources.local import LocalDirectorySource
 from storage.sources.slots import OriginSlots
 from storage.sources.source import Source, SourceRouter
@@ -14,5 +15,7 @@ __all__ = [
     "OriginSlots",
     "Progress",
     "Source",
+    "SourceOptions",
     "SourceRouter",
+    "build_router",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from storage.errors import UnsupportedSchemeError, excerpt
@@ -32,18 +32,17 @@ class GuardedSource(Protocol):
         ...
 
 
-@runtime_checkable
-class OpenSource(Protocol):
-    """A source that holds connections or threads."""
-
-    async def aclose(self) -> None: ...
-
-
 class SourceRouter:
-    """Itself a Source. `sources`: lower-case scheme → source; a plain path is scheme "file"."""
+    """Itself a Source. `sources`: lower-case scheme → source; a plain path is scheme "file".
+    on_close: called by `aclose`, to end what the sources share."""
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._sources = dict(sources)
+        self._on_close = on_close
 
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         source = self._source_of(uri)
@@ -60,9 +59,8 @@ class SourceRouter:
             await source.check(uri, access)
 
     async def aclose(self) -> None:
-        for source in set(self._sources.values()):
-            if isinstance(source, OpenSource):
-                await source.aclose()
+        if self._on_close is not None:
+            await self._on_close()
 
     def _source_of(self, uri: str) -> Source:
         found = _SCHEME.match(uri)
