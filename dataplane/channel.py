@@ -49,6 +49,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     disk_cache_bytes: int = 8 << 30
     disk_cache_dir: str = ""
     adapter_roots: tuple[str, ...] = ()
+    allowed_sources: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()
+    control_plane: str = ""  # HOST:PORT, for uploaded adapters
+    fleet_token: str = ""
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -57,6 +61,10 @@ class Adapter(msgspec.Struct, frozen=True):
     digest: str
     source: str
     name: str
+    token: str = ""  # the caller's, for a private source
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.digest!r}, {self.source!r}, {self.name!r})"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

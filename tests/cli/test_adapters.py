@@ -70,6 +70,7 @@ def test_list_takes_every_page(chorale: Chorale, gateway: ScriptedGateway) -> No
                 "size_bytes": 4096,
                 "created_at": "2026-01-02T03:04:05Z",
                 "labels": {"team": "blue"},
+                "private": False,
             }
         ],
         "aliases": [{"name": "prod", "adapter": "a", "version": 0}],

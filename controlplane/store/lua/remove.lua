@@ -14,7 +14,7 @@ if redis.call("HGET", key, "current") == version then return {"CURRENT"} end
 for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
   if redis.call("HGET", ALIAS .. alias, "version") == version then return {"ALIASED", alias} end
 end
-redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version,
+redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version, "private:" .. version,
   "identity:" .. version, "by_identity:" .. identity)
 redis.call("HINCRBY", key, "count", -1)
 redis.call("LREM", HISTORY .. name, 0, version)
