@@ -202,7 +202,7 @@ async def test_sources(plane: ControlPlane, tmp_path: Path) -> None:
         f"{tmp_path}/../..": ("PERMISSION_DENIED", "SOURCE_OUTSIDE_ROOTS"),
         f"{tmp_path}/nowhere": ("NOT_FOUND", "SOURCE_NOT_FOUND"),
         "s3://bucket/adapter": ("PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
-            "ftp://host/adapter": ("INVALID_ARGUMENT", "UNSUPPORTED_SCHEME"),
+        "ftp://host/adapter": ("INVALID_ARGUMENT", "UNSUPPORTED_SCHEME"),
         "": ("INVALID_ARGUMENT", "SOURCE_INVALID"),
         "/a\0b": ("INVALID_ARGUMENT", "SOURCE_INVALID"),
         "/" + "a" * 5000: ("INVALID_ARGUMENT", "SOURCE_INVALID"),
