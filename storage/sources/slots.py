@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from posixpath import dirname
 from urllib.parse import urlsplit
+
+from storage.slots import PrioritySlots
 
 
 class OriginSlots:
@@ -14,16 +15,18 @@ class OriginSlots:
 
     def __init__(self, max_per_origin: int) -> None:
         self._max_per_origin = max_per_origin
-        self._slots: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._slots: dict[str, tuple[PrioritySlots, int]] = {}
 
     @asynccontextmanager
-    async def hold(self, uri: str) -> AsyncGenerator[None]:
+    async def hold(
+        self, uri: str, priority: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[None]:
         """Waits for a place among the fetches of the origin of `uri`."""
         origin = origin_of(uri)
-        slot, users = self._slots.get(origin) or (asyncio.Semaphore(self._max_per_origin), 0)
+        slot, users = self._slots.get(origin) or (PrioritySlots(self._max_per_origin), 0)
         self._slots[origin] = slot, users + 1
         try:
-            async with slot:
+            async with slot.at(priority):
                 yield
         finally:
             slot, users = self._slots[origin]
