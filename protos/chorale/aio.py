@@ -78,7 +78,10 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Starts one generation and streams it; see GenerateOptions."""
         request = generate_request(prompt, options, tenant=self._tenant)
-        return AsyncGeneration(self._inference.Generate(request, timeout=options.get("timeout")))
+        metadata = source_token_metadata(options.get("source_token", ""))
+        return AsyncGeneration(
+            self._inference.Generate(request, timeout=options.get("timeout"), metadata=metadata)
+        )
 
     async def complete(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -96,15 +99,20 @@ class AsyncClient:
         *,
         num_prompt_tokens: int = 0,
         excluded_data_plane_ids: Sequence[str] = (),
+        source_token: str = "",
     ) -> admission_pb.AdmitResponse:
-        """A place on a data plane: its endpoint and the ticket to stream straight from it."""
+        """A place on a data plane: its endpoint and the ticket to stream straight from it.
+
+        source_token: opens the adapter's source when that is private.
+        """
         request = admission_pb.AdmitRequest(
             model=model,
             tenant=self._tenant,
             num_prompt_tokens=num_prompt_tokens,
             excluded_data_plane_ids=excluded_data_plane_ids,
         )
-        return await call(self._admission.Admit, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        return await call(self._admission.Admit, request, self._timeout, metadata)
 
     async def base_models(self) -> list[registry_pb.BaseModel]:
         """Base models that data planes have announced, in order of name."""
