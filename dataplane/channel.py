@@ -128,7 +128,13 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     ticket: int
 
 
-ToEngine = Start | Submit | Abort | Shutdown | Inspect
+class AskLoads(msgspec.Struct, frozen=True, tag=True):
+    """Ask for one LoadsReport; `ticket` comes back with it."""
+
+    ticket: int
+
+
+ToEngine = Start | Submit | Abort | Shutdown | Inspect | AskLoads
 
 
 # Engine to frontend.
@@ -253,7 +259,28 @@ class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     problem: str
 
 
-FromEngine = Hello | Ready | StartFailed | Outputs | Failed | Stats | Alive | PoolReport
+class AdapterLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A load into host memory that has ended; tier: "disk" or "source". Seconds, as
+    storage.loader.LoadTimings has them."""
+
+    digest: str
+    tier: str
+    size_bytes: int
+    read_s: float
+    parse_s: float
+    build_s: float
+
+
+class LoadsReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The last loads, oldest first."""
+
+    ticket: int
+    loads: list[AdapterLoad]
+
+
+FromEngine = (
+    Hello | Ready | StartFailed | Outputs | Failed | Stats | Alive | PoolReport | LoadsReport
+)
 
 
 def encode(message: Any) -> bytes:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controlplane.cli import output, views
+from controlplane.cli import output, views, whereabouts
 from controlplane.cli.aliases import aliases
 from controlplane.cli.errors import UsageError
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken, Timeout
+from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 from controlplane.cli.uploading import shown_progress, uploaded
 
 if TYPE_CHECKING:
-    from chorale.client import Adapters
+    from chorale.client import Adapters, Client
     from chorale.v1 import adapter_registry_pb2 as registry_pb
 
 adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
@@ -98,18 +99,36 @@ def list_(
 @adapters.command("show")
 def show(
     name: AnyName,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_DATA_DIR",
+            help="Of the `chorale up` whose fleet token opens load timings when "
+            "CHORALE_FLEET_TOKEN is not set.",
+        ),
+    ] = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show one adapter with all its versions and aliases."""
-    with _registry(address, timeout, as_json) as registry:
-        response = registry.get(name)
+    """Show one adapter with all its versions and aliases, and where they are now.
+
+    What loading them took is asked of the data planes themselves, when there is a fleet token.
+    """
+    token = (data_dir or default_data_dir()) / FLEET_TOKEN_NAME
+    with _client(address, timeout, as_json) as client:
+        response = client.adapters.get(name)
+        planes = client.data_planes()
+        digests = {version.digest: version.version for version in response.adapter.versions}
+        where = whereabouts.residency(planes, digests)
+        took = whereabouts.loads(planes, digests, token, timeout)
         if as_json:
-            view = {"resolved_version": response.resolved_version}
-            output.print_json({**view, "adapter": views.adapter(response.adapter)})
+            view: dict[str, Any] = {"resolved_version": response.resolved_version}
+            view |= {"adapter": views.adapter(response.adapter), "residency": where, "loads": took}
+            output.print_json(view)
         else:
             _print_adapter(response.adapter)
+            whereabouts.print_whereabouts(where, took, len(planes))
 
 
 @adapters.command("promote")
@@ -179,12 +198,18 @@ def verify(
 
 
 @contextmanager
-def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters]:
+def _client(address: str, timeout: float, as_json: bool) -> Generator[Client]:
     with reported(as_json=as_json, address=address):
         from chorale.client import Client
 
         with Client(address, timeout=timeout) as client:
-            yield client.adapters
+            yield client
+
+
+@contextmanager
+def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters]:
+    with _client(address, timeout, as_json) as client:
+        yield client.adapters
 
 
 def _absolute(source: str) -> str:

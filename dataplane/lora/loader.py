@@ -16,7 +16,7 @@ from dataplane.lora.layout import HostAdapter
 from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
 from storage.host_tier import HostTier
-from storage.loader import AdapterRef, Residency, TieredLoader
+from storage.loader import AdapterRef, LoadTimings, Residency, TieredLoader
 from storage.sources import SourceOptions, SourceRouter, build_router
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,10 @@ class ThreadedLoader:
 
     def residency(self) -> Residency:
         return self._residency
+
+    def recent_timings(self) -> tuple[LoadTimings, ...]:
+        """The last loads from disk or source, oldest first."""
+        return self._tiers.recent_timings() if self._tiers is not None else ()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -125,6 +125,12 @@ class Client:
         metadata = bearer_metadata(fleet_token)
         return call(self._admin.GetPool, request, self._timeout, metadata)
 
+    def adapter_loads(self, fleet_token: str) -> admin_pb.ListAdapterLoadsResponse:
+        """What was loaded lately; only where the address is a data plane's own."""
+        request = admin_pb.ListAdapterLoadsRequest()
+        metadata = bearer_metadata(fleet_token)
+        return call(self._admin.ListAdapterLoads, request, self._timeout, metadata)
+
     def data_planes(self) -> list[fleet_pb.DataPlane]:
         """The live data planes with their last report, in order of id."""
         request = fleet_pb.ListDataPlanesRequest()
