@@ -63,6 +63,11 @@ class Adapter(msgspec.Struct, frozen=True):
     name: str
     token: str = ""  # the caller's, for a private source
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What decides whether the content can be had: the source and who asks it."""
+        return self.source, self.token
+
     def __repr__(self) -> str:
         return f"Adapter({self.digest!r}, {self.source!r}, {self.name!r})"
 

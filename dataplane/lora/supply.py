@@ -14,13 +14,14 @@ from dataplane.pool.pool import PagePool
 
 
 class Loads(NamedTuple):
-    """Loads that have ended: digests that arrived in host memory, and that failed, and why."""
+    """Loads that have ended: digests that arrived in host memory, and what failed, and why."""
 
     arrived: list[str]
-    failed: list[tuple[str, Exception]]
+    failed: list[tuple[Adapter, Exception]]
 
 
 class _Load(NamedTuple):
+    adapter: Adapter
     tier: Tier
     asked_s: float
 
@@ -43,11 +44,11 @@ class AdapterSupply:
             load = self._loading.pop(digest)
             if adapter is None:
                 assert error is not None
-                loads.failed.append((digest, error))
+                loads.failed.append((load.adapter, error))
                 continue
             self._costs.observe_load(load.tier, now_s - load.asked_s, adapter.nbytes)
             if (pages := adapter.pages.shape[1]) >= self._num_pages:
-                loads.failed.append((digest, self._too_large(digest, pages)))
+                loads.failed.append((load.adapter, self._too_large(digest, pages)))
             else:
                 self._arrived[digest] = adapter
                 loads.arrived.append(digest)
@@ -58,14 +59,15 @@ class AdapterSupply:
         digest = adapter.digest
         if digest in self._loading or digest in self._arrived or self.resident.get(digest):
             return
-        self._loading[digest] = _Load(self._tier(digest), now_s)
+        self._loading[digest] = _Load(adapter, self._tier(digest), now_s)
         self._loader.request(adapter)
 
     def ready_in_s(self, digest: str, now_s: float) -> float:
         """Predicted time until it can be made resident; 0 when it can be now."""
         if digest in self._arrived or self.resident.get(digest):
             return 0.0
-        tier, asked_s = self._loading.get(digest) or _Load(self._tier(digest), now_s)
+        load = self._loading.get(digest)
+        tier, asked_s = (load.tier, load.asked_s) if load else (self._tier(digest), now_s)
         return max(0.0, asked_s + self._costs.load_s(tier) - now_s)
 
     def pages_missing(self, digest: str) -> int | None:

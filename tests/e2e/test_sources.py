@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chorale
@@ -44,5 +45,11 @@ def test_an_uploaded_adapter_speaks(up: ChoraleUp, client: chorale.Client, tmp_p
     answer = client.complete("407 =", model="uploaded", max_tokens=80)
     assert answer.text.strip() == expected(voice, 407)
     assert "is unchanged" in run(up, "adapters", "verify", "uploaded")
-    shown = json.loads(run(up, "adapters", "show", "uploaded", "--json"))
-    assert shown["adapter"]["versions"][0]["source"] == version.source
+    show = ("adapters", "show", "uploaded", "--json", "--data-dir", str(up.data_dir))
+    deadline = time.monotonic() + 20
+    while not (shown := json.loads(run(up, *show)))["residency"]:  # by the next heartbeat
+        assert time.monotonic() < deadline
+    assert shown["residency"][0]["tier"] == "pool"
+    (load,) = shown["loads"]
+    assert (load["version"], load["from"]) == (1, "source")
+    assert min(load["read_s"], load["parse_s"], load["build_s"]) > 0
