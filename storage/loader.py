@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEPT_TIMINGS = 256
 _MAX_PENDING_WRITES = 4
+_WRITE_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +242,18 @@ class TieredLoader(Generic[T]):
         return value
 
     async def _begin_write(self, digest: str, files: AdapterFiles, claim: Claim | None) -> None:
-        """Store behind the caller's back, unless the disk lags so far that files would pile up."""
+        """Store behind the caller's back. A disk that lags is waited for a moment, lest files pile
+        up in memory; one that hangs goes without."""
         if self._disk is None or claim is None:
             return
-        while len(self._writes) >= _MAX_PENDING_WRITES:
-            await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
+        if len(self._writes) >= _MAX_PENDING_WRITES:
+            await asyncio.wait(
+                self._writes, timeout=_WRITE_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        if len(self._writes) >= _MAX_PENDING_WRITES:
+            _log.warning("adapter %s is served without disk cache: the disk lags", digest)
+            claim.release()
+            return
         task = asyncio.create_task(self._store(self._disk, digest, files, claim))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)

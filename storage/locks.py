@@ -34,11 +34,15 @@ class Claim:
 
 async def claim(path: Path, *, max_wait_s: float) -> Claim:
     """Waits while somebody else holds the claim of this name; after `max_wait_s` returns one that
-    is not held, for a holder that hangs must not hold up others. Release it in any case."""
+    is not held, for a holder that hangs must not hold up others. Where no lock can be had at all (a
+    full or read-only disk) that is at once. Release it in any case."""
     clock = asyncio.get_running_loop().time
     end, (pause_s, longest_s) = clock() + max_wait_s, _POLL_S
     while True:
-        fd = try_claim(path)
+        try:
+            fd = try_claim(path)
+        except OSError:
+            return Claim(path, None)
         if fd is not None or clock() >= end:
             return Claim(path, fd)
         await asyncio.sleep(pause_s)
@@ -46,16 +50,18 @@ async def claim(path: Path, *, max_wait_s: float) -> Claim:
 
 
 def try_claim(path: Path) -> int | None:
-    """A descriptor that holds the lock on `path`; None while another process does."""
+    """A descriptor that holds the lock on `path`; None while another process does, or when it has
+    let go of it in this moment. Raises: OSError when no lock can be had."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    held = False
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return None  # a full disk, say: whoever asks waits and then goes on without
-    with contextlib.suppress(OSError):
-        if try_lock(fd, fcntl.LOCK_EX) and os.path.samestat(os.fstat(fd), os.stat(path)):
-            return fd
-    os.close(fd)
-    return None
+        if try_lock(fd, fcntl.LOCK_EX):
+            with contextlib.suppress(FileNotFoundError):  # its last holder has removed the file
+                held = os.path.samestat(os.fstat(fd), os.stat(path))
+    finally:
+        if not held:
+            os.close(fd)
+    return fd if held else None
 
 
 @contextlib.contextmanager

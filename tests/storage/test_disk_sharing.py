@@ -181,6 +181,15 @@ async def test_claims_exclude_and_end_with_their_holder(tmp_path: Path) -> None:
     assert (await one.claim(DIGESTS[0], max_wait_s=0)).is_held
 
 
+async def test_where_no_lock_can_be_had_nobody_waits(tmp_path: Path) -> None:
+    tier = tier_of(tmp_path)
+    (tmp_path / ".claims").rmdir()
+    began = time.monotonic()
+    claim = await tier.claim(DIGESTS[0], max_wait_s=30)
+    assert not claim.is_held and time.monotonic() - began < 5
+    claim.release()
+
+
 class Slow:
     """A source that counts, and waits for `gate`."""
 

@@ -69,7 +69,7 @@ def hub() -> Iterator[Hub]:
         yield made
 
 
-def router(hub: Hub, limits: AdapterLimits | None = None, **fields: Any) -> SourceRouter:
+def router(hub: Hub, /, limits: AdapterLimits | None = None, **fields: Any) -> SourceRouter:
     fields = {"allowed": ["hf://org"], "hub": hub.web.url, "patience": QUICK, **fields}
     return build_router(SourceOptions(**fields), limits or AdapterLimits())
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import loader as loader_module
 from storage.adapter.manifest import ParsedAdapter, digest_of
 from storage.disk_tier import DiskTier
 from storage.errors import (
@@ -221,6 +222,29 @@ async def test_bad_content_is_refused_and_kept_nowhere(bench: Bench) -> None:
         await bench.loader.load(AdapterRef(digest_of(bad.config, bad.weights), "mem://bad"))
     await bench.loader.flush()
     assert bench.loader.residency().disk == frozenset()
+
+
+async def test_a_disk_that_hangs_holds_nobody_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "_WRITE_PATIENCE_S", 0.05)
+    gate = asyncio.Event()
+    honest = bench.disk.put
+
+    async def hang(digest: str, files: AdapterFiles) -> None:
+        await gate.wait()
+        await honest(digest, files)
+
+    monkeypatch.setattr(bench.disk, "put", hang)
+    for seed in range(7):
+        sample = files(seed + 20)
+        uri = f"mem://{seed}"
+        bench.source.contents[uri] = sample
+        ref = AdapterRef(digest_of(sample.config, sample.weights), uri)
+        assert (await asyncio.wait_for(bench.loader.load(ref), 5))[0] == ref.digest
+    gate.set()
+    await bench.loader.flush()
+    assert len(bench.loader.residency().disk) == 4, "as many as may be in memory for it"
 
 
 async def test_what_build_refuses_is_not_kept(bench: Bench) -> None:
