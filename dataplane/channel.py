@@ -54,6 +54,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     control_plane: str = ""  # HOST:PORT, for uploaded adapters
     fleet_token: str = ""
 
+    def __repr__(self) -> str:
+        return f"EngineOptions(model_name={self.model_name!r}, …)"  # the token is for no log
+
 
 class Adapter(msgspec.Struct, frozen=True):
     """The adapter of a request: content digest and where to fetch it."""
