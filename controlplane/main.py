@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from chorale.server import Server, start_server
-from chorale.v1 import adapter_registry_pb2_grpc, admission_pb2_grpc, fleet_pb2_grpc
+from chorale.v1 import (
+    adapter_registry_pb2_grpc,
+    admission_pb2_grpc,
+    blob_pb2_grpc,
+    fleet_pb2_grpc,
+)
 from controlplane.admission.admission import Admission
 from controlplane.admission.reservations import Reservations
-from controlplane.errors import StoreUnavailableError
+from controlplane.admission.source_access import SourceAccess
+from controlplane.errors import OptionError, StoreUnavailableError
 from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
 from controlplane.fleet.ticket_keys import TicketKeys
@@ -20,14 +27,17 @@ from controlplane.options import ControlPlaneOptions
 from controlplane.placement.placement import PlacementPolicy
 from controlplane.registry.intake import Intake
 from controlplane.registry.registry import AdapterRegistry
+from controlplane.registry.uploads import Uploads
 from controlplane.rpc.adapter_registry import AdapterRegistryHandlers
 from controlplane.rpc.admission import AdmissionHandlers
+from controlplane.rpc.blobs import BlobHandlers
 from controlplane.rpc.error_table import ERROR_TABLE
 from controlplane.rpc.fleet import FleetHandlers
 from controlplane.store.client import Store
 from controlplane.tasks import end
+from storage.blobs import BlobStore
 from storage.limits import AdapterLimits
-from storage.sources import LocalDirectorySource, SourceRouter
+from storage.sources import SourceOptions, SourceRouter, build_router
 
 __all__ = ["ControlPlaneOptions", "run", "serve"]
 
@@ -55,7 +65,10 @@ async def serve(
         if not await _first_of(store.wait_until_up(options.redis_start_s), stop):
             return
         reservations = Reservations(store)
-        server = await _start(options, store, reservations)
+        limits = AdapterLimits(max_weights_bytes=options.max_adapter_bytes)
+        blobs = _blobs(options, limits)
+        sources = _sources(options, limits, blobs)
+        server = await _start(options, store, reservations, limits, sources, blobs)
         reservations.start()
         try:
             await server.set_serving(True)
@@ -65,6 +78,7 @@ async def serve(
         finally:
             await server.stop(_GRACE_S)
             await reservations.stop()
+            await sources.aclose()
     finally:
         await store.close()
 
@@ -97,10 +111,42 @@ async def _first_of(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> boo
     return True
 
 
-async def _start(options: ControlPlaneOptions, store: Store, reservations: Reservations) -> Server:
-    limits = AdapterLimits(max_weights_bytes=options.max_adapter_bytes)
-    sources = SourceRouter({"file": LocalDirectorySource(options.adapter_roots, limits)})
+def _blobs(options: ControlPlaneOptions, limits: AdapterLimits) -> BlobStore | None:
+    """Raises: OptionError when the directory cannot be used."""
+    if options.blob_dir is None:
+        return None
+    try:
+        return BlobStore(options.blob_dir, options.max_blob_bytes, limits)
+    except OSError as error:
+        raise OptionError("blob_dir", f"{options.blob_dir}: {error.strerror}") from error
+
+
+def _sources(
+    options: ControlPlaneOptions, limits: AdapterLimits, blobs: BlobStore | None
+) -> SourceRouter:
+    """Raises: OptionError."""
+    source_options = SourceOptions(
+        roots=options.adapter_roots,
+        allowed=options.allowed_sources,
+        private_hosts=options.private_hosts,
+    )
+    try:
+        return build_router(source_options, limits, {"blob": blobs} if blobs else {})
+    except ValueError as error:
+        raise OptionError("allow_source", str(error)) from error
+
+
+async def _start(
+    options: ControlPlaneOptions,
+    store: Store,
+    reservations: Reservations,
+    limits: AdapterLimits,
+    sources: SourceRouter,
+    blobs: BlobStore | None,
+) -> Server:
     registry = AdapterRegistry(store, Intake(sources, limits))
+    uploads = Uploads(blobs, registry)
+    blob_handlers = BlobHandlers(uploads, token=options.fleet_token)
     ticket_keys = TicketKeys(store)
     fleet = FleetHandlers(
         Fleet(store, ticket_keys, lease_s=options.lease_s),
@@ -116,10 +162,12 @@ async def _start(options: ControlPlaneOptions, store: Store, reservations: Reser
             ticket_keys,
             reservations,
             policy,
+            SourceAccess(sources, ttl_s=options.source_check_ttl_s, clock=time.monotonic),
             ticket_ttl_s=options.ticket_ttl_s,
             max_priority=options.max_priority,
         )
     )
+    blob_pb: Any = blob_pb2_grpc
     registry_pb, admission_pb, fleet_pb = (
         adapter_registry_pb2_grpc,
         admission_pb2_grpc,
@@ -132,7 +180,7 @@ async def _start(options: ControlPlaneOptions, store: Store, reservations: Reser
             (
                 "chorale.v1.AdapterRegistryService",
                 lambda server: registry_pb.add_AdapterRegistryServiceServicer_to_server(
-                    AdapterRegistryHandlers(registry), server
+                    AdapterRegistryHandlers(registry, uploads), server
                 ),
             ),
             (
@@ -140,6 +188,10 @@ async def _start(options: ControlPlaneOptions, store: Store, reservations: Reser
                 lambda server: admission_pb.add_AdmissionServiceServicer_to_server(
                     admission, server
                 ),
+            ),
+            (
+                "chorale.v1.BlobService",
+                lambda server: blob_pb.add_BlobServiceServicer_to_server(blob_handlers, server),
             ),
             (
                 "chorale.v1.FleetService",

@@ -15,6 +15,9 @@ MAX_PRIORITY = 10
 class ControlPlaneOptions:
     """fleet_token: secret that data planes must know; without it nobody gets ticket keys.
     adapter_roots: directories that adapters may be registered from; none: nothing can be.
+    allowed_sources, private_hosts: network sources that may be used, as SourcePolicy takes them.
+    source_check_ttl_s: how long a yes of a private source holds for a token. blob_dir: where
+    uploads are kept; None: uploads are refused. max_blob_bytes: all of them together.
     max_adapter_bytes: largest weights file. lease_s: time without a heartbeat after which a data
     plane is taken for dead; heartbeats are asked for five times in it.
     max_queue_factor: requests are refused (RESOURCE_EXHAUSTED) when every data plane has this many
@@ -30,6 +33,11 @@ class ControlPlaneOptions:
     host: str = "127.0.0.1"
     port: int = 0
     adapter_roots: Sequence[Path] = ()
+    allowed_sources: Sequence[str] = ()
+    private_hosts: Sequence[str] = ()
+    source_check_ttl_s: float = 30.0
+    blob_dir: Path | None = None
+    max_blob_bytes: int = 32 << 30
     max_adapter_bytes: int = 4 << 30
     lease_s: float = 5.0
     max_queue_factor: float = 4.0
@@ -49,6 +57,7 @@ class ControlPlaneOptions:
             raise OptionError("port", f"must be 0 to 65535, not {self.port}")
         for name in (
             "max_adapter_bytes",
+            "max_blob_bytes",
             "lease_s",
             "max_queue_factor",
             "ticket_ttl_s",
@@ -59,6 +68,10 @@ class ControlPlaneOptions:
                 raise OptionError(name, f"must be greater than 0, not {getattr(self, name)}")
         if abs(self.max_priority) > MAX_PRIORITY:
             raise OptionError("max_priority", f"must be -10 to 10, not {self.max_priority}")
+        if not self.source_check_ttl_s >= 0:
+            raise OptionError(
+                "source_check_ttl_s", f"must be at least 0, not {self.source_check_ttl_s}"
+            )
         if self.lease_s < 0.1:
             raise OptionError("lease_s", f"must be at least 0.1, not {self.lease_s}")
 

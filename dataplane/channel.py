@@ -49,6 +49,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     disk_cache_bytes: int = 8 << 30
     disk_cache_dir: str = ""
     adapter_roots: tuple[str, ...] = ()
+    allowed_sources: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()
+    control_plane: str = ""  # HOST:PORT, for uploaded adapters
+    fleet_token: str = ""
+
+    def __repr__(self) -> str:
+        return f"EngineOptions(model_name={self.model_name!r}, …)"  # the token is for no log
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -57,6 +64,15 @@ class Adapter(msgspec.Struct, frozen=True):
     digest: str
     source: str
     name: str
+    token: str = ""  # the caller's, for a private source
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What decides whether the content can be had: the source and who asks it."""
+        return self.source, self.token
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.digest!r}, {self.source!r}, {self.name!r})"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +136,12 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     ticket: int
 
 
+class AskLoads(msgspec.Struct, frozen=True, tag=True):
+    """Ask for one LoadsReport; `ticket` comes back with it."""
+
+    ticket: int
+
+
 class Prefetch(msgspec.Struct, frozen=True, tag=True):
     """Bring an adapter to `tier` ("host" or "pool") if it is worth the room it takes there. With
     `pin` it is brought there whatever is there, and never evicted until Unpin or Unload; pinned
@@ -143,7 +165,7 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 Directive = Prefetch | Unpin | Unload
-ToEngine = Start | Submit | Abort | Shutdown | Inspect | Directive
+ToEngine = Start | Submit | Abort | Shutdown | Inspect | AskLoads | Directive
 
 
 # Engine to frontend.
@@ -275,7 +297,28 @@ class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     problem: str
 
 
-FromEngine = Hello | Ready | StartFailed | Outputs | Failed | Stats | Alive | PoolReport
+class AdapterLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A load into host memory that has ended; tier: "disk" or "source". Seconds, as
+    storage.loader.LoadTimings has them."""
+
+    digest: str
+    tier: str
+    size_bytes: int
+    read_s: float
+    parse_s: float
+    build_s: float
+
+
+class LoadsReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The last loads, oldest first."""
+
+    ticket: int
+    loads: list[AdapterLoad]
+
+
+FromEngine = (
+    Hello | Ready | StartFailed | Outputs | Failed | Stats | Alive | PoolReport | LoadsReport
+)
 
 
 def encode(message: Any) -> bytes:

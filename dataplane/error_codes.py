@@ -20,7 +20,10 @@ from storage.errors import (
     DigestMismatchError,
     LoaderClosedError,
     OutsideRootsError,
+    SourceAccessError,
     SourceError,
+    SourceExtraMissingError,
+    SourceNotAllowedError,
     TierError,
 )
 
@@ -38,7 +41,10 @@ CODES: Mapping[type[Exception], str] = {
     OutsideRootsError: "PERMISSION_DENIED",
     PoolTooSmallError: "FAILED_PRECONDITION",
     QueueFullError: "RESOURCE_EXHAUSTED",
+    SourceAccessError: "PERMISSION_DENIED",
     SourceError: "UNAVAILABLE",
+    SourceExtraMissingError: "FAILED_PRECONDITION",
+    SourceNotAllowedError: "PERMISSION_DENIED",
     TierError: "RESOURCE_EXHAUSTED",
 }
 """The class nearest in the method resolution order wins; others are INTERNAL."""

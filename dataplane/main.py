@@ -123,6 +123,23 @@ def data_plane(
             envvar="CHORALE_ADAPTER_ROOT", help="Directory that adapters may lie in; repeatable."
         ),
     ] = None,
+    allow_source: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="CHORALE_ALLOW_SOURCE",
+            metavar="PREFIX",
+            help="Network source that adapters may come from, as hf://ORG or https://HOST; "
+            "repeatable.",
+        ),
+    ] = None,
+    allow_private_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="CHORALE_ALLOW_PRIVATE_HOST",
+            metavar="HOST[:PORT]",
+            help="Host of an allowed source that may lie inside this network; repeatable.",
+        ),
+    ] = None,
     max_context_tokens: Annotated[
         int, typer.Option(envvar="CHORALE_MAX_CONTEXT_TOKENS", min=0, help="0: the model's own.")
     ] = 0,
@@ -173,6 +190,10 @@ def data_plane(
             disk_cache_bytes=disk_cache_bytes,
             disk_cache_dir=disk_cache_dir,
             adapter_roots=tuple(str(root.resolve()) for root in adapter_root or ()),
+            allowed_sources=tuple(allow_source or ()),
+            private_hosts=tuple(allow_private_host or ()),
+            control_plane=control_plane,
+            fleet_token=fleet_token,
         )
         from dataplane.rpc.lifecycle import DataPlaneOptions
 

@@ -3,6 +3,12 @@
 Layout: root/<digest>/{adapter_config.json,adapter_model.safetensors}. An entry appears by rename,
 whole or not at all, and leaves by rename. The file system is the only state: each entry directory's
 mtime says when it was last used, and what several processes do to one root is seen by all.
+
+Locks are the kernel's (flock), so that they end with their process, however it ends:
+- root/.lock, for the moment in which room is made and reserved: the bound holds for all processes;
+- an entry's directory, shared while it is read: it is not evicted under a reader;
+- a temporary directory, while its writer lives;
+- root/.claims/<digest>, while one process fetches what the others would fetch too.
 """
 
 from __future__ import annotations
@@ -27,10 +33,14 @@ from storage.adapter.manifest import digest_of
 from storage.errors import AdapterFormatError, TierFullError, TierWriteError
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.locks import Claim, claim, opened_dir, try_lock
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMP_PREFIX = ".tmp-"
+_LOCK = ".lock"
+_CLAIMS = ".claims"
+_RESERVATION = "reservation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,10 @@ class DiskTier:
         self._write_turn = asyncio.Lock()
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._remove_leftovers()
-            self._make_room(0)
+            (root / _CLAIMS).mkdir(mode=0o700, exist_ok=True)
+            with self._root_lock():
+                self._remove_leftovers()
+                self._make_room(0)
         except OSError as problem:
             raise _write_error(root, problem) from None
 
@@ -106,6 +118,15 @@ class DiskTier:
             except OSError as problem:
                 raise _write_error(self._root, problem) from None
 
+    async def claim(self, digest: str, *, max_wait_s: float) -> Claim:
+        """The right to fetch `digest` for all processes that share this root.
+
+        While another process holds it, waits: it may be about to put the digest here, so look
+        again with `get`. After `max_wait_s` the claim is returned without the right, for a holder
+        that hangs must not hold up others. Release it in any case.
+        """
+        return await claim(self._root / _CLAIMS / _checked(digest), max_wait_s=max_wait_s)
+
     async def discard(self, digest: str) -> None:
         await asyncio.to_thread(self._drop, _checked(digest))
 
@@ -135,6 +156,8 @@ class DiskTier:
             # Both files come from one directory, even if it is renamed away meanwhile.
             here = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                if not try_lock(here, fcntl.LOCK_SH):
+                    return None  # it is being evicted at this moment
                 files = AdapterFiles(
                     config=_read(here, CONFIG_NAME, self._limits.max_config_bytes),
                     weights=_read(here, WEIGHTS_NAME, self._limits.max_weights_bytes),
@@ -176,10 +199,10 @@ class DiskTier:
                 self._touch(final)
                 self._sizes[digest] = files.size_bytes
                 return
-            self._make_room(files.size_bytes)
-            with self._temp_dir() as temp:
+            with self._reserved(files) as temp:
                 _write_durably(temp / CONFIG_NAME, files.config)
                 _write_durably(temp / WEIGHTS_NAME, files.weights)
+                (temp / _RESERVATION).unlink()
                 _sync_dir(temp)
                 self._touch(temp)
                 try:
@@ -190,6 +213,39 @@ class DiskTier:
                     # Another process stored the same content first.
             _sync_dir(self._root)
             self._sizes[digest] = files.size_bytes
+
+    @contextlib.contextmanager
+    def _reserved(self, files: AdapterFiles) -> Generator[Path]:
+        """A temporary directory that counts with the size of `files` from the start.
+
+        Raises: TierFullError when readers hold what would have to go; OSError.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._root_lock():
+                self._remove_leftovers()
+                if not self._make_room(files.size_bytes):
+                    raise TierFullError(
+                        f"adapter needs {files.size_bytes} bytes of disk cache, and what is there "
+                        "is being read or written at the moment; raise --disk-cache-bytes",
+                        metadata={"size_bytes": str(files.size_bytes)},
+                    )
+                temp = stack.enter_context(self._temp_dir())
+                reservation = os.open(temp / _RESERVATION, os.O_WRONLY | os.O_CREAT, 0o600)
+                try:
+                    os.ftruncate(reservation, files.size_bytes)
+                finally:
+                    os.close(reservation)
+            yield temp
+
+    @contextlib.contextmanager
+    def _root_lock(self) -> Generator[None]:
+        """Held for the length of a directory listing, never while file contents are written."""
+        fd = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def _temp_dir(self) -> Generator[Path]:
@@ -210,29 +266,46 @@ class DiskTier:
 
     def _remove_leftovers(self) -> None:
         for path in self._root.glob(f"{_TEMP_PREFIX}*"):
-            with contextlib.suppress(OSError):
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError), opened_dir(path) as fd:
+                if try_lock(fd, fcntl.LOCK_EX):
                     shutil.rmtree(path, ignore_errors=True)
-                finally:
-                    os.close(fd)
 
-    def _make_room(self, needed: int) -> None:
-        """Look at the root and drop the longest unused until `needed` more bytes fit."""
+    def _make_room(self, needed: int) -> bool:
+        """Look at the root and drop the longest unused until `needed` more bytes fit; entries that
+        somebody reads stay. Whether they fit. The root lock is held."""
         found: list[tuple[int, str, int]] = []
+        reserved = 0
         for entry in os.scandir(self._root):
-            if _DIGEST.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    found.append((entry.stat().st_mtime_ns, entry.name, _entry_bytes(entry.path)))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if _DIGEST.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    # What has a digest never changes, nor does its size.
+                    size = self._sizes.get(entry.name)
+                    size = _entry_bytes(entry.path) if size is None else size
+                    found.append((entry.stat().st_mtime_ns, entry.name, size))
+                elif entry.name.startswith(_TEMP_PREFIX):
+                    reserved += _reserved_bytes(entry.path)
         self._sizes = {name: size for _, name, size in found}
-        total = sum(self._sizes.values())
+        total = sum(self._sizes.values()) + reserved
         for _, name, size in sorted(found):
             if total + needed <= self._max_bytes:
-                return
-            self._drop(name)
-            self._evictions += 1
-            total -= size
+                break
+            if self._evict(name):
+                self._evictions += 1
+                total -= size
+        return total + needed <= self._max_bytes
+
+    def _evict(self, digest: str) -> bool:
+        """Unless somebody reads it."""
+        try:
+            with opened_dir(self._root / digest) as fd:
+                if not try_lock(fd, fcntl.LOCK_EX):
+                    return False
+                self._drop(digest)
+        except FileNotFoundError:
+            self._sizes.pop(digest, None)
+        except OSError:
+            return False
+        return True
 
     def _drop(self, digest: str) -> None:
         self._sizes.pop(digest, None)
@@ -265,7 +338,7 @@ def _read(directory: int, name: str, limit: int) -> bytes:
         return file.read(status.st_size)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, data: bytes | memoryview) -> None:
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -282,6 +355,12 @@ def _sync_dir(path: Path) -> None:
 
 def _entry_bytes(path: str) -> int:
     return sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(path))
+
+
+def _reserved_bytes(path: str) -> int:
+    """Of a directory being written: what was reserved. Of one being removed: what is left."""
+    sizes = {file.name: file.stat(follow_symlinks=False).st_size for file in os.scandir(path)}
+    return sizes.get(_RESERVATION) or sum(sizes.values())
 
 
 def _write_error(root: Path, problem: OSError) -> TierWriteError:

@@ -15,7 +15,17 @@ StorageError
 │   ├── SourceNotFoundError         SOURCE_NOT_FOUND
 │   ├── OutsideRootsError           SOURCE_OUTSIDE_ROOTS
 │   ├── UnsupportedSchemeError      UNSUPPORTED_SCHEME
-│   └── SourceUnreadableError       SOURCE_UNREADABLE
+│   ├── SourceUnreadableError       SOURCE_UNREADABLE
+│   ├── SourceNotAllowedError       SOURCE_NOT_ALLOWED: not on the operator's lists
+│   ├── SourceAccessError           SOURCE_ACCESS_DENIED: the source refuses this caller
+│   ├── SourceExtraMissingError     SOURCE_EXTRA_MISSING: a package is not installed here
+│   └── SourceUnavailableError      SOURCE_UNAVAILABLE: tried again without success; may pass
+│       └── SourceTimeoutError      SOURCE_TIMEOUT
+├── UploadError                     UPLOAD_INVALID
+│   ├── UploadOffsetError           UPLOAD_OFFSET
+│   ├── UploadBusyError             UPLOAD_BUSY: another call writes the same upload
+│   ├── UploadDamagedError          UPLOAD_DAMAGED: not the bytes that were announced
+│   └── BlobQuotaError              BLOB_QUOTA_EXCEEDED
 ├── DigestMismatchError             DIGEST_MISMATCH
 ├── LoaderClosedError               LOADER_CLOSED
 └── TierError
@@ -115,6 +125,48 @@ class UnsupportedSchemeError(SourceError):
 
 class SourceUnreadableError(SourceError):
     default_reason = "SOURCE_UNREADABLE"
+
+
+class SourceNotAllowedError(SourceError):
+    default_reason = "SOURCE_NOT_ALLOWED"
+
+
+class SourceAccessError(SourceError):
+    default_reason = "SOURCE_ACCESS_DENIED"
+
+
+class SourceExtraMissingError(SourceError):
+    default_reason = "SOURCE_EXTRA_MISSING"
+
+
+class SourceUnavailableError(SourceError):
+    default_reason = "SOURCE_UNAVAILABLE"
+    retry_after_s: ClassVar[float] = 1.0
+
+
+class SourceTimeoutError(SourceUnavailableError):
+    default_reason = "SOURCE_TIMEOUT"
+
+
+class UploadError(StorageError):
+    default_reason = "UPLOAD_INVALID"
+
+
+class UploadOffsetError(UploadError):
+    default_reason = "UPLOAD_OFFSET"
+
+
+class UploadBusyError(UploadError):
+    default_reason = "UPLOAD_BUSY"
+    retry_after_s: ClassVar[float] = 1.0
+
+
+class UploadDamagedError(UploadError):
+    default_reason = "UPLOAD_DAMAGED"
+
+
+class BlobQuotaError(UploadError):
+    default_reason = "BLOB_QUOTA_EXCEEDED"
 
 
 class DigestMismatchError(StorageError):

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from storage.adapter.manifest import ParsedAdapter, parse_adapter
@@ -24,23 +24,27 @@ from storage.errors import (
 from storage.files import AdapterFiles
 from storage.host_tier import HostTier
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.locks import Claim
 from storage.reload_costs import ReloadCosts
 from storage.slots import PrioritySlots
-from storage.sources import Source
+from storage.sources import Access, OriginSlots, Source
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEPT_TIMINGS = 256
 _MAX_PENDING_WRITES = 4
+_WRITE_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """Which adapter (`digest`) and where to get it when no tier has it (`source`, a URI)."""
+    """Which adapter (`digest`) and where to get it when no tier has it (`source`, a URI), with the
+    token of whoever wants it."""
 
     digest: str
     source: str
+    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ class Residency:
 
 
 class _Flight(Generic[T]):
-    def __init__(self, source: str, priority: float) -> None:
-        self.source = source
+    def __init__(self, ref: AdapterRef, priority: float) -> None:
+        self.ref = ref
         self.priority = priority
         self.speculative = True  # nobody but prefetches waits for it
         self.waiters = 0
@@ -90,6 +94,7 @@ class TieredLoader(Generic[T]):
         *,
         limits: AdapterLimits = DEFAULT_LIMITS,
         max_concurrent_loads: int = 16,
+        max_claim_wait_s: float = 30.0,
         executor: Executor | None = None,
         costs: ReloadCosts | None = None,
         on_load: Callable[[LoadTimings], None] | None = None,
@@ -97,6 +102,8 @@ class TieredLoader(Generic[T]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """build: makes the value and says its size in bytes; called in a thread, may raise.
+        max_concurrent_loads: fetches from one origin, and reads with builds, at once.
+        max_claim_wait_s: how long another process's fetch of the same adapter is waited for.
         executor: whose threads parse and build; None: the event loop's. costs: told what each load
         took; the host tier may ask them.
         on_load: called on the loop after each load from disk or source. on_store: likewise when
@@ -109,8 +116,9 @@ class TieredLoader(Generic[T]):
         self._on_load = on_load
         self._on_store = on_store
         self._clock = clock
-        # Apart, so that sources that hang do not hold up what the disk has.
-        self._fetch_slots = PrioritySlots(max_concurrent_loads)
+        self._max_claim_wait_s = max_claim_wait_s
+        # Apart, so that sources that hang do not hold up what the disk or another source has.
+        self._fetch_slots = OriginSlots(max_concurrent_loads)
         self._work_slots = PrioritySlots(max_concurrent_loads)
         self._executor = executor
         self._costs = costs or ReloadCosts()
@@ -141,8 +149,9 @@ class TieredLoader(Generic[T]):
             try:
                 return await self._wait(ref.digest, flight)
             except StorageError:
-                # It may be the other caller's source that failed: then ours is still worth a try.
-                if flight.source == ref.source:
+                # It may be the other caller's source that failed, or its token: ours is still
+                # worth a try.
+                if flight.ref == ref:
                     raise
 
     def raise_priority(self, digest: str, priority: float, *, speculative: bool) -> None:
@@ -185,7 +194,7 @@ class TieredLoader(Generic[T]):
             return flight
         if self._closed:
             raise LoaderClosedError("the loader is closed")
-        flight = self._flights[ref.digest] = _Flight[T](ref.source, priority)
+        flight = self._flights[ref.digest] = _Flight[T](ref, priority)
         task = asyncio.create_task(self._load(ref, flight), name=f"load-{ref.digest[:12]}")
         flight.task = task
         task.add_done_callback(lambda _: self._land(ref.digest, flight))
@@ -215,24 +224,41 @@ class TieredLoader(Generic[T]):
                 flight.task.cancel()
 
     async def _load(self, ref: AdapterRef, flight: _Flight[T]) -> T:
+        found = await self._from_disk(ref, flight)
+        if found is not None:
+            return found[0]
         asked = self._clock()
-        queue_s = 0.0
-        if self._disk is not None:
-            async with self._work_slots.at(lambda: flight.priority):
+        claim = None
+        try:
+            if self._disk is not None:
+                claim = await self._disk.claim(ref.digest, max_wait_s=self._max_claim_wait_s)
+                found = await self._from_disk(ref, flight)  # another process may have put it there
+                if found is not None:
+                    return found[0]
+            async with self._fetch_slots.hold(ref.source, lambda: flight.priority):
                 started = self._clock()
-                queue_s += started - asked
-                files = await self._disk.get(ref.digest)
-                if files is not None:
-                    return await self._finish(ref, flight, files, "disk", started, queue_s)
+                queue_s = started - asked
+                access = (Access(ref.token),) if ref.token else ()
+                files = await self._router.fetch(ref.source, *access)
+                async with self._work_slots.at(lambda: flight.priority):
+                    value = await self._finish(ref, flight, files, "source", started, queue_s)
+                await self._begin_write(ref.digest, files, claim)
+                claim = None  # the write's now
+                return value
+        finally:
+            if claim is not None:
+                claim.release()
+
+    async def _from_disk(self, ref: AdapterRef, flight: _Flight[T]) -> tuple[T] | None:
+        if self._disk is None:
+            return None
         asked = self._clock()
-        async with self._fetch_slots.at(lambda: flight.priority):
+        async with self._work_slots.at(lambda: flight.priority):
             started = self._clock()
-            queue_s += started - asked
-            files = await self._router.fetch(ref.source)
-            async with self._work_slots.at(lambda: flight.priority):
-                value = await self._finish(ref, flight, files, "source", started, queue_s)
-            await self._begin_write(ref.digest, files)
-            return value
+            files = await self._disk.get(ref.digest)
+            if files is None:
+                return None
+            return (await self._finish(ref, flight, files, "disk", started, started - asked),)
 
     async def _finish(
         self,
@@ -265,13 +291,20 @@ class TieredLoader(Generic[T]):
             self._on_load(timings)
         return value
 
-    async def _begin_write(self, digest: str, files: AdapterFiles) -> None:
-        """Store behind the caller's back, unless the disk lags so far that files would pile up."""
-        if self._disk is None:
+    async def _begin_write(self, digest: str, files: AdapterFiles, claim: Claim | None) -> None:
+        """Store behind the caller's back. A disk that lags is waited for a moment, lest files pile
+        up in memory; one that hangs goes without."""
+        if self._disk is None or claim is None:
             return
-        while len(self._writes) >= _MAX_PENDING_WRITES:
-            await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._store(self._disk, digest, files))
+        if len(self._writes) >= _MAX_PENDING_WRITES:
+            await asyncio.wait(
+                self._writes, timeout=_WRITE_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        if len(self._writes) >= _MAX_PENDING_WRITES:
+            _log.warning("adapter %s is served without disk cache: the disk lags", digest)
+            claim.release()
+            return
+        task = asyncio.create_task(self._store(self._disk, digest, files, claim))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
@@ -297,7 +330,7 @@ class TieredLoader(Generic[T]):
         except TierError as problem:
             _log.warning("adapter %s is served without host cache: %s", digest, problem)
 
-    async def _store(self, disk: DiskTier, digest: str, files: AdapterFiles) -> None:
+    async def _store(self, disk: DiskTier, digest: str, files: AdapterFiles, claim: Claim) -> None:
         try:
             await disk.put(digest, files)
         except TierError as problem:
@@ -305,3 +338,5 @@ class TieredLoader(Generic[T]):
         else:
             if self._on_store is not None:
                 self._on_store()
+        finally:
+            claim.release()

@@ -12,6 +12,7 @@ from typing import Any
 from chorale.tickets import TICKET_ID_BYTES, sign
 from chorale.v1 import admission_pb2
 from controlplane.admission.reservations import Reservations
+from controlplane.admission.source_access import SourceAccess
 from controlplane.errors import (
     FleetFullError,
     InvalidRequestError,
@@ -41,6 +42,7 @@ class Resolved:
     version: int = 0
     digest: str = ""
     source: str = ""
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Admission:
         ticket_keys: TicketKeys,
         reservations: Reservations,
         policy: PlacementPolicy,
+        source_access: SourceAccess,
         *,
         ticket_ttl_s: float,
         max_priority: int = 0,
@@ -74,16 +77,23 @@ class Admission:
         self._ticket_keys = ticket_keys
         self._reservations = reservations
         self._policy = policy
+        self._source_access = source_access
         self._ticket_ttl_s = ticket_ttl_s
         self._max_priority = max_priority
 
     async def admit(
-        self, model: str, *, tenant: str = "", excluded: Sequence[str] = ()
+        self,
+        model: str,
+        *,
+        tenant: str = "",
+        excluded: Sequence[str] = (),
+        source_token: str = "",
     ) -> Admitted:
-        """Places one request.
+        """Places one request. source_token: the caller's, for private sources; shown to no other.
 
         Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), FleetFullError,
-        NoDataPlaneError, StoreUnavailableError.
+        NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source is private and
+        the token does not open it, other SourceError when that cannot be told.
         """
         if model:
             check_reference("model", model)
@@ -106,6 +116,8 @@ class Admission:
         now_s = int(reply[1]) / 1000
         candidates = [self._candidate(plane) for plane in reply[7]]
         resolved = _resolved(reply, candidates)
+        if resolved.private:
+            await self._source_access.require(resolved.source, source_token)
         chosen = place(
             candidates,
             base_model=resolved.base_model,
@@ -122,6 +134,8 @@ class Admission:
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
         claims = _claims(resolved, chosen, tenant, expires_at_ms)
         claims.max_priority = self._max_priority
+        if resolved.private:
+            claims.adapter_source_token = source_token
         return Admitted(resolved, chosen, sign(claims, key_id, key), expires_at_ms)
 
     def _candidate(self, plane: list[Any]) -> Candidate:
@@ -141,7 +155,8 @@ def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved
     kind, name = reply[0], reply[3]
     if kind == "ADAPTER":
         record = decode_version(reply[5])
-        return Resolved(record.base_model, name, int(reply[4]), record.digest, reply[6])
+        version, private = int(reply[4]), reply[8] == "1"
+        return Resolved(record.base_model, name, version, record.digest, reply[6], private)
     if kind == "BASE_MODEL":
         return Resolved(name)
     served = sorted({candidate.base_model for candidate in candidates})

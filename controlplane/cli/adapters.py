@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controlplane.cli import directives, output, views
+from controlplane.cli import directives, output, views, whereabouts
 from controlplane.cli.aliases import aliases
 from controlplane.cli.errors import UsageError
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.failures import reported
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken, Timeout
+from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
+from controlplane.cli.uploading import shown_progress, uploaded
 
 if TYPE_CHECKING:
-    from chorale.client import Adapters
+    from chorale.client import Adapters, Client
     from chorale.v1 import adapter_registry_pb2 as registry_pb
 
 adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
@@ -31,7 +33,17 @@ AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or
 @adapters.command("add")
 def add(
     name: Name,
-    source: Annotated[str, typer.Argument(help="A PEFT directory, or a file:// URI of one.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A PEFT directory that the servers see, or a file://, hf://, https://, s3:// or "
+            "gs:// URI of one, or blob:DIGEST."
+        ),
+    ],
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Send the directory SOURCE of this machine.")
+    ] = False,
+    source_token: SourceToken = "",
     base_model: Annotated[
         str, typer.Option(help="Base model to bind to; else the one that the adapter names.")
     ] = "",
@@ -39,13 +51,21 @@ def add(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeatable.")
     ] = None,
     address: Address = DEFAULT_ADDRESS,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 600.0,
     as_json: AsJson = False,
 ) -> None:
     """Register the adapter at SOURCE as the newest, and current, version of NAME."""
-    with _registry(address, timeout, as_json) as registry:
+    labels = _checked_labels(label or [], as_json)
+    with _registry(address, timeout, as_json) as registry, shown_progress() as on_progress:
+        if upload:
+            source = uploaded(registry, source, on_progress)
         response = registry.register(
-            name, _absolute(source), base_model=base_model, labels=_labels(label or [])
+            name,
+            source if upload else _absolute(source),
+            base_model=base_model,
+            labels=labels,
+            source_token=source_token,
+            on_progress=on_progress,
         )
         if as_json:
             view = {"created": response.created, "version": views.version(response.version)}
@@ -80,18 +100,36 @@ def list_(
 @adapters.command("show")
 def show(
     name: AnyName,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_DATA_DIR",
+            help="Of the `chorale up` whose fleet token opens load timings when "
+            "CHORALE_FLEET_TOKEN is not set.",
+        ),
+    ] = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show one adapter with all its versions and aliases."""
-    with _registry(address, timeout, as_json) as registry:
-        response = registry.get(name)
+    """Show one adapter with all its versions and aliases, and where they are now.
+
+    What loading them took is asked of the data planes themselves, when there is a fleet token.
+    """
+    token = (data_dir or default_data_dir()) / FLEET_TOKEN_NAME
+    with _client(address, timeout, as_json) as client:
+        response = client.adapters.get(name)
+        planes = client.data_planes()
+        digests = {version.digest: version.version for version in response.adapter.versions}
+        where = whereabouts.residency(planes, digests)
+        took = whereabouts.loads(planes, digests, token, timeout)
         if as_json:
-            view = {"resolved_version": response.resolved_version}
-            output.print_json({**view, "adapter": views.adapter(response.adapter)})
+            view: dict[str, Any] = {"resolved_version": response.resolved_version}
+            view |= {"adapter": views.adapter(response.adapter), "residency": where, "loads": took}
+            output.print_json(view)
         else:
             _print_adapter(response.adapter)
+            whereabouts.print_whereabouts(where, took, len(planes))
 
 
 @adapters.command("promote")
@@ -141,13 +179,14 @@ def remove(
 @adapters.command("verify")
 def verify(
     name: AnyName,
+    source_token: SourceToken = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Read the source again; exit 4 when it is not any more what was registered."""
     with _registry(address, timeout, as_json) as registry:
-        found = registry.verify(name)
+        found = registry.verify(name, source_token=source_token)
         if as_json:
             view = {"matches": found.matches, "registered_digest": found.registered_digest}
             output.print_json({**view, "found_digest": found.found_digest})
@@ -160,17 +199,29 @@ def verify(
 
 
 @contextmanager
-def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters]:
+def _client(address: str, timeout: float, as_json: bool) -> Generator[Client]:
     with reported(as_json=as_json, address=address):
         from chorale.client import Client
 
         with Client(address, timeout=timeout) as client:
-            yield client.adapters
+            yield client
+
+
+@contextmanager
+def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters]:
+    with _client(address, timeout, as_json) as client:
+        yield client.adapters
 
 
 def _absolute(source: str) -> str:
     """The server has another working directory: what exists here is sent as an absolute path."""
     return source if "://" in source or not Path(source).exists() else str(Path(source).absolute())
+
+
+def _checked_labels(pairs: list[str], as_json: bool) -> dict[str, str]:
+    """Before a long upload begins."""
+    with reported(as_json=as_json):
+        return _labels(pairs)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
@@ -218,7 +269,7 @@ def _print_adapter(adapter: registry_pb.Adapter) -> None:
             [
                 ("version", str(version.version)),
                 ("digest", version.digest),
-                ("source", version.source),
+                ("source", f"{version.source}{' (private)' if version.private else ''}"),
                 ("base model", version.base_model),
                 ("rank", str(version.rank)),
                 ("targets", " ".join(version.target_modules)),

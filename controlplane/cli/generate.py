@@ -10,7 +10,7 @@ import typer
 from controlplane.cli import output, views
 from controlplane.cli.errors import UsageError
 from controlplane.cli.failures import reported
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken
 
 if TYPE_CHECKING:
     from chorale.client import Generation
@@ -47,6 +47,7 @@ def generate(
         int | None,
         typer.Option(min=0, max=20, help="Top tokens; with --json."),
     ] = None,
+    source_token: SourceToken = "",
     tenant: Annotated[str, typer.Option(envvar="CHORALE_TENANT", help="Counted for it.")] = "",
     timeout: Annotated[
         float, typer.Option(envvar="CHORALE_TIMEOUT", min=0.001, help="Seconds for the whole.")
@@ -80,6 +81,7 @@ def generate(
             "ignore_eos": ignore_eos,
             "logprobs": logprobs,
             "timeout": timeout,
+            "source_token": source_token,
         }
         if chat:
             options["messages"] = [{"role": "user", "content": text}]

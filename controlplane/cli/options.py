@@ -21,3 +21,29 @@ Timeout = Annotated[
         "--timeout", envvar="CHORALE_TIMEOUT", min=0.001, help="Seconds to wait for the answer."
     ),
 ]
+AllowSource = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="CHORALE_ALLOW_SOURCE",
+        metavar="PREFIX",
+        help="Network source that adapters may come from, as hf://ORG, https://HOST/PATH or "
+        "s3://BUCKET; repeatable. None: no network source.",
+    ),
+]
+AllowPrivateHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="CHORALE_ALLOW_PRIVATE_HOST",
+        metavar="HOST[:PORT]",
+        help="Host of an allowed source that may lie inside this network; repeatable.",
+    ),
+]
+SourceToken = Annotated[
+    str,
+    typer.Option(
+        "--source-token",
+        envvar="CHORALE_SOURCE_TOKEN",
+        show_default=False,
+        help="Your token for a private source; better in the variable than on the command line.",
+    ),
+]

@@ -14,6 +14,7 @@ import typer
 
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
+from controlplane.cli.options import AllowPrivateHost, AllowSource
 
 
 class LogLevel(StrEnum):
@@ -46,6 +47,25 @@ def control_plane(
             help="Directory that adapters may come from; repeatable. None: no adapter may.",
         ),
     ] = None,
+    allow_source: AllowSource = None,
+    allow_private_host: AllowPrivateHost = None,
+    source_check_ttl: Annotated[
+        float,
+        typer.Option(
+            envvar="CHORALE_SOURCE_CHECK_TTL",
+            min=0.0,
+            help="Seconds for which a private source's yes to a token holds; 0: ask each time.",
+        ),
+    ] = 30.0,
+    blob_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_BLOB_DIR", help="Where uploads are kept. Left out: none are taken."
+        ),
+    ] = None,
+    max_blob_bytes: Annotated[
+        int, typer.Option(envvar="CHORALE_MAX_BLOB_BYTES", min=1, help="All uploads together.")
+    ] = 32 << 30,
     max_adapter_bytes: Annotated[
         int, typer.Option(envvar="CHORALE_MAX_ADAPTER_BYTES", min=1, help="Largest weights file.")
     ] = 4 << 30,
@@ -87,6 +107,11 @@ def control_plane(
                 host=host,
                 port=port,
                 adapter_roots=adapter_root or [],
+                allowed_sources=allow_source or [],
+                private_hosts=allow_private_host or [],
+                source_check_ttl_s=source_check_ttl,
+                blob_dir=blob_dir,
+                max_blob_bytes=max_blob_bytes,
                 max_adapter_bytes=max_adapter_bytes,
                 lease_s=lease,
                 max_queue_factor=max_queue_factor,

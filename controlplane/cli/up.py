@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from controlplane.cli.failures import reported
+from controlplane.cli.options import AllowPrivateHost, AllowSource
 from controlplane.cli.supervisor.data_dir import default_data_dir
 
 
@@ -43,6 +44,14 @@ def up(
             envvar="CHORALE_ADAPTER_ROOT",
             help="Directory that adapters may come from; repeatable. Left out: the current "
             "directory and the demo adapters.",
+        ),
+    ] = None,
+    allow_source: AllowSource = None,
+    allow_private_host: AllowPrivateHost = None,
+    max_blob_bytes: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_MAX_BLOB_BYTES", min=1, help="Uploaded adapters in the data dir."
         ),
     ] = None,
     data_dir: Annotated[
@@ -119,6 +128,9 @@ def up(
                 model=model,
                 model_name=model_name,
                 adapter_roots=adapter_root or [],
+                allowed_sources=allow_source or [],
+                private_hosts=allow_private_host or [],
+                max_blob_bytes=max_blob_bytes,
                 device=device.value,
                 dtype=dtype.value,
                 pool_bytes=pool_bytes,

@@ -36,6 +36,7 @@ def version(value: registry_pb.AdapterVersion) -> dict[str, Any]:
         "size_bytes": value.size_bytes,
         "created_at": _time(value.created_at),
         "labels": dict(sorted(value.labels.items())),
+        "private": value.private,
     }
 
 

@@ -5,7 +5,7 @@ Nothing is parsed on the way, so fields that this version does not know go throu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import grpc
@@ -14,7 +14,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.upstream import end_as_upstream, forwarded, time_remaining
 
-Unary = Callable[[bytes, Any], Awaitable[bytes]]
+_grpc: Any = grpc  # its stubs leave type parameters open
+Unary = Callable[[Any, Any], Awaitable[bytes]]
 
 
 def proxied(
@@ -29,10 +30,7 @@ def proxied(
     Methods left out answer UNIMPLEMENTED.
     """
     chosen = [m for m in service.methods if methods is None or m.name in methods]
-    handlers: dict[str, Any] = {
-        method.name: grpc.unary_unary_rpc_method_handler(_pass_on(method, channel, gate))
-        for method in chosen
-    }
+    handlers: dict[str, Any] = {method.name: _handler(method, channel, gate) for method in chosen}
     handler = grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     def add(server: grpc.aio.Server) -> None:
@@ -41,11 +39,24 @@ def proxied(
     return service.full_name, add
 
 
+def _handler(method: MethodDescriptor, channel: grpc.aio.Channel, gate: Gate) -> Any:
+    """For each kind of method that our services have."""
+    if method.server_streaming:
+        assert not method.client_streaming, f"{method.full_name}: no service has streams both ways"
+        return _grpc.unary_stream_rpc_method_handler(_pass_on_answers(method, channel, gate))
+    pass_on = _pass_on(method, channel, gate)
+    if method.client_streaming:
+        return _grpc.stream_unary_rpc_method_handler(pass_on)
+    return _grpc.unary_unary_rpc_method_handler(pass_on)
+
+
 def _pass_on(method: MethodDescriptor, channel: grpc.aio.Channel, gate: Gate) -> Unary:
-    connect = cast("Any", channel).unary_unary
+    """With one answer. The request is the bytes of one message, or an iterator of such."""
+    channel_ = cast("Any", channel)
+    connect = channel_.stream_unary if method.client_streaming else channel_.unary_unary
     call = connect(f"/{method.containing_service.full_name}/{method.name}")
 
-    async def unary(request: bytes, context: Any) -> bytes:
+    async def unary(request: Any, context: Any) -> bytes:
         with gate.place():
             try:
                 return await call(
@@ -59,3 +70,27 @@ def _pass_on(method: MethodDescriptor, channel: grpc.aio.Channel, gate: Gate) ->
                 ) from error
 
     return unary
+
+
+def _pass_on_answers(
+    method: MethodDescriptor, channel: grpc.aio.Channel, gate: Gate
+) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+    connect = cast("Any", channel).unary_stream
+    call = connect(f"/{method.containing_service.full_name}/{method.name}")
+
+    async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        with gate.place():
+            try:
+                answers = call(
+                    request,
+                    timeout=time_remaining(context),
+                    metadata=forwarded(context.invocation_metadata()),
+                )
+                async for answer in answers:
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                raise await end_as_upstream(
+                    error, context, role="CONTROL_PLANE", name="the control plane"
+                ) from error
+
+    return stream

@@ -20,7 +20,7 @@ _rich_status: Any = rpc_status  # it carries no types
 _TYPED_DETAILS = "grpc-status-details-bin"
 _HOP_BY_HOP = frozenset({"user-agent", "content-type", "te", "host", "connection"})
 # What a client proves to the gateway and the control plane is not a data plane's business.
-_NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie"})
+_NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie", "x-chorale-source-token"})
 _LONGEST_DEADLINE_S = 10 * 365 * 86_400.0
 _CONNECTION_CODES = frozenset(
     {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from controlplane.errors import ConflictError, InvalidRequestError
@@ -12,13 +13,24 @@ from controlplane.registry.model import BaseModelRecord
 from storage.adapter.manifest import AdapterManifest, digest_of, parse_adapter
 from storage.adapter.match import check_base
 from storage.limits import AdapterLimits
-from storage.sources import AdapterFiles, SourceRouter
+from storage.sources import Access, AdapterFiles, OriginSlots, SourceRouter
 
 MAX_SOURCE_CHARS = 4096
 
 
+class Found(NamedTuple):
+    """uri: canonical. size_bytes: of the weights file. trained_on: the base model that the
+    configuration names, or else the model card."""
+
+    manifest: AdapterManifest
+    uri: str
+    size_bytes: int
+    trained_on: str
+
+
 class Intake:
-    """Fetches and checks adapters; at most `max_concurrent` are in memory at once.
+    """Fetches and checks adapters; at most `max_concurrent` of one origin are in memory at once, so
+    that a source that hangs holds up no other's adapters.
 
     Parsing, hashing and matching run in threads: the event loop never waits for them.
     """
@@ -28,24 +40,25 @@ class Intake:
     ) -> None:
         self._sources = sources
         self._limits = limits
-        self._slots = asyncio.Semaphore(max_concurrent)
+        self._slots = OriginSlots(max_concurrent)
 
-    async def read(self, source: str) -> tuple[AdapterManifest, str, int]:
-        """The adapter at `source`, its canonical URI, and the bytes of its weights file.
-
-        Raises: InvalidRequestError, SourceError, AdapterFormatError.
-        """
-        async with self._slots:
-            files = await self._fetch(source)
+    async def read(self, source: str, access: Access) -> Found:
+        """The adapter at `source`. Raises: InvalidRequestError, SourceError, AdapterFormatError."""
+        async with self._slots.hold(source):
+            files = await self._fetch(source, access)
             parsed = await asyncio.to_thread(
                 parse_adapter, files.config, files.weights, limits=self._limits
             )
-            return parsed.manifest, canonical_uri(files.uri), len(files.weights)
+            manifest = parsed.manifest
+            trained_on = manifest.config.base_model_name_or_path
+            if not trained_on and files.card is not None:
+                trained_on = files.card.base_model
+            return Found(manifest, canonical_uri(files.uri), len(files.weights), trained_on)
 
-    async def digest(self, source: str) -> str:
+    async def digest(self, source: str, access: Access) -> str:
         """The digest of what `source` holds now. Raises: SourceError, AdapterFormatError."""
-        async with self._slots:
-            files = await self._fetch(source)
+        async with self._slots.hold(source):
+            files = await self._fetch(source, access)
             return await asyncio.to_thread(
                 digest_of, files.config, files.weights, limits=self._limits
             )
@@ -56,15 +69,15 @@ class Intake:
         """Raises: AdapterMismatchError, AdapterFormatError."""
         await asyncio.to_thread(check_base, manifest, base.spec(), explicit_base=explicit)
 
-    async def _fetch(self, source: str) -> AdapterFiles:
+    async def _fetch(self, source: str, access: Access) -> AdapterFiles:
         if not 1 <= len(source) <= MAX_SOURCE_CHARS or "\0" in source:
             raise InvalidRequestError(
                 "SOURCE_INVALID",
                 f"source must be 1 to {MAX_SOURCE_CHARS} characters without NUL: the absolute path "
-                f"or file:// URI of a PEFT directory, not {source[:200]!r}",
+                f"or the URI of a PEFT directory, not {source[:200]!r}",
                 metadata={"field": "source"},
             )
-        return await self._sources.fetch(source)
+        return await self._sources.fetch(source, access)
 
 
 def canonical_uri(source: str) -> str:

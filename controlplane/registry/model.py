@@ -52,12 +52,13 @@ class BaseModelRecord(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """`source` and `labels` are those of its latest registration."""
+    """`source`, `labels` and whether the source is private are those of its latest registration."""
 
     version: int
     record: VersionRecord
     source: str
     labels: Mapping[str, str]
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ def decode_adapter(name: str, fields: Mapping[str, str], aliases: list[list[str]
                 record=decode_version(fields[f"version:{number}"]),
                 source=fields[f"source:{number}"],
                 labels=_labels_decoder.decode(fields[f"labels:{number}"]),
+                private=fields.get(f"private:{number}") == "1",
             )
             for number in numbers
         ),

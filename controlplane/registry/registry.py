@@ -27,6 +27,7 @@ from controlplane.registry.model import (
 from controlplane.registry.names import check_name, check_reference, check_version
 from controlplane.store.client import Store, as_dict
 from storage.adapter.manifest import AdapterManifest
+from storage.sources import ANYBODY, Access
 
 MAX_VERSIONS = 1000
 MAX_ALIASES = 256
@@ -54,12 +55,19 @@ class AdapterRegistry:
         self._intake = intake
 
     async def register(
-        self, name: str, source: str, *, base_model: str = "", labels: Mapping[str, str]
+        self,
+        name: str,
+        source: str,
+        *,
+        base_model: str = "",
+        labels: Mapping[str, str],
+        access: Access = ANYBODY,
     ) -> Registration:
         """Validates the adapter at `source` and makes it the current version of `name`.
 
         A version is its content and its base model: the same pair under the name again only
-        becomes current, with `source` and (unless empty) `labels` of this registration.
+        becomes current, with `source` and (unless empty) `labels` of this registration. A version
+        that is registered with a token is private.
 
         Raises: NameTakenError, ConflictError, SourceError, AdapterFormatError,
         AdapterMismatchError. Nothing is stored then.
@@ -68,27 +76,31 @@ class AdapterRegistry:
         if base_model:
             check_name("base_model", base_model)
         _check_labels(labels)
-        manifest, uri, size_bytes = await self._intake.read(source)
+        found = await self._intake.read(source, access)
+        manifest = found.manifest
         reply: list[Any] = []
         for _ in range(_MAX_ATTEMPTS):
             known = await self._base_model_texts()
             base = choose_base(
                 base_model,
-                manifest.config.base_model_name_or_path,
+                found.trained_on,
                 {name: decode_base_model(text) for name, text in known.items()},
             )
-            await self._intake.check_base(manifest, base, explicit=bool(base_model))
+            # A name that only the model card gives was matched here already.
+            explicit = bool(base_model) or not manifest.config.base_model_name_or_path
+            await self._intake.check_base(manifest, base, explicit=explicit)
             reply = await self._store.run(
                 "register",
                 name,
                 manifest.digest,
                 base.name,
                 known[base.name],
-                encode(_record(manifest, base, size_bytes)),
-                uri,
+                encode(_record(manifest, base, found.size_bytes)),
+                found.uri,
                 encode_labels(labels) if labels else "",
                 MAX_VERSIONS,
                 MAX_HISTORY,
+                "1" if access.token else "",
             )
             # Another data plane has announced the base model anew since: check against that.
             if reply[0] != "BASE_CHANGED":
@@ -192,14 +204,28 @@ class AdapterRegistry:
                 "ALIAS_NOT_FOUND", f"no alias is named {name!r}", metadata={"name": name}
             )
 
-    async def verify(self, reference: str) -> Verification:
+    async def blob_digests(self) -> set[str]:
+        """Of all versions whose source is an upload."""
+        found: set[str] = set()
+        token = ""
+        while True:
+            page = await self.page(size=MAX_PAGE_SIZE, token=token)
+            for adapter in page.adapters:
+                sources = (version.source for version in adapter.versions)
+                found.update(uri.removeprefix("blob:") for uri in sources if uri[:5] == "blob:")
+            token = page.next_token
+            if not token:
+                return found
+
+    async def verify(self, reference: str, access: Access = ANYBODY) -> Verification:
         """Compares what the source holds now with what was registered.
 
         Raises: UnknownNameError, SourceError, AdapterFormatError.
         """
         adapter, number = await self.get(reference)
         version = adapter.version(number)
-        return Verification(version.record.digest, await self._intake.digest(version.source))
+        found = await self._intake.digest(version.source, access)
+        return Verification(version.record.digest, found)
 
     async def base_models(self) -> dict[str, BaseModelRecord]:
         """What data planes have announced, by name, in order of name."""

@@ -2,33 +2,76 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
+from chorale.source_token import source_token_of
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceServicer
 from controlplane.registry.registry import AdapterRegistry
+from controlplane.registry.uploads import Uploads
 from controlplane.rpc import translate
+from controlplane.rpc.progress import LatestProgress
+from storage.sources import Access
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
-    def __init__(self, registry: AdapterRegistry) -> None:
+    def __init__(self, registry: AdapterRegistry, uploads: Uploads) -> None:
         self._registry = registry
+        self._uploads = uploads
 
     async def RegisterAdapter(
         self, request: pb.RegisterAdapterRequest, context: Context
     ) -> pb.RegisterAdapterResponse:
+        return await self._register(request, Access(token_of(context)))
+
+    async def StreamRegisterAdapter(
+        self, request: pb.StreamRegisterAdapterRequest, context: Context
+    ) -> AsyncIterator[pb.StreamRegisterAdapterResponse]:
+        latest = LatestProgress()
+        access = Access(token_of(context), latest.set)
+        working = asyncio.create_task(self._register(request.register, access))
+        async with aclosing(latest.until(working)) as news:
+            async for progress in news:
+                yield pb.StreamRegisterAdapterResponse(progress=translate.progress_to_pb(progress))
+        yield pb.StreamRegisterAdapterResponse(registered=working.result())
+
+    async def _register(
+        self, request: pb.RegisterAdapterRequest, access: Access
+    ) -> pb.RegisterAdapterResponse:
         done = await self._registry.register(
-            request.name, request.source, base_model=request.base_model, labels=request.labels
+            request.name,
+            request.source,
+            base_model=request.base_model,
+            labels=request.labels,
+            access=access,
         )
         return pb.RegisterAdapterResponse(
             adapter=translate.adapter_to_pb(done.adapter),
             version=translate.version_to_pb(done.adapter.version(done.version)),
             created=done.created,
         )
+
+    async def GetUpload(
+        self, request: pb.GetUploadRequest, context: Context
+    ) -> pb.GetUploadResponse:
+        header = translate.upload_header_from_pb(request.header)
+        return pb.GetUploadResponse(offset=await self._uploads.offset(header))
+
+    async def UploadAdapter(
+        self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
+    ) -> pb.UploadAdapterResponse:
+        begin = await translate.upload_begin_from_pb(request_iterator)
+        header = translate.upload_header_from_pb(begin.header)
+        data = translate.upload_data_from_pb(request_iterator)
+        digest = await self._uploads.take(header, begin.offset, data)
+        return pb.UploadAdapterResponse(digest=digest, source=f"blob:{digest}")
 
     async def GetAdapter(
         self, request: pb.GetAdapterRequest, context: Context
@@ -81,7 +124,7 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
     async def VerifyAdapter(
         self, request: pb.VerifyAdapterRequest, context: Context
     ) -> pb.VerifyAdapterResponse:
-        found = await self._registry.verify(request.name)
+        found = await self._registry.verify(request.name, Access(token_of(context)))
         return pb.VerifyAdapterResponse(
             matches=found.matches,
             registered_digest=found.registered_digest,
@@ -95,3 +138,8 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
         return pb.ListBaseModelsResponse(
             base_models=[translate.base_model_to_pb(base) for base in known.values()]
         )
+
+
+def token_of(context: Context) -> str:
+    """The caller's token for private sources. Raises: InvalidArgumentError."""
+    return source_token_of(context.invocation_metadata())

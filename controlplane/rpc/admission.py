@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from chorale.source_token import source_token_of
 from chorale.v1 import admission_pb2 as pb
 from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
 from controlplane.admission.admission import Admission
@@ -20,7 +21,10 @@ class AdmissionHandlers(AdmissionServiceServicer):
 
     async def Admit(self, request: pb.AdmitRequest, context: Context) -> pb.AdmitResponse:
         admitted = await self._admission.admit(
-            request.model, tenant=request.tenant, excluded=request.excluded_data_plane_ids
+            request.model,
+            tenant=request.tenant,
+            excluded=request.excluded_data_plane_ids,
+            source_token=source_token_of(context.invocation_metadata()),
         )
         model = admitted.model
         return pb.AdmitResponse(

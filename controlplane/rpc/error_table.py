@@ -21,4 +21,12 @@ ERROR_TABLE: ErrorTable = {
     storage_errors.SourceError: grpc.StatusCode.INVALID_ARGUMENT,
     storage_errors.SourceNotFoundError: grpc.StatusCode.NOT_FOUND,
     storage_errors.OutsideRootsError: grpc.StatusCode.PERMISSION_DENIED,
+    storage_errors.SourceNotAllowedError: grpc.StatusCode.PERMISSION_DENIED,
+    storage_errors.SourceAccessError: grpc.StatusCode.PERMISSION_DENIED,
+    storage_errors.SourceExtraMissingError: grpc.StatusCode.FAILED_PRECONDITION,
+    storage_errors.SourceUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    storage_errors.UploadError: grpc.StatusCode.INVALID_ARGUMENT,
+    storage_errors.UploadOffsetError: grpc.StatusCode.FAILED_PRECONDITION,
+    storage_errors.UploadBusyError: grpc.StatusCode.UNAVAILABLE,
+    storage_errors.BlobQuotaError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }

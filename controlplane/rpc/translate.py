@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from chorale.v1 import adapter_registry_pb2 as registry_pb
+from chorale.v1 import blob_pb2 as blob_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
+from controlplane.errors import InvalidRequestError
 from controlplane.fleet.model import DataPlane, Load, Residency
 from controlplane.registry.model import (
     Adapter,
@@ -16,6 +18,9 @@ from controlplane.registry.model import (
     BaseModelRecord,
     ModuleRecord,
 )
+from storage.blobs import UploadHeader
+from storage.files import CONFIG_NAME, WEIGHTS_NAME
+from storage.sources import Progress
 
 
 def timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
@@ -45,6 +50,7 @@ def version_to_pb(version: AdapterVersion) -> registry_pb.AdapterVersion:
         size_bytes=record.size_bytes,
         created_at=timestamp(record.created_at_ms),
         labels=version.labels,
+        private=version.private,
     )
 
 
@@ -147,6 +153,50 @@ def data_plane_to_pb(plane: DataPlane) -> fleet_pb.DataPlane:
     )
 
 
+def progress_to_pb(progress: Progress) -> registry_pb.FileProgress:
+    return registry_pb.FileProgress(
+        file=progress.file,
+        received_bytes=progress.received_bytes,
+        total_bytes=progress.total_bytes or 0,
+    )
+
+
+def upload_header_from_pb(header: registry_pb.UploadHeader) -> UploadHeader:
+    return UploadHeader(header.config, header.weights_bytes, header.weights_sha256)
+
+
+async def upload_begin_from_pb(
+    requests: AsyncIterator[registry_pb.UploadAdapterRequest],
+) -> registry_pb.UploadBegin:
+    """Raises: InvalidRequestError when the first message is another."""
+    first = await anext(aiter(requests), None)
+    if first is None or not first.HasField("begin"):
+        raise _bad_order("the first message must be `begin`")
+    return first.begin
+
+
+async def upload_data_from_pb(
+    requests: AsyncIterator[registry_pb.UploadAdapterRequest],
+) -> AsyncIterator[bytes]:
+    """Raises: InvalidRequestError for messages that are not data."""
+    async for request in requests:
+        if not request.HasField("data"):
+            raise _bad_order("all messages but the first must be `data`")
+        yield request.data
+
+
+def blob_file_from_pb(file: blob_pb.BlobFile) -> str:
+    """Raises: InvalidRequestError."""
+    names = {blob_pb.BLOB_FILE_CONFIG: CONFIG_NAME, blob_pb.BLOB_FILE_WEIGHTS: WEIGHTS_NAME}
+    if file not in names:
+        raise InvalidRequestError(
+            "BLOB_FILE_INVALID",
+            f"file must be BLOB_FILE_CONFIG or BLOB_FILE_WEIGHTS, not {file}",
+            metadata={"field": "file"},
+        )
+    return names[file]
+
+
 def keys_to_pb(keys: Mapping[str, bytes]) -> list[fleet_pb.TicketKey]:
     return [fleet_pb.TicketKey(key_id=key_id, key=key) for key_id, key in sorted(keys.items())]
 
@@ -167,3 +217,7 @@ def _modules_from_pb(modules: Iterable[registry_pb.ModuleShape]) -> tuple[Module
             key=lambda record: record.module,
         )
     )
+
+
+def _bad_order(problem: str) -> InvalidRequestError:
+    return InvalidRequestError("UPLOAD_ORDER", f"UploadAdapter: {problem}")

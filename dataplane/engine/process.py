@@ -21,11 +21,14 @@ from dataplane.channel import (
     ALIVE_INTERVAL_S,
     HIGH_WATER_MARK,
     Abort,
+    AdapterLoad,
     Alive,
+    AskLoads,
     EngineOptions,
     Failed,
     Hello,
     Inspect,
+    LoadsReport,
     Outputs,
     Prefetch,
     Shutdown,
@@ -42,6 +45,7 @@ from dataplane.engine import process_settings
 from dataplane.engine.engine import Engine, StepResult
 from dataplane.engine.setup import EngineParts, build_engine
 from dataplane.error_codes import code_of
+from dataplane.lora.loader import ThreadedLoader
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +85,7 @@ class _Process:
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
+        self._loader: ThreadedLoader | None = None
         self._running = True
         self._stats: Stats | None = None
         self._stats_due_s = 0.0
@@ -96,6 +101,7 @@ class _Process:
         if parts is None:
             return 2
         try:
+            self._loader = parts.loader
             self._serve(parts.engine)
         finally:
             parts.engine.close()
@@ -161,10 +167,27 @@ class _Process:
                     self._send(engine.inspect(ticket))
                 case Prefetch() | Unpin() | Unload() as directive:
                     engine.direct(directive)
+                case AskLoads(ticket):
+                    self._send(self._loads(ticket))
                 case Shutdown():
                     self._running = False
                 case Start():
                     raise AssertionError("started twice")
+
+    def _loads(self, ticket: int) -> LoadsReport:
+        assert self._loader is not None
+        loads = [
+            AdapterLoad(
+                digest=each.digest,
+                tier=each.tier,
+                size_bytes=each.size_bytes,
+                read_s=each.read_s,
+                parse_s=each.parse_s,
+                build_s=each.build_s,
+            )
+            for each in self._loader.recent_timings()
+        ]
+        return LoadsReport(ticket=ticket, loads=loads)
 
     def _deliver(self, result: StepResult) -> None:
         if result.outputs:

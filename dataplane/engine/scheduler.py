@@ -203,10 +203,15 @@ class Scheduler:
                 if sequence.adapter_ready_s is None:
                     sequence.adapter_ready_s = now_s
             self._waiting.unpark(digest)
-        for digest, error in loads.failed:
-            failures += [Failure(each, error) for each in self._waiting.of_adapter(digest)]
+        for adapter, error in loads.failed:
+            for each in self._waiting.of_adapter(adapter.digest):
+                # Who has the same content of another source, or another token, is tried next.
+                if each.adapter is not None and each.adapter.origin == adapter.origin:
+                    failures.append(Failure(each, error))
         for failure in failures:
             self.remove(failure.sequence, now_s)
+        for adapter, _ in loads.failed:
+            self._waiting.unpark(adapter.digest)
         return failures
 
     def _watch(self, sequence: Sequence, now_s: float) -> None:

@@ -23,6 +23,7 @@ from kernels.cpu.warm_up import warm_up
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
+from storage.sources import SourceOptions
 
 _DTYPES = {
     "float32": torch.float32,
@@ -67,7 +68,13 @@ def build_engine(
     )
     loader = ThreadedLoader(
         adapter_builder(options.model_name, config, weights, pool),
-        roots=options.adapter_roots,
+        sources=SourceOptions(
+            roots=[Path(root) for root in options.adapter_roots],
+            allowed=options.allowed_sources,
+            private_hosts=options.private_hosts,
+        ),
+        control_plane=options.control_plane,
+        fleet_token=options.fleet_token,
         host_bytes=options.host_cache_bytes,
         disk_bytes=options.disk_cache_bytes,
         disk_dir=options.disk_cache_dir,

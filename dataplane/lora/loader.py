@@ -21,12 +21,13 @@ from typing import NamedTuple, Protocol
 import torch
 
 from dataplane.channel import Adapter
+from dataplane.lora.blob_source import BlobSource
 from dataplane.lora.layout import HostAdapter
 from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
 from storage.host_tier import HostTier
 from storage.loader import AdapterRef, LoadTimings, Residency, TieredLoader
-from storage.sources import LocalDirectorySource, SourceRouter
+from storage.sources import SourceOptions, SourceRouter, build_router
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class AdapterLoader(Protocol):
 class ThreadedLoader:
     """Runs storage's tiers in an event loop on a thread of its own.
 
+    sources: beside uploads, which come from the control plane at HOST:PORT with the fleet token.
     on_result: called on that thread after each result, to wake the engine.
     """
 
@@ -93,14 +95,18 @@ class ThreadedLoader:
         self,
         build: Callable[[ParsedAdapter], HostAdapter],
         *,
-        roots: tuple[str, ...],
+        sources: SourceOptions,
+        control_plane: str = "",
+        fleet_token: str = "",
         host_bytes: int,
         disk_bytes: int,
         disk_dir: str,
         on_result: Callable[[], None],
     ) -> None:
         self._build = build
-        self._roots = roots
+        self._sources = sources
+        self._blobs = BlobSource(control_plane, fleet_token) if control_plane else None
+        self._router: SourceRouter | None = None
         self._host_bytes = host_bytes
         self._disk_bytes = disk_bytes
         self._disk_dir = disk_dir
@@ -118,11 +124,13 @@ class ThreadedLoader:
         self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
 
     def start(self) -> None:
-        """Raises: StorageError when the disk tier cannot be opened."""
+        """Raises: StorageError when the disk tier cannot be opened; ValueError for `sources`."""
         disk = DiskTier(Path(self._disk_dir), self._disk_bytes) if self._disk_dir else None
+        others = {"blob": self._blobs} if self._blobs else {}
+        self._router = build_router(self._sources, others=others)
         self._builders = _single_core_threads()
         self._tiers = TieredLoader(
-            SourceRouter({"file": LocalDirectorySource([Path(root) for root in self._roots])}),
+            self._router,
             disk,
             self._host,
             self._build_sized,
@@ -193,6 +201,10 @@ class ThreadedLoader:
         await asyncio.gather(*tasks, return_exceptions=True)
         assert self._tiers is not None
         await self._tiers.aclose()
+        if self._router is not None:
+            await self._router.aclose()
+        if self._blobs is not None:
+            await self._blobs.aclose()
 
     def _begin(self, adapter: Adapter, priority: float, speculative: bool) -> None:
         assert self._tiers is not None
@@ -219,7 +231,7 @@ class ThreadedLoader:
     async def _load(self, adapter: Adapter, priority: float, speculative: bool) -> None:
         tiers = self._tiers
         assert tiers is not None
-        ref = AdapterRef(adapter.digest, adapter.source)
+        ref = AdapterRef(adapter.digest, adapter.source, adapter.token)
         try:
             loaded = await tiers.load(ref, priority=priority, speculative=speculative)
             result = LoadResult(adapter.digest, loaded, None)

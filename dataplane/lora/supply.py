@@ -26,10 +26,10 @@ _MAX_COPY_S = 5e-3  # while nothing is decoded; what needs an adapter then waits
 
 
 class Loads(NamedTuple):
-    """Loads that have ended: digests that arrived in host memory, and that failed, and why."""
+    """Loads that have ended: digests that arrived in host memory, and what failed, and why."""
 
     arrived: list[str]
-    failed: list[tuple[str, Exception]]
+    failed: list[tuple[Adapter, Exception]]
 
 
 @dataclass
@@ -68,12 +68,12 @@ class AdapterSupply:
                 continue  # nobody wants it any more
             if adapter is None:
                 assert error is not None
-                loads.failed.append((digest, error))
+                loads.failed.append((load.adapter, error))
                 continue
             self._costs.observe_load(load.tier, now_s - load.asked_s, adapter.nbytes)
             load.nbytes = adapter.nbytes
             if (pages := adapter.pages.shape[1]) >= self._num_pages:
-                loads.failed.append((digest, self._too_large(digest, pages)))
+                loads.failed.append((load.adapter, self._too_large(digest, pages)))
             elif self.resident.get(digest):
                 loads.arrived.append(digest)  # a prefetch brought it there
             elif self._arrived and not self._has_place(load):

@@ -52,6 +52,28 @@ class AdminService(admin_pb2_grpc.DataPlaneAdminServiceServicer):
             problem=report.problem,
         )
 
+    async def ListAdapterLoads(
+        self,
+        request: admin_pb2.ListAdapterLoadsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> admin_pb2.ListAdapterLoadsResponse:
+        check_bearer(context.invocation_metadata(), self._fleet_token)
+        report = await self._engine().recent_loads()
+        return admin_pb2.ListAdapterLoadsResponse(
+            data_plane_id=self._data_plane_id,
+            loads=[
+                admin_pb2.AdapterLoad(
+                    digest=load.digest,
+                    tier=load.tier,
+                    size_bytes=load.size_bytes,
+                    read_s=load.read_s,
+                    parse_s=load.parse_s,
+                    build_s=load.build_s,
+                )
+                for load in report.loads
+            ],
+        )
+
 
 def runs_of(owners: Sequence[str]) -> Iterator[admin_pb2.PageRun]:
     """The runs of pages with one owner; owners: as channel.PoolReport has them."""

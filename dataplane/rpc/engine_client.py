@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 import msgspec
@@ -59,7 +60,7 @@ class EngineClient:
         self._ready: asyncio.Future[channel.Ready] | None = None
         self._streams: dict[int, EngineStream] = {}
         self._handles = itertools.count(1)
-        self._reports: dict[int, asyncio.Future[channel.PoolReport]] = {}
+        self._reports: dict[int, asyncio.Future[Any]] = {}
         self._gone: ChoraleError | None = None
         self._stopping = False
 
@@ -163,10 +164,17 @@ class EngineClient:
 
     async def inspect(self) -> channel.PoolReport:
         """Who owns each page of the pool at the moment."""
+        return await self._ask(channel.Inspect)
+
+    async def recent_loads(self) -> channel.LoadsReport:
+        """What the engine loaded into host memory lately."""
+        return await self._ask(channel.AskLoads)
+
+    async def _ask(self, question: type[channel.Inspect | channel.AskLoads]) -> Any:
         self.check()
         ticket = next(self._handles)
         report = self._reports[ticket] = asyncio.get_running_loop().create_future()
-        self._post(channel.Inspect(ticket))
+        self._post(question(ticket))
         try:
             return await report
         finally:
@@ -233,7 +241,7 @@ class EngineClient:
                 self.stats = message
             case channel.Alive():
                 pass  # having been heard is all it says
-            case channel.PoolReport(ticket=ticket):
+            case channel.PoolReport(ticket=ticket) | channel.LoadsReport(ticket=ticket):
                 report = self._reports.get(ticket)
                 if report is not None and not report.done():
                     report.set_result(message)

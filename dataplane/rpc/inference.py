@@ -121,6 +121,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 digest=claims.adapter_digest,
                 source=claims.adapter_source,
                 name=claims.adapter_name,
+                token=claims.adapter_source_token,
             )
         return self._engine().submit(
             prompt=prepared.prompt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -12,9 +13,12 @@ import grpc
 from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.client import PAGE_SIZE
+from chorale.errors import ChoraleError, InternalError
 from chorale.events import Completion, CompletionBuilder, Event, event_of
 from chorale.requests import GenerateOptions, direct_request, generate_request
+from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
+from chorale.upload import OnProgress, UploadFiles, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import admission_pb2 as admission_pb
@@ -74,7 +78,10 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Starts one generation and streams it; see GenerateOptions."""
         request = generate_request(prompt, options, tenant=self._tenant)
-        return AsyncGeneration(self._inference.Generate(request, timeout=options.get("timeout")))
+        metadata = source_token_metadata(options.get("source_token", ""))
+        return AsyncGeneration(
+            self._inference.Generate(request, timeout=options.get("timeout"), metadata=metadata)
+        )
 
     async def complete(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -92,15 +99,20 @@ class AsyncClient:
         *,
         num_prompt_tokens: int = 0,
         excluded_data_plane_ids: Sequence[str] = (),
+        source_token: str = "",
     ) -> admission_pb.AdmitResponse:
-        """A place on a data plane: its endpoint and the ticket to stream straight from it."""
+        """A place on a data plane: its endpoint and the ticket to stream straight from it.
+
+        source_token: opens the adapter's source when that is private.
+        """
         request = admission_pb.AdmitRequest(
             model=model,
             tenant=self._tenant,
             num_prompt_tokens=num_prompt_tokens,
             excluded_data_plane_ids=excluded_data_plane_ids,
         )
-        return await call(self._admission.Admit, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        return await call(self._admission.Admit, request, self._timeout, metadata)
 
     async def base_models(self) -> list[registry_pb.BaseModel]:
         """Base models that data planes have announced, in order of name."""
@@ -112,6 +124,12 @@ class AsyncClient:
         request = admin_pb.GetPoolRequest()
         metadata = bearer_metadata(fleet_token)
         return await call(self._admin.GetPool, request, self._timeout, metadata)
+
+    async def adapter_loads(self, fleet_token: str) -> admin_pb.ListAdapterLoadsResponse:
+        """What was loaded lately; only where the address is a data plane's own."""
+        request = admin_pb.ListAdapterLoadsRequest()
+        metadata = bearer_metadata(fleet_token)
+        return await call(self._admin.ListAdapterLoads, request, self._timeout, metadata)
 
     async def direct_adapter(
         self,
@@ -195,15 +213,40 @@ class AsyncAdapters:
         *,
         base_model: str = "",
         labels: Mapping[str, str] | None = None,
+        source_token: str = "",
+        on_progress: OnProgress | None = None,
     ) -> registry_pb.RegisterAdapterResponse:
         """Makes the PEFT directory at `source` the current version of `name`.
 
-        source: an absolute path or file:// URI that the control plane can read.
+        source: what RegisterAdapterRequest.source may be. source_token: opens a private source.
+        on_progress: called with file name, bytes received and size while the source is read.
         """
         request = registry_pb.RegisterAdapterRequest(
             name=name, source=source, base_model=base_model, labels=labels or {}
         )
-        return await call(self._stub.RegisterAdapter, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        if on_progress is not None:
+            return await _registered(self._stub, request, self._timeout, metadata, on_progress)
+        return await call(self._stub.RegisterAdapter, request, self._timeout, metadata)
+
+    async def upload(
+        self, directory: str | Path, *, on_progress: OnProgress | None = None
+    ) -> registry_pb.UploadAdapterResponse:
+        """See chorale.client.Adapters.upload."""
+        files = await asyncio.to_thread(read_directory, Path(directory))
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                asked = registry_pb.GetUploadRequest(header=files.header)
+                offset = (await call(self._stub.GetUpload, asked, self._timeout)).offset
+                messages = _read_ahead(files, offset, on_progress)
+                return await call(self._stub.UploadAdapter, messages, None)
+            except ChoraleError as error:
+                pause_s = pause_before_retry_s(error, attempt)
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(pause_s)
 
     async def get(self, name: str) -> registry_pb.GetAdapterResponse:
         """The adapter that a name, `name@version` or alias means, and the version it means."""
@@ -250,10 +293,41 @@ class AsyncAdapters:
         request = registry_pb.RemoveAliasRequest(name=name)
         await call(self._stub.RemoveAlias, request, self._timeout)
 
-    async def verify(self, name: str) -> registry_pb.VerifyAdapterResponse:
+    async def verify(
+        self, name: str, *, source_token: str = ""
+    ) -> registry_pb.VerifyAdapterResponse:
         """Compares the source's present content with what was registered."""
         request = registry_pb.VerifyAdapterRequest(name=name)
-        return await call(self._stub.VerifyAdapter, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        return await call(self._stub.VerifyAdapter, request, self._timeout, metadata)
+
+
+async def _read_ahead(
+    files: UploadFiles, offset: int, on_progress: OnProgress | None
+) -> AsyncIterator[registry_pb.UploadAdapterRequest]:
+    """The upload's messages; the file is read in threads."""
+    messages = files.messages(offset, on_progress)
+    while (message := await asyncio.to_thread(next, messages, None)) is not None:
+        yield message
+
+
+async def _registered(
+    stub: Any,
+    register: registry_pb.RegisterAdapterRequest,
+    timeout: float | None,
+    metadata: Sequence[tuple[str, str]],
+    on_progress: OnProgress,
+) -> registry_pb.RegisterAdapterResponse:
+    request = registry_pb.StreamRegisterAdapterRequest(register=register)
+    try:
+        async for event in stub.StreamRegisterAdapter(request, timeout=timeout, metadata=metadata):
+            if event.HasField("registered"):
+                return event.registered
+            progress = event.progress
+            on_progress(progress.file, progress.received_bytes, progress.total_bytes)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    raise InternalError("STREAM_ENDED", "the server ended the stream without an answer")
 
 
 async def call(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -10,9 +12,12 @@ import grpc
 
 from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
+from chorale.errors import ChoraleError, InternalError
 from chorale.events import Completion, Event, completion_of, event_of
 from chorale.requests import GenerateOptions, direct_request, generate_request
+from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
+from chorale.upload import OnProgress, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import admission_pb2 as admission_pb
@@ -78,7 +83,10 @@ class Client:
     def generate(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Generation:
         """Starts one generation and streams it; see GenerateOptions."""
         request = generate_request(prompt, options, tenant=self._tenant)
-        return Generation(self._inference.Generate(request, timeout=options.get("timeout")))
+        metadata = source_token_metadata(options.get("source_token", ""))
+        return Generation(
+            self._inference.Generate(request, timeout=options.get("timeout"), metadata=metadata)
+        )
 
     def complete(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Completion:
         """Generates and returns the whole; see GenerateOptions."""
@@ -91,15 +99,20 @@ class Client:
         *,
         num_prompt_tokens: int = 0,
         excluded_data_plane_ids: Sequence[str] = (),
+        source_token: str = "",
     ) -> admission_pb.AdmitResponse:
-        """A place on a data plane: its endpoint and the ticket to stream straight from it."""
+        """A place on a data plane: its endpoint and the ticket to stream straight from it.
+
+        source_token: opens the adapter's source when that is private.
+        """
         request = admission_pb.AdmitRequest(
             model=model,
             tenant=self._tenant,
             num_prompt_tokens=num_prompt_tokens,
             excluded_data_plane_ids=excluded_data_plane_ids,
         )
-        return call(self._admission.Admit, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        return call(self._admission.Admit, request, self._timeout, metadata)
 
     def base_models(self) -> list[registry_pb.BaseModel]:
         """Base models that data planes have announced, in order of name."""
@@ -111,6 +124,12 @@ class Client:
         request = admin_pb.GetPoolRequest()
         metadata = bearer_metadata(fleet_token)
         return call(self._admin.GetPool, request, self._timeout, metadata)
+
+    def adapter_loads(self, fleet_token: str) -> admin_pb.ListAdapterLoadsResponse:
+        """What was loaded lately; only where the address is a data plane's own."""
+        request = admin_pb.ListAdapterLoadsRequest()
+        metadata = bearer_metadata(fleet_token)
+        return call(self._admin.ListAdapterLoads, request, self._timeout, metadata)
 
     def direct_adapter(
         self,
@@ -190,15 +209,46 @@ class Adapters:
         *,
         base_model: str = "",
         labels: Mapping[str, str] | None = None,
+        source_token: str = "",
+        on_progress: OnProgress | None = None,
     ) -> registry_pb.RegisterAdapterResponse:
         """Makes the PEFT directory at `source` the current version of `name`.
 
-        source: an absolute path or file:// URI that the control plane can read.
+        source: what RegisterAdapterRequest.source may be. source_token: opens a private source.
+        on_progress: called with file name, bytes received and size while the source is read.
         """
         request = registry_pb.RegisterAdapterRequest(
             name=name, source=source, base_model=base_model, labels=labels or {}
         )
-        return call(self._stub.RegisterAdapter, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        if on_progress is not None:
+            return _registered(self._stub, request, self._timeout, metadata, on_progress)
+        return call(self._stub.RegisterAdapter, request, self._timeout, metadata)
+
+    def upload(
+        self, directory: str | Path, *, on_progress: OnProgress | None = None
+    ) -> registry_pb.UploadAdapterResponse:
+        """Sends a PEFT directory of this machine to the control plane; register what it returns as
+        `source`. Goes on where an earlier call broke off, and tries again by itself.
+
+        on_progress: called with file name, bytes sent and size. Raises: OSError for the files.
+        """
+        files = read_directory(Path(directory))
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                asked = registry_pb.GetUploadRequest(header=files.header)
+                offset = call(self._stub.GetUpload, asked, self._timeout).offset
+                # Without a deadline: how long it takes is the line's affair.
+                return call(
+                    self._stub.UploadAdapter, files.messages(offset, on_progress), timeout=None
+                )
+            except ChoraleError as error:
+                pause_s = pause_before_retry_s(error, attempt)
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
 
     def get(self, name: str) -> registry_pb.GetAdapterResponse:
         """The adapter that a name, `name@version` or alias means, and the version it means."""
@@ -243,10 +293,30 @@ class Adapters:
         """Removes alias `name`."""
         call(self._stub.RemoveAlias, registry_pb.RemoveAliasRequest(name=name), self._timeout)
 
-    def verify(self, name: str) -> registry_pb.VerifyAdapterResponse:
+    def verify(self, name: str, *, source_token: str = "") -> registry_pb.VerifyAdapterResponse:
         """Compares the source's present content with what was registered."""
         request = registry_pb.VerifyAdapterRequest(name=name)
-        return call(self._stub.VerifyAdapter, request, self._timeout)
+        metadata = source_token_metadata(source_token)
+        return call(self._stub.VerifyAdapter, request, self._timeout, metadata)
+
+
+def _registered(
+    stub: AdapterRegistryServiceStub,
+    register: registry_pb.RegisterAdapterRequest,
+    timeout: float | None,
+    metadata: Sequence[tuple[str, str]],
+    on_progress: OnProgress,
+) -> registry_pb.RegisterAdapterResponse:
+    request = registry_pb.StreamRegisterAdapterRequest(register=register)
+    try:
+        for event in stub.StreamRegisterAdapter(request, timeout=timeout, metadata=metadata):
+            if event.HasField("registered"):
+                return event.registered
+            progress = event.progress
+            on_progress(progress.file, progress.received_bytes, progress.total_bytes)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    raise InternalError("STREAM_ENDED", "the server ended the stream without an answer")
 
 
 def call(

@@ -22,6 +22,7 @@ class GenerateOptions(TypedDict, total=False):
     timeout: seconds for the whole call; it also bounds the time in the server's queue.
     ticket: from `admit`, when the client's address is a data plane.
     generated_token_ids: tokens that an earlier stream has delivered; generation goes on after them.
+    source_token: opens the adapter's source when that is private.
     priority: -10 to 10, higher first among waiting requests, as far as the tenant may.
     """
 
@@ -32,6 +33,7 @@ class GenerateOptions(TypedDict, total=False):
     tenant: str
     ticket: bytes
     generated_token_ids: Sequence[int]
+    source_token: str
     priority: int
     max_tokens: int | None
     min_tokens: int | None

@@ -61,8 +61,13 @@ class _TypedErrors(grpc.aio.ServerInterceptor):
         method = cast("str", handler_call_details.method)
         if handler is None or not method.startswith("/chorale."):
             return handler
-        if handler.request_streaming:
-            raise AssertionError(f"{method}: request streams are not wrapped yet")
+        if handler.request_streaming and not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._wrap_unary(method, handler.stream_unary),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        assert not handler.request_streaming, f"{method}: no service has streams both ways"
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._wrap_stream(method, handler.unary_stream),

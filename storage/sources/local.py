@@ -6,47 +6,87 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
-
-import aiofiles
 
 from storage.errors import (
     AdapterTooLargeError,
     OutsideRootsError,
     PickleRefusedError,
     SourceNotFoundError,
+    SourceTimeoutError,
     SourceUnreadableError,
     excerpt,
 )
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.sources.access import ANYBODY, Access, Progress
+from storage.sources.slots import origin_of
+from storage.threads import LoneThreads
 
 _MAX_PATH_CHARS = 4096
+_CHUNK_BYTES = 8 << 20
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 # O_NONBLOCK: opening a FIFO must not wait for its writer. O_NOFOLLOW: the path was resolved, so a
 # link found while opening was put there since.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class _StoppedError(Exception):
+    """Nobody waits for the read any more."""
+
+
 class LocalDirectorySource:
     """Reads `/absolute/dir` or `file:///absolute/dir` when it lies under one of `roots`.
 
     Links are resolved first, for the directory and for each file (a hub cache is made of links),
-    and what they lead to must lie under a root too.
+    and what they lead to must lie under a root too. Each fetch has a thread of its own: a mount
+    that hangs holds up nobody else. total_s: after so long a fetch fails.
     """
 
-    def __init__(self, roots: Sequence[Path], limits: AdapterLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        limits: AdapterLimits = DEFAULT_LIMITS,
+        *,
+        total_s: float = 600.0,
+    ) -> None:
         self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
         self._limits = limits
+        self._total_s = total_s
+        self._threads = LoneThreads()
 
-    async def fetch(self, uri: str) -> AdapterFiles:
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         """Raises: SourceError, AdapterTooLargeError, PickleRefusedError."""
         path = _local_path(uri)
-        directory = await asyncio.to_thread(self._resolve_directory, path)
-        config = await self._read(directory, CONFIG_NAME, self._limits.max_config_bytes)
-        weights = await self._read(directory, WEIGHTS_NAME, self._limits.max_weights_bytes)
+        stopped = threading.Event()
+        loop, on_progress = asyncio.get_running_loop(), access.on_progress
+
+        def told(progress: Progress) -> None:
+            if stopped.is_set():
+                raise _StoppedError
+            if on_progress is not None:
+                loop.call_soon_threadsafe(on_progress, progress)
+
+        try:
+            async with asyncio.timeout(self._total_s):
+                return await self._threads.run(
+                    origin_of(uri), lambda: self._read_both(path, uri, told)
+                )
+        except TimeoutError:
+            raise SourceTimeoutError(
+                f"source {excerpt(path)} was not read within {self._total_s:g} s; it seems to "
+                "hang: try again when it answers"
+            ) from None
+        finally:
+            stopped.set()
+
+    def _read_both(self, path: str, uri: str, told: Callable[[Progress], None]) -> AdapterFiles:
+        directory = self._resolve_directory(path)
+        config = self._read(directory, CONFIG_NAME, self._limits.max_config_bytes, told)
+        weights = self._read(directory, WEIGHTS_NAME, self._limits.max_weights_bytes, told)
         return AdapterFiles(config=config, weights=weights, uri=uri)
 
     def _resolve_directory(self, path: str) -> Path:
@@ -86,32 +126,29 @@ class LocalDirectorySource:
             )
         return resolved
 
-    async def _read(self, directory: Path, name: str, limit: int) -> bytes:
-        reading = asyncio.create_task(self._read_whole(str(directory / name), limit))
+    def _read(
+        self, directory: Path, name: str, limit: int, told: Callable[[Progress], None]
+    ) -> bytes:
+        path = str(directory / name)
         try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            # A thread may be inside a read: wait for it, or the descriptor could not be closed.
-            await asyncio.wait([reading])
-            if not reading.cancelled():
-                reading.exception()
-            raise
-
-    async def _read_whole(self, path: str, limit: int) -> bytes:
-        try:
-            async with aiofiles.open(path, "rb", opener=self._open) as file:
+            with open(path, "rb", buffering=0, opener=self._open) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > limit:
                     raise AdapterTooLargeError(
                         f"source file {excerpt(path)} has {size} bytes; the limit is {limit}",
                         metadata={"size_bytes": str(size), "limit_bytes": str(limit)},
                     )
-                data = await file.read(size + 1)
+                chunks: list[bytes] = []
+                received = 0
+                while chunk := file.read(min(_CHUNK_BYTES, size + 1 - received)):
+                    chunks.append(chunk)
+                    received += len(chunk)
+                    told(Progress(name, received, size))
         except OSError as problem:
             raise _source_error(path, problem) from None
-        if len(data) != size:
+        if received != size:
             raise SourceUnreadableError(f"source file {excerpt(path)} changed while it was read")
-        return data
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _open(self, path: str, _: int) -> int:
         """A descriptor of a regular file under a root."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from chorale.v1 import adapter_registry_pb2 as pb
+from chorale.v1 import admin_pb2 as admin_pb
+from chorale.v1 import fleet_pb2 as fleet_pb
 from tests.cli.conftest import Chorale
 from tests.helpers.scripted_gateway import ScriptedGateway, adapter
 
@@ -70,6 +72,7 @@ def test_list_takes_every_page(chorale: Chorale, gateway: ScriptedGateway) -> No
                 "size_bytes": 4096,
                 "created_at": "2026-01-02T03:04:05Z",
                 "labels": {"team": "blue"},
+                "private": False,
             }
         ],
         "aliases": [{"name": "prod", "adapter": "a", "version": 0}],
@@ -88,19 +91,62 @@ def test_what_others_wrote_cannot_steer_the_terminal(
     made = adapter("a")
     made.versions[0].labels["evil"] = "\x1b[31mred\x07\n[bold]"
     gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
+    gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse()
     shown = chorale("adapters", "show", "a").stdout
     assert "\x1b" not in shown and "\x07" not in shown and "[31mred [bold]" in shown
 
 
-def test_show(chorale: Chorale, gateway: ScriptedGateway) -> None:
+def test_show(chorale: Chorale, gateway: ScriptedGateway, tmp_path: Path) -> None:
+    data_dir = ("--data-dir", str(tmp_path))
     made = adapter("a", versions=2, alias="prod")
     gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
-    shown = chorale("adapters", "show", "a@1").stdout
+    gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse()
+    shown = chorale("adapters", "show", "a@1", *data_dir).stdout
     for text in ("current version 2", "alias prod", "1" * 64, "2" * 64, "label team"):
         assert text in shown
-    view = json.loads(chorale("adapters", "show", "a@1", "--json").stdout)
+    assert "on none of 0 data planes" in shown
+    view = json.loads(chorale("adapters", "show", "a@1", "--json", *data_dir).stdout)
     assert view["resolved_version"] == 1
     assert [one["version"] for one in view["adapter"]["versions"]] == [2, 1]
+    assert (view["residency"], view["loads"]) == ([], None)
+
+
+def test_show_tells_tiers_and_timings(
+    chorale: Chorale, gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    made = adapter("a", versions=2)
+    one, two = made.versions[1].digest, made.versions[0].digest
+    gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
+    other = "e" * 64
+    planes = [
+        fleet_pb.DataPlane(
+            data_plane_id=f"dp-{n}",
+            endpoint=gateway.address,
+            residency=fleet_pb.Residency(pool_digests=pool, host_digests=host, disk_digests=disk),
+        )
+        for n, (pool, host, disk) in enumerate([([other, two], [one], []), ([], [], [two])])
+    ]
+    gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse(data_planes=planes)
+    times = {"read_s": 0.5, "parse_s": 0.25, "build_s": 0.125}
+    loads = [
+        admin_pb.AdapterLoad(digest=digest, tier="disk", size_bytes=2048, **times)
+        for digest in (two, other)
+    ]
+    gateway.answers["ListAdapterLoads"] = admin_pb.ListAdapterLoadsResponse(loads=loads)
+    (tmp_path / "fleet-token").write_text("secret\n")
+    arguments = ("adapters", "show", "a", "--data-dir", str(tmp_path))
+    shown = chorale(*arguments).stdout
+    for text in ("dp-0", "dp-1", "pool", "host", "disk", "2.0 KiB", "0.125"):
+        assert text in shown
+    assert gateway.metadata[-1]["authorization"] == "Bearer secret"
+    view = json.loads(chorale(*arguments, "--json").stdout)
+    assert view["residency"] == [
+        {"data_plane_id": "dp-0", "version": 2, "tier": "pool"},
+        {"data_plane_id": "dp-1", "version": 2, "tier": "disk"},
+        {"data_plane_id": "dp-0", "version": 1, "tier": "host"},
+    ]
+    load = {"version": 2, "from": "disk", "size_bytes": 2048, **times}
+    assert view["loads"] == [{"data_plane_id": f"dp-{n}", **load} for n in range(2)]
 
 
 def test_promote_and_rollback(chorale: Chorale, gateway: ScriptedGateway) -> None:

@@ -48,6 +48,7 @@ class FakeScript:
     stats: dict[str, Any] | None = None
     owners: list[str] = field(default_factory=lambda: ["", "sequence:1"])
     problem: str = ""
+    loads: list[dict[str, Any]] = field(default_factory=list)
 
 
 def environment(script: FakeScript, log: Path) -> dict[str, str]:
@@ -136,6 +137,9 @@ class _Engine:
                             problem=self.script.problem,
                         )
                     )
+                case channel.AskLoads(ticket=ticket):
+                    loads = [channel.AdapterLoad(**load) for load in self.script.loads]
+                    self.send(channel.LoadsReport(ticket=ticket, loads=loads))
                 case channel.Shutdown() if not script.stubborn:
                     return 0
                 case _:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import loader as loader_module
 from storage.adapter.manifest import ParsedAdapter, digest_of
 from storage.disk_tier import DiskTier
 from storage.errors import (
@@ -224,6 +225,29 @@ async def test_bad_content_is_refused_and_kept_nowhere(bench: Bench) -> None:
     assert bench.loader.residency().disk == frozenset()
 
 
+async def test_a_disk_that_hangs_holds_nobody_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "_WRITE_PATIENCE_S", 0.05)
+    gate = asyncio.Event()
+    honest = bench.disk.put
+
+    async def hang(digest: str, files: AdapterFiles) -> None:
+        await gate.wait()
+        await honest(digest, files)
+
+    monkeypatch.setattr(bench.disk, "put", hang)
+    for seed in range(7):
+        sample = files(seed + 20)
+        uri = f"mem://{seed}"
+        bench.source.contents[uri] = sample
+        ref = AdapterRef(digest_of(sample.config, sample.weights), uri)
+        assert (await asyncio.wait_for(bench.loader.load(ref), 5))[0] == ref.digest
+    gate.set()
+    await bench.loader.flush()
+    assert len(bench.loader.residency().disk) == 4, "as many as may be in memory for it"
+
+
 async def test_what_build_refuses_is_not_kept(bench: Bench) -> None:
     def refuse(parsed: ParsedAdapter) -> tuple[Value, int]:
         raise MemoryError(parsed.manifest.digest)
@@ -261,7 +285,7 @@ async def test_many_loads_are_bounded(bench: Bench) -> None:
     refs: list[AdapterRef] = []
     for seed in range(5):
         sample = files(seed + 10)
-        uri = f"mem://{seed}"
+        uri = f"mem://one-host/{seed}"
         bench.source.contents[uri] = sample
         refs.append(AdapterRef(digest_of(sample.config, sample.weights), uri))
     tasks = [asyncio.create_task(loader.load(ref)) for ref in refs]
@@ -293,7 +317,7 @@ async def test_what_is_no_digest_is_refused(bench: Bench, digest: str) -> None:
 
 
 async def test_a_queued_load_rises_with_the_priority_of_who_joins_it(bench: Bench) -> None:
-    others = {f"mem://{n}": files(n) for n in (2, 3)}
+    others = {f"mem://good/{n}": files(n) for n in (2, 3)}
     bench.source.contents.update(others)
     refs = [REF, *(AdapterRef(digest_of(f.config, f.weights), uri) for uri, f in others.items())]
     loader = bench.make(None, max_concurrent_loads=1)
@@ -307,7 +331,7 @@ async def test_a_queued_load_rises_with_the_priority_of_who_joins_it(bench: Benc
     await asyncio.sleep(0.01)
     bench.source.gate.set()
     await asyncio.gather(first, demand, guess, urgent)
-    assert bench.source.fetched == ["mem://good", "mem://3", "mem://2"]
+    assert bench.source.fetched == ["mem://good", "mem://good/3", "mem://good/2"]
     await loader.aclose()
 
 

@@ -18,7 +18,7 @@ from storage.errors import (
 )
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import AdapterLimits
-from storage.sources import LocalDirectorySource, SourceRouter, local
+from storage.sources import ANYBODY, Access, LocalDirectorySource, SourceRouter, local
 
 
 @pytest.fixture
@@ -199,10 +199,10 @@ async def test_only_regular_files_are_read(root: Path, kind: str, name: str) -> 
     assert error.reason == "SOURCE_UNREADABLE"
 
 
-async def test_device_files_are_refused() -> None:
+def test_device_files_are_refused() -> None:
     source = LocalDirectorySource([Path("/dev")])
     with pytest.raises(SourceError, match="not a regular file"):
-        await source._read(Path("/dev"), "zero", 100)
+        source._read(Path("/dev"), "zero", 100, lambda _: None)
 
 
 async def test_size_is_checked_before_reading(root: Path) -> None:
@@ -248,7 +248,7 @@ async def test_no_descriptor_is_left_open(root: Path) -> None:
 
 
 class Fixed:
-    async def fetch(self, uri: str) -> AdapterFiles:
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         return AdapterFiles(b"c", b"w", uri)
 
 

@@ -31,6 +31,9 @@ class UpOptions:
     model: str | None
     model_name: str | None
     adapter_roots: Sequence[Path]
+    allowed_sources: Sequence[str] = ()
+    private_hosts: Sequence[str] = ()
+    max_blob_bytes: int | None = None
     device: str
     dtype: str
     pool_bytes: int | None
@@ -95,8 +98,11 @@ def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> P
         *python_module("controlplane.cli.main"),
         "control-plane",
         *(f"--host={LOOPBACK}", f"--port={addresses.control_plane_port}"),
-        *(f"--adapter-root={root}" for root in adapter_roots(options)),
+        *_source_flags(options),
+        f"--blob-dir={options.data_dir.absolute() / 'blobs'}",
     ]
+    if options.max_blob_bytes is not None:
+        command.append(f"--max-blob-bytes={options.max_blob_bytes}")
     # A URL may hold a password, and every user of the machine can read command lines.
     return Part("control-plane", command, {"CHORALE_REDIS": redis_url}, stop_phase=CORE)
 
@@ -121,7 +127,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         f"--control-plane={addresses.control_plane}",
         *(f"--host={LOOPBACK}", "--port=0"),
         *(f"--device={options.device}", f"--dtype={options.dtype}"),
-        *(f"--adapter-root={root}" for root in adapter_roots(options)),
+        *_source_flags(options),
         f"--disk-cache-dir={disk_cache}",
     ]
     optional = {
@@ -142,6 +148,15 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         )
         for index in range(options.num_data_planes)
     }
+
+
+def _source_flags(options: UpOptions) -> list[str]:
+    """Where adapters may come from: the same for the control plane and the data planes."""
+    return [
+        *(f"--adapter-root={root}" for root in adapter_roots(options)),
+        *(f"--allow-source={prefix}" for prefix in options.allowed_sources),
+        *(f"--allow-private-host={host}" for host in options.private_hosts),
+    ]
 
 
 def _num_threads(options: UpOptions) -> int | None:

@@ -1,4 +1,5 @@
--- model -> {what it is, now_ms, signing key id, name, version, record, source, data planes}
+-- model -> {what it is, now_ms, signing key id, name, version, record, source, data planes,
+--   "1" when the source is private}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name) or "UNKNOWN"
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
 --   tier that holds the adapter or ""}, ...}
@@ -33,4 +34,4 @@ for _, id in ipairs(live_data_planes()) do
   table.insert(planes, {id, plane[1], plane[2], plane[3], plane[4], plane[5], tier})
 end
 return {kind, integer(now_ms()), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
-  source, planes}
+  source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or ""}

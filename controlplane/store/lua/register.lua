@@ -1,6 +1,6 @@
 -- name, digest, base model, its record as checked, version record, source, labels or "",
--- max_versions, max_history -> {"OK", version, created, dump} or {why not, detail}
-local name, digest, base, base_record, record, source, labels = unpack(ARGV)
+-- max_versions, max_history, "1" for a private source -> {"OK", version, created, dump} or {why not, detail}
+local name, digest, base, base_record, record, source, labels = unpack(ARGV, 1, 7)
 local max_versions, max_history = tonumber(ARGV[8]), tonumber(ARGV[9])
 if redis.call("HEXISTS", BASE_MODELS, name) == 1 then return {"BASE_MODEL", name} end
 local taken = redis.call("HGET", ALIAS .. name, "adapter")
@@ -24,7 +24,7 @@ if not version then
     "count", count + 1)
   redis.call("ZADD", ADAPTERS, 0, name)
 end
-redis.call("HSET", key, "source:" .. version, source)
+redis.call("HSET", key, "source:" .. version, source, "private:" .. version, ARGV[10])
 if labels ~= "" then redis.call("HSET", key, "labels:" .. version, labels) end
 make_current(name, version, max_history)
 return {"OK", version, created, dump(name)}

@@ -23,7 +23,7 @@ for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
   if redis.call("HGET", ALIAS .. alias, "version") == version then return {"ALIASED", alias} end
 end
 forget_pin(identity)
-redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version,
+redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version, "private:" .. version,
   "identity:" .. version, "by_identity:" .. identity)
 redis.call("HINCRBY", key, "count", -1)
 redis.call("LREM", HISTORY .. name, 0, version)

@@ -22,7 +22,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., current_version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("version", "digest", "source", "base_model", "rank", "target_modules", "size_bytes", "created_at", "labels")
+    __slots__ = ("version", "digest", "source", "base_model", "rank", "target_modules", "size_bytes", "created_at", "labels", "private")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class AdapterVersion(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: str
     source: str
@@ -48,7 +49,8 @@ class AdapterVersion(_message.Message):
     size_bytes: int
     created_at: _timestamp_pb2.Timestamp
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    private: bool
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., private: _Optional[bool] = ...) -> None: ...
 
 class Alias(_message.Message):
     __slots__ = ("name", "adapter", "version")
@@ -88,6 +90,76 @@ class RegisterAdapterResponse(_message.Message):
     version: AdapterVersion
     created: bool
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+
+class StreamRegisterAdapterRequest(_message.Message):
+    __slots__ = ("register",)
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
+    register: RegisterAdapterRequest
+    def __init__(self, register: _Optional[_Union[RegisterAdapterRequest, _Mapping]] = ...) -> None: ...
+
+class StreamRegisterAdapterResponse(_message.Message):
+    __slots__ = ("progress", "registered")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    progress: FileProgress
+    registered: RegisterAdapterResponse
+    def __init__(self, progress: _Optional[_Union[FileProgress, _Mapping]] = ..., registered: _Optional[_Union[RegisterAdapterResponse, _Mapping]] = ...) -> None: ...
+
+class FileProgress(_message.Message):
+    __slots__ = ("file", "received_bytes", "total_bytes")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    received_bytes: int
+    total_bytes: int
+    def __init__(self, file: _Optional[str] = ..., received_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("config", "weights_bytes", "weights_sha256")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    config: bytes
+    weights_bytes: int
+    weights_sha256: bytes
+    def __init__(self, config: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
+
+class GetUploadRequest(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ...) -> None: ...
+
+class GetUploadResponse(_message.Message):
+    __slots__ = ("offset",)
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    def __init__(self, offset: _Optional[int] = ...) -> None: ...
+
+class UploadAdapterRequest(_message.Message):
+    __slots__ = ("begin", "data")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    begin: UploadBegin
+    data: bytes
+    def __init__(self, begin: _Optional[_Union[UploadBegin, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadBegin(_message.Message):
+    __slots__ = ("header", "offset")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    offset: int
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class UploadAdapterResponse(_message.Message):
+    __slots__ = ("digest", "source")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    source: str
+    def __init__(self, digest: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
     __slots__ = ("name",)

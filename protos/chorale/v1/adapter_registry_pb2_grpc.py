@@ -40,6 +40,21 @@ class AdapterRegistryServiceStub:
                 request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.RegisterAdapterRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.RegisterAdapterResponse.FromString,
                 _registered_method=True)
+        self.StreamRegisterAdapter = channel.unary_stream(
+                '/chorale.v1.AdapterRegistryService/StreamRegisterAdapter',
+                request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/chorale.v1.AdapterRegistryService/GetUpload',
+                request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.UploadAdapter = channel.stream_unary(
+                '/chorale.v1.AdapterRegistryService/UploadAdapter',
+                request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.UploadAdapterResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/chorale.v1.AdapterRegistryService/GetAdapter',
                 request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.GetAdapterRequest.SerializeToString,
@@ -98,6 +113,38 @@ class AdapterRegistryServiceServicer:
         Errors: INVALID_ARGUMENT (name, source, adapter files), FAILED_PRECONDITION (base model unknown
         or not the adapter's), PERMISSION_DENIED (source outside the allowed roots), NOT_FOUND (no such
         source), ALREADY_EXISTS (the name is an alias or a base model). Nothing is stored on an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamRegisterAdapter(self, request, context):
+        """As RegisterAdapter, and tells of the progress while the source's files arrive. The last message
+        is the response; a call that is cancelled before registers nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How much of an upload the control plane has. Changes nothing. An upload that was never begun,
+        or was given up for a day, has 0 bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAdapter(self, request_iterator, context):
+        """Takes an adapter's files into the control plane's blobs, to be registered as `blob:DIGEST`.
+        The first message is the header, the others are the bytes of the weights from the header's
+        offset on. Bytes that arrived stay when the call breaks: ask GetUpload where to go on.
+        When the last byte is there, content is compared with the header's hashes and parsed as
+        RegisterAdapter does; then the blob appears, whole and at once. The same content again is no
+        error. Blobs that no adapter version names may be removed after a day when room is needed.
+        Errors: INVALID_ARGUMENT (sizes, adapter files; UPLOAD_DAMAGED: begin afresh),
+        FAILED_PRECONDITION (UPLOAD_OFFSET: the metadata `offset` says where to go on; UPLOADS_OFF: no
+        blobs are kept here), UNAVAILABLE (UPLOAD_BUSY: another call writes the same upload),
+        RESOURCE_EXHAUSTED (BLOB_QUOTA_EXCEEDED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +225,21 @@ def add_AdapterRegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.RegisterAdapterRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_adapter__registry__pb2.RegisterAdapterResponse.SerializeToString,
             ),
+            'StreamRegisterAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamRegisterAdapter,
+                    request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.GetUploadRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_adapter__registry__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'UploadAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_adapter__registry__pb2.UploadAdapterResponse.SerializeToString,
+            ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
                     request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.GetAdapterRequest.FromString,
@@ -252,6 +314,87 @@ class AdapterRegistryService:
             '/chorale.v1.AdapterRegistryService/RegisterAdapter',
             chorale_dot_v1_dot_adapter__registry__pb2.RegisterAdapterRequest.SerializeToString,
             chorale_dot_v1_dot_adapter__registry__pb2.RegisterAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamRegisterAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chorale.v1.AdapterRegistryService/StreamRegisterAdapter',
+            chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterRequest.SerializeToString,
+            chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.AdapterRegistryService/GetUpload',
+            chorale_dot_v1_dot_adapter__registry__pb2.GetUploadRequest.SerializeToString,
+            chorale_dot_v1_dot_adapter__registry__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/chorale.v1.AdapterRegistryService/UploadAdapter',
+            chorale_dot_v1_dot_adapter__registry__pb2.UploadAdapterRequest.SerializeToString,
+            chorale_dot_v1_dot_adapter__registry__pb2.UploadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,34 @@ PAGE_OWNER_KIND_ADAPTER: PageOwnerKind
 PAGE_OWNER_KIND_SEQUENCE: PageOwnerKind
 PAGE_OWNER_KIND_PREFIX: PageOwnerKind
 
+class ListAdapterLoadsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAdapterLoadsResponse(_message.Message):
+    __slots__ = ("data_plane_id", "loads")
+    DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    data_plane_id: str
+    loads: _containers.RepeatedCompositeFieldContainer[AdapterLoad]
+    def __init__(self, data_plane_id: _Optional[str] = ..., loads: _Optional[_Iterable[_Union[AdapterLoad, _Mapping]]] = ...) -> None: ...
+
+class AdapterLoad(_message.Message):
+    __slots__ = ("digest", "tier", "size_bytes", "read_s", "parse_s", "build_s")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    PARSE_S_FIELD_NUMBER: _ClassVar[int]
+    BUILD_S_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    tier: str
+    size_bytes: int
+    read_s: float
+    parse_s: float
+    build_s: float
+    def __init__(self, digest: _Optional[str] = ..., tier: _Optional[str] = ..., size_bytes: _Optional[int] = ..., read_s: _Optional[float] = ..., parse_s: _Optional[float] = ..., build_s: _Optional[float] = ...) -> None: ...
+
 class GetPoolRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

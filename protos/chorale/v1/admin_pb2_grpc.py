@@ -41,6 +41,11 @@ class DataPlaneAdminServiceStub:
                 request_serializer=chorale_dot_v1_dot_admin__pb2.GetPoolRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_admin__pb2.GetPoolResponse.FromString,
                 _registered_method=True)
+        self.ListAdapterLoads = channel.unary_unary(
+                '/chorale.v1.DataPlaneAdminService/ListAdapterLoads',
+                request_serializer=chorale_dot_v1_dot_admin__pb2.ListAdapterLoadsRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_admin__pb2.ListAdapterLoadsResponse.FromString,
+                _registered_method=True)
 
 
 class DataPlaneAdminServiceServicer:
@@ -58,6 +63,14 @@ class DataPlaneAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAdapterLoads(self, request, context):
+        """The adapters that were loaded into host memory lately, and how long each part took. Changes
+        nothing. Errors: as GetPool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataPlaneAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -65,6 +78,11 @@ def add_DataPlaneAdminServiceServicer_to_server(servicer, server):
                     servicer.GetPool,
                     request_deserializer=chorale_dot_v1_dot_admin__pb2.GetPoolRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_admin__pb2.GetPoolResponse.SerializeToString,
+            ),
+            'ListAdapterLoads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapterLoads,
+                    request_deserializer=chorale_dot_v1_dot_admin__pb2.ListAdapterLoadsRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_admin__pb2.ListAdapterLoadsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -96,6 +114,33 @@ class DataPlaneAdminService:
             '/chorale.v1.DataPlaneAdminService/GetPool',
             chorale_dot_v1_dot_admin__pb2.GetPoolRequest.SerializeToString,
             chorale_dot_v1_dot_admin__pb2.GetPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapterLoads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.DataPlaneAdminService/ListAdapterLoads',
+            chorale_dot_v1_dot_admin__pb2.ListAdapterLoadsRequest.SerializeToString,
+            chorale_dot_v1_dot_admin__pb2.ListAdapterLoadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

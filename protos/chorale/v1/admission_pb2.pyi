@@ -40,7 +40,7 @@ class AdmitResponse(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ..., data_plane_id: _Optional[str] = ..., ticket: _Optional[bytes] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
 
 class TicketClaims(_message.Message):
-    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority")
+    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class TicketClaims(_message.Message):
     ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     MAX_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SOURCE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ticket_id: bytes
     data_plane_id: str
     tenant: str
@@ -61,7 +62,8 @@ class TicketClaims(_message.Message):
     adapter_source: str
     expires_at: _timestamp_pb2.Timestamp
     max_priority: int
-    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ...) -> None: ...
+    adapter_source_token: str
+    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ...) -> None: ...
 
 class SignedTicket(_message.Message):
     __slots__ = ("claims", "signature", "key_id")

@@ -48,7 +48,9 @@ class AdmissionServiceServicer:
 
     def Admit(self, request, context):
         """Resolves the model, picks a live data plane that serves its base model, and signs a ticket for
-        it. Changes nothing but the load that the control plane expects there.
+        it. Changes nothing but the load that the control plane expects there. When the version's source
+        is private, the metadata entry `x-chorale-source-token` must hold a token that opens it, which
+        is checked each time (PERMISSION_DENIED otherwise).
         Errors: NOT_FOUND (model), RESOURCE_EXHAUSTED with RetryInfo (every data plane is full),
         UNAVAILABLE with RetryInfo (no live data plane serves the base model), INVALID_ARGUMENT.
         """

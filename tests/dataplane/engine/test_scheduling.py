@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -129,6 +130,23 @@ def test_a_failed_load_ends_only_its_own_requests(assets: dict[str, Path]) -> No
     rig.submit(3, PROMPT, assets["a"])
     rig.run()
     assert rig.tokens[3] == alone(assets, PROMPT, "a")
+
+
+def test_one_content_of_two_sources_fails_only_where_it_is_missing(
+    assets: dict[str, Path], tmp_path: Path
+) -> None:
+    """Who has the same content of a source that is well gets tokens all the same; and once it is
+    here, nobody's source is asked."""
+    copy = Path(shutil.copytree(assets["a"], tmp_path / "copy"))
+    for broken, handles in ((assets["a"], {0, 2}), (copy, set[int]())):
+        rig = Rig(assets["model"])
+        rig.loader.failing.add(str(broken))
+        for handle in range(4):
+            rig.submit(handle, PROMPT, (assets["a"], copy)[handle % 2])
+        rig.run()
+        assert set(rig.failed) == handles
+        for handle in set(range(4)) - handles:
+            assert rig.tokens[handle] == alone(assets, PROMPT, "a")
 
 
 @pytest.mark.parametrize("pipeline_depth", [1, 2])

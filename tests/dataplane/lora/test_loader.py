@@ -18,6 +18,7 @@ from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult, ThreadedLoader
 from storage.adapter.manifest import ParsedAdapter, digest_of
 from storage.errors import SourceNotFoundError
+from storage.sources import SourceOptions
 from tests.helpers.adapters import make_adapter_dir
 
 
@@ -32,7 +33,7 @@ class Bench:
         self.woken = threading.Event()
         self.loader = ThreadedLoader(
             self.build,
-            roots=(str(root),),
+            sources=SourceOptions(roots=[root]),
             host_bytes=1 << 20,
             disk_bytes=1 << 20,
             disk_dir=str(root / "disk"),

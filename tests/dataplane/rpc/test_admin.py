@@ -51,6 +51,19 @@ async def serving(engine: EngineClient, token: str = TOKEN) -> AsyncIterator[Asy
         await server.stop(0)
 
 
+async def test_the_last_loads(start_engine: StartEngine) -> None:
+    load = {"digest": "d" * 64, "tier": "disk", "size_bytes": 7}
+    load |= {"read_s": 0.5, "parse_s": 0.25, "build_s": 0.125}
+    async with start_engine(FakeScript(loads=[load])) as engine:
+        await engine.wait_ready()
+        async with serving(engine) as client:
+            answer = await client.adapter_loads(TOKEN)
+            with pytest.raises(UnauthenticatedError):
+                await client.adapter_loads("wrong")
+    assert answer.data_plane_id == "dp-1"
+    assert list(answer.loads) == [admin_pb2.AdapterLoad(**load)]
+
+
 async def test_the_map_of_the_pool(start_engine: StartEngine) -> None:
     owners = ["sequence:7", "sequence:7", "", "", "", "prefix:ab:cd", "adapter:d", "adapter:d"]
     script = FakeScript(owners=owners, problem="page 3 is odd")

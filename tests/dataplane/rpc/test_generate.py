@@ -36,6 +36,7 @@ async def test_accepted_then_tokens_then_finished(
             adapter_version=3,
             adapter_digest="d" * 64,
             adapter_source="file:///a",
+            adapter_source_token="mine",
         )
         events = await rig.generate(
             request_id="r-1", ticket=ticket, sampling={"seed": 2**64 - 1, "max_tokens": len(reply)}
@@ -64,7 +65,8 @@ async def test_accepted_then_tokens_then_finished(
     assert finished.timings.time_to_first_token_s == 0.5 and finished.timings.total_s > 0
     (submit,) = engine_log.of("Submit")
     assert submit["prompt"] == prompt and submit["tenant"] == "acme"
-    assert submit["adapter"] == {"digest": "d" * 64, "source": "file:///a", "name": "poet"}
+    adapter = {"digest": "d" * 64, "source": "file:///a", "name": "poet", "token": "mine"}
+    assert submit["adapter"] == adapter
     assert engine_log.of("Abort") == []
 
 

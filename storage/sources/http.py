@@ -1,0 +1,69 @@
+"""Adapters on web servers: `https://host/dir` holds the two files of a PEFT directory."""
+
+from __future__ import annotations
+
+from storage.errors import PickleRefusedError, SourceNotFoundError, excerpt
+from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
+from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.sources.access import ANYBODY, Access
+from storage.sources.download import Downloader
+from storage.sources.exchange import refuse
+from storage.sources.policy import SourcePolicy, split
+
+_PICKLE = "adapter_model.bin"
+
+
+class HttpSource:
+    """Reads https:// and http:// directories that `policy` opens; so must every redirection's
+    target be. A caller's token is sent as `Authorization: Bearer`, to the first origin only."""
+
+    def __init__(
+        self,
+        downloader: Downloader,
+        policy: SourcePolicy,
+        limits: AdapterLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._downloader = downloader
+        self._policy = policy
+        self._limits = limits
+
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
+        """Raises: SourceError, AdapterTooLargeError, PickleRefusedError."""
+        base = self._base(uri)
+        get, check = self._downloader.get, self._policy.check
+        config = await get(
+            f"{base}/{CONFIG_NAME}",
+            file=CONFIG_NAME,
+            max_bytes=self._limits.max_config_bytes,
+            access=access,
+            check=check,
+        )
+        try:
+            weights = await get(
+                f"{base}/{WEIGHTS_NAME}",
+                file=WEIGHTS_NAME,
+                max_bytes=self._limits.max_weights_bytes,
+                access=access,
+                check=check,
+            )
+        except SourceNotFoundError:
+            pickle = f"{base}/{_PICKLE}"
+            if await self._downloader.head(pickle, access=access, check=check) < 400:
+                raise PickleRefusedError(
+                    f"source {excerpt(uri)} has {_PICKLE} but no {WEIGHTS_NAME}; pickle is never "
+                    "read. Convert it with safetensors.torch.save_file",
+                    metadata={"file": _PICKLE},
+                ) from None
+            raise
+        return AdapterFiles(config=bytes(config), weights=weights, uri=base)
+
+    async def check(self, uri: str, access: Access) -> None:
+        """Raises: SourceAccessError when the server refuses this caller; other SourceError."""
+        url = f"{self._base(uri)}/{CONFIG_NAME}"
+        status = await self._downloader.head(url, access=access, check=self._policy.check)
+        refuse(status, url)
+
+    def _base(self, uri: str) -> str:
+        parts = split(uri)
+        self._policy.check(uri)
+        return parts._replace(path=parts.path.rstrip("/")).geturl()

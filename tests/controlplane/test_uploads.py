@@ -1,0 +1,221 @@
+"""Uploads over gRPC, and what data planes and requests get of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import chorale
+from chorale.aio import AsyncClient
+from chorale.upload import read_directory
+from chorale.v1 import adapter_registry_pb2 as pb
+from chorale.v1 import blob_pb2
+from chorale.v1.blob_pb2_grpc import BlobServiceStub
+from controlplane.gateway.main import serve as serve_gateway
+from controlplane.gateway.options import GatewayOptions
+from dataplane.lora.blob_source import BlobSource
+from storage.adapter.manifest import digest_of
+from storage.errors import SourceNotFoundError, SourceUnreadableError
+from storage.files import CONFIG_NAME, WEIGHTS_NAME
+from storage.limits import AdapterLimits
+from storage.sources.retry import Patience
+from tests.helpers.adapters import make_adapter_dir
+from tests.helpers.control_plane import AUTHORIZATION, TOKEN, ControlPlane, failure, running
+
+
+@pytest.fixture
+async def plane(redis_url: str, tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    async with running(redis_url, blob_dir=tmp_path / "blobs") as made:
+        await made.join()
+        yield made
+
+
+def sent(directory: Path, offset: int = 0, upto: int | None = None) -> Iterator[Any]:
+    """The messages of an upload, small ones."""
+    files = read_directory(directory)
+    yield pb.UploadAdapterRequest(begin=pb.UploadBegin(header=files.header, offset=offset))
+    data = files.weights.read_bytes()[offset:upto]
+    for begin in range(0, len(data), 1000):
+        yield pb.UploadAdapterRequest(data=data[begin : begin + 1000])
+
+
+def digest_in(directory: Path) -> str:
+    return digest_of(
+        (directory / CONFIG_NAME).read_bytes(), (directory / WEIGHTS_NAME).read_bytes()
+    )
+
+
+async def test_upload_register_fetch(plane: ControlPlane, tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "away" / "a")
+    progress: list[tuple[str, int, int]] = []
+    async with AsyncClient(plane.address) as client:
+        uploaded = await client.adapters.upload(
+            made, on_progress=lambda *args: progress.append(args)
+        )
+        assert uploaded.digest == digest_in(made)
+        assert progress[-1][1] == progress[-1][2] == (made / WEIGHTS_NAME).stat().st_size
+        done = await client.adapters.register("voice", uploaded.source)
+        assert (done.version.source, done.version.digest) == (uploaded.source, uploaded.digest)
+        assert not done.version.private
+        assert (await client.adapters.verify("voice")).matches
+        progress.clear()
+        assert await client.adapters.upload(made, on_progress=lambda *a: progress.append(a))
+        assert progress == []  # the control plane has it
+    source = BlobSource(plane.address, TOKEN)
+    files = await source.fetch(uploaded.source)
+    assert files.weights == (made / WEIGHTS_NAME).read_bytes()
+    assert files.config == (made / CONFIG_NAME).read_bytes()
+    await source.aclose()
+
+
+async def test_a_broken_upload_goes_on(plane: ControlPlane, tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    error = await failure(plane.registry.UploadAdapter(sent(made, upto=2500)))
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "UPLOAD_OFFSET")
+    header = read_directory(made).header
+    offset = (await plane.registry.GetUpload(pb.GetUploadRequest(header=header))).offset
+    assert offset == 2500 == int(error.metadata["offset"])
+    error = await failure(plane.registry.UploadAdapter(sent(made, offset=0)))
+    assert error.reason == "UPLOAD_OFFSET"
+    response = await plane.registry.UploadAdapter(sent(made, offset=offset))
+    assert response.digest == digest_in(made)
+
+
+async def test_bad_uploads_are_typed(plane: ControlPlane, tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    header = read_directory(made).header
+    begin = pb.UploadAdapterRequest(begin=pb.UploadBegin(header=header))
+    data = pb.UploadAdapterRequest(data=b"x")
+    damaged = pb.UploadAdapterRequest(data=bytes(header.weights_bytes))
+    wrong = pb.UploadHeader(config=b"{", weights_bytes=10, weights_sha256=bytes(32))
+    expected: dict[str, list[pb.UploadAdapterRequest]] = {
+        "UPLOAD_ORDER": [data, begin],
+        "UPLOAD_DAMAGED": [begin, damaged],
+        "UPLOAD_INVALID": [begin, damaged, data],
+        "BAD_CONFIG": [pb.UploadAdapterRequest(begin=pb.UploadBegin(header=wrong))],
+    }
+    error = await failure(plane.registry.UploadAdapter(iter([begin, begin])))
+    assert error.reason == "UPLOAD_ORDER"
+    for reason, messages in expected.items():
+        error = await failure(plane.registry.UploadAdapter(iter(messages)))
+        assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", reason)
+    error = await failure(plane.registry.UploadAdapter(iter([])))
+    assert error.reason == "UPLOAD_ORDER"
+    not_sound = b"{}" * 100
+    false = pb.UploadHeader(
+        config=header.config,
+        weights_bytes=len(not_sound),
+        weights_sha256=hashlib.sha256(not_sound).digest(),
+    )
+    messages = [
+        pb.UploadAdapterRequest(begin=pb.UploadBegin(header=false)),
+        pb.UploadAdapterRequest(data=not_sound),
+    ]
+    error = await failure(plane.registry.UploadAdapter(iter(messages)))
+    assert error.reason == "BAD_WEIGHTS"
+
+
+async def test_quota_and_off(redis_url: str, tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    async with running(redis_url, blob_dir=tmp_path / "b", max_blob_bytes=1000) as plane:
+        error = await failure(plane.registry.UploadAdapter(sent(made)))
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "BLOB_QUOTA_EXCEEDED")
+    async with running(redis_url) as plane:
+        error = await failure(plane.registry.UploadAdapter(sent(made)))
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "UPLOADS_OFF")
+        await plane.join()
+        error = await failure(plane.register("v", f"blob:{'a' * 64}"))
+        assert error.reason == "UNSUPPORTED_SCHEME"
+
+
+async def test_blobs_are_for_data_planes_only(plane: ControlPlane, tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    digest = (await plane.registry.UploadAdapter(sent(made))).digest
+    stub: Any = BlobServiceStub(plane.channel)
+    request = blob_pb2.FetchBlobRequest(digest=digest, file=blob_pb2.BLOB_FILE_WEIGHTS, offset=7)
+
+    async def first(metadata: Any, request: Any = request) -> Any:
+        return await anext(aiter(stub.FetchBlob(request, metadata=metadata)))
+
+    for metadata in ((), (("authorization", "Bearer wrong"),)):
+        assert (await failure(first(metadata))).code.name == "UNAUTHENTICATED"
+    answer = await first(AUTHORIZATION)
+    assert answer.data == (made / WEIGHTS_NAME).read_bytes()[7 : 7 + len(answer.data)]
+    assert answer.total_bytes == (made / WEIGHTS_NAME).stat().st_size
+    for fields, code in (
+        ({"digest": "b" * 64}, "NOT_FOUND"),
+        ({"digest": "../x"}, "INVALID_ARGUMENT"),
+        ({"file": 0}, "INVALID_ARGUMENT"),
+        ({"offset": 1 << 40}, "INVALID_ARGUMENT"),
+    ):
+        bad = blob_pb2.FetchBlobRequest()
+        bad.CopyFrom(request)
+        for field, value in fields.items():
+            setattr(bad, field, value)
+        assert (await failure(first(AUTHORIZATION, bad))).code.name == code
+
+
+async def test_a_data_planes_fetch_is_typed_and_tried_again(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    quick = Patience(stall_s=2, max_attempts=2, first_pause_s=0.01)
+    made = make_adapter_dir(tmp_path / "a")
+    digest = (await plane.registry.UploadAdapter(sent(made))).digest
+    nobody = BlobSource("127.0.0.1:9", TOKEN, patience=quick)
+    with pytest.raises(Exception, match="2 times in a row") as caught:
+        await nobody.fetch(f"blob:{digest}")
+    assert getattr(caught.value, "reason", "") == "SOURCE_UNAVAILABLE"
+    await nobody.aclose()
+    stranger = BlobSource(plane.address, "wrong", patience=quick)
+    with pytest.raises(SourceUnreadableError, match="FLEET_TOKEN_WRONG"):
+        await stranger.fetch(f"blob:{digest}")
+    await stranger.aclose()
+    source = BlobSource(
+        plane.address, TOKEN, patience=quick, limits=AdapterLimits(max_weights_bytes=100)
+    )
+    with pytest.raises(Exception, match="limit is 100"):
+        await source.fetch(f"blob:{digest}")
+    with pytest.raises(SourceNotFoundError):
+        await source.fetch(f"blob:{'b' * 64}")
+    await source.aclose()
+
+
+async def test_through_a_gateway(plane: ControlPlane, tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    ports: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    options = GatewayOptions(
+        control_plane=plane.address,
+        host="127.0.0.1",
+        grpc_port=0,
+        http_port=0,
+        ready=lambda grpc_port, http_port: ports.set_result(grpc_port),
+    )
+    serving = asyncio.create_task(serve_gateway(options, stop))
+    address = f"127.0.0.1:{await ports}"
+    try:
+        progress: list[tuple[str, int, int]] = []
+        async with AsyncClient(address) as client:
+            uploaded = await client.adapters.upload(made)
+            done = await client.adapters.register(
+                "voice", uploaded.source, on_progress=lambda *args: progress.append(args)
+            )
+            assert done.version.digest == digest_in(made)
+            with pytest.raises(chorale.PermissionDeniedError):
+                await client.adapters.register(
+                    "v", "https://example.com/a", on_progress=lambda *args: None
+                )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with grpc.aio.insecure_channel(address) as channel:
+                stub: Any = BlobServiceStub(channel)
+                await anext(aiter(stub.FetchBlob(blob_pb2.FetchBlobRequest())))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        stop.set()
+        await serving
