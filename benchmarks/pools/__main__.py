@@ -44,6 +44,7 @@ from benchmarks.session import device_name
 SCHEMA = "chorale-pools-bench/1"
 ONE_POOL = "one pool"
 LORAX_SHARE = 0.1
+NOT_HELD = "DOES NOT HOLD"
 METRICS = ("attainment", "goodput_tokens_per_s", "output_tokens_per_s")
 
 
@@ -162,6 +163,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     raise
                 refused[policy.name] = error.message
                 del runs[policy.name]
+    lines = ratios(runs)
     return {
         "schema": SCHEMA,
         "benchmark": "pools",
@@ -196,7 +198,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "measured_costs": measured,
         "cannot_serve": refused,
         "runs": runs,
-        "ratios": ratios(runs),
+        "ratios": lines,
+        "holds_by": promises(lines),
     }
 
 
@@ -253,15 +256,21 @@ def ratios(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             (lorax if lorax in values else "", "LoRAX's share", 1.5),
             (_best(values, slots), "the best fixed slots", 1.5),
         ]
-        lines += judged(
-            [
-                Ratio(f"{metric}: {ONE_POOL} to {what}, {name}", ONE_POOL, name, at_least=bound)
-                for name, what, bound in peers
-                if name
-            ],
-            values,
-        )
+        for name, what, bound in peers:
+            if name:
+                title = f"{metric}: {ONE_POOL} to {what}, {name}"
+                (line,) = judged([Ratio(title, ONE_POOL, name, at_least=bound)], values)
+                lines.append({"peer": what, "metric": metric, **line})
     return lines
+
+
+def promises(lines: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Peer -> the metrics by which the bound holds. It is to hold by throughput or attainment."""
+    peers = dict.fromkeys(line["peer"] for line in lines)
+    return {
+        peer: [line["metric"] for line in lines if line["peer"] == peer and line["held"]]
+        for peer in peers
+    }
 
 
 def _best(values: dict[str, list[float]], names: list[str]) -> str:
@@ -336,6 +345,8 @@ def show(report: dict[str, Any]) -> None:
     for name, reason in report["cannot_serve"].items():
         print(f"{name:<20} {reason}")
     print_ratios(report["ratios"])
+    for peer, metrics in report["holds_by"].items():
+        print(f"{ONE_POOL} to {peer}: {'holds by ' + ', '.join(metrics) if metrics else NOT_HELD}")
 
 
 if __name__ == "__main__":

@@ -165,3 +165,23 @@ def test_the_command_measures_and_judges(tmp_path: Path) -> None:
     )
     assert line["at_least"] == 1.5
     json.dumps(report)
+
+
+def test_a_promise_holds_by_throughput_or_by_attainment() -> None:
+    def runs(attainment: float, rate: float) -> list[dict[str, dict[str, float]]]:
+        return [{"whole": {**dict.fromkeys(pools.METRICS, rate), "attainment": attainment}}]
+
+    measured = {
+        "one pool": runs(0.9, 130.0),
+        "10% for adapters": runs(0.5, 90.0),
+        "40% for adapters": runs(0.6, 95.0),
+        "60% for adapters": runs(0.7, 80.0),
+        "1 slots": runs(0.8, 100.0),
+    }
+    held = pools.promises(pools.ratios(measured))
+    assert held == {
+        # The best split by attainment is not the best by throughput.
+        "the best split": ["goodput_tokens_per_s", "output_tokens_per_s"],
+        "LoRAX's share": ["attainment"],
+        "the best fixed slots": [],
+    }
