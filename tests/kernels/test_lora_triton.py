@@ -1,0 +1,90 @@
+"""The Triton kernels of LoRA where there is no GPU: interpreted, and compiled for three of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.lora.extras import AFFINE_FIELDS, AFFINE_SLICE_FIELDS
+from kernels.lora.metadata import TILE_FIELDS
+from kernels.lora.plan import PLAN_FIELDS, PLAN_SLICE_FIELDS
+from kernels.lora.triton_affine import affine_kernel
+from kernels.lora.triton_expand import dot_precision, expand_kernel
+from kernels.lora.triton_shrink import shrink_kernel
+from kernels.lora.tuning import Regime, power_of_two_within, tiles_of
+from tests.kernels.aot import TARGETS, Built, compile_kernel
+from tests.kernels.interpreter import run_interpreted
+
+PAGE_ELEMS = 2 * 16 * 8 * 128  # a block of 16 tokens of Llama 3 8B
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+METADATA = {"tiles": "*i32:16", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
+
+
+def test_kernels_in_the_interpreter() -> None:
+    run_interpreted("tests/kernels/interpreted_lora.py", "tests/kernels/test_lora_extras.py")
+
+
+def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) -> Built:
+    tile = regime.shrink
+    kind = DTYPES[dtype]
+    return compile_kernel(
+        shrink_kernel,
+        target,
+        {"hidden": "*fp32:16", "x": f"*{kind}:16", "pages": f"*{kind}:16"}
+        | METADATA
+        | {"in_features": "i32:16" if align > 1 else "i32", "x_stride": "i32:16"}
+        | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
+        {"TILE_FIELDS": TILE_FIELDS, "PLAN_FIELDS": PLAN_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        | {"ALIGN": align, "BLOCK_TOKENS": regime.block_tokens, "BLOCK_RANK": tile.block_rank}
+        | {"BLOCK_K": power_of_two_within(tile.block_k, dtype.itemsize, PAGE_ELEMS)}
+        | {"K_PER_SPLIT": tile.k_per_split, "ACCUMULATE": align == 1},
+        {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+    )
+
+
+def compile_expand(target: str, regime: Regime, dtype: torch.dtype, align: int) -> Built:
+    tile = regime.expand
+    kind = DTYPES[dtype]
+    return compile_kernel(
+        expand_kernel,
+        target,
+        {"y": f"*{kind}:16", "hidden": "*fp32:16", "pages": f"*{kind}:16"}
+        | METADATA
+        | {"num_splits": "i32", "y_stride": "i32:16"}
+        | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
+        {"TILE_FIELDS": TILE_FIELDS, "PLAN_FIELDS": PLAN_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        | {"SLICE_FIELDS": PLAN_SLICE_FIELDS, "ALIGN": align, "BLOCK_RANK": tile.block_rank}
+        | {"BLOCK_TOKENS": regime.block_tokens}
+        | {"BLOCK_OUT": power_of_two_within(tile.block_out, dtype.itemsize, PAGE_ELEMS)}
+        | {"PRECISION": dot_precision(dtype, target.startswith("gfx"))},
+        {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+    )
+
+
+def compile_affine(target: str, regime: Regime, dtype: torch.dtype, align: int) -> Built:
+    tile = regime.affine
+    kind = DTYPES[dtype]
+    return compile_kernel(
+        affine_kernel,
+        target,
+        {"y": f"*{kind}:16", "pages": f"*{kind}:16"} | METADATA | {"y_stride": "i32:16"},
+        {"TILE_FIELDS": TILE_FIELDS, "AFFINE_FIELDS": AFFINE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        | {"SLICE_FIELDS": AFFINE_SLICE_FIELDS, "ALIGN": align}
+        | {"BLOCK_TOKENS": regime.block_tokens}
+        | {"BLOCK_OUT": power_of_two_within(tile.block_out, dtype.itemsize, PAGE_ELEMS)},
+        {"num_warps": tile.num_warps, "num_stages": 1},
+    )
+
+
+COMPILE = {"shrink": compile_shrink, "expand": compile_expand, "affine": compile_affine}
+
+
+@pytest.mark.parametrize("regime", ["decode", "prefill"])
+@pytest.mark.parametrize("kernel", COMPILE)
+@pytest.mark.parametrize("target", TARGETS)
+def test_tuned_configurations_fit_the_device(target: str, kernel: str, regime: str) -> None:
+    tiles = getattr(tiles_of(target), regime)
+    for dtype, align in ((torch.bfloat16, 8), (torch.float16, 1), (torch.float32, 4)):
+        built = COMPILE[kernel](target, tiles, dtype, align)
+        assert built.shared_bytes <= TARGETS[target].shared_bytes, (dtype, built.shared_bytes)
+        assert built.spilled_bytes == 0, (dtype, built.registers, built.spilled_bytes)
