@@ -9,8 +9,8 @@ import triton.language as tl
 from kernels.lora.extras import AFFINE_FIELDS, AFFINE_SLICE_FIELDS
 from kernels.lora.metadata import TILE_FIELDS, LoraGroup
 from kernels.lora.plan import MAX_SLICES
-from kernels.lora.triton_paging import paged_tile, slice_of_block
-from kernels.lora.tuning import power_of_two_within
+from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
+from kernels.lora.tuning import tile_width
 
 
 @triton.jit
@@ -51,8 +51,8 @@ def affine_kernel(
     part = slices + index * SLICE_FIELDS
     scale_offset = tl.load(part)
     shift_offset = tl.load(part + 1)
-    out_start = tl.multiple_of(tl.load(part + 2), ALIGN)
-    out_features = tl.multiple_of(out_features, ALIGN)
+    out_start = aligned(tl.load(part + 2), ALIGN)
+    out_features = aligned(out_features, ALIGN)
     ids = page_ids + tl.load(page_indptr + segment)
     token_begin = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 1).to(tl.int64)
     num_tokens = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 2)
@@ -86,7 +86,8 @@ def affine(y: torch.Tensor, layer_pages: torch.Tensor, group: LoraGroup) -> None
     metadata = group.metadata
     tile = metadata.regime.affine
     page_elems = layer_pages.shape[1]
-    block_out = power_of_two_within(tile.block_out, y.element_size(), page_elems)
+    align = metadata.alignment_for(0, y.element_size(), page_elems)
+    block_out = tile_width(tile.block_out, y.element_size(), page_elems, align)
     num_blocks = triton.cdiv(y.shape[1], block_out) + MAX_SLICES - 1
     affine_kernel[metadata.num_tiles, num_blocks](
         y,
@@ -100,7 +101,7 @@ def affine(y: torch.Tensor, layer_pages: torch.Tensor, group: LoraGroup) -> None
         AFFINE_FIELDS=AFFINE_FIELDS,
         SLICE_FIELDS=AFFINE_SLICE_FIELDS,
         PAGE_ELEMS=page_elems,
-        ALIGN=metadata.alignment_for(0, y.element_size(), page_elems),
+        ALIGN=align,
         BLOCK_TOKENS=metadata.regime.block_tokens,
         BLOCK_OUT=block_out,
         num_warps=tile.num_warps,

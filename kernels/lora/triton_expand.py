@@ -8,8 +8,8 @@ import triton.language as tl
 
 from kernels.lora.metadata import TILE_FIELDS, LoraGroup
 from kernels.lora.plan import MAX_SLICES, PLAN_FIELDS, PLAN_SLICE_FIELDS
-from kernels.lora.triton_paging import paged_tile, slice_of_block
-from kernels.lora.tuning import power_of_two_within
+from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
+from kernels.lora.tuning import tile_width
 
 
 @triton.jit(do_not_specialize=["num_splits"])
@@ -58,8 +58,8 @@ def expand_kernel(
     rank_start = tl.load(part)
     rank = tl.load(part + 1)
     b_offset = tl.load(part + 2)
-    out_start = tl.multiple_of(tl.load(part + 3), ALIGN)
-    out_features = tl.multiple_of(out_features, ALIGN)
+    out_start = aligned(tl.load(part + 3), ALIGN)
+    out_features = aligned(out_features, ALIGN)
     ids = page_ids + tl.load(page_indptr + segment)
     token_begin = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 1).to(tl.int64)
     num_tokens = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 2)
@@ -70,7 +70,7 @@ def expand_kernel(
     y += token_begin * y_stride + out_start
     hidden += token_begin * hidden_stride + rank_start
     if num_tokens == 1:
-        total = tl.zeros([BLOCK_OUT], dtype=tl.float32)
+        row = tl.zeros([BLOCK_OUT], dtype=tl.float32)
         for rank_begin in range(0, rank, BLOCK_RANK):
             ranks = rank_begin + tl.arange(0, BLOCK_RANK)
             wanted = ranks < rank
@@ -82,9 +82,9 @@ def expand_kernel(
             rows = b_offset + ranks * out_features + out_begin
             at = paged_tile(ids, rows, wanted, length, PAGE_ELEMS, BLOCK_OUT, ALIGN)
             b = tl.load(pages + at, mask=wanted[:, None] & inside[None, :], other=0.0)  # [R, N]
-            total += tl.sum(b.to(tl.float32) * h[:, None], axis=0)
-        base = tl.load(y + columns, mask=inside)
-        tl.store(y + columns, (base.to(tl.float32) + total).to(base.dtype), mask=inside)
+            row += tl.sum(b.to(tl.float32) * h[:, None], axis=0)
+        base_row = tl.load(y + columns, mask=inside)
+        tl.store(y + columns, (base_row.to(tl.float32) + row).to(base_row.dtype), mask=inside)
     else:
         tokens = tl.arange(0, BLOCK_TOKENS)
         present = tokens < num_tokens
@@ -127,7 +127,8 @@ def expand(
     tile = metadata.regime.expand
     out_features = y.shape[1]
     page_elems = layer_pages.shape[1]
-    block_out = power_of_two_within(tile.block_out, y.element_size(), page_elems)
+    align = metadata.alignment_for(0, y.element_size(), page_elems)
+    block_out = tile_width(tile.block_out, y.element_size(), page_elems, align)
     # As many as there can be: each projection's last block may be cut short.
     num_blocks = triton.cdiv(out_features, block_out) + MAX_SLICES - 1
     expand_kernel[metadata.num_tiles, num_blocks](
@@ -146,7 +147,7 @@ def expand(
         PLAN_FIELDS=PLAN_FIELDS,
         SLICE_FIELDS=PLAN_SLICE_FIELDS,
         PAGE_ELEMS=page_elems,
-        ALIGN=metadata.alignment_for(0, y.element_size(), page_elems),
+        ALIGN=align,
         BLOCK_TOKENS=metadata.regime.block_tokens,
         BLOCK_RANK=tile.block_rank,
         BLOCK_OUT=block_out,

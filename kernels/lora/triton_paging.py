@@ -40,6 +40,12 @@ def paged_tile(
 
 
 @triton.jit
+def aligned(value, ALIGN: tl.constexpr):
+    """A multiple of ALIGN, in a form that shows the compiler that it is one."""
+    return value // ALIGN * ALIGN
+
+
+@triton.jit
 def slice_of_block(block, width_0, width_1, width_2, BLOCK: tl.constexpr):
     """Which of three slices, cut into blocks of BLOCK columns and laid end to end, block `block`
     falls into, and its first column there: past the slice's width when there are fewer blocks."""

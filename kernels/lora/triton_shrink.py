@@ -9,7 +9,7 @@ import triton.language as tl
 from kernels.lora.metadata import TILE_FIELDS, LoraGroup
 from kernels.lora.plan import PLAN_FIELDS
 from kernels.lora.triton_paging import paged_tile
-from kernels.lora.tuning import power_of_two_within
+from kernels.lora.tuning import tile_width
 
 
 @triton.jit
@@ -113,7 +113,8 @@ def shrink(
     tile = metadata.regime.shrink
     num_tokens, in_features = x.shape
     page_elems = layer_pages.shape[1]
-    block_k = power_of_two_within(tile.block_k, x.element_size(), page_elems)
+    align = metadata.alignment_for(in_features, x.element_size(), page_elems)
+    block_k = tile_width(tile.block_k, x.element_size(), page_elems, align)
     num_splits = triton.cdiv(in_features, tile.k_per_split)
     accumulate = hidden is not None
     if hidden is None:
@@ -141,7 +142,7 @@ def shrink(
         TILE_FIELDS=TILE_FIELDS,
         PLAN_FIELDS=PLAN_FIELDS,
         PAGE_ELEMS=page_elems,
-        ALIGN=metadata.alignment_for(in_features, x.element_size(), page_elems),
+        ALIGN=align,
         BLOCK_TOKENS=metadata.regime.block_tokens,
         BLOCK_RANK=tile.block_rank,
         BLOCK_K=block_k,

@@ -86,6 +86,9 @@ def parse_tiles(entry: dict[str, Any]) -> LoraTiles:
     return LoraTiles(regime(entry["decode"]), regime(entry["prefill"]))
 
 
-def power_of_two_within(block: int, itemsize: int, page_elems: int) -> int:
-    """A tile's width that fits: half for 4-byte elements, and no wider than a page."""
-    return min(block // max(1, itemsize // 2), 1 << (page_elems.bit_length() - 1))
+def tile_width(block: int, itemsize: int, page_elems: int, align: int) -> int:
+    """A tile's columns that fit: half of `block` for 4-byte elements and for those that are read
+    one by one, which take more registers; and no more than a page has."""
+    if itemsize > 2 or align == 1:
+        block //= 2
+    return min(block, 1 << (page_elems.bit_length() - 1))

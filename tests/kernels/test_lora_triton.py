@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -11,12 +13,13 @@ from kernels.lora.plan import PLAN_FIELDS, PLAN_SLICE_FIELDS
 from kernels.lora.triton_affine import affine_kernel
 from kernels.lora.triton_expand import dot_precision, expand_kernel
 from kernels.lora.triton_shrink import shrink_kernel
-from kernels.lora.tuning import Regime, power_of_two_within, tiles_of
+from kernels.lora.tuning import Regime, tile_width, tiles_of
 from tests.kernels.aot import TARGETS, Built, compile_kernel
 from tests.kernels.interpreter import run_interpreted
 
 PAGE_ELEMS = 2 * 16 * 8 * 128  # a block of 16 tokens of Llama 3 8B
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+VARIANTS = [(torch.bfloat16, 8), (torch.float16, 8), (torch.bfloat16, 1), (torch.float32, 4)]
 METADATA = {"tiles": "*i32:16", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
 
 
@@ -36,7 +39,7 @@ def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
         {"TILE_FIELDS": TILE_FIELDS, "PLAN_FIELDS": PLAN_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
         | {"ALIGN": align, "BLOCK_TOKENS": regime.block_tokens, "BLOCK_RANK": tile.block_rank}
-        | {"BLOCK_K": power_of_two_within(tile.block_k, dtype.itemsize, PAGE_ELEMS)}
+        | {"BLOCK_K": tile_width(tile.block_k, dtype.itemsize, PAGE_ELEMS, align)}
         | {"K_PER_SPLIT": tile.k_per_split, "ACCUMULATE": align == 1},
         {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
     )
@@ -55,7 +58,7 @@ def compile_expand(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         {"TILE_FIELDS": TILE_FIELDS, "PLAN_FIELDS": PLAN_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
         | {"SLICE_FIELDS": PLAN_SLICE_FIELDS, "ALIGN": align, "BLOCK_RANK": tile.block_rank}
         | {"BLOCK_TOKENS": regime.block_tokens}
-        | {"BLOCK_OUT": power_of_two_within(tile.block_out, dtype.itemsize, PAGE_ELEMS)}
+        | {"BLOCK_OUT": tile_width(tile.block_out, dtype.itemsize, PAGE_ELEMS, align)}
         | {"PRECISION": dot_precision(dtype, target.startswith("gfx"))},
         {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
     )
@@ -71,7 +74,7 @@ def compile_affine(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         {"TILE_FIELDS": TILE_FIELDS, "AFFINE_FIELDS": AFFINE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
         | {"SLICE_FIELDS": AFFINE_SLICE_FIELDS, "ALIGN": align}
         | {"BLOCK_TOKENS": regime.block_tokens}
-        | {"BLOCK_OUT": power_of_two_within(tile.block_out, dtype.itemsize, PAGE_ELEMS)},
+        | {"BLOCK_OUT": tile_width(tile.block_out, dtype.itemsize, PAGE_ELEMS, align)},
         {"num_warps": tile.num_warps, "num_stages": 1},
     )
 
@@ -84,7 +87,26 @@ COMPILE = {"shrink": compile_shrink, "expand": compile_expand, "affine": compile
 @pytest.mark.parametrize("target", TARGETS)
 def test_tuned_configurations_fit_the_device(target: str, kernel: str, regime: str) -> None:
     tiles = getattr(tiles_of(target), regime)
-    for dtype, align in ((torch.bfloat16, 8), (torch.float16, 1), (torch.float32, 4)):
+    for dtype, align in VARIANTS:
         built = COMPILE[kernel](target, tiles, dtype, align)
         assert built.shared_bytes <= TARGETS[target].shared_bytes, (dtype, built.shared_bytes)
         assert built.spilled_bytes == 0, (dtype, built.registers, built.spilled_bytes)
+
+
+@pytest.mark.parametrize("regime", ["decode", "prefill"])
+@pytest.mark.parametrize("kernel", COMPILE)
+@pytest.mark.parametrize("target", TARGETS)
+def test_aligned_weights_are_read_16_bytes_at_a_time(target: str, kernel: str, regime: str) -> None:
+    """Else a thread would issue eight loads for one: seen where a hint of alignment got lost."""
+    tiles = getattr(tiles_of(target), regime)
+    built = COMPILE[kernel](target, tiles, torch.bfloat16, 8)
+    if "ptx" in built.asm:
+        wide = r"ld\.global\.\S*v4\.b32|cp\.async\.cg\.shared\.global"
+        narrow = r"ld\.global\.\S*b16"
+        text = built.asm["ptx"]
+    else:
+        wide, narrow = r"_load_dwordx4", r"_load_ushort"
+        text = built.asm["amdgcn"]
+    # What is left are single values, such as one column of y per thread of a narrow tile.
+    assert len(re.findall(narrow, text)) <= 2
+    assert len(re.findall(wide, text)) >= 2
