@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kernels.lora.checks import check_segments, check_spans
+from kernels.lora.checks import check_segments, check_spans, takes_triton
 from kernels.lora.plan import (
     PLAN_FIELDS,
     PLAN_ROW,
@@ -103,9 +103,21 @@ class LoraBatchMetadata:
     ) -> LoraBatchMetadata:
         """For one eager step. rows: as `fill` takes them."""
         bucket = LoraBucket.of(spans, rows, row_format)
-        made = LoraBatchMetadata(bucket, *rows.shape[:2], device, row_format)
+        made = LoraBatchMetadata(bucket, rows.shape[0], rows.shape[1], device, row_format)
         made._fill(spans, rows)
         return made
+
+    @staticmethod
+    def where_read(
+        spans: LoraSpans,
+        rows: np.ndarray[Any, Any],
+        tensor: torch.Tensor,
+        row_format: RowFormat = PLAN_ROW,
+    ) -> LoraBatchMetadata | None:
+        """As `of`, for launches on the device of `tensor`; None where kernels read the host's."""
+        if not takes_triton(tensor):
+            return None
+        return LoraBatchMetadata.of(spans, rows, tensor.device, row_format)
 
     def fill(self, spans: LoraSpans, rows: np.ndarray[Any, Any]) -> None:
         """Takes over a step, by one copy on the current stream that the host does not wait for.

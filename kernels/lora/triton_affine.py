@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -39,7 +41,7 @@ def affine_kernel(
     if segment < 0:
         return
     slices = plans + segment * AFFINE_FIELDS + 1
-    index, out_begin, out_features = slice_of_block(
+    index, out_begin, out_features = slice_of_block(  # pyright: ignore[reportGeneralTypeIssues]
         tl.program_id(1),
         tl.load(slices + 3),
         tl.load(slices + SLICE_FIELDS + 3),
@@ -88,8 +90,9 @@ def affine(y: torch.Tensor, layer_pages: torch.Tensor, group: LoraGroup) -> None
     page_elems = layer_pages.shape[1]
     align = metadata.alignment_for(0, y.element_size(), page_elems)
     block_out = tile_width(tile.block_out, y.element_size(), page_elems, align)
-    num_blocks = triton.cdiv(y.shape[1], block_out) + MAX_SLICES - 1
-    affine_kernel[metadata.num_tiles, num_blocks](
+    num_blocks = -(-y.shape[1] // block_out) + MAX_SLICES - 1
+    launch: Any = affine_kernel[metadata.num_tiles, num_blocks]
+    launch(
         y,
         layer_pages,
         metadata.tiles,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -45,7 +47,7 @@ def expand_kernel(
     if segment < 0:
         return
     slices = plans + segment * PLAN_FIELDS + 3
-    index, out_begin, out_features = slice_of_block(
+    index, out_begin, out_features = slice_of_block(  # pyright: ignore[reportGeneralTypeIssues]
         tl.program_id(1),
         tl.load(slices + 4),
         tl.load(slices + SLICE_FIELDS + 4),
@@ -130,8 +132,9 @@ def expand(
     align = metadata.alignment_for(0, y.element_size(), page_elems)
     block_out = tile_width(tile.block_out, y.element_size(), page_elems, align)
     # As many as there can be: each projection's last block may be cut short.
-    num_blocks = triton.cdiv(out_features, block_out) + MAX_SLICES - 1
-    expand_kernel[metadata.num_tiles, num_blocks](
+    num_blocks = -(-out_features // block_out) + MAX_SLICES - 1
+    launch: Any = expand_kernel[metadata.num_tiles, num_blocks]
+    launch(
         y,
         hidden,
         layer_pages,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -115,7 +117,7 @@ def shrink(
     page_elems = layer_pages.shape[1]
     align = metadata.alignment_for(in_features, x.element_size(), page_elems)
     block_k = tile_width(tile.block_k, x.element_size(), page_elems, align)
-    num_splits = triton.cdiv(in_features, tile.k_per_split)
+    num_splits = -(-in_features // tile.k_per_split)
     accumulate = hidden is not None
     if hidden is None:
         hidden = torch.empty(
@@ -126,8 +128,9 @@ def shrink(
             f"hidden {tuple(hidden.shape)} cannot take {num_splits} parts of {num_tokens} tokens:"
             " shrink the widest part of the input first"
         )
-    grid = (metadata.num_tiles, triton.cdiv(metadata.max_total_rank, tile.block_rank), num_splits)
-    shrink_kernel[grid](
+    grid = (metadata.num_tiles, -(-metadata.max_total_rank // tile.block_rank), num_splits)
+    launch: Any = shrink_kernel[grid]
+    launch(
         hidden,
         x,
         layer_pages,

@@ -1,0 +1,9 @@
+"""The engine over Triton kernels, where there is no GPU."""
+
+from __future__ import annotations
+
+from tests.kernels.interpreter import run_interpreted
+
+
+def test_engine_in_the_interpreter() -> None:
+    run_interpreted("tests/dataplane/engine/interpreted_triton.py")
