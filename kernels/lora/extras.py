@@ -34,7 +34,7 @@ class AffineSlice(NamedTuple):
 
 AFFINE_SLICE_FIELDS = 4
 AFFINE_FIELDS = 1 + MAX_SLICES * AFFINE_SLICE_FIELDS
-AFFINE_ROW = RowFormat(AFFINE_FIELDS, tuple(range(1, AFFINE_FIELDS)), -1)
+AFFINE_ROW = RowFormat(AFFINE_FIELDS, tuple(range(1, AFFINE_FIELDS)), True, -1)
 
 
 def affine_row(slices: Sequence[AffineSlice]) -> list[int]:

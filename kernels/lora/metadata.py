@@ -138,9 +138,9 @@ class LoraBatchMetadata:
         # Pinned memory comes from torch's cache, which keeps it until the copy has been made.
         staging = torch.empty(len(self._buffer), dtype=torch.int32, pin_memory=self._buffer.is_cuda)
         host = staging.numpy()
-        host.fill(-1)
         host_tiles, indptr, page_ids, host_rows = np.split(host, np.cumsum(self._sizes)[:-1])
         host_tiles[: tiles.size] = tiles.reshape(-1)
+        host_tiles[tiles.size :] = -1
         indptr[: len(spans.spans)] = spans.page_indptr[:-1]
         page_ids[: len(spans.page_ids)] = spans.page_ids
         host_rows.reshape(self._rows_shape)[:, :, : rows.shape[2]] = rows
@@ -199,6 +199,11 @@ def tile_map(spans: np.ndarray[Any, Any], block_tokens: int) -> np.ndarray[Any, 
 
 def row_alignment(rows: np.ndarray[Any, Any], row_format: RowFormat) -> int:
     """8 when all offsets and columns in these rows are multiples of 8, else 1."""
-    bits = np.bitwise_or.reduce(np.maximum(rows, 0).reshape(-1, row_format.num_fields), axis=0)
+    if not rows.size:
+        return _MAX_ALIGNMENT
+    present = np.maximum(rows, 0) if row_format.optional else rows
+    # Over layers and groups first: long rows reduce fast, and this is done every step.
+    bits = np.bitwise_or.reduce(present.reshape(-1, rows.shape[2] * rows.shape[3]), axis=0)
+    bits = np.bitwise_or.reduce(bits.reshape(-1, row_format.num_fields), axis=0)
     aligned = not (bits[list(row_format.positions)] % _MAX_ALIGNMENT).any()
     return _MAX_ALIGNMENT if aligned else 1

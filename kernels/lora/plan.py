@@ -78,13 +78,15 @@ class RowFormat(NamedTuple):
     """What kernels must know of rows of integers without knowing their meaning."""
 
     num_fields: int
-    positions: tuple[int, ...]  # fields that hold offsets or columns; negative: there is none
+    positions: tuple[int, ...]  # fields that hold offsets or columns
+    optional: bool  # a negative offset says that there is none
     rank_field: int  # the field that bounds the columns of the intermediate, or -1
 
 
 PLAN_ROW = RowFormat(
     PLAN_FIELDS,
     (1, *(3 + each * PLAN_SLICE_FIELDS + at for each in range(MAX_SLICES) for at in (2, 3, 4))),
+    False,
     0,
 )
 

@@ -149,6 +149,19 @@ def test_shrinks_over_column_slices_add_up(num_tokens: int) -> None:
         lora_shrink(wide.x, wide.layer_pages, wide.segments, torch.empty(1, len(x), 16))
 
 
+def test_a_batch_without_adapters() -> None:
+    case = LoraCase(ALIGNED, [Part(3)], FLOAT32)
+    applied(case)
+    bucket = LoraBucket(16, 2, 40, 16, max_segment_tokens=1, alignment=8)
+    filled = LoraBatchMetadata(bucket, 1, 1, torch.device("cpu"))
+    before = LoraCase(ALIGNED, [Part(1, (1, 1, 1))], FLOAT32)
+    rows = np.array([[[plan_row(s.plan) for s in before.segments]]])
+    spans = LoraSpans.of([(0, 1)], [before.segments[0].pages])
+    filled.fill(spans, rows)
+    filled.fill(LoraSpans.of([], []), rows[:, :, :0])
+    applied(case, filled.group(0, 0))
+
+
 def affine_case(
     lengths: list[int], dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[AffineSegment], torch.Tensor, torch.Tensor]:
