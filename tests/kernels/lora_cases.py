@@ -45,7 +45,7 @@ class LoraCase:
         offset: int = 0,
     ) -> None:
         self.shape, self.dtype, self.device, self.offset = shape, dtype, device, offset
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(device).manual_seed(seed)
         num_tokens = sum(part.num_tokens for part in parts)
         self.x = self._normal(num_tokens, shape.in_features)
         self.base = self._normal(num_tokens, shape.out_features)
@@ -70,8 +70,9 @@ class LoraCase:
             start = end
 
     def _normal(self, rows: int, columns: int, scale: float = 1.0) -> torch.Tensor:
-        values = torch.randn(rows, columns, generator=self._generator) * scale
-        return values.to(dtype=self.dtype, device=self.device)
+        generator = self._generator
+        values = torch.randn(rows, columns, generator=generator, device=self.device) * scale
+        return values.to(self.dtype)
 
     def _num_pages(self, ranks: Sequence[int]) -> int:
         expands = sum(rank * out for rank, out in zip(ranks, self.shape.outs, strict=False))
