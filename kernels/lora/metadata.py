@@ -27,6 +27,9 @@ from kernels.lora.plan import (
 from kernels.lora.tuning import lora_tiles
 
 TILE_FIELDS = 3
+METADATA_ARGUMENTS = ["tiles", "page_indptr", "page_ids", "plans"]
+"""Of every kernel. Where in the buffer they begin differs from step to step, and no kernel may be
+compiled anew for that."""
 _RANK_STEP = 16  # rows of h are whole vectors
 _MAX_ALIGNMENT = 8  # 16 bytes of 2-byte elements: the widest load of a thread
 

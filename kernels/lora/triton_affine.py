@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 
 from kernels.lora.extras import AFFINE_FIELDS, AFFINE_SLICE_FIELDS
-from kernels.lora.metadata import TILE_FIELDS, LoraGroup
+from kernels.lora.metadata import METADATA_ARGUMENTS, TILE_FIELDS, LoraGroup
 from kernels.lora.plan import MAX_SLICES
 from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
 from kernels.lora.tuning import tile_width
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=METADATA_ARGUMENTS)
 def affine_kernel(
     y,
     pages,

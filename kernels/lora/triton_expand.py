@@ -8,13 +8,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.lora.metadata import TILE_FIELDS, LoraGroup
+from kernels.lora.metadata import METADATA_ARGUMENTS, TILE_FIELDS, LoraGroup
 from kernels.lora.plan import MAX_SLICES, PLAN_FIELDS, PLAN_SLICE_FIELDS
 from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
 from kernels.lora.tuning import tile_width
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=METADATA_ARGUMENTS)
 def expand_kernel(
     y,
     hidden,

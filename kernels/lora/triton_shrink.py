@@ -8,13 +8,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.lora.metadata import TILE_FIELDS, LoraGroup
+from kernels.lora.metadata import METADATA_ARGUMENTS, TILE_FIELDS, LoraGroup
 from kernels.lora.plan import PLAN_FIELDS
 from kernels.lora.triton_paging import paged_tile
 from kernels.lora.tuning import tile_width
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=METADATA_ARGUMENTS)
 def shrink_kernel(
     hidden,
     x,

@@ -5,17 +5,20 @@ Small tiles, so that small matrices have several blocks of everything, with tail
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kernels.lora import metadata
+from kernels.lora import metadata, triton_affine, triton_expand, triton_shrink
 from kernels.lora.extras import AFFINE_ROW, AffineSegment, AffineSlice, affine_row, lora_affine
 from kernels.lora.metadata import LoraBatchMetadata, LoraBucket
 from kernels.lora.op import lora_apply, lora_expand, lora_shrink
 from kernels.lora.plan import LoraSpans, PageRun, Segment, plan_row
+from kernels.lora.triton_warm_up import warm_up
 from kernels.lora.tuning import AffineTile, ExpandTile, LoraTiles, Regime, ShrinkTile
 from tests.kernels.lora_cases import LoraCase, Part, Shape
 
@@ -160,6 +163,43 @@ def test_a_batch_without_adapters() -> None:
     filled.fill(spans, rows)
     filled.fill(LoraSpans.of([], []), rows[:, :, :0])
     applied(case, filled.group(0, 0))
+
+
+def test_warming_up_launches_every_variant_and_touches_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched: set[tuple[object, ...]] = set()
+
+    class Recorded:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def launch(*tensors: object, **constants: object) -> None:
+                assert math.prod(grid) > 0
+                names = ("ALIGN", "BLOCK_TOKENS", "ACCUMULATE")
+                launched.add((self.kernel.__name__, *map(constants.get, names)))
+                self.kernel[grid](*tensors, **constants)
+
+            return launch
+
+    for module, name in (
+        (triton_shrink, "shrink_kernel"),
+        (triton_expand, "expand_kernel"),
+        (triton_affine, "affine_kernel"),
+    ):
+        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
+    pages = torch.full((1, 256), float("nan"), dtype=BFLOAT16)
+    warm_up(pages, [(64, 96), (96, 64)])
+    assert pages.isnan().all()
+    for align in (1, 8):
+        for block in (16, 32):
+            assert {
+                ("shrink_kernel", align, block, False),
+                ("shrink_kernel", align, block, True),
+                ("expand_kernel", align, block, None),
+                ("affine_kernel", align, block, None),
+            } <= launched
 
 
 def affine_case(

@@ -20,7 +20,7 @@ from tests.kernels.interpreter import run_interpreted
 PAGE_ELEMS = 2 * 16 * 8 * 128  # a block of 16 tokens of Llama 3 8B
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 VARIANTS = [(torch.bfloat16, 8), (torch.float16, 8), (torch.bfloat16, 1), (torch.float32, 4)]
-METADATA = {"tiles": "*i32:16", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
+METADATA = {"tiles": "*i32", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
 
 
 def test_kernels_in_the_interpreter() -> None:
@@ -110,3 +110,21 @@ def test_aligned_weights_are_read_16_bytes_at_a_time(target: str, kernel: str, r
     # What is left are single values, such as one column of y per thread of a narrow tile.
     assert len(re.findall(narrow, text)) <= 2
     assert len(re.findall(wide, text)) >= 2
+
+
+@pytest.mark.parametrize("regime", ["decode", "prefill"])
+@pytest.mark.parametrize("kernel", COMPILE)
+def test_the_default_fits_in_the_smallest_shared_memory(kernel: str, regime: str) -> None:
+    """Of the devices without an entry: 64 KiB, as Turing has."""
+    tiles = getattr(tiles_of("default"), regime)
+    assert COMPILE[kernel]("sm_80", tiles, torch.bfloat16, 8).shared_bytes <= 64 * 1024
+
+
+def test_where_metadata_lies_compiles_nothing_anew() -> None:
+    for kernel in (shrink_kernel, expand_kernel, affine_kernel):
+        unspecialized = {
+            parameter.name
+            for parameter in kernel.params
+            if parameter.do_not_specialize_on_alignment
+        }
+        assert unspecialized == set(METADATA)
