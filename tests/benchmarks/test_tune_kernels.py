@@ -62,5 +62,6 @@ def test_without_a_gpu_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert not table.exists()
 
 
+@pytest.mark.timeout(300)
 def test_cases_in_the_interpreter() -> None:
     run_interpreted("tests/benchmarks/interpreted_tune_cases.py")

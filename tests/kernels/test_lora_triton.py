@@ -24,6 +24,7 @@ FEW_BYTES = 32  # of a thread's stack: what some release of Triton puts there ou
 METADATA = {"tiles": "*i32", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
 
 
+@pytest.mark.timeout(300)
 def test_kernels_in_the_interpreter() -> None:
     run_interpreted("tests/kernels/interpreted_lora.py", "tests/kernels/test_lora_extras.py")
 
