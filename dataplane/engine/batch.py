@@ -17,7 +17,8 @@ from dataplane.models.shapes import GROUPS
 from dataplane.pool.pool import PagePool
 from dataplane.staging import staged
 from kernels.attention.metadata import AttentionMetadata, PrefillChunk
-from kernels.lora.plan import LoraSpans, Segment, SegmentGroup
+from kernels.lora.metadata import LoraBatchMetadata
+from kernels.lora.plan import LoraSpans, SegmentGroup, plan_row
 
 
 class BatchBuilder:
@@ -73,7 +74,7 @@ class BatchBuilder:
                 decode_seq_lens=self._int64([c.end for c in decode]),
             ),
             layers=self._layer_segments(spans),
-            affine=affine_layers(self._adapter, spans, self._config.num_layers),
+            affine=affine_layers(self._adapter, spans, self._config.num_layers, self._pool.data),
             logit_rows=self._int64(logit_rows),
             lm_head=self._head_slices(logit_spans),
             wait=self._resident.waiter(digest for digest, _, _ in spans),
@@ -94,12 +95,18 @@ class BatchBuilder:
             [(start, end) for _, start, end in spans], [each.pages for each in adapters]
         )
         rows = np.stack([each.layout.plan_rows for each in adapters], axis=2)
+        on_device = LoraBatchMetadata.where_read(common, rows, self._pool.data)
         layers: list[LayerSegments] = []
         for layer in range(self._config.num_layers):
             plans = [each.layout.layers[layer] for each in adapters]
             layers.append(
                 {
-                    name: SegmentGroup(common, rows[layer, at], [each.get(name) for each in plans])
+                    name: SegmentGroup(
+                        common,
+                        rows[layer, at],
+                        [each.get(name) for each in plans],
+                        on_device and on_device.group(layer, at),
+                    )
                     for at, name in enumerate(GROUPS)
                     if rows[layer, at, :, 0].any()
                 }
@@ -111,14 +118,22 @@ class BatchBuilder:
         adapters = [each for each in adapters if each[0].layout.head]
         if not adapters:
             return []
+        common = LoraSpans.of(
+            [(start, end) for _, start, end in adapters], [each.pages for each, _, _ in adapters]
+        )
+        plans = list(zip(*(each.layout.head for each, _, _ in adapters), strict=True))  # by layer
+        rows = np.array([[[plan_row(each) for each in layer]] for layer in plans], dtype=np.int64)
+        on_device = LoraBatchMetadata.where_read(common, rows, self._pool.data)
         return [
             HeadSlice(
                 layer,
                 *columns,
-                [
-                    Segment(start, end, adapter.pages, adapter.layout.head[layer])
-                    for adapter, start, end in adapters
-                ],
+                SegmentGroup(
+                    common,
+                    rows[layer, 0],
+                    plans[layer],
+                    on_device and on_device.group(layer, 0),
+                ),
                 affine_head(adapters, layer),
             )
             for layer, columns in enumerate(self._head_columns)

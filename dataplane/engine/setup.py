@@ -16,7 +16,7 @@ from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
 from dataplane.models.config import ModelConfig, load_config
 from dataplane.models.decoder import Decoder
-from dataplane.models.shapes import layer_modules, outer_modules
+from dataplane.models.shapes import layer_groups, layer_modules, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.pool.pool import PagePool, pages_in
 from kernels.cpu.warm_up import warm_up
@@ -66,6 +66,11 @@ def build_engine(
         dtype=dtype,
         device=device,
     )
+    if device.type == "cuda":
+        from kernels.lora.triton_warm_up import warm_up as compile_lora  # Triton: a GPU's alone
+
+        groups = layer_groups(config).values()
+        compile_lora(pool.data[0], {(each.in_features, each.out_features) for each in groups})
     loader = ThreadedLoader(
         adapter_builder(options.model_name, config, weights, pool),
         sources=SourceOptions(

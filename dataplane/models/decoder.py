@@ -155,17 +155,12 @@ class Decoder:
         if not batch.lm_head:
             return logits
         # The intermediate is a sum over the input's column slices, so all shrinks come first.
-        first = batch.lm_head[0].segments
-        hidden = [
-            torch.zeros(s.end - s.start, s.plan.total_rank, dtype=x.dtype, device=x.device)
-            for s in first
-        ]
+        hidden = None
         for part in batch.lm_head:
             if part.in_start < part.in_end:
                 columns = x[:, part.in_start : part.in_end]
-                shrunk = lora_shrink(columns, pool[part.layer], part.segments)
-                for total, addend in zip(hidden, shrunk, strict=True):
-                    total += addend
+                hidden = lora_shrink(columns, pool[part.layer], part.segments, hidden)
+        assert hidden is not None
         for part in batch.lm_head:
             if part.out_start < part.out_end:
                 columns = logits[:, part.out_start : part.out_end]

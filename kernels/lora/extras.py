@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from kernels.lora.checks import check_launch, check_spans, check_tensors, takes_triton
+from kernels.lora.metadata import LoraBatchMetadata, LoraGroup
 from kernels.lora.naive import read_span
-from kernels.lora.plan import PageRun
+from kernels.lora.plan import MAX_SLICES, LoraSpans, PageRun, RowFormat
 
 
 class AffineSlice(NamedTuple):
@@ -29,6 +32,18 @@ class AffineSlice(NamedTuple):
     out_features: int
 
 
+AFFINE_SLICE_FIELDS = 4
+AFFINE_FIELDS = 1 + MAX_SLICES * AFFINE_SLICE_FIELDS
+AFFINE_ROW = RowFormat(AFFINE_FIELDS, tuple(range(1, AFFINE_FIELDS)), True, -1)
+
+
+def affine_row(slices: Sequence[AffineSlice]) -> list[int]:
+    """Slices as integers, for kernels: how many, then the fields of each, then 0s."""
+    assert len(slices) <= MAX_SLICES
+    row = [len(slices), *(field for part in slices for field in part)]
+    return row + [0] * (AFFINE_FIELDS - len(row))
+
+
 class AffineSegment(NamedTuple):
     """Tokens [start, end) of a batch whose adapter rescales or shifts projections of a group."""
 
@@ -38,8 +53,16 @@ class AffineSegment(NamedTuple):
     slices: tuple[AffineSlice, ...]
 
 
+class AffineGroup(list[AffineSegment]):
+    """Segments of one projection group, and the same where a GPU's launches read it."""
+
+    def __init__(self, segments: Sequence[AffineSegment], on_device: LoraGroup | None) -> None:
+        super().__init__(segments)
+        self.on_device = on_device
+
+
 def lora_affine(
-    y: torch.Tensor, layer_pages: torch.Tensor, segments: Sequence[AffineSegment]
+    y: torch.Tensor, layer_pages: torch.Tensor, segments: Sequence[AffineSegment] | LoraGroup
 ) -> None:
     """Rescales and shifts the base projection of each segment, in place.
 
@@ -49,11 +72,20 @@ def lora_affine(
 
     y: [num_tokens, out_features] pool dtype; columns contiguous
     layer_pages: [num_pages, page_elems] pool dtype, contiguous: one layer of the pool
-    segments: disjoint, in order of start
+    segments: disjoint, in order of start; a LoraGroup's are read when the launch runs
 
     Raises: ValueError for shapes, dtypes or segments that do not fit together.
     """
-    _check(y, layer_pages, segments)
+    check_tensors(y, layer_pages)
+    if takes_triton(y):
+        from kernels.lora.triton_affine import affine
+
+        group = _group_metadata(segments, y)
+        check_launch(y, layer_pages, group.metadata)
+        affine(y, layer_pages, group)
+        return
+    assert not isinstance(segments, LoraGroup)
+    _check_segments(y, segments)
     for start, end, pages, slices in segments:
         for scale_offset, shift_offset, out_start, out_features in slices:
             part = y[start:end, out_start : out_start + out_features]
@@ -63,16 +95,21 @@ def lora_affine(
                 part.add_(read_span(layer_pages, pages, shift_offset, 1, out_features))
 
 
-def _check(y: torch.Tensor, layer_pages: torch.Tensor, segments: Sequence[AffineSegment]) -> None:
-    if y.dtype != layer_pages.dtype:
-        raise ValueError(f"dtypes differ: y {y.dtype}, pages {layer_pages.dtype}")
-    if y.dim() != 2 or layer_pages.dim() != 2 or not layer_pages.is_contiguous():
-        raise ValueError("y is not [num_tokens, …] or layer_pages not [num_pages, page_elems]")
-    previous = 0
-    for start, end, _, slices in segments:
-        if not previous <= start < end <= y.shape[0]:
-            raise ValueError(f"segment [{start}, {end}) overlaps or leaves the batch")
-        previous = end
-        for part in slices:
+def _group_metadata(segments: Sequence[AffineSegment] | LoraGroup, y: torch.Tensor) -> LoraGroup:
+    if isinstance(segments, LoraGroup):
+        return segments
+    if isinstance(segments, AffineGroup) and segments.on_device is not None:
+        return segments.on_device
+    _check_segments(y, segments)
+    spans = LoraSpans.of([s[:2] for s in segments], [s.pages for s in segments])
+    rows = np.array([affine_row(s.slices) for s in segments], dtype=np.int64)
+    rows = rows.reshape(1, 1, -1, AFFINE_FIELDS)
+    return LoraBatchMetadata.of(spans, rows, y.device, AFFINE_ROW).group(0, 0)
+
+
+def _check_segments(y: torch.Tensor, segments: Sequence[AffineSegment]) -> None:
+    check_spans([each[:2] for each in segments], y.shape[0])
+    for each in segments:
+        for part in each.slices:
             if part.out_start < 0 or part.out_start + part.out_features > y.shape[1]:
                 raise ValueError(f"{part} leaves the {y.shape[1]} output columns")

@@ -16,10 +16,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from kernels.lora.metadata import LoraGroup
 
 
 class ExpandSlice(NamedTuple):
@@ -66,11 +69,28 @@ class Segment(NamedTuple):
     plan: GroupPlan
 
 
+MAX_SLICES = 3
 BLOCK_TOKENS = 16
 """What one processor core takes of a segment at once."""
 PLAN_SLICE_FIELDS = 5
-_MAX_SLICES = 3
-PLAN_FIELDS = 3 + _MAX_SLICES * PLAN_SLICE_FIELDS
+PLAN_FIELDS = 3 + MAX_SLICES * PLAN_SLICE_FIELDS
+
+
+class RowFormat(NamedTuple):
+    """What kernels must know of rows of integers without knowing their meaning."""
+
+    num_fields: int
+    positions: tuple[int, ...]  # fields that hold offsets or columns
+    optional: bool  # a negative offset says that there is none
+    rank_field: int  # the field that bounds the columns of the intermediate, or -1
+
+
+PLAN_ROW = RowFormat(
+    PLAN_FIELDS,
+    (1, *(3 + each * PLAN_SLICE_FIELDS + at for each in range(MAX_SLICES) for at in (2, 3, 4))),
+    False,
+    0,
+)
 
 
 def plan_row(plan: GroupPlan | None) -> list[int]:
@@ -78,7 +98,7 @@ def plan_row(plan: GroupPlan | None) -> list[int]:
     rank, b_offset, out_start, out_features of each. None, an adapter without this group, is 0s."""
     if plan is None:
         return [0] * PLAN_FIELDS
-    assert len(plan.slices) <= _MAX_SLICES
+    assert len(plan.slices) <= MAX_SLICES
     row = [plan.total_rank, plan.a_offset, len(plan.slices)]
     for part in plan.slices:
         row += part[:PLAN_SLICE_FIELDS]
@@ -113,9 +133,9 @@ class LoraSpans:
         return LoraSpans(
             np.array(spans, dtype=np.int64).reshape(-1, 2),
             np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.int64),
-            np.concatenate([run.host_ids for run in runs]),
+            np.concatenate([np.empty(0, dtype=np.int64), *(run.host_ids for run in runs)]),
             tuple(runs),
-            max(end - start for start, end in spans),
+            max((end - start for start, end in spans), default=0),
         )
 
 
@@ -128,10 +148,13 @@ class SegmentGroup(Sequence[Segment]):
         common: LoraSpans,
         plans: np.ndarray[Any, Any],
         group_plans: Sequence[GroupPlan | None],
+        on_device: LoraGroup | None = None,
     ) -> None:
-        """plans: [n, PLAN_FIELDS] int64, rows of `plan_row` of `group_plans`."""
+        """plans: [n, PLAN_FIELDS] int64, rows of `plan_row` of `group_plans`.
+        on_device: the same where a GPU's launches read it; without it, each op makes its own."""
         self.common = common
         self.plans = plans
+        self.on_device = on_device
         self._group_plans = group_plans
 
     @cached_property
