@@ -1,0 +1,48 @@
+"""Paged attention by Triton kernels: CUDA and ROCm."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.attention.metadata import AttentionMetadata, ragged_prefill
+from kernels.attention.triton_decode import decode
+from kernels.attention.triton_prefill import prefill
+from kernels.attention.triton_scores import Scores
+
+MAX_HEAD_DIM = 256
+MAX_GROUP = 128
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv_pages: torch.Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> torch.Tensor:
+    """As `kernels.attention.naive.paged_attention`. Sums in float32. A sequence's rows do not
+    depend on what else is in the batch, to the last bit.
+
+    Raises: ValueError for heads that are too large, too many, or not contiguous.
+    """
+    _, _, page_tokens, num_kv_heads, head_dim = kv_pages.shape
+    group = q.shape[1] // num_kv_heads
+    if head_dim > MAX_HEAD_DIM or group > MAX_GROUP:
+        raise ValueError(
+            f"head_dim {head_dim} above {MAX_HEAD_DIM}, or {group} heads of one key head above"
+            f" {MAX_GROUP}"
+        )
+    if not kv_pages[0].is_contiguous():
+        raise ValueError(f"kv_pages of strides {kv_pages.stride()}: pages are not contiguous")
+    if q.stride()[1:] != (head_dim, 1):
+        q = q.contiguous()
+    scores = Scores(num_kv_heads, group, head_dim, page_tokens, scale, sliding_window, soft_cap)
+    out = q.new_empty(q.shape)
+    if metadata.prefill:
+        ragged = metadata.ragged or ragged_prefill(metadata.prefill, q.device)
+        prefill(out, q, kv_pages, ragged, scores)
+    if metadata.decode_rows.numel():
+        decode(out, q, kv_pages, metadata, scores)
+    return out

@@ -1,0 +1,75 @@
+"""Runs tests of Triton kernels under Triton's interpreter, which needs no GPU.
+
+Whether a kernel is compiled or interpreted is settled when its module is imported, so these tests
+have a process of their own, in which this module is a pytest plugin. Their modules are named
+`interpreted_*.py`, so that pytest does not collect them elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+_OPTIONS = ["-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", "-p", __name__]
+
+
+def run_interpreted(*tests: str, timeout_s: float = 110.0) -> None:
+    """tests: what pytest takes, from the root of the repository. Raises: AssertionError with
+    pytest's report when any fails, or when there are none."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos"), *filter(None, sys.path)]),
+    }
+    report = subprocess.run(
+        [sys.executable, "-m", "pytest", *_OPTIONS, *tests],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert report.returncode == 0, report.stdout[-20_000:] + report.stderr[-5_000:]
+
+
+def _repair() -> None:
+    """What the interpreter gets wrong: it keeps bfloat16 as bits and multiplies them as integers in
+    `dot`, and it truncates to bfloat16 where GPUs round; up to 3.6 it also wants an int of an array
+    of one element, which NumPy now refuses."""
+    patch_lang_tensor = interpreter._patch_lang_tensor
+    create_dot = interpreter.InterpreterBuilder.create_dot
+    cast_impl = interpreter.InterpreterBuilder.cast_impl
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch_lang_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def widened(builder: Any, handle: Any) -> Any:
+        narrow = handle.dtype == tl.bfloat16
+        return builder.cast_impl(handle, tl.float32) if narrow else handle
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(self, widened(self, a), widened(self, b), *rest)
+
+    def cast(self: Any, source: Any, target: Any) -> Any:
+        if source.dtype.scalar != tl.float32 or target.scalar != tl.bfloat16:
+            return cast_impl(self, source, target)
+        wide = torch.from_numpy(np.atleast_1d(np.ascontiguousarray(source.data)))
+        bits = wide.to(torch.bfloat16).view(torch.uint16).numpy().reshape(source.data.shape)
+        return interpreter.TensorHandle(bits, tl.bfloat16)
+
+    interpreter.InterpreterBuilder.cast_impl = cast
+    interpreter._patch_lang_tensor = patched
+    interpreter.InterpreterBuilder.create_dot = dot
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import numpy as np
+    import torch
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    _repair()
