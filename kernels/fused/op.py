@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.fused import naive
+from kernels.gpu.dispatch import uses_triton
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -12,6 +13,10 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As `kernels.fused.naive.rms_norm`. Raises: ValueError for shapes that do not fit."""
     _check_norm(x, weight)
+    if uses_triton(x):
+        from kernels.fused import triton_norm
+
+        return triton_norm.rms_norm(x, weight, eps)
     return naive.rms_norm(x, weight, eps)
 
 
@@ -29,6 +34,10 @@ def add_rms_norm(
         raise ValueError(
             f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
         )
+    if uses_triton(x):
+        from kernels.fused import triton_norm
+
+        return triton_norm.add_rms_norm(x, residual, weight, eps)
     return naive.add_rms_norm(x, residual, weight, eps)
 
 
@@ -43,6 +52,10 @@ def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         raise ValueError(f"gate_up {tuple(gate_up.shape)} is not [num_tokens, 2 * features]")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
+    if uses_triton(gate_up):
+        from kernels.fused import triton_activation
+
+        return triton_activation.gated_activation(gate_up, activation)
     return naive.gated_activation(gate_up, activation)
 
 
