@@ -21,7 +21,7 @@ class PrefillChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class RaggedPrefill:
-    """The prefill chunks of a batch as one launch reads them. Device tensors, int32."""
+    """The prefill chunks of a batch as one launch reads them. Integers, on the device."""
 
     query_indptr: torch.Tensor  # [n + 1]: how many prefill tokens stand before each chunk's
     first_rows: torch.Tensor  # [n]: the batch row of each chunk's first token
@@ -56,7 +56,7 @@ class Queries(NamedTuple):
 
 
 def attention_metadata(queries: Sequence[Queries], device: torch.device) -> AttentionMetadata:
-    """The batch's metadata on `device`: for a GPU int32, and sent in one copy that nobody waits
+    """The batch's metadata on `device`; on a GPU int32, and sent in one copy that nobody waits
     for."""
     dtype = np.int64 if device.type == "cpu" else np.int32
     prefill = [each for each in queries if each.end - each.start > 1]
@@ -81,9 +81,7 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         decode_rows=rows,
         decode_block_tables=tables,
         decode_seq_lens=seq_lens,
-        ragged=RaggedPrefill(indptr, first_rows, prefill_lens, prefill_tables, int(parts[3][-1]))
-        if prefill and device.type != "cpu"
-        else None,
+        ragged=RaggedPrefill(indptr, first_rows, prefill_lens, prefill_tables, int(parts[3][-1])),
     )
 
 
@@ -116,15 +114,15 @@ def padded_tables(tables: Sequence[Sequence[int]], dtype: type[np.signedinteger]
 
 def to_device(parts: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
     """Arrays of one type as tensors on `device`: one copy, each part 16-byte aligned in it."""
-    if device.type == "cpu":
-        return [torch.from_numpy(part) for part in parts]
     step = 16 // parts[0].itemsize
     starts = np.cumsum([0, *(-(-part.size // step) * step for part in parts)])
     packed = np.zeros(int(starts[-1]), parts[0].dtype)
     for start, part in zip(starts, parts, strict=False):
         packed[start : start + part.size] = part.reshape(-1)
-    # The caching allocator of pinned memory keeps the source until the copy is done.
-    sent = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
+    sent = torch.from_numpy(packed)
+    if device.type != "cpu":
+        # The caching allocator of pinned memory keeps the source until the copy is done.
+        sent = sent.pin_memory().to(device, non_blocking=True)
     return [
         sent[start : start + part.size].view(part.shape)
         for start, part in zip(starts.tolist(), parts, strict=False)

@@ -7,10 +7,10 @@ import torch
 from kernels.attention.metadata import AttentionMetadata, ragged_prefill
 from kernels.attention.triton_decode import decode
 from kernels.attention.triton_prefill import prefill
-from kernels.attention.triton_scores import Scores
+from kernels.attention.triton_scores import Scores, block_dim
 
 MAX_HEAD_DIM = 256
-MAX_GROUP = 128
+MAX_GROUP_BYTES = 32 * 1024  # queries of one key head, one token: there is room everywhere
 
 
 def paged_attention(
@@ -29,10 +29,12 @@ def paged_attention(
     """
     _, _, page_tokens, num_kv_heads, head_dim = kv_pages.shape
     group = q.shape[1] // num_kv_heads
-    if head_dim > MAX_HEAD_DIM or group > MAX_GROUP:
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"head_dim {head_dim} is above {MAX_HEAD_DIM}")
+    most = MAX_GROUP_BYTES // (block_dim(head_dim) * q.itemsize)
+    if group > most:
         raise ValueError(
-            f"head_dim {head_dim} above {MAX_HEAD_DIM}, or {group} heads of one key head above"
-            f" {MAX_GROUP}"
+            f"{group} heads share a key head; of {head_dim} {q.dtype} elements at most {most} may"
         )
     if not kv_pages[0].is_contiguous():
         raise ValueError(f"kv_pages of strides {kv_pages.stride()}: pages are not contiguous")

@@ -16,7 +16,6 @@ from kernels.gpu.dispatch import device_name
 from kernels.gpu.tuning import Settings, launch_options, tuned
 
 _MAX_SPLITS = 128
-_COMBINED_AT_ONCE = 16
 COMBINE_OPTIONS: dict[str, Any] = {"num_warps": 2}
 
 
@@ -176,12 +175,12 @@ def decode_constants(scores: Scores, settings: Settings) -> dict[str, Any]:
     }
 
 
-def combine_constants(scores: Scores, decode: dict[str, Any]) -> dict[str, Any]:
+def combine_constants(scores: Scores, settings: Settings, decode: dict[str, Any]) -> dict[str, Any]:
     """combine_kernel's constexprs: the partition into splits must be decode_kernel's."""
     names = ("HEAD_DIM", "BLOCK_N", "BLOCK_D", "MIN_SPLIT", "MAX_SPLITS", "HAS_WINDOW")
     return {name: decode[name] for name in names} | {
         "NUM_HEADS": scores.num_kv_heads * scores.group,
-        "BLOCK_S": _COMBINED_AT_ONCE,
+        "BLOCK_S": settings["combined_at_once"],
     }
 
 
@@ -239,6 +238,6 @@ def decode(
         out.stride(0),
         splits,
         window,
-        **combine_constants(scores, constants),
+        **combine_constants(scores, settings, constants),
         **COMBINE_OPTIONS,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from kernels.attention.triton_decode import (
 from kernels.attention.triton_prefill import prefill_constants, prefill_kernel
 from kernels.attention.triton_scores import Scores
 from kernels.gpu.tuning import Settings, launch_options, tuned
-from tests.kernels.aot import TARGETS, compile_kernel
+from tests.kernels.aot import TARGETS, Built, compile_kernel
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SMALLEST_SHARED_BYTES = 64 * 1024  # of the devices that "default" is for
@@ -23,14 +25,33 @@ SMALLEST_SHARED_BYTES = 64 * 1024  # of the devices that "default" is for
 # head_dim, dtype, window, soft_cap, heads of one key head
 CASES = [
     (64, torch.bfloat16, None, None, 7),
-    (96, torch.float16, 4096, None, 1),
     (128, torch.bfloat16, None, None, 4),
     (256, torch.bfloat16, 4096, 50.0, 2),
     (64, torch.float32, None, None, 4),
     (128, torch.float32, None, None, 4),
     (256, torch.float32, None, 50.0, 2),
 ]
+LARGEST_GROUP = (256, torch.bfloat16, None, None, 64)
+PADDED_HEAD = (96, torch.float16, 4096, None, 1)
 DEVICES = [*TARGETS, "default"]
+BUILDS = [
+    *((device, case) for device in DEVICES for case in CASES),
+    *((device, PADDED_HEAD) for device in ("sm_90", "gfx942")),
+    ("default", LARGEST_GROUP),
+]
+
+
+def case_id(case: tuple) -> str:
+    return f"{case[0]}-{TYPES[case[1]]}-{case[4]}"
+
+
+each_build = pytest.mark.parametrize(
+    ("device", "case"),
+    BUILDS,
+    ids=lambda value: (
+        value if isinstance(value, str) else f"{value[0]}-{TYPES[value[1]]}-{value[4]}"
+    ),
+)
 
 
 def scores_of(case: tuple) -> Scores:
@@ -50,8 +71,18 @@ def shared_limit(device: str) -> int:
     return SMALLEST_SHARED_BYTES if device == "default" else TARGETS[device].shared_bytes
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{TYPES[c[1]]}")
-@pytest.mark.parametrize("device", DEVICES)
+def assert_whole_vectors(built: Built) -> None:
+    """Keys and values are read 16 bytes at a time."""
+    if "ptx" in built.asm:
+        loads = re.findall(r"cp\.async\.cg\S* .*0x10|ld\.global\S*\.v4\.b32", built.asm["ptx"])
+        narrow = re.findall(r"ld\.global\S*\.b16", built.asm["ptx"])
+    else:
+        loads = re.findall(r"(?:global|buffer)_load_dwordx4", built.asm["amdgcn"])
+        narrow = re.findall(r"(?:global|buffer)_load_\w*short", built.asm["amdgcn"])
+    assert loads and not narrow
+
+
+@each_build
 def test_decode_compiles(device: str, case: tuple) -> None:
     settings, element = settings_of(device, "decode", case), f"*{TYPES[case[1]]}:16"
     constants = decode_constants(scores_of(case), settings)
@@ -73,10 +104,10 @@ def test_decode_compiles(device: str, case: tuple) -> None:
     )
     assert built.shared_bytes <= shared_limit(device)
     assert not built.spilled_bytes
+    assert_whole_vectors(built)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{TYPES[c[1]]}")
-@pytest.mark.parametrize("device", DEVICES)
+@each_build
 def test_prefill_compiles(device: str, case: tuple) -> None:
     settings, element = settings_of(device, "prefill", case), f"*{TYPES[case[1]]}:16"
     constants = prefill_constants(scores_of(case), settings)
@@ -95,13 +126,14 @@ def test_prefill_compiles(device: str, case: tuple) -> None:
     )
     assert built.shared_bytes <= shared_limit(device)
     assert not built.spilled_bytes
+    assert_whole_vectors(built)
 
 
 @pytest.mark.parametrize("head_dim", [80, 256])
 @pytest.mark.parametrize("device", DEVICES)
 def test_combine_compiles(device: str, head_dim: int) -> None:
     case = (head_dim, torch.bfloat16, 4096, None, 4)
-    decode = decode_constants(scores_of(case), settings_of(device, "decode", case))
+    scores, settings = scores_of(case), settings_of(device, "decode", case)
     built = compile_kernel(
         combine_kernel,
         target_of(device),
@@ -112,7 +144,7 @@ def test_combine_compiles(device: str, head_dim: int) -> None:
             "out_stride": "i32:16",
             **dict.fromkeys(("grid_splits", "window"), "i32"),
         },
-        combine_constants(scores_of(case), decode),
+        combine_constants(scores, settings, decode_constants(scores, settings)),
         COMBINE_OPTIONS,
     )
     assert built.shared_bytes <= shared_limit(device)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.kernels.interpreter import run_interpreted
 
 
-def test_kernels_in_the_interpreter() -> None:
-    run_interpreted(
-        "tests/kernels/test_attention_triton.py",
-        "tests/kernels/test_kv_triton.py",
-        "tests/kernels/test_fused_triton.py",
-    )
+def test_attention_in_the_interpreter() -> None:
+    run_interpreted("tests/kernels/test_attention_triton.py")
+
+
+def test_kv_writes_norms_and_activations_in_the_interpreter() -> None:
+    run_interpreted("tests/kernels/test_kv_triton.py", "tests/kernels/test_fused_triton.py")

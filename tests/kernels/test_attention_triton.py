@@ -87,7 +87,7 @@ def test_twins_agree_on_metadata_made_by_hand(triton_device: str) -> None:
 @pytest.mark.parametrize("window", [None, 70])
 def test_a_sequence_has_the_same_bits_in_any_batch(window: int | None, triton_device: str) -> None:
     shape = {"heads": 2, "kv_heads": 1, "head_dim": 16, "page_tokens": 8, "dtype": torch.float32}
-    batch = paged_batch([(100, 1), (60, 30), (300, 1), (9, 4)], device=triton_device, **shape)
+    batch = paged_batch([(100, 1), (160, 30), (300, 1), (9, 4)], device=triton_device, **shape)
     together = attend(batch, scale=0.2, sliding_window=window)
     for query in batch.queries:
         alone = Queries(0, query.end - query.start, query.seq_len, query.block_table)
@@ -97,11 +97,12 @@ def test_a_sequence_has_the_same_bits_in_any_batch(window: int | None, triton_de
         assert torch.equal(actual, together[query.start : query.end])
     # A prompt's tokens do not depend on where it was cut either.
     start, _, seq_len, table = batch.queries[1]
-    first = Queries(0, 13, seq_len - 17, table)
-    metadata = attention_metadata([first], batch.q.device)
-    rows = batch.q[start : start + 13]
-    actual = paged_attention(rows, batch.kv_pages, metadata, scale=0.2, sliding_window=window)
-    assert torch.equal(actual, together[start : start + 13])
+    for first, last in ((0, 13), (13, 30)):
+        part = Queries(0, last - first, seq_len - 30 + last, table)
+        metadata = attention_metadata([part], batch.q.device)
+        rows = batch.q[start + first : start + last]
+        actual = paged_attention(rows, batch.kv_pages, metadata, scale=0.2, sliding_window=window)
+        assert torch.equal(actual, together[start + first : start + last])
 
 
 def test_large_scores_stay_finite(triton_device: str) -> None:
@@ -157,7 +158,7 @@ def test_a_layer_of_the_pool_and_queries_of_a_wider_row(triton_device: str) -> N
 
 def test_what_the_kernels_cannot_hold_is_refused(triton_device: str) -> None:
     metadata = attention_metadata([], torch.device(triton_device))
-    for heads, head_dim in ((1, 264), (129, 16)):
+    for heads, head_dim in ((1, 264), (33, 256)):
         q = torch.zeros(1, heads, head_dim, device=triton_device)
         with pytest.raises(ValueError):
             paged_attention(

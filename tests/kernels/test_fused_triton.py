@@ -47,6 +47,7 @@ def test_norms(features: int, dtype: torch.dtype, triton_device: str) -> None:
     total = residual + x
     actual = add_rms_norm(x, residual, weight, 1e-2)
     assert torch.equal(residual, total)
+    assert torch.equal(actual, rms_norm(residual, weight, 1e-2))  # of what is kept, rounded
     torch.testing.assert_close(actual.double(), expected_norm(total, weight, 1e-2), **tolerance)
 
 
