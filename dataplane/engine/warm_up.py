@@ -18,7 +18,7 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
         return torch.tensor(values, dtype=torch.int64, device=pool.device)
 
     batch = Batch(
-        token_ids=integers(0, 0, 0),
+        token_ids=integers(1, 1, 1),
         positions=integers(0, 1, 0),
         page_index=integers(0, 0, last),
         page_offset=integers(0, 1, 0),
