@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from kernels.fused import naive
@@ -13,11 +15,7 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As `kernels.fused.naive.rms_norm`. Raises: ValueError for shapes that do not fit."""
     _check_norm(x, weight)
-    if uses_triton(x):
-        from kernels.fused import triton_norm
-
-        return triton_norm.rms_norm(x, weight, eps)
-    return naive.rms_norm(x, weight, eps)
+    return _of(x).rms_norm(x, weight, eps)
 
 
 def add_rms_norm(
@@ -34,11 +32,7 @@ def add_rms_norm(
         raise ValueError(
             f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
         )
-    if uses_triton(x):
-        from kernels.fused import triton_norm
-
-        return triton_norm.add_rms_norm(x, residual, weight, eps)
-    return naive.add_rms_norm(x, residual, weight, eps)
+    return _of(x).add_rms_norm(x, residual, weight, eps)
 
 
 def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -52,11 +46,15 @@ def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         raise ValueError(f"gate_up {tuple(gate_up.shape)} is not [num_tokens, 2 * features]")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
-    if uses_triton(gate_up):
-        from kernels.fused import triton_activation
+    return _of(gate_up).gated_activation(gate_up, activation)
 
-        return triton_activation.gated_activation(gate_up, activation)
-    return naive.gated_activation(gate_up, activation)
+
+def _of(x: torch.Tensor) -> Any:
+    if uses_triton(x):
+        from kernels.fused import triton_fused
+
+        return triton_fused
+    return naive
 
 
 def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
