@@ -16,7 +16,7 @@ from dataplane.models.decoder import Batch, HeadSlice, LayerSegments
 from dataplane.models.shapes import GROUPS
 from dataplane.pool.pool import PagePool
 from dataplane.staging import staged
-from kernels.attention.metadata import AttentionMetadata, PrefillChunk
+from kernels.attention.metadata import Queries, attention_metadata
 from kernels.lora.metadata import LoraBatchMetadata
 from kernels.lora.plan import LoraSpans, SegmentGroup, plan_row
 
@@ -34,9 +34,7 @@ class BatchBuilder:
         token_ids: list[int] = []
         positions: list[int] = []
         pages: list[int] = []
-        prefill: list[PrefillChunk] = []
-        decode: list[Chunk] = []
-        decode_rows: list[int] = []
+        queries: list[Queries] = []
         logit_rows: list[int] = []
         spans: list[tuple[str, int, int]] = []  # adapter digest, rows
         logit_spans: list[tuple[str, int, int]] = []
@@ -48,12 +46,8 @@ class BatchBuilder:
             positions += range(first, last)
             pages += [sequence.block_table[p // page_tokens] for p in range(first, last)]
             end = len(token_ids)
-            if chunk.num_tokens == 1:
-                decode.append(chunk)
-                decode_rows.append(start)
-            else:
-                blocks = sequence.block_table[: self._pool.blocks_for(last)]
-                prefill.append(PrefillChunk(start, end, last, self._int64(blocks)))
+            blocks = sequence.block_table[: self._pool.blocks_for(last)]
+            queries.append(Queries(start, end, last, blocks))
             if chunk.samples:
                 if sequence.adapter:
                     row = len(logit_rows)
@@ -67,24 +61,12 @@ class BatchBuilder:
             positions=position_tensor,
             page_index=self._int64(pages),
             page_offset=position_tensor % page_tokens,
-            attention=AttentionMetadata(
-                prefill=tuple(prefill),
-                decode_rows=self._int64(decode_rows),
-                decode_block_tables=self._block_tables(decode),
-                decode_seq_lens=self._int64([c.end for c in decode]),
-            ),
+            attention=attention_metadata(queries, self._pool.device),
             layers=self._layer_segments(spans),
             affine=affine_layers(self._adapter, spans, self._config.num_layers, self._pool.data),
             logit_rows=self._int64(logit_rows),
             lm_head=self._head_slices(logit_spans),
             wait=self._resident.waiter(digest for digest, _, _ in spans),
-        )
-
-    def _block_tables(self, decode: Seq[Chunk]) -> torch.Tensor:
-        tables = [c.sequence.block_table[: self._pool.blocks_for(c.end)] for c in decode]
-        width = max(map(len, tables), default=0)
-        return self._int64([[*t, *([t[-1]] * (width - len(t)))] for t in tables]).view(
-            len(tables), width
         )
 
     def _layer_segments(self, spans: Seq[tuple[str, int, int]]) -> list[LayerSegments]:

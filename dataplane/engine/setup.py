@@ -11,6 +11,7 @@ import torch
 from dataplane.channel import EngineOptions, ModuleShape, Ready
 from dataplane.engine.engine import Engine
 from dataplane.engine.pipeline import DEPTH
+from dataplane.engine.warm_up import warm_up as warm_up_forward
 from dataplane.errors import DataPlaneError, UnsupportedModelError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
@@ -121,8 +122,11 @@ def make_engine(
         raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0")
     if not options.max_cluster_delay_s >= 0:
         raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
+    decoder = Decoder(config, weights, max_context)
+    if pool.device.type == "cuda":
+        warm_up_forward(decoder, pool)
     return Engine(
-        Decoder(config, weights, max_context),
+        decoder,
         pool,
         loader,
         eos_token_ids=frozenset(config.eos_token_ids),

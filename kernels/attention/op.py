@@ -6,6 +6,7 @@ import torch
 
 from kernels.attention import cpu, naive
 from kernels.attention.metadata import AttentionMetadata
+from kernels.gpu.dispatch import uses_triton
 
 
 def paged_attention(
@@ -29,8 +30,16 @@ def paged_attention(
         )
     if q.shape[1] % kv_pages.shape[3]:
         raise ValueError(f"{q.shape[1]} heads do not share {kv_pages.shape[3]} key heads evenly")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window {sliding_window} is not above 0")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"soft_cap {soft_cap} is not above 0")
+    if uses_triton(q):
+        from kernels.attention import triton_attention
+
+        return triton_attention.paged_attention(
+            q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
+        )
     if not cpu.supports(q):
         return naive.paged_attention(
             q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kernels.fused import cpu, naive
+from kernels.gpu.dispatch import uses_triton
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -49,6 +50,10 @@ def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def _of(x: torch.Tensor) -> Any:
+    if uses_triton(x):
+        from kernels.fused import triton_fused
+
+        return triton_fused
     return cpu if cpu.supports(x) else naive
 
 

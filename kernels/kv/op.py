@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels.gpu.dispatch import uses_triton
 from kernels.kv import cpu, naive
 
 
@@ -35,7 +36,10 @@ def rope_write_kv(
         raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {head_dim}")
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm come together")
-    implementation = cpu if cpu.supports(qkv) else naive
+    if uses_triton(qkv):
+        from kernels.kv import triton_rope as implementation
+    else:
+        implementation = cpu if cpu.supports(qkv) else naive
     return implementation.rope_write_kv(
         qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps
     )

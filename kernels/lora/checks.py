@@ -1,8 +1,7 @@
-"""What the LoRA ops check before they touch memory, and which implementation a tensor takes."""
+"""What the LoRA ops check before they touch memory."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,6 @@ if TYPE_CHECKING:
 
 _MIN_PAGE_ELEMS = 16  # the narrowest tile of a product on tensor cores
 _MAX_ADAPTER_ELEMS = 2**31  # offsets are 32-bit
-
-
-def takes_triton(x: torch.Tensor) -> bool:
-    """Tensors of a CUDA or ROCm device; all of them under Triton's interpreter."""
-    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def check_tensors(rows: torch.Tensor, layer_pages: torch.Tensor) -> None:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kernels.lora.checks import check_launch, check_spans, check_tensors, takes_triton
+from kernels.gpu.dispatch import uses_triton
+from kernels.lora.checks import check_launch, check_spans, check_tensors
 from kernels.lora.metadata import LoraBatchMetadata, LoraGroup
 from kernels.lora.naive import read_span
 from kernels.lora.plan import MAX_SLICES, LoraSpans, PageRun, RowFormat
@@ -77,7 +78,7 @@ def lora_affine(
     Raises: ValueError for shapes, dtypes or segments that do not fit together.
     """
     check_tensors(y, layer_pages)
-    if takes_triton(y):
+    if uses_triton(y):
         from kernels.lora.triton_affine import affine
 
         group = _group_metadata(segments, y)

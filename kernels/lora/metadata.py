@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kernels.lora.checks import check_segments, check_spans, takes_triton
+from kernels.gpu.dispatch import uses_triton
+from kernels.lora.checks import check_segments, check_spans
 from kernels.lora.plan import (
     PLAN_FIELDS,
     PLAN_ROW,
@@ -118,7 +119,7 @@ class LoraBatchMetadata:
         row_format: RowFormat = PLAN_ROW,
     ) -> LoraBatchMetadata | None:
         """As `of`, for launches on the device of `tensor`; None where kernels read the host's."""
-        if not takes_triton(tensor):
+        if not uses_triton(tensor):
             return None
         return LoraBatchMetadata.of(spans, rows, tensor.device, row_format)
 

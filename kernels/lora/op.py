@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from kernels.gpu.dispatch import uses_triton
 from kernels.lora import cpu, naive
-from kernels.lora.checks import check_launch, check_segments, check_tensors, takes_triton
+from kernels.lora.checks import check_launch, check_segments, check_tensors
 from kernels.lora.metadata import LoraGroup, group_metadata
 from kernels.lora.plan import Segment, SegmentGroup
 
@@ -40,7 +41,7 @@ def lora_apply(
     """
     if y.dim() != 2 or x.dim() != 2 or y.shape[0] != x.shape[0]:
         raise ValueError(f"y {tuple(y.shape)} and x {tuple(x.shape)} are not [num_tokens, …]")
-    if takes_triton(x):
+    if uses_triton(x):
         segments = group_metadata(segments, x, x.shape[1])
     elif isinstance(segments, SegmentGroup) and cpu.supports(x):
         cpu.lora_apply(y, x, layer_pages, segments)
@@ -63,7 +64,7 @@ def lora_shrink(
 
     Raises: ValueError as lora_apply.
     """
-    if takes_triton(x):
+    if uses_triton(x):
         from kernels.lora.triton_shrink import shrink
 
         group = group_metadata(segments, x, x.shape[1])

@@ -1,0 +1,196 @@
+"""Each kernel's part of the roofline on the device at hand.
+
+    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora] [--device cuda|cpu]
+                                     [--shapes real|tiny] [--out FILE]
+
+Roofline time of a call: the most of (the bytes it must move at least ÷ the measured copy bandwidth)
+and (its operations ÷ the measured matmul rate). Printed and, with --out, written as JSON: that time
+÷ the measured one. On a GPU calls are captured in a graph, over copies of their tensors that
+together do not fit in the cache, so neither launches nor a warm cache are measured. Needs torch,
+and Triton for a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kernel_cases import (
+    SHAPES,
+    KernelCase,
+    Shapes,
+    decode_cases,
+    fused_cases,
+    kv_cases,
+    prefill_cases,
+)
+from benchmarks.load.provenance import provenance
+
+SCHEMA = "chorale-kernel-bench/1"
+_GPU_WORKING_SET = 256 << 20  # several times any cache
+_MAX_COPIES = 64
+_MIN_CALLS = 8
+
+
+def lora_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[KernelCase]:
+    # numba, which LoRA on CPU needs, may be missing on a machine that measures other kernels.
+    from benchmarks import kernel_lora_cases
+
+    return kernel_lora_cases.lora_cases(shapes, device, dtype)
+
+
+OPS = {
+    "decode": decode_cases,
+    "prefill": prefill_cases,
+    "kv": kv_cases,
+    "fused": fused_cases,
+    "lora": lora_cases,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--shapes", choices=SHAPES, default="real")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="file for the JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU; --device cpu --shapes tiny is a dry run")
+    report = run(
+        arguments.ops,
+        SHAPES[arguments.shapes],
+        torch.device(arguments.device),
+        getattr(torch, arguments.dtype),
+        arguments.rounds,
+    )
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+@torch.inference_mode()
+def run(
+    ops: list[str], shapes: Shapes, device: torch.device, dtype: torch.dtype, rounds: int
+) -> dict[str, Any]:
+    measure = partial(_gpu_seconds if device.type == "cuda" else _cpu_seconds, rounds=rounds)
+    bandwidth, flops = _rates(device, dtype, measure)
+    print(f"{_name(device)}: copy {bandwidth / 1e9:.1f} GB/s, matmul {flops / 1e12:.2f} TFLOP/s")
+    cases: list[dict[str, Any]] = []
+    for op in ops:
+        for case in OPS[op](shapes, device, dtype):
+            seconds = measure(case.make, case.bytes)
+            roofline_s = max(case.bytes / bandwidth, case.flops / flops)
+            cases.append(
+                {
+                    "op": case.op,
+                    "shape": case.shape,
+                    "bytes": case.bytes,
+                    "flops": case.flops,
+                    "seconds": seconds,
+                    "roofline_s": roofline_s,
+                    "fraction": roofline_s / seconds,
+                }
+            )
+            print(
+                f"{case.op:18} {case.shape:52} {seconds * 1e6:10.1f} us"
+                f" {100 * roofline_s / seconds:6.1f}% of roofline"
+            )
+            sys.stdout.flush()
+    return {
+        "schema": SCHEMA,
+        **provenance(),
+        "torch": torch.__version__,
+        "device": _name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "rounds": rounds,
+        "copy_bytes_per_s": bandwidth,
+        "matmul_flops_per_s": flops,
+        "cases": cases,
+    }
+
+
+Make = Callable[[], Callable[[], object]]
+
+
+def _rates(
+    device: torch.device, dtype: torch.dtype, measure: Callable[[Make, int], float]
+) -> tuple[float, float]:
+    """Bytes per second of a copy, read and write both counted; operations per second."""
+    large = device.type == "cuda"
+    num_bytes, size = (1 << 30, 8192) if large else (1 << 24, 256)
+
+    def copy() -> Callable[[], object]:
+        source = torch.zeros(num_bytes // 2, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+    def product() -> Callable[[], object]:
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        out = torch.empty_like(a)
+        return lambda: torch.mm(a, b, out=out)
+
+    return num_bytes / measure(copy, num_bytes), 2 * size**3 / measure(product, num_bytes)
+
+
+def _gpu_seconds(make: Make, num_bytes: int, *, rounds: int) -> float:
+    """Of one call: the median over replays of a graph of many."""
+    copies = max(1, min(_MAX_COPIES, -(-_GPU_WORKING_SET // num_bytes)))
+    calls = [make() for _ in range(copies)]
+    calls *= -(-_MIN_CALLS // copies)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:  # compiles
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    seconds: list[float] = []
+    for _ in range(rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3 / len(calls))
+    return statistics.median(seconds)
+
+
+def _cpu_seconds(make: Make, num_bytes: int, *, rounds: int) -> float:
+    call = make()
+    call()
+    seconds: list[float] = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

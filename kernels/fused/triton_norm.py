@@ -1,0 +1,94 @@
+"""RMSNorm, with the residual's sum when there is one, in one Triton kernel: CUDA and ROCm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu.dispatch import device_name
+from kernels.gpu.tuning import launch_options, tuned
+
+_CASES = (1024, 2048, 4096, 8192, 16384, 32768)
+
+
+@triton.jit
+def rms_norm_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    out_ptr,
+    x_stride,
+    eps,
+    FEATURES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):
+    """grid (rows,). One program: one row, held whole; sums in f32, rounded once."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    real = at < FEATURES
+    x = tl.load(x_ptr + row * x_stride + at, mask=real, other=0.0)
+    if HAS_RESIDUAL:
+        residual_ptr += row * FEATURES
+        old = tl.load(residual_ptr + at, mask=real, other=0.0)
+        # What is normed is what is kept, rounded.
+        x = (old.to(tl.float32) + x.to(tl.float32)).to(x.dtype)
+        tl.store(residual_ptr + at, x, mask=real)
+    wide = x.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, 0) / FEATURES + eps)
+    weight = tl.load(weight_ptr + at, mask=real, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * FEATURES + at, (wide * inverse * weight).to(x.dtype), mask=real)
+
+
+def norm_case(features: int) -> str:
+    """The tuning table's name for rows of this width; wider ones share the last."""
+    return str(next((case for case in _CASES if features <= case), _CASES[-1]))
+
+
+def norm_constants(features: int, has_residual: bool) -> dict[str, Any]:
+    """rms_norm_kernel's constexprs."""
+    block = triton.next_power_of_2(features)
+    return {"FEATURES": features, "BLOCK": block, "HAS_RESIDUAL": has_residual}
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `kernels.fused.naive.rms_norm`."""
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    return _launch(rows, None, weight, eps).view(x.shape)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """As `kernels.fused.naive.add_rms_norm`.
+
+    Raises: ValueError for a residual that is not contiguous: it could not change in place.
+    """
+    if not residual.is_contiguous():
+        raise ValueError(f"residual of strides {residual.stride()} is not contiguous")
+    return _launch(x.contiguous(), residual, weight, eps)
+
+
+def _launch(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    rows, features = x.shape
+    out = x.new_empty(rows, features)
+    if rows:
+        settings = tuned("fused", device_name(x.device), "rms_norm", norm_case(features))
+        rms_norm_kernel[(rows,)](
+            x,
+            x if residual is None else residual,
+            weight.contiguous(),
+            out,
+            x.stride(0),
+            eps,
+            **norm_constants(features, residual is not None),
+            **launch_options(settings),
+        )
+    return out

@@ -1,0 +1,70 @@
+"""Norm, activation and rope kernels with every tuned setting, compiled for GPUs that this machine
+lacks. They keep nothing in shared memory but what a reduction passes between warps."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernels.fused.triton_activation import activation_constants, gated_activation_kernel
+from kernels.fused.triton_norm import norm_case, norm_constants, rms_norm_kernel
+from kernels.gpu.tuning import launch_options, tuned
+from kernels.kv.triton_rope import rope_case, rope_constants, rope_write_kernel
+from tests.kernels.aot import TARGETS, Built, compile_kernel
+
+REDUCTION_BYTES = 4096
+
+
+def check(built: Built) -> None:
+    assert built.shared_bytes <= REDUCTION_BYTES
+    assert not built.spilled_bytes
+
+
+@pytest.mark.parametrize("features", [1000, 2048, 4096, 8192, 16384, 32768])
+@pytest.mark.parametrize("target", TARGETS)
+def test_norm_compiles(target: str, features: int) -> None:
+    settings = tuned("fused", target, "rms_norm", norm_case(features))
+    check(
+        compile_kernel(
+            rms_norm_kernel,
+            target,
+            dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), "*bf16:16")
+            | {"x_stride": "i32:16", "eps": "fp32"},
+            norm_constants(features, True),
+            launch_options(settings),
+        )
+    )
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_activation_compiles(target: str, activation: str) -> None:
+    settings = tuned("fused", target, "gated_activation", "any")
+    check(
+        compile_kernel(
+            gated_activation_kernel,
+            target,
+            dict.fromkeys(("gate_up_ptr", "out_ptr"), "*bf16:16") | {"gate_up_stride": "i32:16"},
+            activation_constants(14336, activation, settings["block"]),
+            launch_options(settings),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "rotary_dim", "has_norm"), [(64, 64, False), (80, 32, True), (256, 256, True)]
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_rope_compiles(target: str, head_dim: int, rotary_dim: int, has_norm: bool) -> None:
+    settings = tuned("kv", target, "rope_write_kv", rope_case(head_dim))
+    values = ("qkv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr", "q_out_ptr", "kv_ptr")
+    check(
+        compile_kernel(
+            rope_write_kernel,
+            target,
+            dict.fromkeys(values, "*bf16:16")
+            | dict.fromkeys(("page_index_ptr", "page_offset_ptr"), "*i64")
+            | {"qkv_stride": "i32:16", "page_stride": "i32:16", "eps": "fp32"},
+            rope_constants(32, 8, head_dim, rotary_dim, 16, has_norm, settings["heads"]),
+            launch_options(settings),
+        )
+    )
