@@ -77,6 +77,8 @@ def rope_write_kernel(
     )
     page = tl.load(page_index_ptr + token).to(tl.int64)
     slot = tl.load(page_offset_ptr + token).to(tl.int64)
+    # A scalar condition joined to a vector's would not be a mask to every release's interpreter.
+    first_stored = tl.where(page >= 0, NUM_HEADS, NUM_HEADS + 2 * NUM_KV_HEADS)
     kv_head = tl.where(is_value, heads - NUM_KV_HEADS, heads) - NUM_HEADS
     at = page * page_stride + (is_value.to(tl.int64) * PAGE_TOKENS + slot) * (
         NUM_KV_HEADS * HEAD_DIM
@@ -84,7 +86,7 @@ def rope_write_kernel(
     tl.store(
         kv_ptr + (at + kv_head * HEAD_DIM)[:, None] + dims[None, :],
         tl.where(is_value[:, None], own, rotated),
-        mask=real & (~is_query & (page >= 0))[:, None],
+        mask=real & (heads >= first_stored)[:, None],
     )
 
 

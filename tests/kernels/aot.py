@@ -6,7 +6,7 @@
         {"BLOCK": 64},
         {"num_warps": 4, "num_stages": 2},
     )
-    assert built.shared_bytes <= TARGETS["sm_90"].shared_bytes and not built.spilled_bytes
+    assert built.shared_bytes <= TARGETS["sm_90"].shared_bytes and built.spilled_bytes <= FEW_BYTES
 
 Types are Triton's; ":16" says what the launcher would find out by itself: divisible by 16.
 """
@@ -39,6 +39,10 @@ TARGETS = {
     "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * 1024),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
+
+
+FEW_BYTES = 64
+"""Of a thread's stack: what some releases of Triton put there outside of loops."""
 
 
 class Built(NamedTuple):

@@ -17,7 +17,7 @@ from kernels.attention.triton_decode import (
 from kernels.attention.triton_prefill import prefill_constants, prefill_kernel
 from kernels.attention.triton_scores import Scores
 from kernels.gpu.tuning import Settings, launch_options, tuned
-from tests.kernels.aot import TARGETS, Built, compile_kernel
+from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SMALLEST_SHARED_BYTES = 64 * 1024  # of the devices that "default" is for
@@ -103,7 +103,7 @@ def test_decode_compiles(device: str, case: tuple) -> None:
         launch_options(settings),
     )
     assert built.shared_bytes <= shared_limit(device)
-    assert not built.spilled_bytes
+    assert built.spilled_bytes <= FEW_BYTES, built.registers
     assert_whole_vectors(built)
 
 
@@ -125,7 +125,7 @@ def test_prefill_compiles(device: str, case: tuple) -> None:
         launch_options(settings),
     )
     assert built.shared_bytes <= shared_limit(device)
-    assert not built.spilled_bytes
+    assert built.spilled_bytes <= FEW_BYTES, built.registers
     assert_whole_vectors(built)
 
 
@@ -148,4 +148,4 @@ def test_combine_compiles(device: str, head_dim: int) -> None:
         COMBINE_OPTIONS,
     )
     assert built.shared_bytes <= shared_limit(device)
-    assert not built.spilled_bytes
+    assert built.spilled_bytes <= FEW_BYTES, built.registers

@@ -9,14 +9,14 @@ from kernels.fused.triton_activation import activation_constants, gated_activati
 from kernels.fused.triton_norm import norm_case, norm_constants, rms_norm_kernel
 from kernels.gpu.tuning import launch_options, tuned
 from kernels.kv.triton_rope import rope_case, rope_constants, rope_write_kernel
-from tests.kernels.aot import TARGETS, Built, compile_kernel
+from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
 
 REDUCTION_BYTES = 4096
 
 
 def check(built: Built) -> None:
     assert built.shared_bytes <= REDUCTION_BYTES
-    assert not built.spilled_bytes
+    assert built.spilled_bytes <= FEW_BYTES, built.registers
 
 
 @pytest.mark.parametrize("features", [1000, 2048, 4096, 8192, 16384, 32768])

@@ -14,13 +14,12 @@ from kernels.lora.triton_affine import affine_kernel
 from kernels.lora.triton_expand import dot_precision, expand_kernel
 from kernels.lora.triton_shrink import shrink_kernel
 from kernels.lora.tuning import Regime, tile_width, tiles_of
-from tests.kernels.aot import TARGETS, Built, compile_kernel
+from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
 from tests.kernels.interpreter import run_interpreted
 
 PAGE_ELEMS = 2 * 16 * 8 * 128  # a block of 16 tokens of Llama 3 8B
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 VARIANTS = [(torch.bfloat16, 8), (torch.float16, 8), (torch.bfloat16, 1), (torch.float32, 4)]
-FEW_BYTES = 32  # of a thread's stack: what some release of Triton puts there outside of loops
 METADATA = {"tiles": "*i32", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
 
 
