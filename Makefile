@@ -56,7 +56,8 @@ gpu-check: ## kernels against their twins, and engine parity, on the real device
 	PYTHONPATH=.:protos $(PYTHON) -m pytest -c /dev/null --rootdir=. -p no:cacheprovider -m gpu \
 		tests/kernels tests/dataplane/engine/test_parity.py
 
-gpu-bench: ## the engine benchmark on the real device; JSON under benchmarks/results/
+gpu-bench: ## each kernel's part of the roofline, then the engine; JSON under benchmarks/results/
+	PYTHONPATH=.:protos $(PYTHON) -m benchmarks.gpu_kernels --out benchmarks/results/kernels-cuda.json
 	PYTHONPATH=.:protos $(PYTHON) -m benchmarks.engine --device cuda --out benchmarks/results
 
 clean: ## everything that make made

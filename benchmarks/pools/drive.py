@@ -116,7 +116,10 @@ def open_loop(
 
 
 def check_empty(engine: Engine) -> None:
-    """Raises: BenchError unless no page is in use and every page has exactly one owner."""
+    """Raises: BenchError unless, once the steps in flight have ended, no page is in use and every
+    page has exactly one owner."""
+    while engine.has_work:
+        engine.step()
     report = engine.inspect(0)
     if report.problem or report.num_used_pages:
         raise BenchError(

@@ -99,6 +99,13 @@ class SplitPool(PagePool):
             self._idle.adapters.reclaim(1)
         return True
 
+    def make_free_for(self, adapter_pages: int, worth: float) -> bool:
+        price = self._sides.price(adapter_pages)
+        while self._free_adapter_pages < price:
+            if not self._idle.adapters.reclaim_worth_less(1, worth):
+                return False
+        return True
+
     @property
     def _free_blocks(self) -> int:
         return self._max_blocks - self._sides.num_blocks

@@ -67,8 +67,23 @@ class SimulatedLoader:
     def next_s(self) -> float | None:
         return min((at_s for at_s, _ in self._pending), default=None)
 
-    def request(self, adapter: Adapter) -> None:
-        self._pending.append((self._clock.now() + self._costs.load_s, adapter.digest))
+    @property
+    def host_bytes(self) -> int:
+        return sum(each.nbytes for each in self._adapters.values())
+
+    def request(
+        self, adapter: Adapter, *, priority: float = 0.0, speculative: bool = False
+    ) -> None:
+        if all(digest != adapter.digest for _, digest in self._pending):
+            self._pending.append((self._clock.now() + self._costs.load_s, adapter.digest))
+
+    def cancel(self, digest: str) -> None:
+        self._pending = [each for each in self._pending if each[1] != digest]
+
+    def pin(self, digest: str) -> None:
+        """Nothing is ever let go of here; nor do the next two."""
+
+    unpin = discard = pin
 
     def results(self) -> list[LoadResult]:
         now_s = self._clock.now()

@@ -119,13 +119,8 @@ class ResidentAdapters:
         """As `install`, into free pages and those of what is worth less. False, and nothing lost
         but what is worth less, when they are too few."""
         num_pages = host.pages.shape[1]
-        free = self._pool.allocator.num_free
-        if num_pages > free:
-            worth = self.worth(host.digest, host.nbytes, num_pages)
-            if num_pages > self._pool.num_available:
-                return False
-            self._pool.idle.reclaim_worth_less(num_pages - free, worth)
-        return self.install(host) is not None
+        worth = self.worth(host.digest, host.nbytes, num_pages)
+        return self._pool.make_free_for(num_pages, worth) and self.install(host) is not None
 
     def acquire(self, digest: str) -> ResidentAdapter:
         resident = self._by_digest[digest]

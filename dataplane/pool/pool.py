@@ -69,6 +69,14 @@ class PagePool:
         self.idle.reclaim(num_pages - self.allocator.num_free)
         return True
 
+    def make_free_for(self, adapter_pages: int, worth: float) -> bool:
+        """Reclaims only what is worth less. False when too few pages are free all the same; what
+        was worth less is gone then."""
+        missing = adapter_pages - self.allocator.num_free
+        if missing > self.idle.num_pages:
+            return False
+        return missing <= 0 or self.idle.reclaim_worth_less(missing, worth) >= missing
+
     def take_block(self, owner: str) -> int | None:
         """A page for KV, cleared: what an earlier owner left could be NaN, and even masked
         attention would carry that into its result."""
