@@ -74,7 +74,7 @@ async def kill_at_random(root: Path, num_kills: int, seed: int) -> None:
         for number in range(num_kills):
             end = time.monotonic() + chance.uniform(0.0, 0.25)
             while time.monotonic() < end:
-                # An entry that is being removed, or renamed while the folder is listed, may be seen.
+                # An entry on its way out, or renamed while the folder is listed, may be seen.
                 assert entry_bytes(root) <= max_bytes + SIZE
                 await asyncio.sleep(0.01)
             victim = workers.pop(0)
