@@ -18,7 +18,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.04}
 @pytest.mark.parametrize("norms", [None, "same", "float32"])
 @pytest.mark.parametrize("rotary_dim", [HEAD_DIM, 4])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize("num_tokens", [1, 7, 80])
+@pytest.mark.parametrize("num_tokens", [1, 7, 1030])
 def test_rotates_and_stores(
     num_tokens: int,
     heads: int,
