@@ -71,9 +71,6 @@ class HostTier(Generic[T]):
         entry = self._entries.get(digest)
         return None if entry is None else entry.value
 
-    def contains(self, digest: str) -> bool:
-        return digest in self._entries
-
     def put(self, digest: str, value: T, size_bytes: int, *, speculative: bool = False) -> bool:
         """Keep `value`, evicting as needed. False, with nothing evicted, when what may not be
         evicted leaves no room. An acquired entry of this digest is not replaced. speculative:

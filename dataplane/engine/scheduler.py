@@ -23,9 +23,10 @@ from dataplane.engine.growth import Growth
 from dataplane.engine.holdings import Holdings
 from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
+from dataplane.engine.room import Room
 from dataplane.engine.sequence import Sequence
 from dataplane.engine.waiting import Waiting
-from dataplane.errors import DataPlaneError, PoolTooSmallError, QueueFullError
+from dataplane.errors import DataPlaneError, QueueFullError
 
 if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
@@ -76,6 +77,7 @@ class Scheduler:
         self._objectives = Objectives(costs, max_batch_tokens)
         self._holdings = Holdings(pool, supply.resident, prefixes)
         self._growth = Growth(pool.page_tokens)
+        self._room = Room(pool, supply, prefixes, self._growth)
         self._overload_until_s: float | None = None
         self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
@@ -335,43 +337,18 @@ class Scheduler:
                 if self._supply.pages_missing(sequence.adapter.digest) is None:
                     continue  # it is parked now
             cached = self._match(sequence)
-            error = self._never_fits(sequence) or self._hopeless(sequence, now_s, cached)
+            error = self._room.never_fits(sequence) or self._hopeless(sequence, now_s, cached)
             if error:
                 failures.append(Failure(sequence, error))
                 self.remove(sequence, now_s)
                 continue
-            if not self._take_room(sequence, cached, now_s):
+            if not self._room.take(sequence, cached, self.running, now_s):
                 break
             self._waiting.passed_over(pick, now_s)
             self._start(sequence, cached)
             if self._has_adapter(sequence):
                 budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
         return failures
-
-    def _take_room(self, sequence: Sequence, cached: list[CachedBlock], now_s: float) -> bool:
-        """Holds the adapter and the cached blocks of a waiting sequence, and sees to it that its
-        other tokens fit. False, and nothing held, when that would lead to preemption: running work
-        goes first."""
-        digest = sequence.adapter.digest if sequence.adapter else ""
-        resident = self._supply.resident.get(digest) if digest else None
-        adapter_pages = self._supply.size_pages(digest) if digest and not resident else 0
-        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached)
-        # What it will use itself cannot be reclaimed for it.
-        idle_blocks = sum(not block.users for block in cached)
-        idle_adapter_pages = len(resident.page_ids) if resident and resident.is_idle else 0
-        room = needed
-        if self.running:  # alone, it may always begin
-            room = max(room, self._growth.pages([*self.running, sequence]) - len(cached))
-        if not self._pool.has_room(room, adapter_pages, idle_blocks, idle_adapter_pages):
-            return False
-        self._prefixes.hold(cached, now_s)
-        if resident:
-            self._supply.acquire(digest)
-        has_room = self._pool.make_free(needed, adapter_pages)
-        assert has_room
-        if digest and not resident:
-            self._supply.acquire(digest)
-        return True
 
     def _start(self, sequence: Sequence, cached: list[CachedBlock]) -> None:
         self._waiting.remove(sequence)
@@ -405,11 +382,3 @@ class Scheduler:
         if resident is None:
             return 0
         return 2 if resident.users else 1
-
-    def _never_fits(self, sequence: Sequence) -> DataPlaneError | None:
-        pages = self._supply.unusable_pages(sequence.queue_key)
-        try:
-            check_fits(sequence, pages, self._pool)
-        except PoolTooSmallError as error:
-            return error
-        return None

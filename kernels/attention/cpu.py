@@ -12,7 +12,7 @@ from kernels.attention.metadata import AttentionMetadata
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
-from kernels.cpu.floats import SUPPORTED_DTYPES, load, store
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
 
 # What the threads are told: a counter, sizes, and addresses.
 (
@@ -127,8 +127,6 @@ class _Scratch:
 
 
 _scratch = _Scratch()
-_FLOATS = np.empty(0, dtype=np.float32)
-_BITS = np.empty(0, dtype=np.uint16)
 
 
 @compiled
@@ -156,7 +154,7 @@ def _softmax(scores: Any, scale: Any, soft_cap: Any) -> None:  # pragma: no cove
 def _worker(head_dim: int, group: int, is_narrow: bool) -> Any:
     """The kernel for heads of `head_dim` elements, `group` of which share a key head: with sizes
     that the compiler knows, rows stay in vector registers."""
-    like = _BITS if is_narrow else _FLOATS
+    like = BITS if is_narrow else FLOATS
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
@@ -178,14 +176,14 @@ def _worker(head_dim: int, group: int, is_narrow: bool) -> Any:
         rows = threads.array(a[_ROWS], a, (num_decode,))
         tables = threads.array(a[_BLOCK_TABLES], a, (num_decode, a[_MAX_BLOCKS]))
         seq_lens = threads.array(a[_SEQ_LENS], a, (num_decode,))
-        factors = threads.array(a[_FACTORS], _FLOATS, (2,))
+        factors = threads.array(a[_FACTORS], FLOATS, (2,))
         size = heads * (longest + 2 * head_dim)
         at = a[_SCRATCH] + threads.take(a, _THREAD) * size * 4
-        scores = threads.array(at, _FLOATS, (heads, longest))
+        scores = threads.array(at, FLOATS, (heads, longest))
         at += heads * longest * 4
-        queries = threads.array(at, _FLOATS, (heads, head_dim))
+        queries = threads.array(at, FLOATS, (heads, head_dim))
         at += heads * head_dim * 4
-        sums = threads.array(at, _FLOATS, (heads, head_dim))
+        sums = threads.array(at, FLOATS, (heads, head_dim))
         while True:
             task = threads.take(a, _NEXT)
             if task >= num_decode * parts:

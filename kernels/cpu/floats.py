@@ -17,6 +17,10 @@ _intrinsic: Any = intrinsic  # its stub keeps the typing context among the param
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16)
 
+# Stand for an element type where a kernel makes an array of an address (threads.array).
+FLOATS = np.empty(0, dtype=np.float32)
+BITS = np.empty(0, dtype=np.uint16)  # bfloat16
+
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's memory as numpy sees it: float32, or uint16 for bfloat16."""

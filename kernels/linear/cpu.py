@@ -17,7 +17,7 @@ from llvmlite import binding
 
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
-from kernels.cpu.floats import load, store
+from kernels.cpu.floats import BITS, FLOATS, load, store
 from kernels.linear.tile import (
     PANEL,
     SIZES,
@@ -158,8 +158,6 @@ class _Scratch:
 
 
 _scratch = _Scratch()
-_FLOATS = np.empty(0, dtype=np.float32)
-_BITS = np.empty(0, dtype=np.uint16)
 
 
 @compiled
@@ -168,9 +166,9 @@ def _interleave(arguments: Any) -> None:  # pragma: no cover - compiled
     num_tokens, in_features = arguments[_NUM_TOKENS], arguments[_IN_FEATURES]
     num_tiles = arguments[_NUM_TILES]
     tiles = threads.array(arguments[_TILES], arguments, (num_tiles, 3))
-    x = threads.array(arguments[_X], _BITS, (num_tokens, in_features))
+    x = threads.array(arguments[_X], BITS, (num_tokens, in_features))
     num_rows = tiles[-1, 1] + tiles[-1, 2]
-    out = threads.array(arguments[_INTERLEAVED], _FLOATS, (num_rows * in_features,))
+    out = threads.array(arguments[_INTERLEAVED], FLOATS, (num_rows * in_features,))
     while True:
         tile = threads.take(arguments, _NEXT_TILE)
         if tile >= num_tiles:
@@ -194,8 +192,8 @@ def _multiply(arguments: Any) -> None:  # pragma: no cover - compiled
     tiles = threads.array(arguments[_TILES], arguments, (num_tiles, 3))
     thread = threads.take(arguments, _THREAD)
     sums_at = arguments[_SUMS] + thread * (_LARGEST * PANEL * 4)
-    sums = threads.array(sums_at, _FLOATS, (_LARGEST, PANEL))
-    y = threads.array(arguments[_Y], _BITS, (num_tokens, num_panels * PANEL))
+    sums = threads.array(sums_at, FLOATS, (_LARGEST, PANEL))
+    y = threads.array(arguments[_Y], BITS, (num_tokens, num_panels * PANEL))
     while True:
         panel = threads.take(arguments, _NEXT_PANEL)
         if panel >= num_panels:

@@ -14,7 +14,7 @@ import torch
 
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
-from kernels.cpu.floats import SUPPORTED_DTYPES, load, store
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
 from kernels.lora.plan import (
     BLOCK_TOKENS,
     PLAN_FIELDS,
@@ -122,8 +122,6 @@ class _Scratch:
 
 
 _scratch = _Scratch()
-_FLOATS = np.empty(0, dtype=np.float32)
-_BITS = np.empty(0, dtype=np.uint16)
 
 
 @compiled
@@ -226,7 +224,7 @@ def _add(target: Any, addend: Any) -> None:  # pragma: no cover - compiled
 
 @cache
 def _worker(is_narrow: bool) -> Any:
-    like = _BITS if is_narrow else _FLOATS
+    like = BITS if is_narrow else FLOATS
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
@@ -247,11 +245,11 @@ def _worker(is_narrow: bool) -> Any:
         plans = threads.array(a[_PLANS], a, (num_segments, PLAN_FIELDS))
         size = BLOCK_TOKENS * (max_rank + width) + _ROWS * width
         at = a[_SCRATCH] + threads.take(a, _THREAD) * size * 4
-        hidden = threads.array(at, _FLOATS, (BLOCK_TOKENS, max_rank))
+        hidden = threads.array(at, FLOATS, (BLOCK_TOKENS, max_rank))
         at += BLOCK_TOKENS * max_rank * 4
-        wide = threads.array(at, _FLOATS, (BLOCK_TOKENS, width))
+        wide = threads.array(at, FLOATS, (BLOCK_TOKENS, width))
         at += BLOCK_TOKENS * width * 4
-        rows = threads.array(at, _FLOATS, (_ROWS, width))
+        rows = threads.array(at, FLOATS, (_ROWS, width))
         while True:
             block = threads.take(a, _NEXT)
             if block >= a[_NUM_BLOCKS]:

@@ -35,11 +35,6 @@ class SourcePolicy:
         self._rules = tuple(_rule(text) for text in allowed)
         self._private_hosts = frozenset(host.lower() for host in private_hosts)
 
-    @property
-    def schemes(self) -> frozenset[str]:
-        """Those that some prefix opens."""
-        return frozenset(rule.scheme for rule in self._rules)
-
     def check(self, uri: str) -> None:
         """Raises: SourceNotAllowedError; SourceUnreadableError for a malformed URI."""
         parts = split(uri)

@@ -21,9 +21,9 @@ def test_contains_does_not_count_as_use() -> None:
     tier: HostTier[int] = HostTier(2)
     tier.put("a", 1, 1)
     tier.put("b", 2, 1)
-    assert tier.contains("a")
+    assert tier.peek("a") is not None
     tier.put("c", 3, 1)
-    assert not tier.contains("a")
+    assert tier.peek("a") is None
     assert tier.stats().hits == 0
 
 
