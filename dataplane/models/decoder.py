@@ -14,10 +14,11 @@ from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 from kernels.kv.op import rope_write_kv
+from kernels.layers import cpu as layers_cpu
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.op import lora_apply, lora_expand, lora_shrink
-from kernels.lora.plan import Segment
+from kernels.lora.plan import Segment, SegmentGroup
 
 LayerSegments = Mapping[str, Sequence[Segment]]
 """Projection group -> LoRA segments of the batch, in one layer."""
@@ -75,6 +76,20 @@ class Decoder:
         self._embedding_scale: torch.Tensor | None = None
         if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
             self._embedding_scale = like.new_tensor(config.embedding_scale)
+        self._stack: layers_cpu.LayerStack | None = None
+        if layers_cpu.supports(weights.layers):
+            self._stack = layers_cpu.LayerStack(
+                weights.layers,
+                [self._ropes[index] for index in config.layer_ropes],
+                config.sliding_windows,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                eps=config.rms_norm_eps,
+                attention_scale=config.attention_scale,
+                attention_soft_cap=config.attention_soft_cap,
+                activation=self._activation,
+            )
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
@@ -84,10 +99,37 @@ class Decoder:
         Returns logits [num_logits, vocab_size] in the model's dtype.
         """
         config, weights, eps = self.config, self.weights, self.config.rms_norm_eps
-        ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         x = F.embedding(batch.token_ids, weights.embed)
         if self._embedding_scale is not None:
             x = x * self._embedding_scale
+        if self._stack is not None and _fits_stack(batch):
+            h = self._stack.run(
+                x,
+                batch.positions,
+                batch.page_index,
+                batch.page_offset,
+                pool,
+                page_tokens,
+                batch.attention,
+                batch.layers,
+                batch.wait,
+            )
+        else:
+            h = self._layers(x, batch, pool, page_tokens)
+        rows = batch.logit_rows
+        x = add_rms_norm(h[rows], x[rows], weights.norm, eps)
+        logits = self._logits(x, batch, pool)
+        if config.logit_soft_cap is not None:
+            logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
+        return logits
+
+    def _layers(
+        self, x: torch.Tensor, batch: Batch, pool: torch.Tensor, page_tokens: int
+    ) -> torch.Tensor:
+        """One op after the other. x: [num_tokens, hidden], becomes the residual stream before the
+        last layer's output is added. Returns that output."""
+        weights, eps = self.weights, self.config.rms_norm_eps
+        ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         h = rms_norm(x, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
             if batch.wait is not None:
@@ -108,12 +150,7 @@ class Decoder:
                 h = rms_norm(h, layer.mlp_out_norm, eps)
             if index + 1 < len(weights.layers):
                 h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps)
-        rows = batch.logit_rows
-        x = add_rms_norm(h[rows], x[rows], weights.norm, eps)
-        logits = self._logits(x, batch, pool)
-        if config.logit_soft_cap is not None:
-            logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
-        return logits
+        return h
 
     def _attention(
         self,
@@ -168,6 +205,14 @@ class Decoder:
                     lora_affine(columns, pool[part.layer], part.affine)
                 lora_expand(columns, hidden, pool[part.layer], part.segments)
         return logits
+
+
+def _fits_stack(batch: Batch) -> bool:
+    return (
+        batch.token_ids.numel() > 0
+        and not batch.affine
+        and all(isinstance(each, SegmentGroup) for layer in batch.layers for each in layer.values())
+    )
 
 
 def _project(

@@ -25,11 +25,11 @@ from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
     _NUM_PAGES,
     _PAGE_TOKENS,
     _MAX_BLOCKS,
-    _WINDOW,
+    WINDOW,
     _LONGEST,
     _OUT,
     _Q,
-    _KV_PAGES,
+    KV_PAGES,
     _ROWS,
     _BLOCK_TABLES,
     _SEQ_LENS,
@@ -59,15 +59,48 @@ def decode_attention(
     """
     num_pages, _, page_tokens, num_kv_heads, head_dim = kv_pages.shape
     num_tokens, num_heads, _ = q.shape
+    factors = np.array([scale, soft_cap or 0.0], dtype=np.float32)
+    arguments = decode_arguments(
+        metadata,
+        num_tokens,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        num_pages,
+        page_tokens,
+        sliding_window,
+        out.data_ptr(),
+        q.data_ptr(),
+        kv_pages.data_ptr(),
+        factors.ctypes.data,
+    )
+    work = decode_worker(head_dim, num_heads // num_kv_heads, q.dtype)
+    threads.run(work, np.array(arguments))
+
+
+def decode_arguments(
+    metadata: AttentionMetadata,
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_pages: int,
+    page_tokens: int,
+    window: int | None,
+    out: int,
+    q: int,
+    kv_pages: int,
+    factors: int,
+) -> tuple[int, ...]:
+    """What a decode worker is told. From `out` on addresses; factors: of scale and soft cap (0:
+    none), float32. Once these are made, no more threads may run than torch has now."""
     num_decode, max_blocks = metadata.decode_block_tables.shape
     longest = max_blocks * page_tokens
     num_threads = torch.get_num_threads()
     # Few sequences are split by heads, so that every thread has some.
     parts = 1 if num_decode >= 2 * num_threads else min(num_threads, num_kv_heads)
     _scratch.grow(num_threads * num_heads * (longest + 2 * head_dim))
-    _scratch.factors[:] = scale, soft_cap or 0.0
-    arguments = _scratch.arguments
-    arguments[:] = (
+    return (
         0,
         0,
         num_decode,
@@ -77,19 +110,17 @@ def decode_attention(
         num_pages,
         page_tokens,
         max_blocks,
-        sliding_window or longest,
+        longest if window is None else window,
         longest,
-        out.data_ptr(),
-        q.data_ptr(),
-        kv_pages.data_ptr(),
+        out,
+        q,
+        kv_pages,
         metadata.decode_rows.data_ptr(),
         metadata.decode_block_tables.data_ptr(),
         metadata.decode_seq_lens.data_ptr(),
-        _scratch.factors.ctypes.data,
+        factors,
         _scratch.buffer.ctypes.data,
     )
-    work = _worker(head_dim, num_heads // num_kv_heads, q.dtype is torch.bfloat16)
-    threads.run(work, arguments)
 
 
 def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -117,8 +148,6 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.buffer = np.empty(0, dtype=np.float32)
-        self.factors = np.zeros(2, dtype=np.float32)
-        self.arguments = np.zeros(_NUM_ARGUMENTS, dtype=np.int64)
 
     def grow(self, size: int) -> None:
         if self.buffer.size < size:
@@ -151,10 +180,10 @@ def _softmax(scores: Any, scale: Any, soft_cap: Any) -> None:  # pragma: no cove
 
 
 @cache
-def _worker(head_dim: int, group: int, is_narrow: bool) -> Any:
+def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
     """The kernel for heads of `head_dim` elements, `group` of which share a key head: with sizes
     that the compiler knows, rows stay in vector registers."""
-    like = BITS if is_narrow else FLOATS
+    like = BITS if dtype is torch.bfloat16 else FLOATS
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
@@ -168,7 +197,7 @@ def _worker(head_dim: int, group: int, is_narrow: bool) -> Any:
         out = threads.array(a[_OUT], like, shape)
         q = threads.array(a[_Q], like, shape)
         kv_pages = threads.array(
-            a[_KV_PAGES],
+            a[KV_PAGES],
             like,
             (a[_NUM_PAGES], 2, page_tokens, kv_heads, head_dim),
         )
@@ -189,7 +218,7 @@ def _worker(head_dim: int, group: int, is_narrow: bool) -> Any:
             if task >= num_decode * parts:
                 return
             n, part = divmod(task, parts)
-            first = max(seq_lens[n] - a[_WINDOW], 0)
+            first = max(seq_lens[n] - a[WINDOW], 0)
             count = seq_lens[n] - first
             first_kv_head = part * kv_heads // parts
             end_kv_head = (part + 1) * kv_heads // parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.attention import cpu, naive
+from kernels.attention import cpu, cpu_prefill, naive
 from kernels.attention.metadata import AttentionMetadata
 from kernels.gpu.dispatch import uses_triton
 
@@ -45,10 +45,21 @@ def paged_attention(
             q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
         )
     out = torch.empty_like(q)
-    for chunk in metadata.prefill:
-        out[chunk.start : chunk.end] = naive.prefill_attention(
-            q, kv_pages, chunk, scale, sliding_window, soft_cap
+    if metadata.prefill and cpu_prefill.supports(q):
+        cpu_prefill.prefill_attention(
+            out,
+            q.contiguous(),
+            kv_pages,
+            metadata,
+            scale=scale,
+            sliding_window=sliding_window,
+            soft_cap=soft_cap,
         )
+    else:
+        for chunk in metadata.prefill:
+            out[chunk.start : chunk.end] = naive.prefill_attention(
+                q, kv_pages, chunk, scale, sliding_window, soft_cap
+            )
     if metadata.decode_rows.numel():
         cpu.decode_attention(
             out,

@@ -22,6 +22,14 @@ FLOATS = np.empty(0, dtype=np.float32)
 BITS = np.empty(0, dtype=np.uint16)  # bfloat16
 
 
+def aligned_floats(size: int) -> np.ndarray[Any, Any]:
+    """[size] float32, uninitialised, that begins with a cache line: a vector that lies across two
+    costs two loads."""
+    buffer = np.empty(size + 16, dtype=np.float32)
+    start = -buffer.ctypes.data // 4 % 16
+    return buffer[start : start + size]
+
+
 def bits_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's memory as numpy sees it: float32, or uint16 for bfloat16."""
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.attention import cpu as attention
+from kernels.attention import cpu_prefill
 from kernels.cpu.floats import SUPPORTED_DTYPES
 from kernels.fused import cpu as fused
 from kernels.kv import cpu as kv
@@ -21,3 +22,4 @@ def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
             kernels.warm_up(dtype)
     if dtype is torch.bfloat16:
         linear.warm_up()
+        cpu_prefill.warm_up(num_heads, num_kv_heads, head_dim)

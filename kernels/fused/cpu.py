@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
-from kernels.cpu.floats import SUPPORTED_DTYPES, bits_of, load, store
-
-MAX_TOKENS = 1024
-"""A kernel runs on one thread: with many more tokens, torch's many are faster."""
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
 
 
 def supports(x: torch.Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype in SUPPORTED_DTYPES
-        and x.dim() == 2
-        and x.shape[0] <= MAX_TOKENS
-    )
+    return x.device.type == "cpu" and x.dtype in SUPPORTED_DTYPES and x.dim() == 2
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As `kernels.fused.naive.rms_norm`."""
-    out = torch.empty_like(x)
-    _norm(bits_of(x), bits_of(weight), np.float32(eps), bits_of(out))
-    return out
+    return _norm(x, None, weight, eps)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """As `kernels.fused.naive.add_rms_norm`."""
-    out = torch.empty_like(x)
-    _add_norm(bits_of(x), bits_of(residual), bits_of(weight), np.float32(eps), bits_of(out))
-    return out
+    return _norm(residual, x, weight, eps)
 
 
 def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     """As `kernels.fused.naive.gated_activation`."""
-    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    kernel = _silu_mul if activation == "silu" else _gelu_mul
-    kernel(bits_of(gate_up), bits_of(out))
+    gate_up = gate_up.contiguous()
+    num_tokens, features = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(num_tokens, features)
+    arguments = activation_arguments(num_tokens, features, gate_up.data_ptr(), out.data_ptr())
+    threads.run(activation_worker(gate_up.dtype, activation), np.array(arguments))
     return out
 
 
@@ -53,9 +45,57 @@ def warm_up(dtype: torch.dtype) -> None:
     x = torch.zeros(1, 2, dtype=dtype)
     for weight in {dtype, torch.float32}:
         rms_norm(x, torch.ones(2, dtype=weight), 1.0)
-        add_rms_norm(x, x.clone(), torch.ones(2, dtype=weight), 1.0)
     gated_activation(x, "silu")
     gated_activation(x, "gelu_tanh")
+
+
+def _norm(
+    x: torch.Tensor, addend: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    x = x.contiguous() if addend is None else x  # what is added to changes in place
+    assert x.is_contiguous()
+    addend = None if addend is None else addend.contiguous()
+    out, epsilon = torch.empty_like(x), np.array([eps], dtype=np.float32)
+    arguments = norm_arguments(
+        x.shape[0],
+        x.shape[1],
+        x.data_ptr(),
+        0 if addend is None else addend.data_ptr(),
+        weight.data_ptr(),
+        epsilon.ctypes.data,
+        out.data_ptr(),
+    )
+    threads.run(norm_worker(x.dtype, weight.dtype), np.array(arguments))
+    return out
+
+
+(
+    _NEXT,
+    _NUM_ROWS,
+    _FEATURES,
+    _X,
+    ADDEND,
+    WEIGHT,
+    _EPS,
+    _OUT,
+    _NUM_ARGUMENTS,
+) = range(9)
+
+
+def norm_arguments(
+    num_rows: int, features: int, x: int, addend: int, weight: int, eps: int, out: int
+) -> tuple[int, ...]:
+    """What a norm worker is told: addresses; addend: 0, or of what is added to x first, in place;
+    eps: of one float32."""
+    return (0, num_rows, features, x, addend, weight, eps, out)
+
+
+_A_NEXT, _A_NUM_ROWS, _A_FEATURES, _A_GATE_UP, _A_OUT, _A_NUM_ARGUMENTS = range(6)
+
+
+def activation_arguments(num_rows: int, features: int, gate_up: int, out: int) -> tuple[int, ...]:
+    """What an activation worker is told: sizes and addresses, gate_up: [num_rows, 2 * features]."""
+    return (0, num_rows, features, gate_up, out)
 
 
 @compiled
@@ -69,43 +109,71 @@ def _scaled(row: Any, weight: Any, eps: Any, out: Any) -> None:  # pragma: no co
         store(out, k, load(row[k]) * factor * load(weight[k]))
 
 
-@compiled
-def _norm(x: Any, weight: Any, eps: Any, out: Any) -> None:  # pragma: no cover - compiled
-    for t in range(x.shape[0]):
-        _scaled(x[t], weight, eps, out[t])
+@cache
+def norm_worker(dtype: torch.dtype, weight_dtype: torch.dtype) -> Any:
+    like = BITS if dtype is torch.bfloat16 else FLOATS
+    weight_like = BITS if weight_dtype is torch.bfloat16 else FLOATS
+
+    @threads.worker
+    def work(pointer: Any) -> None:  # pragma: no cover - compiled
+        a = threads.told(pointer, _NUM_ARGUMENTS)
+        num_rows, features = a[_NUM_ROWS], a[_FEATURES]
+        has_addend = a[ADDEND] != 0
+        x = threads.array(a[_X], like, (num_rows, features))
+        addend = threads.array(a[ADDEND] if has_addend else a[_X], like, (num_rows, features))
+        weight = threads.array(a[WEIGHT], weight_like, (features,))
+        eps = threads.array(a[_EPS], FLOATS, (1,))
+        out = threads.array(a[_OUT], like, (num_rows, features))
+        while True:
+            t = threads.take(a, _NEXT)
+            if t >= num_rows:
+                return
+            row, other = x[t], addend[t]
+            if has_addend:
+                for k in range(features):
+                    store(row, k, load(row[k]) + load(other[k]))
+            _scaled(row, weight, eps[0], out[t])
+
+    return work
 
 
 @compiled
-def _add_norm(
-    x: Any, residual: Any, weight: Any, eps: Any, out: Any
-) -> None:  # pragma: no cover - compiled
-    for t in range(x.shape[0]):
-        row, addend = residual[t], x[t]
-        for k in range(row.size):
-            store(row, k, load(row[k]) + load(addend[k]))
-        _scaled(row, weight, eps, out[t])
-
-
-@compiled
-def _silu_mul(gate_up: Any, out: Any) -> None:  # pragma: no cover - compiled
+def _silu_mul(gates: Any, ups: Any, out: Any) -> None:  # pragma: no cover - compiled
     one = np.float32(1.0)
-    features = out.shape[1]
-    for t in range(out.shape[0]):
-        gates, ups, row = gate_up[t, :features], gate_up[t, features:], out[t]
-        for k in range(features):
-            gate = load(gates[k])
-            store(row, k, gate / (one + exp(-gate)) * load(ups[k]))
+    for k in range(out.size):
+        gate = load(gates[k])
+        store(out, k, gate / (one + exp(-gate)) * load(ups[k]))
 
 
 @compiled
-def _gelu_mul(gate_up: Any, out: Any) -> None:  # pragma: no cover - compiled
+def _gelu_mul(gates: Any, ups: Any, out: Any) -> None:  # pragma: no cover - compiled
     """Hendrycks and Gimpel 2016: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     one, half = np.float32(1.0), np.float32(0.5)
     root, cubic = np.float32(0.7978845608028654), np.float32(0.044715)
-    features = out.shape[1]
-    for t in range(out.shape[0]):
-        gates, ups, row = gate_up[t, :features], gate_up[t, features:], out[t]
-        for k in range(features):
-            gate = load(gates[k])
-            inner = root * (gate + cubic * gate * gate * gate)
-            store(row, k, half * gate * (one + tanh(inner)) * load(ups[k]))
+    for k in range(out.size):
+        gate = load(gates[k])
+        inner = root * (gate + cubic * gate * gate * gate)
+        store(out, k, half * gate * (one + tanh(inner)) * load(ups[k]))
+
+
+@cache
+def activation_worker(dtype: torch.dtype, activation: str) -> Any:
+    like = BITS if dtype is torch.bfloat16 else FLOATS
+    is_silu = activation == "silu"
+
+    @threads.worker
+    def work(pointer: Any) -> None:  # pragma: no cover - compiled
+        a = threads.told(pointer, _A_NUM_ARGUMENTS)
+        num_rows, features = a[_A_NUM_ROWS], a[_A_FEATURES]
+        gate_up = threads.array(a[_A_GATE_UP], like, (num_rows, 2, features))
+        out = threads.array(a[_A_OUT], like, (num_rows, features))
+        while True:
+            t = threads.take(a, _A_NEXT)
+            if t >= num_rows:
+                return
+            if is_silu:
+                _silu_mul(gate_up[t, 0], gate_up[t, 1], out[t])
+            else:
+                _gelu_mul(gate_up[t, 0], gate_up[t, 1], out[t])
+
+    return work

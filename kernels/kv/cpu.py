@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from kernels.cpu import threads
 from kernels.cpu.compile import compiled
-from kernels.cpu.floats import SUPPORTED_DTYPES, bits_of, load, store
-
-MAX_TOKENS = 1024
-"""A kernel runs on one thread: with many more tokens, torch's many are faster."""
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
 
 
 def supports(qkv: torch.Tensor) -> bool:
-    return qkv.device.type == "cpu" and qkv.dtype in SUPPORTED_DTYPES and qkv.shape[0] <= MAX_TOKENS
+    return qkv.device.type == "cpu" and qkv.dtype in SUPPORTED_DTYPES
 
 
 def rope_write_kv(
@@ -31,26 +30,35 @@ def rope_write_kv(
     eps: float,
 ) -> torch.Tensor:
     """As `kernels.kv.naive.rope_write_kv`."""
-    num_kv_heads, head_dim = kv_pages.shape[3:]
+    num_pages, _, page_tokens, num_kv_heads, head_dim = kv_pages.shape
+    num_tokens = qkv.shape[0]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    q = qkv.new_empty(qkv.shape[0], num_heads, head_dim)
-    has_norm = q_norm is not None and k_norm is not None
-    q_weight = k_weight = cos[0]  # any, when there is none
-    if q_norm is not None and k_norm is not None:
-        q_weight, k_weight = q_norm, k_norm
-    _rope_write_kv(
-        bits_of(qkv),
-        bits_of(cos),
-        bits_of(sin),
-        bits_of(kv_pages),
-        page_index.numpy(),
-        page_offset.numpy(),
-        bits_of(q_weight),
-        bits_of(k_weight),
-        has_norm,
-        np.float32(eps),
-        bits_of(q),
+    qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
+    q = qkv.new_empty(num_tokens, num_heads, head_dim)
+    epsilon = np.array([eps], dtype=np.float32)
+    arguments = rope_arguments(
+        num_tokens,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        cos.shape[1],
+        page_tokens,
+        num_pages,
+        qkv.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.shape[0],
+        0,
+        kv_pages.data_ptr(),
+        page_index.data_ptr(),
+        page_offset.data_ptr(),
+        0 if q_norm is None else q_norm.data_ptr(),
+        0 if k_norm is None else k_norm.data_ptr(),
+        epsilon.ctypes.data,
+        q.data_ptr(),
     )
+    norm_dtype = qkv.dtype if q_norm is None else q_norm.dtype
+    threads.run(rope_worker(qkv.dtype, norm_dtype), np.array(arguments))
     return q
 
 
@@ -59,7 +67,7 @@ def warm_up(dtype: torch.dtype) -> None:
     slot = torch.zeros(1, dtype=torch.int64)
     angles = torch.zeros(1, 2, dtype=dtype)
     pages = torch.zeros(1, 2, 1, 1, 2, dtype=dtype)
-    for norm in (None, torch.ones(2, dtype=dtype), torch.ones(2)):
+    for norm in (None, torch.ones(2)):
         rope_write_kv(
             torch.zeros(1, 6, dtype=dtype),
             angles,
@@ -71,6 +79,80 @@ def warm_up(dtype: torch.dtype) -> None:
             k_norm=norm,
             eps=1.0,
         )
+
+
+# What the threads are told: a counter, sizes, and addresses.
+(
+    _NEXT,
+    _NUM_TOKENS,
+    _NUM_HEADS,
+    _NUM_KV_HEADS,
+    _HEAD_DIM,
+    _ROTARY,
+    _PAGE_TOKENS,
+    _NUM_PAGES,
+    _QKV,
+    COS,
+    SIN,
+    _NUM_ANGLES,
+    _POSITIONS,
+    KV_PAGES,
+    _PAGE_INDEX,
+    _PAGE_OFFSET,
+    Q_NORM,
+    K_NORM,
+    _EPS,
+    _Q,
+    _NUM_ARGUMENTS,
+) = range(21)
+
+
+def rope_arguments(
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    rotary: int,
+    page_tokens: int,
+    num_pages: int,
+    qkv: int,
+    cos: int,
+    sin: int,
+    num_angles: int,
+    positions: int,
+    kv_pages: int,
+    page_index: int,
+    page_offset: int,
+    q_norm: int,
+    k_norm: int,
+    eps: int,
+    q: int,
+) -> tuple[int, ...]:
+    """What a rope worker is told, from `qkv` on addresses. cos, sin: [num_angles, rotary];
+    positions: the row of each token in them, or 0 when tokens have their rows in order; norms: 0
+    for none; eps: of one float32."""
+    return (
+        0,
+        num_tokens,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        rotary,
+        page_tokens,
+        num_pages,
+        qkv,
+        cos,
+        sin,
+        num_angles,
+        positions,
+        kv_pages,
+        page_index,
+        page_offset,
+        q_norm,
+        k_norm,
+        eps,
+        q,
+    )
 
 
 @compiled
@@ -101,32 +183,49 @@ def _rotate(
         out[k] = head[k]
 
 
-@compiled
-def _rope_write_kv(
-    qkv: Any,
-    cos: Any,
-    sin: Any,
-    kv_pages: Any,
-    page_index: Any,
-    page_offset: Any,
-    q_norm: Any,
-    k_norm: Any,
-    has_norm: Any,
-    eps: Any,
-    q: Any,
-) -> None:  # pragma: no cover - compiled
-    num_kv_heads, head_dim = kv_pages.shape[3], kv_pages.shape[4]
-    num_heads = q.shape[1]
-    for t in range(qkv.shape[0]):
-        page, slot = page_index[t], page_offset[t]
-        for h in range(num_heads):
-            head = qkv[t, h * head_dim : (h + 1) * head_dim]
-            _rotate(head, cos[t], sin[t], q_norm, has_norm, eps, q[t, h])
-        for h in range(num_kv_heads):
-            at = (num_heads + h) * head_dim
-            head = qkv[t, at : at + head_dim]
-            _rotate(head, cos[t], sin[t], k_norm, has_norm, eps, kv_pages[page, 0, slot, h])
-            at += num_kv_heads * head_dim
-            value, target = qkv[t, at : at + head_dim], kv_pages[page, 1, slot, h]
-            for k in range(head_dim):
-                target[k] = value[k]
+@cache
+def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
+    like = BITS if dtype is torch.bfloat16 else FLOATS
+    norm_like = BITS if norm_dtype is torch.bfloat16 else FLOATS
+
+    @threads.worker
+    def work(pointer: Any) -> None:  # pragma: no cover - compiled
+        """Takes tokens until none is left."""
+        a = threads.told(pointer, _NUM_ARGUMENTS)
+        num_tokens, num_heads, num_kv_heads = a[_NUM_TOKENS], a[_NUM_HEADS], a[_NUM_KV_HEADS]
+        head_dim, rotary = a[_HEAD_DIM], a[_ROTARY]
+        qkv = threads.array(a[_QKV], like, (num_tokens, num_heads + 2 * num_kv_heads, head_dim))
+        cos = threads.array(a[COS], like, (a[_NUM_ANGLES], rotary))
+        sin = threads.array(a[SIN], like, (a[_NUM_ANGLES], rotary))
+        has_positions, has_norm = a[_POSITIONS] != 0, a[Q_NORM] != 0
+        positions = threads.array(
+            a[_POSITIONS] if has_positions else a[_PAGE_INDEX], a, (num_tokens,)
+        )
+        page_index = threads.array(a[_PAGE_INDEX], a, (num_tokens,))
+        page_offset = threads.array(a[_PAGE_OFFSET], a, (num_tokens,))
+        q_norm = threads.array(a[Q_NORM] if has_norm else a[_EPS], norm_like, (head_dim,))
+        k_norm = threads.array(a[K_NORM] if has_norm else a[_EPS], norm_like, (head_dim,))
+        eps = threads.array(a[_EPS], FLOATS, (1,))[0]
+        kv_pages = threads.array(
+            a[KV_PAGES],
+            like,
+            (a[_NUM_PAGES], 2, a[_PAGE_TOKENS], num_kv_heads, head_dim),
+        )
+        q = threads.array(a[_Q], like, (num_tokens, num_heads, head_dim))
+        while True:
+            t = threads.take(a, _NEXT)
+            if t >= num_tokens:
+                return
+            angle = positions[t] if has_positions else t
+            page, slot = page_index[t], page_offset[t]
+            for h in range(num_heads):
+                _rotate(qkv[t, h], cos[angle], sin[angle], q_norm, has_norm, eps, q[t, h])
+            for h in range(num_kv_heads):
+                key, target = qkv[t, num_heads + h], kv_pages[page, 0, slot, h]
+                _rotate(key, cos[angle], sin[angle], k_norm, has_norm, eps, target)
+                value = qkv[t, num_heads + num_kv_heads + h]
+                target = kv_pages[page, 1, slot, h]
+                for k in range(head_dim):
+                    target[k] = value[k]
+
+    return work

@@ -23,8 +23,12 @@ PREFETCH = 64
 _intrinsic: Any = intrinsic  # its stub keeps the typing context among the parameters
 
 
-def make_tile(rows: int) -> Any:
-    """sums[rows, PANEL] = x[in_features, rows].T @ panel[in_features, PANEL], held in registers."""
+def make_tile(rows: int, is_wide: bool = False) -> Any:
+    """sums[rows, PANEL] = x[in_features, rows].T @ panel[in_features, PANEL], held in registers.
+
+    x and sums are float32, and so is the panel if `is_wide`; else it is bfloat16. Where it is wide,
+    products are added to the sums that are there.
+    """
     vector = ir.VectorType(ir.FloatType(), LANES)
     halves = ir.VectorType(ir.IntType(16), LANES)
     words = ir.VectorType(ir.IntType(32), LANES)
@@ -35,7 +39,8 @@ def make_tile(rows: int) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x = builder.inttoptr(arguments[0], ir.PointerType(ir.FloatType()))
-        panel = builder.inttoptr(arguments[1], ir.PointerType(ir.IntType(16)))
+        element = ir.FloatType() if is_wide else ir.IntType(16)
+        panel = builder.inttoptr(arguments[1], ir.PointerType(element))
         sums = builder.inttoptr(arguments[2], ir.PointerType(ir.FloatType()))
         in_features = arguments[3]
         fma = cgutils.get_or_insert_function(
@@ -47,6 +52,14 @@ def make_tile(rows: int) -> Any:
             ir.FunctionType(ir.VoidType(), [bytes_, int32, int32, int32]),
             "llvm.prefetch.p0i8",
         )
+        targets = [
+            builder.bitcast(
+                builder.gep(sums, [ir.Constant(int64, index * LANES)]), ir.PointerType(vector)
+            )
+            for index in range(rows * num_vectors)
+        ]
+        zeros = ir.Constant(vector, [0.0] * LANES)
+        starts = [builder.load(each, align=4) if is_wide else zeros for each in targets]
         before = builder.block
         loop = builder.append_basic_block("products")
         after = builder.append_basic_block("sums")
@@ -55,22 +68,26 @@ def make_tile(rows: int) -> Any:
         k = builder.phi(int64)
         k.add_incoming(ir.Constant(int64, 0), before)
         totals = [builder.phi(vector) for _ in range(rows * num_vectors)]
-        for total in totals:
-            total.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
+        for total, start in zip(totals, starts, strict=True):
+            total.add_incoming(start, before)
         weights = []
-        ahead = builder.gep(
-            panel,
-            [builder.mul(builder.add(k, ir.Constant(int64, PREFETCH)), ir.Constant(int64, PANEL))],
-        )
-        locality = [ir.Constant(int32, value) for value in (0, 3, 1)]  # to read, keep, data
-        builder.call(prefetch, [builder.bitcast(ahead, bytes_), *locality])
+        if not is_wide:  # else it has just been made
+            distance = builder.add(k, ir.Constant(int64, PREFETCH))
+            ahead = builder.gep(panel, [builder.mul(distance, ir.Constant(int64, PANEL))])
+            locality = [ir.Constant(int32, value) for value in (0, 3, 1)]  # to read, keep, data
+            builder.call(prefetch, [builder.bitcast(ahead, bytes_), *locality])
         for part in range(num_vectors):
             at = builder.add(
                 builder.mul(k, ir.Constant(int64, PANEL)), ir.Constant(int64, part * LANES)
             )
-            pointer = builder.bitcast(builder.gep(panel, [at]), ir.PointerType(halves))
-            bits = builder.zext(builder.load(pointer, align=2), words)
-            weights.append(builder.bitcast(builder.shl(bits, sixteen), vector))
+            pointer = builder.gep(panel, [at])
+            if is_wide:
+                pointer = builder.bitcast(pointer, ir.PointerType(vector))
+                weights.append(builder.load(pointer, align=4))
+            else:
+                pointer = builder.bitcast(pointer, ir.PointerType(halves))
+                bits = builder.zext(builder.load(pointer, align=2), words)
+                weights.append(builder.bitcast(builder.shl(bits, sixteen), vector))
         sums_now = []
         for row in range(rows):
             at = builder.add(builder.mul(k, ir.Constant(int64, rows)), ir.Constant(int64, row))
@@ -89,9 +106,8 @@ def make_tile(rows: int) -> Any:
         k.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, in_features), loop, after)
         builder.position_at_end(after)
-        for index, now in enumerate(sums_now):
-            pointer = builder.gep(sums, [ir.Constant(int64, index * LANES)])
-            builder.store(now, builder.bitcast(pointer, ir.PointerType(vector)), align=4)
+        for target, now in zip(targets, sums_now, strict=True):
+            builder.store(now, target, align=4)
         return context.get_dummy_value()
 
     def tile(typing_context: Any, x: Any, panel: Any, sums: Any, in_features: Any) -> Any:
@@ -102,3 +118,4 @@ def make_tile(rows: int) -> Any:
 
 
 tile_1, tile_2, tile_4, tile_6, tile_8, tile_12 = (make_tile(rows) for rows in SIZES)
+wide_tile_6, wide_tile_8, wide_tile_12 = (make_tile(rows, is_wide=True) for rows in (6, 8, 12))

@@ -46,11 +46,11 @@ _ROWS = 4
     _WIDTH,
     _Y,
     _X,
-    _PAGES,
+    PAGES,
     _BLOCKS,
     _PAGE_INDPTR,
     _PAGE_IDS,
-    _PLANS,
+    PLANS,
     _SCRATCH,
     _NUM_ARGUMENTS,
 ) = range(21)
@@ -64,34 +64,67 @@ def lora_apply(
     y: torch.Tensor, x: torch.Tensor, layer_pages: torch.Tensor, group: SegmentGroup
 ) -> None:
     """As `kernels.lora.op.lora_apply`."""
-    common, rank = group.common, int(group.plans[:, 0].max())
-    page_elems, width = layer_pages.shape[1], max(x.shape[1], y.shape[1])
     plans = np.ascontiguousarray(group.plans)
-    _scratch.grow(torch.get_num_threads() * (BLOCK_TOKENS * (rank + width) + _ROWS * width))
-    arguments = _scratch.arguments
-    arguments[:] = (
-        0,
-        0,
-        len(common.blocks),
-        len(common.spans),
+    arguments = lora_arguments(
+        group.common,
+        int(plans[:, 0].max()),
+        max(x.shape[1], y.shape[1]),
         x.shape[0],
         x.shape[1],
         y.stride(0),
         x.stride(0),
         layer_pages.shape[0],
-        page_elems,
-        rank,
-        width,
+        layer_pages.shape[1],
         y.data_ptr(),
         x.data_ptr(),
         layer_pages.data_ptr(),
+        plans.ctypes.data,
+    )
+    threads.run(lora_worker(x.dtype), np.array(arguments))
+
+
+def lora_arguments(
+    common: LoraSpans,
+    max_rank: int,
+    width: int,
+    num_tokens: int,
+    in_features: int,
+    y_stride: int,
+    x_stride: int,
+    num_pages: int,
+    page_elems: int,
+    y: int,
+    x: int,
+    pages: int,
+    plans: int,
+) -> tuple[int, ...]:
+    """What a LoRA worker is told. max_rank, width: at least each segment's total rank, and its
+    inputs and outputs; from `y` on addresses. Once these are made, no more threads may run than
+    torch has now, and what is told for greater ones moves the scratch of these."""
+    size = BLOCK_TOKENS * (max_rank + width) + _ROWS * width
+    _scratch.grow(torch.get_num_threads() * size)
+    return (
+        0,
+        0,
+        len(common.blocks),
+        len(common.spans),
+        num_tokens,
+        in_features,
+        y_stride,
+        x_stride,
+        num_pages,
+        page_elems,
+        max_rank,
+        width,
+        y,
+        x,
+        pages,
         common.blocks.ctypes.data,
         common.page_indptr.ctypes.data,
         common.page_ids.ctypes.data,
-        plans.ctypes.data,
+        plans,
         _scratch.buffer.ctypes.data,
     )
-    threads.run(_worker(x.dtype is torch.bfloat16), arguments)
 
 
 def warm_up(dtype: torch.dtype) -> None:
@@ -114,7 +147,6 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.buffer = np.empty(0, dtype=np.float32)
-        self.arguments = np.zeros(_NUM_ARGUMENTS, dtype=np.int64)
 
     def grow(self, size: int) -> None:
         if self.buffer.size < size:
@@ -223,8 +255,8 @@ def _add(target: Any, addend: Any) -> None:  # pragma: no cover - compiled
 
 
 @cache
-def _worker(is_narrow: bool) -> Any:
-    like = BITS if is_narrow else FLOATS
+def lora_worker(dtype: torch.dtype) -> Any:
+    like = BITS if dtype is torch.bfloat16 else FLOATS
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
@@ -238,11 +270,11 @@ def _worker(is_narrow: bool) -> Any:
         max_rank, width = a[_MAX_RANK], a[_WIDTH]
         y = threads.array(a[_Y], like, (a[_NUM_TOKENS] * a[_Y_STRIDE],))
         x = threads.array(a[_X], like, (a[_NUM_TOKENS] * a[_X_STRIDE],))
-        pages = threads.array(a[_PAGES], like, (a[_NUM_PAGES], a[_PAGE_ELEMS]))
+        pages = threads.array(a[PAGES], like, (a[_NUM_PAGES], a[_PAGE_ELEMS]))
         blocks = threads.array(a[_BLOCKS], a, (a[_NUM_BLOCKS], 3))
         page_indptr = threads.array(a[_PAGE_INDPTR], a, (num_segments + 1,))
         page_ids = threads.array(a[_PAGE_IDS], a, (page_indptr[num_segments],))
-        plans = threads.array(a[_PLANS], a, (num_segments, PLAN_FIELDS))
+        plans = threads.array(a[PLANS], a, (num_segments, PLAN_FIELDS))
         size = BLOCK_TOKENS * (max_rank + width) + _ROWS * width
         at = a[_SCRATCH] + threads.take(a, _THREAD) * size * 4
         hidden = threads.array(at, FLOATS, (BLOCK_TOKENS, max_rank))

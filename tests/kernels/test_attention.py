@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.attention.metadata import AttentionMetadata, PrefillChunk
+from kernels.attention.metadata import AttentionMetadata, Queries, attention_metadata
 from kernels.attention.op import paged_attention
 
-PAGE_TOKENS, HEAD_DIM = 4, 16
+PAGE_TOKENS, HEAD_DIM, NUM_PAGES = 4, 40, 140
+TOLERANCES = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2},
+}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -35,23 +39,29 @@ def reference(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("soft_cap", [None, 0.7])
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (8, 1)])
+@pytest.mark.parametrize("window", [None, 5, 40])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (8, 1), (14, 1)])
 def test_mixed_batch(
-    heads: int, kv_heads: int, window: int | None, soft_cap: float | None, device: str
+    heads: int,
+    kv_heads: int,
+    window: int | None,
+    soft_cap: float | None,
+    dtype: torch.dtype,
+    device: str,
 ) -> None:
     generator = torch.Generator().manual_seed(heads)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
     # (sequence length, tokens of it in this step): prefill whole, prefill rest, decodes.
-    sequences = [(9, 9), (14, 6), (1, 1), (13, 1), (30, 1), (4, 2)]
-    pages = torch.randperm(60, generator=generator).tolist()
-    kv_pages = torch.full((60, 2, PAGE_TOKENS, kv_heads, HEAD_DIM), float("nan"), device=device)
-    keys, values, queries, tables = [], [], [], []
-    prefill, decode, row = [], [], 0
+    sequences = [(9, 9), (14, 6), (1, 1), (13, 1), (30, 1), (4, 2), (70, 70), (100, 35)]
+    pages = torch.randperm(NUM_PAGES, generator=generator).tolist()
+    shape = (NUM_PAGES, 2, PAGE_TOKENS, kv_heads, HEAD_DIM)
+    kv_pages = torch.full(shape, float("nan"), device=device, dtype=dtype)
+    keys, values, queries, asked, row = [], [], [], [], 0
     for seq_len, num_tokens in sequences:
         table = [pages.pop() for _ in range(-(-seq_len // PAGE_TOKENS))]
         kv_pages[table] = 0.0  # as the pool clears pages when it hands them out
@@ -63,22 +73,9 @@ def test_mixed_batch(
         keys.append(k)
         values.append(v)
         queries.append(normal(num_tokens, heads, HEAD_DIM))
-        tables.append(table)
-        if num_tokens > 1:
-            ids = torch.tensor(table, device=device)
-            prefill.append(PrefillChunk(row, row + num_tokens, seq_len, ids))
-        else:
-            decode.append((row, table, seq_len))
+        asked.append(Queries(row, row + num_tokens, seq_len, table))
         row += num_tokens
-    width = max(len(table) for _, table, _ in decode)
-    metadata = AttentionMetadata(
-        prefill=tuple(prefill),
-        decode_rows=torch.tensor([r for r, _, _ in decode], device=device),
-        decode_block_tables=torch.tensor(
-            [[*t, *([t[-1]] * (width - len(t)))] for _, t, _ in decode], device=device
-        ),
-        decode_seq_lens=torch.tensor([n for _, _, n in decode], device=device),
-    )
+    metadata = attention_metadata(asked, torch.device(device))
     scale = HEAD_DIM**-0.5
     actual = paged_attention(
         torch.cat(queries),
@@ -90,11 +87,12 @@ def test_mixed_batch(
     )
     expected = torch.cat(
         [
-            reference(q, k, v, scale, window, soft_cap)
+            reference(q.float(), k.float(), v.float(), scale, window, soft_cap)
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
     )
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert actual.dtype is dtype
+    torch.testing.assert_close(actual.float(), expected, **TOLERANCES[dtype])
 
 
 def test_misfits_are_refused() -> None:

@@ -1,0 +1,430 @@
+"""All layers of a decoder as one program of CPU kernels: between two of them no Python runs.
+
+The same kernels, in the same order and with the same roundings, as the ops that
+`dataplane.models.decoder` calls one by one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from kernels.attention import cpu as attention
+from kernels.attention import cpu_prefill
+from kernels.attention.metadata import AttentionMetadata
+from kernels.cpu.floats import aligned_floats
+from kernels.cpu.program import Program
+from kernels.fused import cpu as fused
+from kernels.kv import cpu as kv
+from kernels.linear import cpu as linear
+from kernels.lora import cpu as lora
+from kernels.lora.plan import Segment, SegmentGroup
+
+
+class Layer(Protocol):
+    """Weights of one layer, as `dataplane.models.weights.LayerWeights`, packed."""
+
+    @property
+    def input_norm(self) -> torch.Tensor: ...
+    @property
+    def qkv(self) -> torch.Tensor: ...
+    @property
+    def qkv_bias(self) -> torch.Tensor | None: ...
+    @property
+    def q_norm(self) -> torch.Tensor | None: ...
+    @property
+    def k_norm(self) -> torch.Tensor | None: ...
+    @property
+    def o(self) -> torch.Tensor: ...
+    @property
+    def o_bias(self) -> torch.Tensor | None: ...
+    @property
+    def attention_out_norm(self) -> torch.Tensor | None: ...
+    @property
+    def mlp_norm(self) -> torch.Tensor: ...
+    @property
+    def gate_up(self) -> torch.Tensor: ...
+    @property
+    def gate_up_bias(self) -> torch.Tensor | None: ...
+    @property
+    def down(self) -> torch.Tensor: ...
+    @property
+    def down_bias(self) -> torch.Tensor | None: ...
+    @property
+    def mlp_out_norm(self) -> torch.Tensor | None: ...
+
+
+_WEIGHTS = (
+    *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias", "attention_out_norm"),
+    *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias", "mlp_out_norm"),
+)
+
+
+class _Phase(enum.IntEnum):
+    """Of one layer, in order. LoRA, norms of outputs and a kind of attention may be left out."""
+
+    NORM = 0
+    SPREAD_NORMED = 1
+    QKV = 2
+    LORA_QKV = 3
+    ROPE = 4
+    PREFILL = 5
+    DECODE = 6
+    SPREAD_ATTENDED = 7
+    O = 8  # noqa: E741 - the projection's name
+    LORA_O = 9
+    ATTENTION_OUT_NORM = 10
+    MLP_NORM = 11
+    SPREAD_MLP = 12
+    GATE_UP = 13
+    LORA_GATE_UP = 14
+    ACTIVATION = 15
+    SPREAD_ACTIVATED = 16
+    DOWN = 17
+    LORA_DOWN = 18
+    MLP_OUT_NORM = 19
+
+
+_LORA_PHASES = [_Phase.LORA_QKV, _Phase.LORA_O, _Phase.LORA_GATE_UP, _Phase.LORA_DOWN]
+
+
+def supports(layers: Sequence[Layer]) -> bool:
+    """Whether all weights have the layout of kernels.linear.cpu."""
+    return all(
+        linear.is_packed(weight)
+        for layer in layers
+        for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
+    )
+
+
+class LayerStack:
+    """For one engine thread: buffers are kept between calls."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        ropes: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        sliding_windows: Sequence[int | None],
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        attention_scale: float,
+        attention_soft_cap: float | None,
+        activation: str,
+    ) -> None:
+        """ropes: of each layer, cos and sin [max_context, rotary]. All tensors bfloat16, norms also
+        float32; they must live as long as the stack, and stay where they are."""
+        assert supports(layers)
+        self._layers, self._ropes = layers, ropes
+        self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
+        first = layers[0]
+        self._hidden = first.input_norm.shape[0]
+        self._intermediate = first.down.shape[1]
+        # Each as the columns of a program's arguments: one address per layer.
+        self._addresses = {
+            name: np.array([_address(getattr(layer, name)) for layer in layers], dtype=np.int64)
+            for name in _WEIGHTS
+        }
+        self._cos, self._sin = (
+            np.array([tables[part].data_ptr() for tables in ropes], dtype=np.int64)
+            for part in (0, 1)
+        )
+        self._windows = np.array(
+            [window or cpu_prefill.NO_WINDOW for window in sliding_windows], dtype=np.int64
+        )
+        self._eps = np.array([eps], dtype=np.float32)
+        self._factors = np.array([attention_scale, attention_soft_cap or 0.0], dtype=np.float32)
+        self._program = Program(len(layers), len(_Phase))
+        self._fixed_workers(activation)
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._spread = aligned_floats(0)
+
+    def run(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        page_index: torch.Tensor,
+        page_offset: torch.Tensor,
+        pool: torch.Tensor,
+        page_tokens: int,
+        metadata: AttentionMetadata,
+        segments: Sequence[Mapping[str, Sequence[Segment]]],
+        wait: Callable[[int], None] | None,
+    ) -> torch.Tensor:
+        """x: [num_tokens, hidden], contiguous; becomes the residual stream before the last layer's
+        output is added. Returns that output, [num_tokens, hidden]: valid until the next call.
+
+        pool: [num_layers, num_pages, page_elems], contiguous. segments: of each layer, by group,
+        SegmentGroups over one LoraSpans. wait: called with a layer's number before it runs.
+        """
+        self._tell(x, positions, page_index, page_offset, pool, page_tokens, metadata)
+        self._tell_lora(segments, x.shape[0], pool)
+        if wait is None:
+            self._program.run(0, len(self._layers))
+        else:
+            for index in range(len(self._layers)):
+                wait(index)
+                self._program.run(index, index + 1)
+        return self._buffers["projected"][: x.shape[0]]
+
+    def _fixed_workers(self, activation: str) -> None:
+        layer, workers = self._layers[0], self._program.workers
+        norm_dtype = layer.input_norm.dtype
+        norm = fused.norm_worker(torch.bfloat16, norm_dtype)().address
+        spread, multiply = linear.interleave_work().address, linear.multiply_work().address
+        head_norm = layer.q_norm.dtype if layer.q_norm is not None else torch.bfloat16
+        for phase, worker in (
+            (_Phase.NORM, norm),
+            (_Phase.SPREAD_NORMED, spread),
+            (_Phase.QKV, multiply),
+            (_Phase.ROPE, kv.rope_worker(torch.bfloat16, head_norm)().address),
+            (_Phase.SPREAD_ATTENDED, spread),
+            (_Phase.O, multiply),
+            (_Phase.MLP_NORM, norm),
+            (_Phase.SPREAD_MLP, spread),
+            (_Phase.GATE_UP, multiply),
+            (_Phase.ACTIVATION, fused.activation_worker(torch.bfloat16, activation)().address),
+            (_Phase.SPREAD_ACTIVATED, spread),
+            (_Phase.DOWN, multiply),
+        ):
+            workers[:, phase] = worker
+        for phase, name in (
+            (_Phase.ATTENTION_OUT_NORM, "attention_out_norm"),
+            (_Phase.MLP_OUT_NORM, "mlp_out_norm"),
+        ):
+            workers[:, phase] = np.where(self._addresses[name] != 0, norm, 0)
+
+    def _tell(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        page_index: torch.Tensor,
+        page_offset: torch.Tensor,
+        pool: torch.Tensor,
+        page_tokens: int,
+        metadata: AttentionMetadata,
+    ) -> None:
+        """Everything but LoRA."""
+        num_tokens, hidden, inter = x.shape[0], self._hidden, self._intermediate
+        heads, kv_heads, head_dim = self._num_heads, self._num_kv_heads, self._head_dim
+        q_size, qkv_size = heads * head_dim, (heads + 2 * kv_heads) * head_dim
+        normed, qkv, q, attended, projected, gate_up, activated = (
+            self._buffer(name, num_tokens, width)
+            for name, width in (
+                ("normed", hidden),
+                ("qkv", qkv_size),
+                ("q", q_size),
+                ("attended", q_size),
+                ("projected", hidden),
+                ("gate_up", 2 * inter),
+                ("activated", inter),
+            )
+        )
+        widest = max(hidden, q_size, inter)
+        size = linear.interleaved_size(num_tokens, widest)
+        if self._spread.size < size:
+            self._spread = aligned_floats(size)
+        spread, address = self._spread.ctypes.data, x.data_ptr()
+        num_pages = pool.shape[1]
+        eps = self._eps.ctypes.data
+        pages = pool.data_ptr() + np.arange(len(self._layers)) * (pool.stride(0) * 2)
+
+        def norm(phase: _Phase, of: int, addend: int, weight: str, out: int) -> None:
+            told = fused.norm_arguments(num_tokens, hidden, of, addend, 0, eps, out)
+            self._set(phase, told, {fused.WEIGHT: self._addresses[weight]})
+
+        def project(spread_phase: _Phase, phase: _Phase, name: str, of: int, out: int) -> None:
+            weight: torch.Tensor = getattr(self._layers[0], name)
+            panels, features, _ = weight.shape
+            told = linear.interleave_arguments(num_tokens, features, of, spread)
+            self._set(spread_phase, told, {})
+            told = linear.multiply_arguments(num_tokens, features, panels, spread, 0, 0, out)
+            columns = {
+                linear.WEIGHTS: self._addresses[name],
+                linear.BIAS: self._addresses[f"{name}_bias"],
+            }
+            self._set(phase, told, columns)
+
+        norm(_Phase.NORM, address, projected, "input_norm", normed)
+        self._program.arguments[0, _Phase.NORM, fused.ADDEND] = 0
+        project(_Phase.SPREAD_NORMED, _Phase.QKV, "qkv", normed, qkv)
+        rope = kv.rope_arguments(
+            num_tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            self._ropes[0][0].shape[1],
+            page_tokens,
+            num_pages,
+            qkv,
+            0,
+            0,
+            self._ropes[0][0].shape[0],
+            positions.data_ptr(),
+            0,
+            page_index.data_ptr(),
+            page_offset.data_ptr(),
+            0,
+            0,
+            eps,
+            q,
+        )
+        columns = {
+            kv.COS: self._cos,
+            kv.SIN: self._sin,
+            kv.KV_PAGES: pages,
+            kv.Q_NORM: self._addresses["q_norm"],
+            kv.K_NORM: self._addresses["k_norm"],
+        }
+        self._set(_Phase.ROPE, rope, columns)
+        self._tell_attention(metadata, num_tokens, num_pages, page_tokens, pages, q, attended)
+        project(_Phase.SPREAD_ATTENDED, _Phase.O, "o", attended, projected)
+        norm(_Phase.ATTENTION_OUT_NORM, projected, 0, "attention_out_norm", projected)
+        norm(_Phase.MLP_NORM, address, projected, "mlp_norm", normed)
+        project(_Phase.SPREAD_MLP, _Phase.GATE_UP, "gate_up", normed, gate_up)
+        told = fused.activation_arguments(num_tokens, inter, gate_up, activated)
+        self._set(_Phase.ACTIVATION, told, {})
+        project(_Phase.SPREAD_ACTIVATED, _Phase.DOWN, "down", activated, projected)
+        norm(_Phase.MLP_OUT_NORM, projected, 0, "mlp_out_norm", projected)
+
+    def _tell_attention(
+        self,
+        metadata: AttentionMetadata,
+        num_tokens: int,
+        num_pages: int,
+        page_tokens: int,
+        pages: np.ndarray[Any, Any],
+        q: int,
+        attended: int,
+    ) -> None:
+        heads, kv_heads, head_dim = self._num_heads, self._num_kv_heads, self._head_dim
+        group, workers = heads // kv_heads, self._program.workers
+        factors = self._factors.ctypes.data
+        workers[:, _Phase.PREFILL] = workers[:, _Phase.DECODE] = 0
+        if metadata.prefill:
+            assert metadata.ragged is not None
+            blocks = cpu_prefill.query_blocks(metadata, group)
+            self._blocks = blocks  # the program reads it
+            told = cpu_prefill.prefill_arguments(
+                blocks,
+                num_tokens,
+                heads,
+                kv_heads,
+                head_dim,
+                num_pages,
+                page_tokens,
+                metadata.ragged.block_tables,
+                0,
+                attended,
+                q,
+                0,
+                factors,
+            )
+            columns = {cpu_prefill.WINDOW: self._windows, cpu_prefill.KV_PAGES: pages}
+            self._set(_Phase.PREFILL, told, columns)
+            workers[:, _Phase.PREFILL] = cpu_prefill.prefill_worker(head_dim, group)().address
+        if metadata.decode_rows.numel():
+            told = attention.decode_arguments(
+                metadata,
+                num_tokens,
+                heads,
+                kv_heads,
+                head_dim,
+                num_pages,
+                page_tokens,
+                None,
+                attended,
+                q,
+                0,
+                factors,
+            )
+            columns = {attention.WINDOW: self._windows, attention.KV_PAGES: pages}
+            self._set(_Phase.DECODE, told, columns)
+            worker = attention.decode_worker(head_dim, group, torch.bfloat16)
+            workers[:, _Phase.DECODE] = worker().address
+
+    def _tell_lora(
+        self,
+        segments: Sequence[Mapping[str, Sequence[Segment]]],
+        num_tokens: int,
+        pool: torch.Tensor,
+    ) -> None:
+        workers = self._program.workers
+        pages = pool.data_ptr() + np.arange(len(self._layers)) * (pool.stride(0) * 2)
+        plans = {
+            name: [_plans(layer.get(name)) for layer in segments]
+            for name in ("qkv", "o", "gate_up", "down")
+        }
+        some = [each for group in plans.values() for each in group if each is not None]
+        if not some:
+            workers[:, _LORA_PHASES] = 0
+            return
+        max_rank = int(np.concatenate(some)[:, 0].max())
+        width = max(buffer.shape[1] for buffer in self._buffers.values())
+        for phase, name, x, y in (
+            (_Phase.LORA_QKV, "qkv", "normed", "qkv"),
+            (_Phase.LORA_O, "o", "attended", "projected"),
+            (_Phase.LORA_GATE_UP, "gate_up", "normed", "gate_up"),
+            (_Phase.LORA_DOWN, "down", "activated", "projected"),
+        ):
+            addresses = np.array(
+                [0 if p is None else p.__array_interface__["data"][0] for p in plans[name]]
+            )
+            if not addresses.any():
+                workers[:, phase] = 0
+                continue
+            group = next(layer[name] for layer in segments if name in layer)
+            assert isinstance(group, SegmentGroup)
+            source, target = self._buffers[x], self._buffers[y]
+            told = lora.lora_arguments(
+                group.common,
+                max_rank,
+                width,
+                num_tokens,
+                source.shape[1],
+                target.shape[1],
+                source.shape[1],
+                pool.shape[1],
+                pool.shape[2],
+                target.data_ptr(),
+                source.data_ptr(),
+                0,
+                0,
+            )
+            self._set(phase, told, {lora.PAGES: pages, lora.PLANS: addresses})
+            worker = lora.lora_worker(torch.bfloat16)().address
+            workers[:, phase] = np.where(addresses != 0, worker, 0)
+
+    def _set(
+        self, phase: _Phase, told: tuple[int, ...], columns: Mapping[int, np.ndarray[Any, Any]]
+    ) -> None:
+        """In all layers; columns: what differs between them."""
+        rows = self._program.arguments[:, phase]
+        rows[:, : len(told)] = told
+        for column, values in columns.items():
+            rows[:, column] = values
+
+    def _buffer(self, name: str, rows: int, columns: int) -> int:
+        """The address of at least [rows, columns] bfloat16."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[0] < rows:
+            buffer = torch.empty(rows, columns, dtype=torch.bfloat16)
+            self._buffers[name] = buffer
+        return buffer.data_ptr()
+
+
+def _plans(group: Sequence[Segment] | None) -> np.ndarray[Any, Any] | None:
+    if group is None:
+        return None
+    assert isinstance(group, SegmentGroup) and group.plans.flags.c_contiguous
+    return group.plans
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,64 @@
+"""All layers as one program against the same ops called one by one: the same numbers to the bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.linear import cpu as linear
+from tests.helpers.engine import Rig
+from tests.helpers.models import VOCAB, add_adapter, make_model, save_model
+
+pytestmark = pytest.mark.skipif(not linear.is_best(), reason="for AVX-512 without AMX")
+
+ADAPTERS = [("q_proj", 3), ("v_proj", 8), ("o_proj", 5), ("down_proj", 64), ("up_proj", 16)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
+def test_equals_ops_one_by_one(architecture: str, tmp_path: Path) -> None:
+    model = make_model(architecture)
+    model_dir = save_model(model, tmp_path / "model")
+    paths: list[Path | None] = [None]
+    for target, rank in ADAPTERS:
+        path = tmp_path / target
+        modules = [target, "lm_head"] if rank == 5 else [target]
+        add_adapter(model, target, path, rank=rank, target_modules=modules, seed=rank)
+        paths.append(path)
+    logits = []
+    for with_stack in (True, False):
+        rng = random.Random(0)
+        rig = Rig(model_dir, dtype=torch.bfloat16, max_batch_tokens=64)
+        decoder = rig.engine._decoder
+        assert decoder._stack is not None
+        if not with_stack:
+            decoder._stack = None
+        for handle, path in enumerate([*paths, *paths]):
+            # Prefill and decode of many lengths in one batch, some prompts in several chunks.
+            prompt = [rng.randrange(3, VOCAB) for _ in range(rng.choice((1, 2, 30, 90)))]
+            rig.submit(handle, prompt, path, max_tokens=rng.randrange(1, 12), ignore_eos=True)
+        rig.run()
+        assert len(rig.finished) == 2 * len(paths)
+        logits.append({handle: torch.stack(rows) for handle, rows in rig.logits.items()})
+    with_stack, without = logits
+    assert with_stack.keys() == without.keys()
+    for handle, rows in without.items():
+        assert torch.equal(with_stack[handle], rows), handle
+
+
+def test_waits_for_every_layer_in_order(tmp_path: Path) -> None:
+    rig = Rig(save_model(make_model("llama"), tmp_path / "model"), dtype=torch.bfloat16)
+    waited: list[int] = []
+    build = rig.engine._batches.build
+
+    def waiting(chunks):
+        batch = build(chunks)
+        object.__setattr__(batch, "wait", waited.append)
+        return batch
+
+    rig.engine._batches.build = waiting  # pyright: ignore[reportAttributeAccessIssue]
+    rig.submit(0, [5, 6, 7], max_tokens=2, ignore_eos=True)
+    rig.run()
+    assert waited == [0, 1, 2] * 2
