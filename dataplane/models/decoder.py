@@ -77,9 +77,11 @@ class Decoder:
         if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
             self._embedding_scale = like.new_tensor(config.embedding_scale)
         self._stack: layers_cpu.LayerStack | None = None
-        if layers_cpu.supports(weights.layers):
+        if layers_cpu.supports(weights.layers, weights.head):
             self._stack = layers_cpu.LayerStack(
                 weights.layers,
+                weights.norm,
+                weights.head,
                 [self._ropes[index] for index in config.layer_ropes],
                 config.sliding_windows,
                 num_heads=config.num_heads,
@@ -98,12 +100,12 @@ class Decoder:
         pool: [num_layers, num_pages, page_elems]
         Returns logits [num_logits, vocab_size] in the model's dtype.
         """
-        config, weights, eps = self.config, self.weights, self.config.rms_norm_eps
+        config, weights = self.config, self.weights
         x = F.embedding(batch.token_ids, weights.embed)
         if self._embedding_scale is not None:
             x = x * self._embedding_scale
         if self._stack is not None and _fits_stack(batch):
-            h = self._stack.run(
+            x, logits = self._stack.run(
                 x,
                 batch.positions,
                 batch.page_index,
@@ -113,12 +115,14 @@ class Decoder:
                 batch.attention,
                 batch.layers,
                 batch.wait,
+                batch.logit_rows,
             )
         else:
-            h = self._layers(x, batch, pool, page_tokens)
-        rows = batch.logit_rows
-        x = add_rms_norm(h[rows], x[rows], weights.norm, eps)
-        logits = self._logits(x, batch, pool)
+            h, rows = self._layers(x, batch, pool, page_tokens), batch.logit_rows
+            x = add_rms_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps)
+            logits = linear(x, weights.head)
+        if batch.lm_head:
+            _add_lm_head(logits, x, batch, pool)
         if config.logit_soft_cap is not None:
             logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
         return logits
@@ -187,25 +191,6 @@ class Decoder:
         )
         return attended.reshape(qkv.shape[0], config.q_size)
 
-    def _logits(self, x: torch.Tensor, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
-        logits = linear(x, self.weights.head)
-        if not batch.lm_head:
-            return logits
-        # The intermediate is a sum over the input's column slices, so all shrinks come first.
-        hidden = None
-        for part in batch.lm_head:
-            if part.in_start < part.in_end:
-                columns = x[:, part.in_start : part.in_end]
-                hidden = lora_shrink(columns, pool[part.layer], part.segments, hidden)
-        assert hidden is not None
-        for part in batch.lm_head:
-            if part.out_start < part.out_end:
-                columns = logits[:, part.out_start : part.out_end]
-                if part.affine:
-                    lora_affine(columns, pool[part.layer], part.affine)
-                lora_expand(columns, hidden, pool[part.layer], part.segments)
-        return logits
-
 
 def _fits_stack(batch: Batch) -> bool:
     return (
@@ -213,6 +198,23 @@ def _fits_stack(batch: Batch) -> bool:
         and not batch.affine
         and all(isinstance(each, SegmentGroup) for layer in batch.layers for each in layer.values())
     )
+
+
+def _add_lm_head(logits: torch.Tensor, x: torch.Tensor, batch: Batch, pool: torch.Tensor) -> None:
+    """Adds the adapters' lm_head, in place. x: [num_logits, hidden]"""
+    # The intermediate is a sum over the input's column slices, so all shrinks come first.
+    hidden = None
+    for part in batch.lm_head:
+        if part.in_start < part.in_end:
+            columns = x[:, part.in_start : part.in_end]
+            hidden = lora_shrink(columns, pool[part.layer], part.segments, hidden)
+    assert hidden is not None
+    for part in batch.lm_head:
+        if part.out_start < part.out_end:
+            columns = logits[:, part.out_start : part.out_end]
+            if part.affine:
+                lora_affine(columns, pool[part.layer], part.affine)
+            lora_expand(columns, hidden, pool[part.layer], part.segments)
 
 
 def _project(

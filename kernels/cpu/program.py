@@ -21,6 +21,8 @@ _intrinsic: Any = intrinsic  # its stub keeps the typing context among the param
 
 MAX_ARGUMENTS = 24
 """Of one phase."""
+COUNTERS = 2
+"""What workers call `threads.take` with."""
 _PATIENCE = 1000
 """So many turns a thread waits busily, some 20 to 40 us, before it lets others have the core."""
 
@@ -30,8 +32,9 @@ _ARRIVED, _NUM_PHASES, _TABLE, _TEAM_SIZE, _NUM_ARGUMENTS = range(5)
 class Program:
     """Phases in groups (one per layer), each a worker of `threads.worker` and its arguments.
 
-    arguments: [groups, phases, MAX_ARGUMENTS] int64, whatever the workers take; counters among them
-    must be 0 whenever the program runs. workers: [groups, phases] addresses; 0 leaves a phase out.
+    arguments: [groups, phases, MAX_ARGUMENTS] int64, whatever the workers take; the first COUNTERS
+    of each count pieces of work and threads, and are set to 0 before it runs. workers: [groups,
+    phases] addresses; 0 leaves a phase out.
     """
 
     def __init__(self, num_groups: int, num_phases: int) -> None:
@@ -45,6 +48,7 @@ class Program:
     def run(self, first: int, end: int) -> None:
         """Runs groups [first, end), and returns when all threads have."""
         num_phases = self._table.shape[1]
+        self.arguments[first:end, :, :COUNTERS] = 0
         self._told[:] = (
             0,
             (end - first) * num_phases,

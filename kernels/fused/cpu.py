@@ -71,31 +71,34 @@ def _norm(
 
 (
     _NEXT,
+    _,
     _NUM_ROWS,
     _FEATURES,
-    _X,
+    ROWS,
+    X,
     ADDEND,
     WEIGHT,
     _EPS,
-    _OUT,
+    OUT,
     _NUM_ARGUMENTS,
-) = range(9)
+) = range(11)
 
 
 def norm_arguments(
     num_rows: int, features: int, x: int, addend: int, weight: int, eps: int, out: int
 ) -> tuple[int, ...]:
     """What a norm worker is told: addresses; addend: 0, or of what is added to x first, in place;
-    eps: of one float32."""
-    return (0, num_rows, features, x, addend, weight, eps, out)
+    eps: of one float32. ROWS, if it is set: of the rows of x and addend (int64, each once) that are
+    normed, in the order of `out`; else they are the first."""
+    return (0, 0, num_rows, features, 0, x, addend, weight, eps, out)
 
 
-_A_NEXT, _A_NUM_ROWS, _A_FEATURES, _A_GATE_UP, _A_OUT, _A_NUM_ARGUMENTS = range(6)
+_A_NEXT, _, _A_NUM_ROWS, _A_FEATURES, _A_GATE_UP, _A_OUT, _A_NUM_ARGUMENTS = range(7)
 
 
 def activation_arguments(num_rows: int, features: int, gate_up: int, out: int) -> tuple[int, ...]:
     """What an activation worker is told: sizes and addresses, gate_up: [num_rows, 2 * features]."""
-    return (0, num_rows, features, gate_up, out)
+    return (0, 0, num_rows, features, gate_up, out)
 
 
 @compiled
@@ -113,23 +116,26 @@ def _scaled(row: Any, weight: Any, eps: Any, out: Any) -> None:  # pragma: no co
 def norm_worker(dtype: torch.dtype, weight_dtype: torch.dtype) -> Any:
     like = BITS if dtype is torch.bfloat16 else FLOATS
     weight_like = BITS if weight_dtype is torch.bfloat16 else FLOATS
+    item_bytes = dtype.itemsize
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
         a = threads.told(pointer, _NUM_ARGUMENTS)
         num_rows, features = a[_NUM_ROWS], a[_FEATURES]
         has_addend = a[ADDEND] != 0
-        x = threads.array(a[_X], like, (num_rows, features))
-        addend = threads.array(a[ADDEND] if has_addend else a[_X], like, (num_rows, features))
+        has_rows = a[ROWS] != 0
+        rows = threads.array(a[ROWS] if has_rows else a[X], a, (num_rows,))
         weight = threads.array(a[WEIGHT], weight_like, (features,))
         eps = threads.array(a[_EPS], FLOATS, (1,))
-        out = threads.array(a[_OUT], like, (num_rows, features))
+        out = threads.array(a[OUT], like, (num_rows, features))
         while True:
             t = threads.take(a, _NEXT)
             if t >= num_rows:
                 return
-            row, other = x[t], addend[t]
+            at = (rows[t] if has_rows else t) * features * item_bytes
+            row = threads.array(a[X] + at, like, (features,))
             if has_addend:
+                other = threads.array(a[ADDEND] + at, like, (features,))
                 for k in range(features):
                     store(row, k, load(row[k]) + load(other[k]))
             _scaled(row, weight, eps[0], out[t])

@@ -84,6 +84,7 @@ def warm_up(dtype: torch.dtype) -> None:
 # What the threads are told: a counter, sizes, and addresses.
 (
     _NEXT,
+    _,
     _NUM_TOKENS,
     _NUM_HEADS,
     _NUM_KV_HEADS,
@@ -95,16 +96,16 @@ def warm_up(dtype: torch.dtype) -> None:
     COS,
     SIN,
     _NUM_ANGLES,
-    _POSITIONS,
+    POSITIONS,
     KV_PAGES,
-    _PAGE_INDEX,
-    _PAGE_OFFSET,
+    PAGE_INDEX,
+    PAGE_OFFSET,
     Q_NORM,
     K_NORM,
     _EPS,
     _Q,
     _NUM_ARGUMENTS,
-) = range(21)
+) = range(22)
 
 
 def rope_arguments(
@@ -132,6 +133,7 @@ def rope_arguments(
     positions: the row of each token in them, or 0 when tokens have their rows in order; norms: 0
     for none; eps: of one float32."""
     return (
+        0,
         0,
         num_tokens,
         num_heads,
@@ -197,12 +199,12 @@ def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
         qkv = threads.array(a[_QKV], like, (num_tokens, num_heads + 2 * num_kv_heads, head_dim))
         cos = threads.array(a[COS], like, (a[_NUM_ANGLES], rotary))
         sin = threads.array(a[SIN], like, (a[_NUM_ANGLES], rotary))
-        has_positions, has_norm = a[_POSITIONS] != 0, a[Q_NORM] != 0
+        has_positions, has_norm = a[POSITIONS] != 0, a[Q_NORM] != 0
         positions = threads.array(
-            a[_POSITIONS] if has_positions else a[_PAGE_INDEX], a, (num_tokens,)
+            a[POSITIONS] if has_positions else a[PAGE_INDEX], a, (num_tokens,)
         )
-        page_index = threads.array(a[_PAGE_INDEX], a, (num_tokens,))
-        page_offset = threads.array(a[_PAGE_OFFSET], a, (num_tokens,))
+        page_index = threads.array(a[PAGE_INDEX], a, (num_tokens,))
+        page_offset = threads.array(a[PAGE_OFFSET], a, (num_tokens,))
         q_norm = threads.array(a[Q_NORM] if has_norm else a[_EPS], norm_like, (head_dim,))
         k_norm = threads.array(a[K_NORM] if has_norm else a[_EPS], norm_like, (head_dim,))
         eps = threads.array(a[_EPS], FLOATS, (1,))[0]

@@ -89,12 +89,20 @@ class _Phase(enum.IntEnum):
     MLP_OUT_NORM = 19
 
 
+class _Last(enum.IntEnum):
+    """After the layers, of the rows whose next token is asked for."""
+
+    NORM = 0
+    SPREAD = 1
+    HEAD = 2
+
+
 _LORA_PHASES = [_Phase.LORA_QKV, _Phase.LORA_O, _Phase.LORA_GATE_UP, _Phase.LORA_DOWN]
 
 
-def supports(layers: Sequence[Layer]) -> bool:
+def supports(layers: Sequence[Layer], head: torch.Tensor) -> bool:
     """Whether all weights have the layout of kernels.linear.cpu."""
-    return all(
+    return linear.is_packed(head) and all(
         linear.is_packed(weight)
         for layer in layers
         for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
@@ -107,6 +115,8 @@ class LayerStack:
     def __init__(
         self,
         layers: Sequence[Layer],
+        norm: torch.Tensor,
+        head: torch.Tensor,
         ropes: Sequence[tuple[torch.Tensor, torch.Tensor]],
         sliding_windows: Sequence[int | None],
         *,
@@ -118,10 +128,11 @@ class LayerStack:
         attention_soft_cap: float | None,
         activation: str,
     ) -> None:
-        """ropes: of each layer, cos and sin [max_context, rotary]. All tensors bfloat16, norms also
-        float32; they must live as long as the stack, and stay where they are."""
-        assert supports(layers)
-        self._layers, self._ropes = layers, ropes
+        """norm, head: the last norm, and lm_head, packed. ropes: of each layer, cos and sin
+        [max_context, rotary]. All tensors bfloat16, norms also float32; they must live as long as
+        the stack, and stay where they are."""
+        assert supports(layers, head)
+        self._layers, self._norm, self._head, self._ropes = layers, norm, head, ropes
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         first = layers[0]
         self._hidden = first.input_norm.shape[0]
@@ -138,10 +149,13 @@ class LayerStack:
         self._windows = np.array(
             [window or cpu_prefill.NO_WINDOW for window in sliding_windows], dtype=np.int64
         )
+        self._layer_numbers = np.arange(len(layers), dtype=np.int64)
         self._eps = np.array([eps], dtype=np.float32)
         self._factors = np.array([attention_scale, attention_soft_cap or 0.0], dtype=np.float32)
         self._program = Program(len(layers), len(_Phase))
+        self._last = Program(1, len(_Last))
         self._fixed_workers(activation)
+        self._told: tuple[int, ...] = ()  # what the fixed part of the arguments is for
         self._buffers: dict[str, torch.Tensor] = {}
         self._spread = aligned_floats(0)
 
@@ -156,22 +170,70 @@ class LayerStack:
         metadata: AttentionMetadata,
         segments: Sequence[Mapping[str, Sequence[Segment]]],
         wait: Callable[[int], None] | None,
-    ) -> torch.Tensor:
-        """x: [num_tokens, hidden], contiguous; becomes the residual stream before the last layer's
-        output is added. Returns that output, [num_tokens, hidden]: valid until the next call.
+        logit_rows: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: [num_tokens, hidden], num_tokens > 0, contiguous; is overwritten.
 
         pool: [num_layers, num_pages, page_elems], contiguous. segments: of each layer, by group,
         SegmentGroups over one LoraSpans. wait: called with a layer's number before it runs.
+        logit_rows: [num_logits], each once; indices are int64.
+        Returns the normed outputs of these rows, [num_logits, hidden], and the base model's logits,
+        [num_logits, vocab_size].
         """
-        self._tell(x, positions, page_index, page_offset, pool, page_tokens, metadata)
-        self._tell_lora(segments, x.shape[0], pool)
+        num_tokens = x.shape[0]
+        told = (num_tokens, pool.data_ptr(), page_tokens, torch.get_num_threads())
+        if told != self._told:
+            self._tell_fixed(num_tokens, pool, page_tokens)
+            self._told = told
+        arguments = self._program.arguments
+        arguments[:, _Phase.NORM, fused.X] = arguments[:, _Phase.MLP_NORM, fused.X] = x.data_ptr()
+        rope = arguments[:, _Phase.ROPE]
+        rope[:, kv.POSITIONS] = positions.data_ptr()
+        rope[:, kv.PAGE_INDEX] = page_index.data_ptr()
+        rope[:, kv.PAGE_OFFSET] = page_offset.data_ptr()
+        self._tell_attention(metadata, num_tokens, pool, page_tokens)
+        self._tell_lora(segments, num_tokens, pool)
         if wait is None:
             self._program.run(0, len(self._layers))
         else:
             for index in range(len(self._layers)):
                 wait(index)
                 self._program.run(index, index + 1)
-        return self._buffers["projected"][: x.shape[0]]
+        return self._logits(x, logit_rows)
+
+    def _logits(self, x: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        num_rows, num_panels = rows.shape[0], self._head.shape[0]
+        normed = x.new_empty(num_rows, self._hidden)
+        logits = x.new_empty(num_rows, num_panels * linear.PANEL)
+        if num_rows == 0:
+            return normed, logits
+        projected, spread = self._buffers["projected"].data_ptr(), self._spread.ctypes.data
+        told = fused.norm_arguments(
+            num_rows,
+            self._hidden,
+            x.data_ptr(),
+            projected,
+            self._norm.data_ptr(),
+            self._eps.ctypes.data,
+            normed.data_ptr(),
+        )
+        arguments = self._last.arguments[0]
+        arguments[_Last.NORM, : len(told)] = told
+        arguments[_Last.NORM, fused.ROWS] = rows.data_ptr()
+        told = linear.interleave_arguments(num_rows, self._hidden, normed.data_ptr(), spread)
+        arguments[_Last.SPREAD, : len(told)] = told
+        told = linear.multiply_arguments(
+            num_rows,
+            self._hidden,
+            num_panels,
+            spread,
+            self._head.data_ptr(),
+            0,
+            logits.data_ptr(),
+        )
+        arguments[_Last.HEAD, : len(told)] = told
+        self._last.run(0, 1)
+        return normed, logits
 
     def _fixed_workers(self, activation: str) -> None:
         layer, workers = self._layers[0], self._program.workers
@@ -194,24 +256,16 @@ class LayerStack:
             (_Phase.DOWN, multiply),
         ):
             workers[:, phase] = worker
+        self._last.workers[0] = norm, spread, multiply
         for phase, name in (
             (_Phase.ATTENTION_OUT_NORM, "attention_out_norm"),
             (_Phase.MLP_OUT_NORM, "mlp_out_norm"),
         ):
             workers[:, phase] = np.where(self._addresses[name] != 0, norm, 0)
 
-    def _tell(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
-        page_index: torch.Tensor,
-        page_offset: torch.Tensor,
-        pool: torch.Tensor,
-        page_tokens: int,
-        metadata: AttentionMetadata,
-    ) -> None:
-        """Everything but LoRA."""
-        num_tokens, hidden, inter = x.shape[0], self._hidden, self._intermediate
+    def _tell_fixed(self, num_tokens: int, pool: torch.Tensor, page_tokens: int) -> None:
+        """What is the same for all steps of so many tokens."""
+        hidden, inter = self._hidden, self._intermediate
         heads, kv_heads, head_dim = self._num_heads, self._num_kv_heads, self._head_dim
         q_size, qkv_size = heads * head_dim, (heads + 2 * kv_heads) * head_dim
         normed, qkv, q, attended, projected, gate_up, activated = (
@@ -230,10 +284,7 @@ class LayerStack:
         size = linear.interleaved_size(num_tokens, widest)
         if self._spread.size < size:
             self._spread = aligned_floats(size)
-        spread, address = self._spread.ctypes.data, x.data_ptr()
-        num_pages = pool.shape[1]
-        eps = self._eps.ctypes.data
-        pages = pool.data_ptr() + np.arange(len(self._layers)) * (pool.stride(0) * 2)
+        spread, eps = self._spread.ctypes.data, self._eps.ctypes.data
 
         def norm(phase: _Phase, of: int, addend: int, weight: str, out: int) -> None:
             told = fused.norm_arguments(num_tokens, hidden, of, addend, 0, eps, out)
@@ -251,7 +302,7 @@ class LayerStack:
             }
             self._set(phase, told, columns)
 
-        norm(_Phase.NORM, address, projected, "input_norm", normed)
+        norm(_Phase.NORM, 0, projected, "input_norm", normed)
         self._program.arguments[0, _Phase.NORM, fused.ADDEND] = 0
         project(_Phase.SPREAD_NORMED, _Phase.QKV, "qkv", normed, qkv)
         rope = kv.rope_arguments(
@@ -261,15 +312,15 @@ class LayerStack:
             head_dim,
             self._ropes[0][0].shape[1],
             page_tokens,
-            num_pages,
+            pool.shape[1],
             qkv,
             0,
             0,
             self._ropes[0][0].shape[0],
-            positions.data_ptr(),
             0,
-            page_index.data_ptr(),
-            page_offset.data_ptr(),
+            0,
+            0,
+            0,
             0,
             0,
             eps,
@@ -278,15 +329,14 @@ class LayerStack:
         columns = {
             kv.COS: self._cos,
             kv.SIN: self._sin,
-            kv.KV_PAGES: pages,
+            kv.KV_PAGES: self._pages(pool),
             kv.Q_NORM: self._addresses["q_norm"],
             kv.K_NORM: self._addresses["k_norm"],
         }
         self._set(_Phase.ROPE, rope, columns)
-        self._tell_attention(metadata, num_tokens, num_pages, page_tokens, pages, q, attended)
         project(_Phase.SPREAD_ATTENDED, _Phase.O, "o", attended, projected)
         norm(_Phase.ATTENTION_OUT_NORM, projected, 0, "attention_out_norm", projected)
-        norm(_Phase.MLP_NORM, address, projected, "mlp_norm", normed)
+        norm(_Phase.MLP_NORM, 0, projected, "mlp_norm", normed)
         project(_Phase.SPREAD_MLP, _Phase.GATE_UP, "gate_up", normed, gate_up)
         told = fused.activation_arguments(num_tokens, inter, gate_up, activated)
         self._set(_Phase.ACTIVATION, told, {})
@@ -297,12 +347,11 @@ class LayerStack:
         self,
         metadata: AttentionMetadata,
         num_tokens: int,
-        num_pages: int,
+        pool: torch.Tensor,
         page_tokens: int,
-        pages: np.ndarray[Any, Any],
-        q: int,
-        attended: int,
     ) -> None:
+        num_pages, pages = pool.shape[1], self._pages(pool)
+        q, attended = self._buffers["q"].data_ptr(), self._buffers["attended"].data_ptr()
         heads, kv_heads, head_dim = self._num_heads, self._num_kv_heads, self._head_dim
         group, workers = heads // kv_heads, self._program.workers
         factors = self._factors.ctypes.data
@@ -356,7 +405,7 @@ class LayerStack:
         pool: torch.Tensor,
     ) -> None:
         workers = self._program.workers
-        pages = pool.data_ptr() + np.arange(len(self._layers)) * (pool.stride(0) * 2)
+        pages = self._pages(pool)
         plans = {
             name: [_plans(layer.get(name)) for layer in segments]
             for name in ("qkv", "o", "gate_up", "down")
@@ -400,6 +449,10 @@ class LayerStack:
             self._set(phase, told, {lora.PAGES: pages, lora.PLANS: addresses})
             worker = lora.lora_worker(torch.bfloat16)().address
             workers[:, phase] = np.where(addresses != 0, worker, 0)
+
+    def _pages(self, pool: torch.Tensor) -> np.ndarray[Any, Any]:
+        """The address of each layer's pages."""
+        return pool.data_ptr() + self._layer_numbers * (pool.stride(0) * 2)
 
     def _set(
         self, phase: _Phase, told: tuple[int, ...], columns: Mapping[int, np.ndarray[Any, Any]]

@@ -113,6 +113,7 @@ def interleaved_size(num_tokens: int, in_features: int) -> int:
 
 (
     _I_NEXT,
+    _,
     _I_NUM_TOKENS,
     _I_FEATURES,
     _I_NUM_TILES,
@@ -120,14 +121,14 @@ def interleaved_size(num_tokens: int, in_features: int) -> int:
     _I_X,
     _I_OUT,
     _I_NUM_ARGUMENTS,
-) = range(8)
+) = range(9)
 
 
 def interleave_arguments(num_tokens: int, features: int, x: int, out: int) -> tuple[int, ...]:
     """What `interleave_work` is told. x: address of [num_tokens, features] bfloat16. out: address
     of `interleaved_size` float32; of each tile [features, rows]."""
     tiles = _tiles_of(num_tokens)
-    return (0, num_tokens, features, len(tiles), tiles.ctypes.data, x, out)
+    return (0, 0, num_tokens, features, len(tiles), tiles.ctypes.data, x, out)
 
 
 (
