@@ -80,6 +80,13 @@ def test_deadline(client: chorale.Client) -> None:
     assert raised.value.reason in ("DEADLINE_EXCEEDED", "DEADLINE_HOPELESS")
 
 
+def test_objective_out_of_reach(client: chorale.Client) -> None:
+    with pytest.raises(errors.ResourceExhaustedError) as raised:
+        client.complete("1 = " * 100, ttft_slo=0.0001)
+    assert raised.value.reason in ("TTFT_SLO_MISSED", "DEADLINE_HOPELESS")
+    assert raised.value.retry_after_s
+
+
 def edit_weights(path: Path, edit: Callable[[bytearray], bytes | bytearray]) -> None:
     file = path / "adapter_model.safetensors"
     file.write_bytes(edit(bytearray(file.read_bytes())))
