@@ -26,8 +26,8 @@ _TERMINATE_S = 2.0
 
 
 class EngineProcess:
-    """Runs `command ADDRESS PID`; the address is an ipc:// socket in a directory of mode 0700, the pid
-    our own.
+    """Runs `command ADDRESS PID`; the address is an ipc:// socket in a directory of mode 0700, the
+    pid is our own.
 
     The child takes no input, and what it prints goes to our stderr: stdout belongs to the ready
     line. It ends itself when the thread that started it dies: start it on the main thread. It may
