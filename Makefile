@@ -27,7 +27,7 @@ up: $(STAMP) ## serve the demo model on 127.0.0.1:50051 (gRPC) and :8000 (HTTP)
 	$(BIN)/chorale up
 
 test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m "not gpu and not slow"
 
 verify: lint types proto-check test ## what CI runs
