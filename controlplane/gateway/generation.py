@@ -23,7 +23,6 @@ from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.gateway.channels import ChannelCache
-from controlplane.gateway.estimate import prompt_tokens_estimate
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.objective import Objective
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
@@ -137,7 +136,6 @@ class Generation:
         return admission_pb.AdmitRequest(
             model=model,
             tenant=self._request.tenant,
-            num_prompt_tokens=prompt_tokens_estimate(self._request),
             excluded_data_plane_ids=self._recovery.excluded,
         )
 
