@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Many tests wait for processes that start or for time to pass: two at once take little more than half.
+TEST_WORKERS ?= 2
 ROOMS := controlplane dataplane kernels storage protos/chorale tests benchmarks examples
 PROTOS := $(wildcard protos/chorale/v1/*.proto)
 
@@ -25,7 +27,8 @@ up: $(STAMP) ## serve the demo model on 127.0.0.1:50051 (gRPC) and :8000 (HTTP)
 	$(BIN)/chorale up
 
 test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		-m "not gpu and not slow"
 
 verify: lint types proto-check test ## what CI runs
 

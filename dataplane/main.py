@@ -146,6 +146,16 @@ def data_plane(
     num_threads: Annotated[
         int, typer.Option(envvar="CHORALE_NUM_THREADS", min=0, help="Of the engine; 0: torch's.")
     ] = 0,
+    ttft_slo: Annotated[
+        float,
+        typer.Option(
+            "--ttft-slo",
+            envvar="CHORALE_TTFT_SLO",
+            min=0.0,
+            help="Objective for the first token, in seconds, of requests that name none: they fail "
+            "as soon as it is out of reach; 0: nothing.",
+        ),
+    ] = 0.0,
     engine_timeout: Annotated[
         float,
         typer.Option(
@@ -205,6 +215,7 @@ def data_plane(
             port=port,
             advertise=advertise,
             data_plane_id=data_plane_id,
+            ttft_slo_s=ttft_slo,
             engine_timeout_s=engine_timeout,
             first_engine=process,
             spawn_engine=EngineProcess,

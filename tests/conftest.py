@@ -2,7 +2,15 @@
 
 import os
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Models here are tiny: more threads than one only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start whole processes first: with `pytest -n`, a worker that gets a long file last
+    keeps the other waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

@@ -47,6 +47,12 @@ def generate(
         int | None,
         typer.Option(min=0, max=20, help="Top tokens; with --json."),
     ] = None,
+    ttft_slo: Annotated[
+        float | None,
+        typer.Option(
+            "--ttft-slo", min=0.001, help="Fail as soon as the first token cannot come in time."
+        ),
+    ] = None,
     source_token: SourceToken = "",
     tenant: Annotated[str, typer.Option(envvar="CHORALE_TENANT", help="Counted for it.")] = "",
     timeout: Annotated[
@@ -81,6 +87,7 @@ def generate(
             "ignore_eos": ignore_eos,
             "logprobs": logprobs,
             "timeout": timeout,
+            "ttft_slo": ttft_slo,
             "source_token": source_token,
         }
         if chat:

@@ -99,6 +99,15 @@ def up(
             envvar="CHORALE_MAX_CONTEXT_TOKENS", min=1, help="Left out: what the model allows."
         ),
     ] = None,
+    ttft_slo: Annotated[
+        float | None,
+        typer.Option(
+            "--ttft-slo",
+            envvar="CHORALE_TTFT_SLO",
+            min=0.0,
+            help="Objective for the first token, in seconds, of requests that name none.",
+        ),
+    ] = None,
     num_threads: Annotated[
         int | None,
         typer.Option(
@@ -137,6 +146,7 @@ def up(
                 host_cache_bytes=host_cache_bytes,
                 disk_cache_bytes=disk_cache_bytes,
                 max_context_tokens=max_context_tokens,
+                ttft_slo=ttft_slo,
                 num_threads=num_threads,
             )
         )

@@ -23,8 +23,8 @@ from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.gateway.channels import ChannelCache
-from controlplane.gateway.estimate import prompt_tokens_estimate
 from controlplane.gateway.gate import Gate
+from controlplane.gateway.objective import Objective
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
 from controlplane.gateway.upstream import (
     Metadata,
@@ -65,6 +65,7 @@ class Generation:
             self._request.request_id = uuid.uuid4().hex
         self._metadata = metadata
         self._deadline = None if timeout_s is None else _now() + timeout_s
+        self._objective = Objective(self._request, _now())
         self._recovery = Recovery(means.limits)
         self._place: admission_pb.AdmitResponse | None = None  # the first one: what was promised
         self._was_accepted = False
@@ -94,8 +95,9 @@ class Generation:
     async def _all_streams(self) -> AsyncGenerator[pb.GenerateResponse]:
         while True:
             place = await self._admit()
+            request = self._request_to(place)
             try:
-                async with aclosing(self._one_stream(place)) as responses:
+                async with aclosing(self._one_stream(place, request)) as responses:
                     async for response in responses:
                         yield response
                 return
@@ -134,7 +136,6 @@ class Generation:
         return admission_pb.AdmitRequest(
             model=model,
             tenant=self._request.tenant,
-            num_prompt_tokens=prompt_tokens_estimate(self._request),
             excluded_data_plane_ids=self._recovery.excluded,
         )
 
@@ -161,12 +162,16 @@ class Generation:
             return
         self._raise_if_ended()
 
-    async def _one_stream(
-        self, place: admission_pb.AdmitResponse
-    ) -> AsyncGenerator[pb.GenerateResponse]:
+    def _request_to(self, place: admission_pb.AdmitResponse) -> pb.GenerateRequest:
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         request.ticket = place.ticket
+        self._objective.put_into(request, _now())
+        return request
+
+    async def _one_stream(
+        self, place: admission_pb.AdmitResponse, request: pb.GenerateRequest
+    ) -> AsyncGenerator[pb.GenerateResponse]:
         accepted_here = False
         async with self._means.channels.lease(place.endpoint) as channel:
             self._raise_if_ended()

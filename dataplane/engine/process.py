@@ -1,4 +1,4 @@
-"""The engine process: `python -m dataplane.engine.process IPC_ADDRESS`.
+"""The engine process: `python -m dataplane.engine.process IPC_ADDRESS PARENT_PID`.
 
 Started by the frontend, ends with it. The step loop is this process's main thread; adapters load on
 a thread of their own and wake it through a pipe.
@@ -7,7 +7,6 @@ a thread of their own and wake it through a pipe.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -43,6 +42,7 @@ from dataplane.channel import (
 )
 from dataplane.engine import process_settings
 from dataplane.engine.engine import Engine, StepResult
+from dataplane.engine.parent import die_with
 from dataplane.engine.setup import EngineParts, build_engine
 from dataplane.error_codes import code_of
 from dataplane.lora.loader import ThreadedLoader
@@ -54,12 +54,11 @@ _IDLE_POLL_MS = 1_000
 _SPARE_POLL_MS = 2  # how late a device may be noticed that was done before it was expected
 _SHORT_S = 0.001  # what a poll cannot wait for
 _STATS_INTERVAL_S = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
-    _die_with_parent()
+    die_with(int(sys.argv[2]))
     process_settings.settle()
     # The frontend tells the engine when to stop; a terminal's Ctrl-C reaches both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -235,16 +234,6 @@ def _failed(handle: int, error: Exception) -> Failed:
         metadata=dict(getattr(error, "metadata", {})),
         retry_after_s=getattr(error, "retry_after_s", 1.0 if code == "UNAVAILABLE" else None),
     )
-
-
-def _die_with_parent() -> None:
-    """Linux: the kernel ends this process when its parent goes, however it goes."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ class EngineClient:
         adapter: channel.Adapter | None = None,
         tenant: str = "default",
         deadline_s: float | None = None,
+        first_token_by_s: float | None = None,
         priority: int = 0,
     ) -> EngineStream:
         """Queues a request (fields as in channel.Submit); close the stream to abort it.
@@ -140,6 +141,7 @@ class EngineClient:
                 tenant=tenant,
                 arrival_s=arrival_s,
                 deadline_s=deadline_s,
+                first_token_by_s=first_token_by_s,
                 priority=priority,
             )
         )

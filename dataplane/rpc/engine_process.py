@@ -26,7 +26,8 @@ _TERMINATE_S = 2.0
 
 
 class EngineProcess:
-    """Runs `command ADDRESS`; the address is an ipc:// socket in a directory of mode 0700.
+    """Runs `command ADDRESS PID`; the address is an ipc:// socket in a directory of mode 0700, the
+    pid is our own.
 
     The child takes no input, and what it prints goes to our stderr: stdout belongs to the ready
     line. It ends itself when the thread that started it dies: start it on the main thread. It may
@@ -60,7 +61,7 @@ class EngineProcess:
     def start(self) -> None:
         """Raises: OSError when the command cannot be run."""
         self._process = process = subprocess.Popen(
-            [*self._command, self.address],
+            [*self._command, self.address, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
             env=self._environment,

@@ -37,7 +37,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Streams completions from the engine.
 
     engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
-    with RESOURCE_EXHAUSTED.
+    with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that name none; None: nothing.
     """
 
     def __init__(
@@ -49,12 +49,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         gate: TicketGate,
         data_plane_id: str,
         max_open: int,
+        ttft_slo_s: float | None = None,
     ) -> None:
         self._engine = engine
         self._prepare = partial(prepare, ready=ready, tokenizer=tokenizer)
         self._gate = gate
         self._data_plane_id = data_plane_id
         self._max_open = max_open
+        self._ttft_slo_s = ttft_slo_s
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -123,6 +125,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 name=claims.adapter_name,
                 token=claims.adapter_source_token,
             )
+        ttft_slo_s = self._ttft_slo_s if prepared.ttft_slo_s is None else prepared.ttft_slo_s
         return self._engine().submit(
             prompt=prepared.prompt,
             generated=prepared.generated,
@@ -131,6 +134,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             tenant=claims.tenant or "default",
             arrival_s=arrival_s,
             deadline_s=deadline_s,
+            first_token_by_s=None if ttft_slo_s is None else arrival_s + ttft_slo_s,
             priority=min(prepared.priority, claims.max_priority),
         )
 

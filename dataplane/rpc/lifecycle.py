@@ -41,6 +41,7 @@ class DataPlaneOptions:
 
     advertise: HOST or HOST:PORT where others reach this data plane; empty: `host`, or this
     machine's name when `host` is a wildcard. data_plane_id: empty: made of machine and port.
+    ttft_slo_s: the objective for the first token of requests that name none; 0: nothing.
     engine_timeout_s: an engine that has work and is silent for so long is replaced; 0: never.
     first_engine: a process that was started early, to become the first engine. spawn_engine: makes
     the processes of those that replace it.
@@ -53,6 +54,7 @@ class DataPlaneOptions:
     port: int = 0
     advertise: str = ""
     data_plane_id: str = ""
+    ttft_slo_s: float = 0.0
     engine_timeout_s: float = 60.0
     first_engine: EngineProcess | None = None
     spawn_engine: Callable[[], EngineProcess] = EngineProcess
@@ -116,6 +118,7 @@ class _DataPlane:
             gate=gate,
             data_plane_id=data_plane_id,
             max_open=options.engine.max_waiting + announced.max_running,
+            ttft_slo_s=options.ttft_slo_s or None,
         )
         administration = admin.AdminService(
             engine=lambda: self._engine.client,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chorale.errors import InvalidArgumentError
+from chorale.objective import ttft_slo_s
 from chorale.v1 import inference_pb2
 from dataplane import channel
 from dataplane.rpc.completion import Completion
@@ -32,6 +33,7 @@ class PreparedRequest:
     completion: Completion
     return_prompt: bool
     priority: int
+    ttft_slo_s: float | None
 
 
 def prepare(
@@ -50,6 +52,7 @@ def prepare(
             f"priority is {request.priority}; it must be in [-{MAX_PRIORITY}, {MAX_PRIORITY}]",
             metadata={"field": "priority", "value": str(request.priority)},
         )
+    slo_s = ttft_slo_s(request)
     stop = stop_strings(request.sampling)
     prompt = prompt_token_ids(
         request,
@@ -81,6 +84,7 @@ def prepare(
         completion,
         request.return_prompt_token_ids,
         request.priority,
+        slo_s,
     )
 
 

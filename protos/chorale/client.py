@@ -97,7 +97,6 @@ class Client:
         self,
         model: str = "",
         *,
-        num_prompt_tokens: int = 0,
         excluded_data_plane_ids: Sequence[str] = (),
         source_token: str = "",
     ) -> admission_pb.AdmitResponse:
@@ -108,7 +107,6 @@ class Client:
         request = admission_pb.AdmitRequest(
             model=model,
             tenant=self._tenant,
-            num_prompt_tokens=num_prompt_tokens,
             excluded_data_plane_ids=excluded_data_plane_ids,
         )
         metadata = source_token_metadata(source_token)

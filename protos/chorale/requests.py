@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from google.protobuf import duration_pb2
 
 from chorale.errors import InvalidArgumentError
+from chorale.objective import set_ttft_slo
 from chorale.v1 import fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 
@@ -24,6 +25,7 @@ class GenerateOptions(TypedDict, total=False):
     generated_token_ids: tokens that an earlier stream has delivered; generation goes on after them.
     source_token: opens the adapter's source when that is private.
     priority: -10 to 10, higher first among waiting requests, as far as the tenant may.
+    ttft_slo: seconds to the first token; the request fails as soon as that is out of reach.
     """
 
     prompt_token_ids: Sequence[int] | None
@@ -35,6 +37,7 @@ class GenerateOptions(TypedDict, total=False):
     generated_token_ids: Sequence[int]
     source_token: str
     priority: int
+    ttft_slo: float | None
     max_tokens: int | None
     min_tokens: int | None
     temperature: float | None
@@ -89,6 +92,8 @@ def generate_request(
             priority=options.get("priority", 0),
             sampling=_sampling(options),
         )
+        if (ttft_slo := options.get("ttft_slo")) is not None:
+            set_ttft_slo(request, ttft_slo)
         _set_input(request, prompt, options)
     except (TypeError, ValueError, KeyError) as error:
         raise InvalidArgumentError(

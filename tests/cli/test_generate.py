@@ -44,14 +44,16 @@ def test_every_sampling_option_reaches_the_server(
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     result = chorale(
-        "generate", "p", *arguments, "--stop=a", "--stop=b", "--ignore-eos", "--tenant=t", "--json"
-    )
+        "generate", "p", *arguments, "--stop=a", "--stop=b", "--ignore-eos", "--tenant=t",
+        "--ttft-slo=1.5", "--json",
+    )  # fmt: skip
     assert result.exit_code == 0
     (request,) = gateway.requests
     for name, value in options.items():
         assert getattr(request.sampling, name.replace("-", "_")) == value, name
     assert list(request.sampling.stop) == ["a", "b"]
     assert request.sampling.ignore_eos and request.tenant == "t"
+    assert request.ttft_slo.ToMilliseconds() == 1500
 
 
 def test_json_is_the_whole_result(chorale: Chorale, gateway: ScriptedGateway) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,13 +29,63 @@ from tests.helpers.up import chorale as chorale_command
 GOOD = ADAPTERS / NAMES[0]
 
 
+class RunningStreams:
+    """One stream after the other on a thread, each of which must come to the very same end."""
+
+    def __init__(self, client: chorale.Client) -> None:
+        self._client = client
+        self._ending = False
+        self._error: BaseException | None = None
+        self.num_events = 0
+        self._whole = self._complete()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Raises: what ended a stream."""
+        self._ending = True
+        self._thread.join(30)
+        assert not self._thread.is_alive() and self._error is None, self._error
+
+    def check(self) -> None:
+        """The streams are well and go on."""
+        seen, until_s = self.num_events, time.monotonic() + 10
+        while self.num_events < seen + 2 and self._error is None:
+            assert time.monotonic() < until_s, "the running stream stands still"
+            time.sleep(0.001)
+        assert self._error is None, self._error
+
+    def _complete(self) -> list[int]:
+        tokens: list[int] = []
+        for event in self._client.generate("5 =", model=NAMES[0], max_tokens=200, ignore_eos=True):
+            tokens += getattr(event, "token_ids", [])
+            self.num_events += 1
+            # A pause, so that it is there at all times and yet leaves the others the processor.
+            time.sleep(0.002)
+        return tokens
+
+    def _run(self) -> None:
+        try:
+            while not self._ending:
+                assert self._complete() == self._whole and len(self._whole) == 200
+        except BaseException as error:
+            self._error = error
+
+
+@pytest.fixture(scope="module")
+def running_streams(up: ChoraleUp) -> Iterator[RunningStreams]:
+    with chorale.Client(up.grpc_address) as client:
+        streams = RunningStreams(client)
+        yield streams
+        streams.close()
+
+
 @pytest.fixture(autouse=True)
-def a_running_stream(client: chorale.Client) -> Iterator[None]:
-    """Runs beside each test, and must come to its own end, undisturbed."""
-    stream = client.generate("5 =", model=NAMES[0], max_tokens=200, ignore_eos=True)
-    next(stream)
+def others_go_on(running_streams: RunningStreams) -> Iterator[None]:
+    """Streams run beside each test, and are not disturbed."""
+    running_streams.check()
     yield
-    assert sum(len(event.token_ids) for event in stream if hasattr(event, "token_ids")) == 200
+    running_streams.check()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +130,13 @@ def test_deadline(client: chorale.Client) -> None:
     with pytest.raises(late) as raised:
         client.complete("1 =", max_tokens=1000, ignore_eos=True, timeout=0.15)
     assert raised.value.reason in ("DEADLINE_EXCEEDED", "DEADLINE_HOPELESS")
+
+
+def test_objective_out_of_reach(client: chorale.Client) -> None:
+    with pytest.raises(errors.ResourceExhaustedError) as raised:
+        client.complete("1 = " * 100, ttft_slo=0.0001)
+    assert raised.value.reason in ("TTFT_SLO_MISSED", "DEADLINE_HOPELESS")
+    assert raised.value.retry_after_s
 
 
 def edit_weights(path: Path, edit: Callable[[bytearray], bytes | bytearray]) -> None:

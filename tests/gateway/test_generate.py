@@ -60,7 +60,7 @@ async def test_request_goes_down_whole_with_a_ticket(client: AsyncClient, fleet:
     )
     assert sent.sampling == sampling
     (admit,) = fleet.admits
-    assert (admit.model, admit.tenant) == ("prod", "acme") and admit.num_prompt_tokens >= 1
+    assert (admit.model, admit.tenant) == ("prod", "acme")
 
 
 async def test_a_client_s_own_ticket_is_not_used(client: AsyncClient, fleet: FakeFleet) -> None:

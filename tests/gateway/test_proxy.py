@@ -108,7 +108,7 @@ async def test_a_fault_in_the_gateway_itself_is_internal_never_unknown(
     def broken(*_: object) -> object:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("controlplane.gateway.generation.prompt_tokens_estimate", broken)
+    monkeypatch.setattr("controlplane.gateway.generation.Objective", broken)
     async with grpc.aio.insecure_channel(gateway.address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as seen:
             async for _ in InferenceServiceStub(channel).Generate(pb.GenerateRequest(prompt="x")):

@@ -91,7 +91,9 @@ def tokens_of(events: list[inference_pb2.GenerateResponse]) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> AsyncIterator[Rig]:
+async def open_rig(
+    engine: EngineClient, log: EngineLog, *, max_open: int, ttft_slo_s: float | None = None
+) -> AsyncIterator[Rig]:
     ready = await engine.wait_ready()
     gate = TicketGate("dp-1", ready.model_name)
     gate.set_keys([fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)])
@@ -102,6 +104,7 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
         gate=gate,
         data_plane_id="dp-1",
         max_open=max_open,
+        ttft_slo_s=ttft_slo_s,
     )
     server = await start_server(
         host="127.0.0.1",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.kernels.interpreter import run_interpreted
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_attention_in_the_interpreter() -> None:

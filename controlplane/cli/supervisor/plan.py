@@ -40,6 +40,7 @@ class UpOptions:
     host_cache_bytes: int | None
     disk_cache_bytes: int | None
     max_context_tokens: int | None
+    ttft_slo: float | None = None
     num_threads: int | None
 
 
@@ -136,6 +137,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         "--host-cache-bytes": options.host_cache_bytes,
         "--disk-cache-bytes": options.disk_cache_bytes,
         "--max-context-tokens": options.max_context_tokens,
+        "--ttft-slo": options.ttft_slo,
         "--num-threads": _num_threads(options),
     }
     command += [f"{flag}={value}" for flag, value in optional.items() if value is not None]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chorale.objective import MAX_TTFT_SLO_S
 from controlplane.gateway.http.failures import bad_request, quoted
 
 MAX_CHOICES = 128
@@ -62,6 +63,9 @@ class GenerationBody(BaseModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
+
+    # Seconds to the first token; the request fails as soon as that is out of reach.
+    ttft_slo: Annotated[float, Field(gt=0, le=MAX_TTFT_SLO_S)] | None = None
 
     # Notes of the sender to itself.
     user: str | None = None

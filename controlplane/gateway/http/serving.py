@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from chorale.objective import set_ttft_slo
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.choices import Choice, Choices
 from controlplane.gateway.http.disconnect import while_connected
@@ -124,6 +125,8 @@ class Serving:
             generate.request_id = f"{answer_id}-{index}"
             generate.return_prompt_token_ids = bool(body.return_token_ids)
             generate.model = body.model or ""
+            if body.ttft_slo is not None:
+                set_ttft_slo(generate, body.ttft_slo)
             generate.tenant = request.headers.get(_TENANT_HEADER, "")
             generation = self._relay.start(
                 generate, timeout_s=self._timeout_s, metadata=_metadata(request.headers)

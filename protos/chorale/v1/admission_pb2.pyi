@@ -10,16 +10,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("model", "tenant", "num_prompt_tokens", "excluded_data_plane_ids")
+    __slots__ = ("model", "tenant", "excluded_data_plane_ids")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
-    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     tenant: str
-    num_prompt_tokens: int
     excluded_data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("endpoint", "data_plane_id", "ticket", "expires_at", "model", "adapter_version", "adapter_digest")

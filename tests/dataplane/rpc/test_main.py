@@ -23,6 +23,7 @@ from tests.helpers.fake_control_plane import (
     serving,
 )
 from tests.helpers.fake_engine import FakeScript, environment
+from tests.helpers.rig import EngineLog
 from tests.helpers.tokenizers import byte_level, write_tokenizer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -54,6 +55,7 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             f"--control-plane={server.address}",
             "--data-plane-id=dp-1",
             "--max-running=3",
+            "--ttft-slo=600",
         ) as running,
     ):
         address = await running.ready()
@@ -73,6 +75,8 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
         assert "Traceback" not in err
         await eventually(lambda: len(plane.leaves) == 1)
     assert '"max_running":3' in log.read_text() and '"model_name":"base"' in log.read_text()
+    (submit,) = EngineLog(log).of("Submit")
+    assert submit["first_token_by_s"] == submit["arrival_s"] + 600
 
 
 async def test_waits_for_the_control_plane_and_stops_meanwhile(model: str, log: Path) -> None:

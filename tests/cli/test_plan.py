@@ -1,0 +1,48 @@
+"""The command lines of the parts of `chorale up`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli.supervisor import plan
+
+OPTIONS = plan.UpOptions(
+    data_dir=Path("data"),
+    host="127.0.0.1",
+    grpc_port=0,
+    http_port=0,
+    num_data_planes=2,
+    redis_url=None,
+    model="model",
+    model_name=None,
+    adapter_roots=[],
+    device="cpu",
+    dtype="auto",
+    pool_bytes=None,
+    host_cache_bytes=None,
+    disk_cache_bytes=None,
+    max_context_tokens=None,
+    num_threads=1,
+)
+ADDRESSES = plan.Addresses("127.0.0.1", 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "flag"),
+    [
+        ({"ttft_slo": 0.75}, "--ttft-slo=0.75"),
+        ({"ttft_slo": 0.0}, "--ttft-slo=0.0"),
+        ({"pool_bytes": 5}, "--pool-bytes=5"),
+        ({"num_threads": 3}, "--num-threads=3"),
+    ],
+)
+def test_what_was_asked_for_reaches_every_data_plane(changed: dict[str, float], flag: str) -> None:
+    def commands(options: plan.UpOptions) -> list[list[str]]:
+        return [list(p.command) for p in plan.data_planes(options, ADDRESSES, Path("d")).values()]
+
+    assert not any(flag in command for command in commands(OPTIONS))
+    given = commands(replace(OPTIONS, **changed))  # type: ignore[arg-type]
+    assert len(given) == 2 and all(flag in command for command in given)

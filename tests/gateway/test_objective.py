@@ -1,0 +1,98 @@
+"""The objective for the first token on its way through the gateway."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from chorale import AsyncClient, InvalidArgumentError, ResourceExhaustedError
+from tests.gateway.http_errors import COMPLETION, error_of
+from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
+from tests.helpers.fake_fleet import FakeFleet, RunningGateway
+
+
+def left_s(plane: FakeDataPlane) -> list[float]:
+    """Of the objectives that reached `plane`; NaN where there was none."""
+    return [
+        request.ttft_slo.ToNanoseconds() / 1e9 if request.HasField("ttft_slo") else float("nan")
+        for request in plane.requests
+    ]
+
+
+async def test_what_is_left_after_admission_goes_down(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    fleet.admit_delay_s = 0.2
+    await client.complete("x", max_tokens=1, ttft_slo=60.0)
+    (left,) = left_s(fleet.planes[0])
+    assert 50.0 < left <= 59.8
+
+
+async def test_none_stays_none(client: AsyncClient, fleet: FakeFleet) -> None:
+    await client.complete("x", max_tokens=1)
+    assert not fleet.planes[0].requests[0].HasField("ttft_slo")
+
+
+async def test_over_before_it_is_placed_reaches_no_data_plane(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    fleet.admit_delay_s = 0.1
+    with pytest.raises(ResourceExhaustedError) as missed:
+        await client.complete("x", max_tokens=1, ttft_slo=0.05)
+    assert missed.value.reason == "TTFT_SLO_MISSED" and missed.value.retry_after_s
+    assert missed.value.metadata["ttft_slo_s"] == "0.05"
+    assert float(missed.value.metadata["waited_s"]) >= 0.1
+    assert not any(plane.requests for plane in fleet.planes)
+
+
+async def test_a_stream_that_moves_after_its_first_token_has_none_any_more(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    async def die(plane: FakeDataPlane, done: int) -> None:
+        if done == 3:
+            await plane.kill()
+
+    fleet.planes[0].before_token = die
+    done = await client.complete("x", max_tokens=6, ttft_slo=60.0)
+    assert done.text == text_of(story(DRAWN_SEED, 6))
+    assert 0 < left_s(fleet.planes[0])[0] <= 60
+    (moved,) = fleet.planes[1].requests
+    assert len(moved.generated_token_ids) == 3 and not moved.HasField("ttft_slo")
+
+
+async def test_one_that_is_lost_before_its_first_token_fails_when_the_time_is_over(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    async def die(plane: FakeDataPlane, done: int) -> None:
+        fleet.admit_delay_s = 0.3
+        await plane.kill()
+
+    fleet.planes[0].before_token = die
+    with pytest.raises(ResourceExhaustedError) as missed:
+        await client.complete("x", max_tokens=6, ttft_slo=0.25)
+    assert missed.value.reason == "TTFT_SLO_MISSED"
+    assert fleet.planes[1].requests == []
+
+
+async def test_out_of_range_is_refused_before_admission(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        await client.complete("x", ttft_slo=-1.0)
+    assert refused.value.reason == "TTFT_SLO_OUT_OF_RANGE"
+    assert fleet.admits == []
+
+
+async def test_over_http(gateway: RunningGateway, fleet: FakeFleet) -> None:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+        body = COMPLETION | {"ttft_slo": 2.5, "n": 2, "max_tokens": 1}
+        assert (await http.post("/v1/completions", json=body)).status_code == 200
+        sent = left_s(fleet.planes[0]) + left_s(fleet.planes[1])
+        assert len(sent) == 2 and all(1.0 < left <= 2.5 for left in sent)
+        for value in (0, -1, 86_401, "1"):
+            refused = await http.post("/v1/completions", json=COMPLETION | {"ttft_slo": value})
+            assert error_of(refused, 400)["param"] == "ttft_slo"
+        fleet.admit_delay_s = 0.1
+        late = await http.post("/v1/completions", json=COMPLETION | {"ttft_slo": 0.05})
+        assert error_of(late, 429)["code"] == "ttft_slo_missed"
+        assert late.headers["retry-after"] == "1"
