@@ -13,6 +13,7 @@ from chorale.v1.fleet_pb2_grpc import FleetServiceServicer
 from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
 from controlplane.rpc import translate
+from controlplane.rpc.counters import counters_from_pb
 from controlplane.rpc.directives import (
     action_from_pb,
     directive_to_pb,
@@ -63,6 +64,7 @@ class FleetHandlers(FleetServiceServicer):
             translate.load_from_pb(request.load),
             translate.residency_from_pb(request.residency),
             request.received_directives,
+            counters_from_pb(request.load),
         )
         return pb.HeartbeatResponse(
             ticket_keys=translate.keys_to_pb(keys),

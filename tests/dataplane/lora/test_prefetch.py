@@ -44,7 +44,7 @@ def test_a_prefetched_adapter_is_there_when_it_is_asked_for() -> None:
     simulation.submit(2, adapter="a")
     simulation.run()
     assert simulation.loader.requests == ["a"]
-    assert counters(simulation) == prefetch.PrefetchCounters(hits=1)
+    assert counters(simulation) == prefetch.PrefetchCounters(asked=2, hits=1)
 
 
 def test_a_prefetch_to_host_memory_stays_out_of_the_pool() -> None:
