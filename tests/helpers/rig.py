@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from transformers import PreTrainedTokenizerFast
 
+from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
 from chorale.status import from_rpc_error
 from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc
@@ -58,6 +59,7 @@ class Rig:
     service: InferenceService
     server: Server
     stub: Any
+    metrics: RequestMetrics
 
     def call(self, *, timeout: float | None = None, **fields: Any) -> Any:
         """Starts Generate with a good ticket and the prompt "hello" unless told otherwise."""
@@ -95,6 +97,7 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
     ready = await engine.wait_ready()
     gate = TicketGate("dp-1", ready.model_name)
     gate.set_keys([fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)])
+    metrics = RequestMetrics("chorale_data_plane")
     service = InferenceService(
         engine=lambda: engine,
         ready=ready,
@@ -102,6 +105,7 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
         gate=gate,
         data_plane_id="dp-1",
         max_open=max_open,
+        metrics=metrics,
     )
     server = await start_server(
         host="127.0.0.1",
@@ -117,7 +121,7 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         try:
-            yield Rig(engine, log, service, server, stub)
+            yield Rig(engine, log, service, server, stub, metrics)
         finally:
             await server.stop(0)
             service.close()
