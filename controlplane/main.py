@@ -75,13 +75,13 @@ async def serve(
         fleet = Fleet(store, ticket_keys, lease_s=options.lease_s)
         metrics = ControlPlaneMetrics(registry, fleet)
         exporter = Exporter(metrics.registry, metrics.refresh)
-        if options.metrics_port is not None:
-            await exporter.start(options.host, options.metrics_port)
         server = await _start(
             options, store, registry, fleet, ticket_keys, reservations, sources, blobs, metrics
         )
         reservations.start()
         try:
+            if options.metrics_port is not None:
+                await exporter.start(options.host, options.metrics_port)
             await server.set_serving(True)
             if ready is not None:
                 ready(options.host, server.port)

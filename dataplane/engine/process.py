@@ -183,8 +183,10 @@ class _Process:
         return LoadsReport(ticket=ticket, loads=loads)
 
     def _stats_of(self, engine: Engine) -> Stats:
-        assert self._loader is not None
-        stats, below = engine.stats(), self._loader.report()
+        stats = engine.stats()
+        if self._loader is None:
+            return stats
+        below = self._loader.report()
         return structs.replace(
             stats,
             tiers=[*stats.tiers, *below.tiers],
