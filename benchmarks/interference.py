@@ -41,6 +41,7 @@ from benchmarks.session import adapter_at, device_name
 from benchmarks.step_loop import StepLoop
 from dataplane.channel import Adapter, EngineOptions
 from storage.files import AdapterFiles
+from storage.sources import ANYBODY, Access
 
 SCHEMA = "chorale-interference-bench/1"
 MAX_TRICKLE_RATIO = 1.1
@@ -175,7 +176,7 @@ class _SlowSource:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    async def fetch(self, uri: str) -> AdapterFiles:
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         path = Path(uri)
         config = await asyncio.to_thread((path / "adapter_config.json").read_bytes)
         pieces: list[bytes] = []

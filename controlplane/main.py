@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from chorale.exporter import Exporter
 from chorale.server import Server, start_server
 from chorale.v1 import (
     adapter_registry_pb2_grpc,
@@ -23,6 +24,7 @@ from controlplane.errors import OptionError, StoreUnavailableError
 from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
 from controlplane.fleet.ticket_keys import TicketKeys
+from controlplane.metrics import ControlPlaneMetrics
 from controlplane.options import ControlPlaneOptions
 from controlplane.placement.placement import PlacementPolicy
 from controlplane.registry.intake import Intake
@@ -68,14 +70,24 @@ async def serve(
         limits = AdapterLimits(max_weights_bytes=options.max_adapter_bytes)
         blobs = _blobs(options, limits)
         sources = _sources(options, limits, blobs)
-        server = await _start(options, store, reservations, limits, sources, blobs)
+        registry = AdapterRegistry(store, Intake(sources, limits))
+        ticket_keys = TicketKeys(store)
+        fleet = Fleet(store, ticket_keys, lease_s=options.lease_s)
+        metrics = ControlPlaneMetrics(registry, fleet)
+        exporter = Exporter(metrics.registry, metrics.refresh)
+        server = await _start(
+            options, store, registry, fleet, ticket_keys, reservations, sources, blobs, metrics
+        )
         reservations.start()
         try:
+            if options.metrics_port is not None:
+                await exporter.start(options.host, options.metrics_port)
             await server.set_serving(True)
             if ready is not None:
                 ready(options.host, server.port)
             await _first_of(_watch_health(server, store), stop)
         finally:
+            await exporter.stop()
             await server.stop(_GRACE_S)
             await reservations.stop()
             await sources.aclose()
@@ -139,18 +151,20 @@ def _sources(
 async def _start(
     options: ControlPlaneOptions,
     store: Store,
+    registry: AdapterRegistry,
+    fleet: Fleet,
+    ticket_keys: TicketKeys,
     reservations: Reservations,
-    limits: AdapterLimits,
     sources: SourceRouter,
     blobs: BlobStore | None,
+    metrics: ControlPlaneMetrics,
 ) -> Server:
-    registry = AdapterRegistry(store, Intake(sources, limits))
     uploads = Uploads(blobs, registry)
     blob_handlers = BlobHandlers(uploads, token=options.fleet_token)
-    ticket_keys = TicketKeys(store)
-    fleet = FleetHandlers(
-        Fleet(store, ticket_keys, lease_s=options.lease_s),
+    fleet_handlers = FleetHandlers(
+        fleet,
         Directives(store, registry),
+        metrics,
         token=options.fleet_token,
         lease_s=options.lease_s,
         heartbeat_interval_s=options.heartbeat_interval_s,
@@ -165,7 +179,8 @@ async def _start(
             SourceAccess(sources, ttl_s=options.source_check_ttl_s, clock=time.monotonic),
             ticket_ttl_s=options.ticket_ttl_s,
             max_priority=options.max_priority,
-        )
+        ),
+        metrics,
     )
     blob_pb: Any = blob_pb2_grpc
     registry_pb, admission_pb, fleet_pb = (
@@ -195,7 +210,7 @@ async def _start(
             ),
             (
                 "chorale.v1.FleetService",
-                lambda server: fleet_pb.add_FleetServiceServicer_to_server(fleet, server),
+                lambda server: fleet_pb.add_FleetServiceServicer_to_server(fleet_handlers, server),
             ),
         ),
         error_table=ERROR_TABLE,

@@ -14,6 +14,7 @@ MAX_PRIORITY = 10
 @dataclass(frozen=True, slots=True)
 class ControlPlaneOptions:
     """fleet_token: secret that data planes must know; without it nobody gets ticket keys.
+    metrics_port: where Prometheus finds /metrics, 0 picks a free one; None: nowhere.
     adapter_roots: directories that adapters may be registered from; none: nothing can be.
     allowed_sources, private_hosts: network sources that may be used, as SourcePolicy takes them.
     source_check_ttl_s: how long a yes of a private source holds for a token. blob_dir: where
@@ -32,6 +33,7 @@ class ControlPlaneOptions:
     fleet_token: str
     host: str = "127.0.0.1"
     port: int = 0
+    metrics_port: int | None = None
     adapter_roots: Sequence[Path] = ()
     allowed_sources: Sequence[str] = ()
     private_hosts: Sequence[str] = ()
@@ -55,6 +57,8 @@ class ControlPlaneOptions:
             )
         if not 0 <= self.port <= 65535:
             raise OptionError("port", f"must be 0 to 65535, not {self.port}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise OptionError("metrics_port", f"must be 0 to 65535, not {self.metrics_port}")
         for name in (
             "max_adapter_bytes",
             "max_blob_bytes",

@@ -27,6 +27,9 @@ HIGH_WATER_MARK = 8192
 ALIVE_INTERVAL_S = 1.0
 """An engine with work is never silent for longer, but for the length of one step."""
 
+REPORTED_LOADS = 32
+"""At most so many loads under way, and so many waiting pins, are told of one by one."""
+
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is started with; sizes in bytes, 0 where a default is to be derived."""
@@ -252,6 +255,53 @@ class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     retry_after_s: float | None = None
 
 
+class TierCounters(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One tier. num_adapters and num_bytes are of now; hits, misses and evictions are since the
+    start. A lookup that misses goes on in the next tier: "pool", "host", "disk"."""
+
+    tier: str
+    num_adapters: int
+    num_bytes: int
+    max_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class LoadCount(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """As storage.load_history.LoadCount."""
+
+    origin: str
+    outcome: str
+    num: int
+    num_bytes: int
+    queue_s: float
+    read_s: float
+    parse_s: float
+    build_s: float
+
+
+class LoadUnderWay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """As storage.load_history.LoadUnderWay; waited_s: since it was asked for."""
+
+    digest: str
+    origin: str
+    state: str
+    received_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    waited_s: float
+
+
+class WaitingPin(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A pinned adapter that is not in its tier yet. reason: PIN_POOL_FULL, PIN_HOST_FULL, or that
+    of the error with which it could not be loaded; it is tried again."""
+
+    digest: str
+    tier: str
+    reason: str
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Load and residency; sent on every change of substance, at most ten times a second."""
 
@@ -280,6 +330,19 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     prefetch_wasted_bytes: int = 0
     num_prefetch_failed: int = 0
     num_prefetch_refused: int = 0
+    num_prefetch_asked: int = 0
+    num_adapter_pages: int = 0
+    num_free_pages: int = 0
+    tiers: list[TierCounters] = []
+    # Adapters that were copied into the pool to the end, and how long that took all together.
+    num_copies: int = 0
+    copy_s: float = 0.0
+    loads: list[LoadCount] = []
+    # The first REPORTED_LOADS of `num_loading`, oldest first.
+    loading: list[LoadUnderWay] = []
+    num_loading: int = 0
+    waiting_pins: list[WaitingPin] = []  # at most REPORTED_LOADS of num_waiting_pins
+    num_waiting_pins: int = 0
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
@@ -298,8 +361,9 @@ class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class AdapterLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A load into host memory that has ended; tier: "disk" or "source". Seconds, as
-    storage.loader.LoadTimings has them."""
+    """A load into host memory that has ended, `age_s` ago; tier: "disk" or "source". Seconds, as
+    storage.loader.LoadTimings has them; copy_s: of its last copy into the pool, 0 when there was
+    none. One that failed has a reason, and neither size nor parts."""
 
     digest: str
     tier: str
@@ -307,6 +371,12 @@ class AdapterLoad(msgspec.Struct, frozen=True, kw_only=True):
     read_s: float
     parse_s: float
     build_s: float
+    queue_s: float = 0.0
+    copy_s: float = 0.0
+    age_s: float = 0.0
+    origin: str = ""
+    reason: str = ""
+    message: str = ""
 
 
 class LoadsReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -79,6 +79,15 @@ def data_plane(
     port: Annotated[
         int, typer.Option(envvar="CHORALE_PORT", min=0, max=65535, help="0 picks a free one.")
     ] = 0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_METRICS_PORT",
+            min=0,
+            max=65535,
+            help="HTTP port of Prometheus' /metrics; left out: none.",
+        ),
+    ] = None,
     advertise: Annotated[
         str,
         typer.Option(
@@ -213,6 +222,7 @@ def data_plane(
             fleet_token=fleet_token,
             host=host,
             port=port,
+            metrics_port=metrics_port,
             advertise=advertise,
             data_plane_id=data_plane_id,
             ttft_slo_s=ttft_slo,

@@ -88,13 +88,15 @@ class DiskTier:
         except OSError as problem:
             raise _write_error(root, problem) from None
 
-    async def get(self, digest: str) -> AdapterFiles | None:
-        """The files, proven to have `digest`; None if absent. A damaged entry is dropped."""
+    async def get(self, digest: str, *, again: bool = False) -> AdapterFiles | None:
+        """The files, proven to have `digest`; None if absent. A damaged entry is dropped.
+
+        again: the second look of one reader, whose first one has counted the miss."""
         files = await asyncio.to_thread(self._get, _checked(digest))
-        if files is None:
-            self._misses += 1
-        else:
+        if files is not None:
             self._hits += 1
+        elif not again:
+            self._misses += 1
         return files
 
     async def put(self, digest: str, files: AdapterFiles) -> None:

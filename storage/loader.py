@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from storage.adapter.manifest import ParsedAdapter, parse_adapter
-from storage.disk_tier import DiskTier
+from storage.disk_tier import DiskTier, DiskTierStats
 from storage.errors import (
     DigestMismatchError,
     LoaderClosedError,
@@ -22,8 +22,9 @@ from storage.errors import (
     excerpt,
 )
 from storage.files import AdapterFiles
-from storage.host_tier import HostTier
+from storage.host_tier import HostTier, HostTierStats
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
+from storage.load_history import LoadHistory, LoadUnderWay, Transfer, origin_kind
 from storage.locks import Claim
 from storage.reload_costs import ReloadCosts
 from storage.slots import PrioritySlots
@@ -51,7 +52,8 @@ class AdapterRef:
 class LoadTimings:
     """One completed load. tier: "disk" or "source". Seconds of wall time: queue_s waiting for its
     turn, read_s reading with disk verification, parse_s parsing with the checks of all values,
-    build_s making the pages; the last three include waits for a thread."""
+    build_s making the pages; the last three include waits for a thread. origin: as LoadCount has
+    it. ended_s: on the loader's clock."""
 
     digest: str
     tier: str
@@ -60,6 +62,8 @@ class LoadTimings:
     parse_s: float
     build_s: float
     queue_s: float = 0.0
+    origin: str = ""
+    ended_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,12 @@ class Residency:
 
 
 class _Flight(Generic[T]):
-    def __init__(self, ref: AdapterRef, priority: float) -> None:
+    def __init__(self, ref: AdapterRef, priority: float, clock: Callable[[], float]) -> None:
         self.ref = ref
         self.priority = priority
+        self.state = "queued"  # then "fetching", "building"
+        self.began_s = clock()
+        self.transfer = Transfer(clock)
         self.speculative = True  # nobody but prefetches waits for it
         self.waiters = 0
         self.task: asyncio.Task[T]
@@ -125,6 +132,7 @@ class TieredLoader(Generic[T]):
         self._writes: set[asyncio.Task[None]] = set()
         self._flights: dict[str, _Flight[T]] = {}
         self._recent: deque[LoadTimings] = deque(maxlen=_KEPT_TIMINGS)
+        self.history = LoadHistory(clock)
         self._closed = False
 
     async def load(self, ref: AdapterRef, *, priority: float = 0.0, speculative: bool = False) -> T:
@@ -170,9 +178,28 @@ class TieredLoader(Generic[T]):
         disk = self._disk.digests() if self._disk is not None else frozenset[str]()
         return Residency(host=self._host.digests(), disk=disk)
 
+    def tier_stats(self) -> tuple[HostTierStats, DiskTierStats | None]:
+        """Of host memory and, where there is one, disk. From any thread."""
+        return self._host.stats(), self._disk.stats() if self._disk is not None else None
+
     def recent_timings(self) -> tuple[LoadTimings, ...]:
         """The last loads from disk or source, oldest first."""
         return tuple(self._recent)
+
+    def under_way(self) -> list[LoadUnderWay]:
+        """The loads that are going on, oldest first. From any thread."""
+        return [
+            LoadUnderWay(
+                digest=flight.ref.digest,
+                origin=origin_kind(flight.ref.source),
+                state=flight.state,
+                received_bytes=flight.transfer.received_bytes,
+                total_bytes=flight.transfer.total_bytes,
+                bytes_per_s=flight.transfer.bytes_per_s,
+                began_s=flight.began_s,
+            )
+            for flight in list(self._flights.values())
+        ]
 
     async def flush(self) -> None:
         """Wait until what was loaded so far is on disk."""
@@ -194,7 +221,7 @@ class TieredLoader(Generic[T]):
             return flight
         if self._closed:
             raise LoaderClosedError("the loader is closed")
-        flight = self._flights[ref.digest] = _Flight[T](ref, priority)
+        flight = self._flights[ref.digest] = _Flight[T](ref, priority, self._clock)
         task = asyncio.create_task(self._load(ref, flight), name=f"load-{ref.digest[:12]}")
         flight.task = task
         task.add_done_callback(lambda _: self._land(ref.digest, flight))
@@ -203,8 +230,11 @@ class TieredLoader(Generic[T]):
     def _land(self, digest: str, flight: _Flight[T]) -> None:
         if self._flights.get(digest) is flight:
             del self._flights[digest]
-        if not flight.task.cancelled():
-            flight.task.exception()  # read, as all who waited may have been cancelled
+        if flight.task.cancelled():
+            self.history.cancelled(origin_kind(flight.ref.source))
+        # Read in any case, as all who waited may have been cancelled.
+        elif (error := flight.task.exception()) is not None:
+            self.history.failed(digest, origin_kind(flight.ref.source), error)
 
     async def _wait(self, digest: str, flight: _Flight[T]) -> T:
         flight.waiters += 1
@@ -232,14 +262,16 @@ class TieredLoader(Generic[T]):
         try:
             if self._disk is not None:
                 claim = await self._disk.claim(ref.digest, max_wait_s=self._max_claim_wait_s)
-                found = await self._from_disk(ref, flight)  # another process may have put it there
+                # Another process may have put it there.
+                found = await self._from_disk(ref, flight, again=True)
                 if found is not None:
                     return found[0]
             async with self._fetch_slots.hold(ref.source, lambda: flight.priority):
                 started = self._clock()
                 queue_s = started - asked
-                access = (Access(ref.token),) if ref.token else ()
-                files = await self._router.fetch(ref.source, *access)
+                flight.state = "fetching"
+                access = Access(ref.token, flight.transfer.note)
+                files = await self._router.fetch(ref.source, access)
                 async with self._work_slots.at(lambda: flight.priority):
                     value = await self._finish(ref, flight, files, "source", started, queue_s)
                 await self._begin_write(ref.digest, files, claim)
@@ -249,13 +281,15 @@ class TieredLoader(Generic[T]):
             if claim is not None:
                 claim.release()
 
-    async def _from_disk(self, ref: AdapterRef, flight: _Flight[T]) -> tuple[T] | None:
+    async def _from_disk(
+        self, ref: AdapterRef, flight: _Flight[T], *, again: bool = False
+    ) -> tuple[T] | None:
         if self._disk is None:
             return None
         asked = self._clock()
         async with self._work_slots.at(lambda: flight.priority):
             started = self._clock()
-            files = await self._disk.get(ref.digest)
+            files = await self._disk.get(ref.digest, again=again)
             if files is None:
                 return None
             return (await self._finish(ref, flight, files, "disk", started, started - asked),)
@@ -270,6 +304,7 @@ class TieredLoader(Generic[T]):
         queue_s: float,
     ) -> T:
         loop = asyncio.get_running_loop()
+        flight.state = "building"
         read = self._clock()
         parsed = await loop.run_in_executor(self._executor, self._parse, files, ref, tier)
         parsed_at = self._clock()
@@ -283,10 +318,20 @@ class TieredLoader(Generic[T]):
             parse_s=parsed_at - read,
             build_s=built - parsed_at,
             queue_s=queue_s,
+            origin="disk" if tier == "disk" else origin_kind(ref.source),
+            ended_s=built,
         )
         self._costs.observe(tier, built - started, size_bytes)
         self._keep(ref.digest, value, size_bytes, flight.speculative)
         self._recent.append(timings)
+        self.history.ended(
+            timings.origin,
+            num_bytes=size_bytes,
+            queue_s=queue_s,
+            read_s=timings.read_s,
+            parse_s=timings.parse_s,
+            build_s=timings.build_s,
+        )
         if self._on_load is not None:
             self._on_load(timings)
         return value

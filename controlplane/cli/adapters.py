@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controlplane.cli import directives, output, views, whereabouts
+from controlplane.cli import directives, output, views, waiting, whereabouts
 from controlplane.cli.aliases import aliases
+from controlplane.cli.directives import DataDir
 from controlplane.cli.errors import UsageError
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.failures import reported
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken, Timeout
+from controlplane.cli.fleet_token import find_token
+from controlplane.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    AsJson,
+    SourceToken,
+    Timeout,
+    Wait,
+    WaitTimeout,
+)
 from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 from controlplane.cli.uploading import shown_progress, uploaded
 
@@ -50,16 +60,49 @@ def add(
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeatable.")
     ] = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = 600.0,
+    data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 600.0,
     as_json: AsJson = False,
 ) -> None:
-    """Register the adapter at SOURCE as the newest, and current, version of NAME."""
+    """Register the adapter at SOURCE as the newest, and current, version of NAME.
+
+    With --wait it is also brought to host memory of all data planes that serve its base model.
+    """
     labels = _checked_labels(label or [], as_json)
-    with _registry(address, timeout, as_json) as registry, shown_progress() as on_progress:
+    with _client(address, timeout, as_json) as client:
+        token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME) if wait else ""
+        response = _registered(
+            client.adapters, name, source, upload, base_model, labels, source_token
+        )
+        version = f"{name}@{response.version.version}"
+        view = {"created": response.created, "version": views.version(response.version)}
+        if not as_json:
+            verb = "added" if response.created else "was registered before; current now:"
+            print(f"{verb} {version} {response.version.digest[:12]}", flush=True)
+        if wait:
+            said = waiting.brought(client, version, token, wait_timeout, quiet=as_json)
+            if not as_json:
+                print(said)
+        if as_json:
+            output.print_json({**view, "adapter": views.adapter(response.adapter)})
+
+
+def _registered(
+    registry: Adapters,
+    name: str,
+    source: str,
+    upload: bool,
+    base_model: str,
+    labels: dict[str, str],
+    source_token: str,
+) -> registry_pb.RegisterAdapterResponse:
+    with shown_progress() as on_progress:
         if upload:
             source = uploaded(registry, source, on_progress)
-        response = registry.register(
+        return registry.register(
             name,
             source if upload else _absolute(source),
             base_model=base_model,
@@ -67,12 +110,6 @@ def add(
             source_token=source_token,
             on_progress=on_progress,
         )
-        if as_json:
-            view = {"created": response.created, "version": views.version(response.version)}
-            output.print_json({**view, "adapter": views.adapter(response.adapter)})
-        else:
-            verb = "added" if response.created else "was registered before; current now:"
-            print(f"{verb} {name}@{response.version.version} {response.version.digest[:12]}")
 
 
 @adapters.command("list")
@@ -114,7 +151,8 @@ def show(
 ) -> None:
     """Show one adapter with all its versions and aliases, and where they are now.
 
-    What loading them took is asked of the data planes themselves, when there is a fleet token.
+    What loads are under way, and what loading took, is asked of the data planes themselves, when
+    there is a fleet token.
     """
     token = (data_dir or default_data_dir()) / FLEET_TOKEN_NAME
     with _client(address, timeout, as_json) as client:
@@ -122,14 +160,14 @@ def show(
         planes = client.data_planes()
         digests = {version.digest: version.version for version in response.adapter.versions}
         where = whereabouts.residency(planes, digests)
-        took = whereabouts.loads(planes, digests, token, timeout)
+        inside = whereabouts.inside(planes, digests, token, timeout)
         if as_json:
             view: dict[str, Any] = {"resolved_version": response.resolved_version}
-            view |= {"adapter": views.adapter(response.adapter), "residency": where, "loads": took}
+            view |= {"adapter": views.adapter(response.adapter), "residency": where, **inside}
             output.print_json(view)
         else:
             _print_adapter(response.adapter)
-            whereabouts.print_whereabouts(where, took, len(planes))
+            whereabouts.print_whereabouts(where, inside, len(planes))
 
 
 @adapters.command("promote")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from controlplane.cli import output
+from controlplane.cli import output, waiting
 from controlplane.cli.failures import reported
 from controlplane.cli.fleet_token import find_token
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout, Wait, WaitTimeout
 from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 
 Action = Literal["PREFETCH", "PIN", "UNPIN", "UNLOAD"]
@@ -34,26 +34,42 @@ def prefetch(
     name: AnyName,
     tier: Tier = "host",
     data_plane: OneDataPlane = "",
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = 600.0,
     data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """Bring an adapter nearer before it is asked for, if it is worth the room it takes there."""
-    _direct(name, "PREFETCH", data_dir, address, timeout, as_json, tier=tier, plane=data_plane)
+    wait_s = wait_timeout if wait else None
+    _direct(
+        name,
+        "PREFETCH",
+        data_dir,
+        address,
+        timeout,
+        as_json,
+        tier=tier,
+        plane=data_plane,
+        wait_s=wait_s,
+    )
 
 
 def pin(
     name: AnyName,
     tier: Tier = "host",
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = 600.0,
     data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """Bring an adapter to a tier of every data plane and keep it there, until `unpin`, `unload` or
-    `remove`. Pinned adapters take at most half of a pool."""
-    _direct(name, "PIN", data_dir, address, timeout, as_json, tier=tier)
+    `remove`. Pinned adapters take at most half of a pool; one that finds no room is tried again."""
+    wait_s = wait_timeout if wait else None
+    _direct(name, "PIN", data_dir, address, timeout, as_json, tier=tier, wait_s=wait_s)
 
 
 def unpin(
@@ -94,6 +110,7 @@ def _direct(
     tier: TierName | None = None,
     plane: str = "",
     within_s: float | None = None,
+    wait_s: float | None = None,
 ) -> None:
     with reported(as_json=as_json, address=address):
         from chorale.client import Client
@@ -120,14 +137,23 @@ def _direct(
                 within_s=within_s,
                 data_plane_id=plane,
             )
-    planes = list(told.data_plane_ids)
+            planes = list(told.data_plane_ids)
+            view: dict[str, Any] = {"adapter": told.adapter, "action": action.lower()}
+            view["data_planes"] = planes
+            if not as_json:
+                shown = ", ".join(output.sanitized(each, one_line=True) for each in planes)
+                told_whom = shown or "no data plane, as none is live"
+                print(f"{action.lower()} {told.adapter}: told {told_whom}", flush=True)
+            if wait_s is not None:
+                wish = waiting.wish_for(client, told.adapter, tier or "host", action == "PIN")
+                seconds = waiting.wait_until_there(
+                    wish, client.data_planes(), planes, token, wait_s, quiet=as_json
+                )
+                view["waited_s"] = round(seconds, 3)
+                if planes and not as_json:
+                    print(waiting.sentence(wish, planes, seconds))
     if as_json:
-        output.print_json(
-            {"adapter": told.adapter, "action": action.lower(), "data_planes": planes}
-        )
-    else:
-        shown = ", ".join(output.sanitized(each, one_line=True) for each in planes)
-        print(f"{action.lower()} {told.adapter}: told {shown or 'no data plane, as none is live'}")
+        output.print_json(view)
 
 
 def install(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@
         ├── NoSuchDataPlaneError no live data plane has this id
         ├── BlockedError         the machine is not in the state that the command needs
         │   └── PortInUseError   another process listens where `up` is to serve
+        ├── NotInTimeError       an adapter was not brought where it was sent within the time
         ├── TargetUnusableError  what `bench` is to measure is not there, or not what it says
         └── PartFailedError      a part of `chorale up` keeps dying, or refuses its configuration
 
@@ -48,6 +49,18 @@ class NoSuchDataPlaneError(CliError):
 
 class BlockedError(CliError):
     exit_code = ExitCode.BLOCKED
+
+
+class NotInTimeError(CliError):
+    exit_code = ExitCode.UNAVAILABLE
+
+    def __init__(self, adapter: str, planes: list[str], state: str, timeout_s: float) -> None:
+        super().__init__(
+            "NOT_IN_TIME",
+            f"{adapter} is not there on {', '.join(planes)} after {timeout_s:g} s ({state}); it "
+            "goes on: look with `chorale adapters show`, or wait longer with --wait-timeout",
+            metadata={"adapter": adapter, "data_plane_ids": " ".join(planes), "state": state},
+        )
 
 
 class PortInUseError(BlockedError):

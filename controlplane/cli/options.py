@@ -38,6 +38,13 @@ AllowPrivateHost = Annotated[
         help="Host of an allowed source that may lie inside this network; repeatable.",
     ),
 ]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Until it is there, with its progress; needs the fleet token."),
+]
+WaitTimeout = Annotated[
+    float, typer.Option("--wait-timeout", min=0.1, help="Seconds to wait for that.")
+]
 SourceToken = Annotated[
     str,
     typer.Option(

@@ -40,6 +40,15 @@ def control_plane(
     ],
     host: Annotated[str, typer.Option(envvar="CHORALE_HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="CHORALE_PORT", min=0, max=65535)] = 50050,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_METRICS_PORT",
+            min=0,
+            max=65535,
+            help="HTTP port of Prometheus' /metrics; left out: none.",
+        ),
+    ] = None,
     adapter_root: Annotated[
         list[Path] | None,
         typer.Option(
@@ -106,6 +115,7 @@ def control_plane(
                 fleet_token=fleet_token,
                 host=host,
                 port=port,
+                metrics_port=metrics_port,
                 adapter_roots=adapter_root or [],
                 allowed_sources=allow_source or [],
                 private_hosts=allow_private_host or [],

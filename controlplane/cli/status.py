@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from controlplane.cli import output, views
@@ -53,7 +55,54 @@ def status(
         right=(*columns[2:], "tokens made"),
         empty="no live data planes",
     )
+    _print_tiers(planes)
+    _print_prefetches(planes)
     print(f"{num_adapters} adapters registered")
+
+
+def _print_tiers(planes: list[dict[str, Any]]) -> None:
+    columns = ("adapters", "bytes", "of", "hits", "misses", "evictions")
+    rows = [
+        [
+            *(plane["data_plane_id"], tier["tier"], str(tier["num_adapters"])),
+            output.human_bytes(tier["size_bytes"]),
+            output.human_bytes(tier["max_bytes"]),
+            *(str(tier[f"num_{what}"]) for what in ("hits", "misses", "evictions")),
+        ]
+        for plane in planes
+        for tier in plane["tiers"]
+    ]
+    if rows:
+        names = ("id", "tier", *columns)
+        output.print_table("adapter tiers", names, rows, right=columns, empty="")
+
+
+def _print_prefetches(planes: list[dict[str, Any]]) -> None:
+    """Of data planes that have any to tell of. waiting: pins."""
+    columns = (
+        "prefetches",
+        "hits",
+        "late",
+        "late s",
+        "wasted",
+        "failed",
+        "refused",
+        "waiting",
+    )
+    rows = [
+        [
+            plane["data_plane_id"],
+            *(str(found[f"num_{what}"]) for what in ("asked", "hits", "late")),
+            f"{found['late_s']:.2f}",
+            output.human_bytes(found["wasted_bytes"]),
+            *(str(found[f"num_{what}"]) for what in ("failed", "refused")),
+            str(plane["num_waiting_pins"]),
+        ]
+        for plane in planes
+        if any((found := plane["prefetches"]).values()) or plane["num_waiting_pins"]
+    ]
+    if rows:
+        output.print_table("prefetches", ("id", *columns), rows, right=columns, empty="")
 
 
 def install(app: typer.Typer) -> None:

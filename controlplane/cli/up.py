@@ -70,6 +70,16 @@ def up(
     http_port: Annotated[
         int, typer.Option(envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one.")
     ] = 8000,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_METRICS_PORT",
+            min=1,
+            max=65535,
+            help="Port of /metrics of the control plane; those of the data planes follow. Left "
+            "out: only the gateway has one, on its HTTP port.",
+        ),
+    ] = None,
     data_planes: Annotated[
         int, typer.Option(envvar="CHORALE_DATA_PLANES", min=1, max=64, help="How many to run.")
     ] = 1,
@@ -132,6 +142,7 @@ def up(
                 host=host,
                 grpc_port=grpc_port,
                 http_port=http_port,
+                metrics_port=metrics_port,
                 num_data_planes=data_planes,
                 redis_url=redis,
                 model=model,

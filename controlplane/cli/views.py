@@ -70,6 +70,10 @@ def data_plane(value: fleet_pb.DataPlane) -> dict[str, Any]:
         "num_pool_adapters": len(residency.pool_digests),
         "num_host_adapters": len(residency.host_digests),
         "num_disk_adapters": len(residency.disk_digests),
+        "num_loading": load.num_loading,
+        "num_waiting_pins": load.num_waiting_pins,
+        "tiers": [tier(each) for each in load.tiers],
+        "load_counts": [load_count(each) for each in load.load_counts],
         "prefetches": prefetches(load.prefetches),
         "last_heartbeat_at": _time(value.last_heartbeat_at),
     }
@@ -83,6 +87,59 @@ def prefetches(value: fleet_pb.Prefetches) -> dict[str, Any]:
         "wasted_bytes": value.wasted_bytes,
         "num_failed": value.num_failed,
         "num_refused": value.num_refused,
+        "num_asked": value.num_asked,
+    }
+
+
+def tier(value: fleet_pb.TierCounters) -> dict[str, Any]:
+    return {
+        "tier": value.tier,
+        "num_adapters": value.num_adapters,
+        "size_bytes": value.size_bytes,
+        "max_bytes": value.max_bytes,
+        "num_hits": value.num_hits,
+        "num_misses": value.num_misses,
+        "num_evictions": value.num_evictions,
+    }
+
+
+def load_count(value: fleet_pb.LoadCount) -> dict[str, Any]:
+    return {
+        "origin": value.origin,
+        "outcome": value.outcome,
+        "num_loads": value.num_loads,
+        "size_bytes": value.size_bytes,
+        "queue_s": value.queue_s,
+        "read_s": value.read_s,
+        "parse_s": value.parse_s,
+        "build_s": value.build_s,
+    }
+
+
+def adapter_load(value: admin_pb.AdapterLoad) -> dict[str, Any]:
+    return {
+        "from": value.tier,
+        "origin": value.origin,
+        "size_bytes": value.size_bytes,
+        "queue_s": value.queue_s,
+        "read_s": value.read_s,
+        "parse_s": value.parse_s,
+        "build_s": value.build_s,
+        "copy_s": value.copy_s,
+        "age_s": value.age_s,
+        "reason": value.reason,
+        "message": value.message,
+    }
+
+
+def adapter_loading(value: admin_pb.AdapterLoading) -> dict[str, Any]:
+    return {
+        "from": value.origin,
+        "state": value.state,
+        "received_bytes": value.received_bytes,
+        "total_bytes": value.total_bytes,
+        "bytes_per_s": value.bytes_per_s,
+        "waited_s": value.waited_s,
     }
 
 

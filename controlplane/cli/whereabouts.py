@@ -6,12 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlplane.cli import output
+from controlplane.cli import output, views
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.fleet_token import find_token
 
 if TYPE_CHECKING:
-    from chorale.client import Client
     from chorale.v1 import fleet_pb2 as fleet_pb
 
 _TIERS = ("pool", "host", "disk")
@@ -32,11 +31,12 @@ def residency(
     return sorted(found, key=lambda entry: (-entry["version"], entry["data_plane_id"]))
 
 
-def loads(
+def inside(
     planes: Collection[fleet_pb.DataPlane], digests: dict[str, int], token: Path, timeout: float
-) -> list[dict[str, Any]] | None:
-    """The last loads of these digests, asked of each data plane itself; None without the fleet
-    token, which the environment or the file `token` gives.
+) -> dict[str, list[dict[str, Any]] | None]:
+    """What each data plane itself says of these digests: "loads" that have ended lately, "loading",
+    and "waiting_pins". All None without the fleet token, which the environment or the file `token`
+    gives.
 
     Raises: ChoraleError.
     """
@@ -45,16 +45,36 @@ def loads(
     try:
         fleet_token = find_token(token)
     except BlockedError:
-        return None
-    found: list[dict[str, Any]] = []
+        return {"loads": None, "loading": None, "waiting_pins": None}
+    loads: list[dict[str, Any]] = []
+    loading: list[dict[str, Any]] = []
+    pins: list[dict[str, Any]] = []
     for plane in planes:
         with Client(plane.endpoint, timeout=timeout) as client:
-            found += _loads_of(client, fleet_token, plane.data_plane_id, digests)
-    return found
+            answer = client.adapter_loads(fleet_token, list(digests))
+        here = {"data_plane_id": plane.data_plane_id}
+        loads += [
+            {"version": digests[each.digest], **here, **views.adapter_load(each)}
+            for each in answer.loads
+            if each.digest in digests
+        ]
+        loading += [
+            {"version": digests[each.digest], **here, **views.adapter_loading(each)}
+            for each in answer.loading
+            if each.digest in digests
+        ]
+        pins += [
+            {"version": digests[each.digest], **here, "waits_for": each.pin_waits_for}
+            for each in answer.places
+            if each.pin_waits_for and each.digest in digests
+        ]
+    return {"loads": loads, "loading": loading, "waiting_pins": pins}
 
 
 def print_whereabouts(
-    where: list[dict[str, Any]], took: list[dict[str, Any]] | None, num_planes: int
+    where: list[dict[str, Any]],
+    inside: dict[str, list[dict[str, Any]] | None],
+    num_planes: int,
 ) -> None:
     print()
     output.print_table(
@@ -64,39 +84,73 @@ def print_whereabouts(
         right=("version",),
         empty=f"on none of {num_planes} data planes at the moment",
     )
-    if took:
-        print()
-        output.print_table(
-            "last loads into host memory, seconds",
-            ("version", "data plane", "from", "size", "read", "parse", "build"),
+    for each in inside["waiting_pins"] or ():
+        plane = output.sanitized(each["data_plane_id"], one_line=True)
+        reason = output.sanitized(each["waits_for"], one_line=True)
+        print(f"pin of version {each['version']} waits on {plane}: {reason}; it is tried again")
+    _print_loading(inside["loading"] or [])
+    ended = inside["loads"] or []
+    _print_loads([each for each in ended if not each["reason"]])
+    _print_failures([each for each in ended if each["reason"]])
+
+
+def _print_loading(loading: list[dict[str, Any]]) -> None:
+    if not loading:
+        return
+    print()
+    output.print_table(
+        "on its way to host memory",
+        ("version", "data plane", "from", "state", "done", "of", "rate", "for"),
+        [
             [
-                [
-                    str(each["version"]),
-                    each["data_plane_id"],
-                    each["from"],
-                    output.human_bytes(each["size_bytes"]),
-                    *(f"{each[part]:.3f}" for part in ("read_s", "parse_s", "build_s")),
-                ]
-                for each in took
-            ],
-            right=("version", "size", "read", "parse", "build"),
-            empty="",
-        )
+                *(str(each["version"]), each["data_plane_id"], each["from"], each["state"]),
+                output.human_bytes(each["received_bytes"]),
+                output.human_bytes(each["total_bytes"]) if each["total_bytes"] else "?",
+                f"{output.human_bytes(int(each['bytes_per_s']))}/s",
+                f"{each['waited_s']:.1f} s",
+            ]
+            for each in loading
+        ],
+        right=("version", "done", "of", "rate", "for"),
+        empty="",
+    )
 
 
-def _loads_of(
-    client: Client, fleet_token: str, data_plane_id: str, digests: dict[str, int]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "version": digests[load.digest],
-            "data_plane_id": data_plane_id,
-            "from": load.tier,
-            "size_bytes": load.size_bytes,
-            "read_s": load.read_s,
-            "parse_s": load.parse_s,
-            "build_s": load.build_s,
-        }
-        for load in client.adapter_loads(fleet_token).loads
-        if load.digest in digests
-    ]
+def _print_loads(loads: list[dict[str, Any]]) -> None:
+    if not loads:
+        return
+    parts = ("queue", "read", "parse", "build", "copy")
+    print()
+    output.print_table(
+        "last loads into host memory, seconds; copy: into the pool",
+        ("version", "data plane", "from", "size", *parts),
+        [
+            [
+                *(str(each["version"]), each["data_plane_id"], each["origin"] or each["from"]),
+                output.human_bytes(each["size_bytes"]),
+                *(f"{each[f'{part}_s']:.3f}" for part in parts),
+            ]
+            for each in loads
+        ],
+        right=("version", "size", *parts),
+        empty="",
+    )
+
+
+def _print_failures(failed: list[dict[str, Any]]) -> None:
+    if not failed:
+        return
+    print()
+    output.print_table(
+        "last loads that failed",
+        ("version", "data plane", "from", "seconds ago", "reason", "message"),
+        [
+            [
+                *(str(each["version"]), each["data_plane_id"], each["origin"]),
+                *(f"{each['age_s']:.0f}", each["reason"], each["message"]),
+            ]
+            for each in failed
+        ],
+        right=("version", "seconds ago"),
+        empty="",
+    )

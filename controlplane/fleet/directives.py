@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from controlplane.errors import FleetFullError, InvalidRequestError, UnknownNameError
+from controlplane.errors import ConflictError, FleetFullError, InvalidRequestError, UnknownNameError
 from controlplane.fleet.checks import check_identity
 from controlplane.registry.registry import AdapterRegistry
 from controlplane.store.client import Store
@@ -60,7 +60,8 @@ class Directives:
         and the ids of those who are told.
 
         Raises: InvalidRequestError (WITHIN_INVALID, PIN_IS_FOR_ALL), UnknownNameError,
-        FleetFullError (TOO_MANY_DIRECTIVES), StoreUnavailableError.
+        ConflictError (PREFETCH_NEEDS_TOKEN), FleetFullError (TOO_MANY_DIRECTIVES),
+        StoreUnavailableError.
         """
         if not 0 <= within_s <= MAX_WITHIN_S:
             raise InvalidRequestError(
@@ -96,6 +97,7 @@ class Directives:
             msgspec.json.encode(directive).decode(),
             {"pin": "set", "prefetch": ""}.get(action, "clear"),
             _MAX_WAITING,
+            int(version.private and action in ("prefetch", "pin")),
         )
         if reply[0] == "UNKNOWN":
             raise UnknownNameError(
@@ -103,6 +105,14 @@ class Directives:
                 f"data_plane_id {data_plane_id!r}: no live data plane of {directive.base_model!r}"
                 " has this id",
                 metadata={"data_plane_id": data_plane_id},
+            )
+        if reply[0] == "ABSENT":
+            raise ConflictError(
+                "PREFETCH_NEEDS_TOKEN",
+                f"adapter {directive.name!r} is private and data plane {reply[1]!r} does not have "
+                "it: a directive carries nobody's token, so the data plane could not fetch it. "
+                "Send a request for it there with a token first, or name a data plane that has it",
+                metadata={"adapter": directive.name, "data_plane_id": reply[1]},
             )
         if reply[0] != "OK":
             raise FleetFullError(

@@ -13,11 +13,14 @@ from controlplane.fleet.checks import (
     check_endpoint,
     check_identity,
 )
+from controlplane.fleet.counters import Counters
 from controlplane.fleet.directives import Numbered, decode_numbered
 from controlplane.fleet.model import TIERS, DataPlane, Load, Residency
 from controlplane.fleet.ticket_keys import TicketKeys, decode_keys
 from controlplane.registry.model import BaseModelRecord, encode
 from controlplane.store.client import Store, as_dict
+
+_NO_COUNTERS = Counters()
 
 
 class Fleet:
@@ -63,6 +66,7 @@ class Fleet:
         load: Load,
         residency: Residency,
         received_directives: int = 0,
+        counters: Counters = _NO_COUNTERS,
     ) -> tuple[Mapping[str, bytes], list[Numbered]]:
         """Renews the lease, takes the report, returns the ticket keys and the directives after
         number `received_directives`.
@@ -84,6 +88,7 @@ class Fleet:
             self._lease_ms,
             *tags.values(),
             received_directives,
+            counters.pack(),
         )
         if reply[0] != "OK":
             raise _lease_lost(reply[0], data_plane_id)
@@ -126,6 +131,7 @@ def _data_plane(item: list[Any]) -> DataPlane:
         load=Load.unpack(fields["load"]),
         residency=Residency(sorted(pool), sorted(host), sorted(disk)),
         last_heartbeat_ms=int(fields["last_heartbeat_ms"]),
+        counters=Counters.unpack(fields.get("counters", "")),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+
+from controlplane.fleet.counters import Counters
 
 TIERS = ("pool", "host", "disk")
 
@@ -25,9 +27,10 @@ class Load:
     prefetch_wasted_bytes: int = 0
     num_prefetch_failed: int = 0
     num_prefetch_refused: int = 0
+    num_prefetch_asked: int = 0
 
     def pack(self) -> str:
-        return " ".join(str(getattr(self, field.name)) for field in fields(self))
+        return " ".join(str(getattr(self, each.name)) for each in fields(self))
 
     @staticmethod
     def unpack(text: str) -> Load:
@@ -54,3 +57,4 @@ class DataPlane:
     load: Load
     residency: Residency
     last_heartbeat_ms: int
+    counters: Counters = field(default_factory=Counters)

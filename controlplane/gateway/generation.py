@@ -24,6 +24,7 @@ from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.gate import Gate
+from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.objective import Objective
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
 from controlplane.gateway.upstream import (
@@ -45,6 +46,7 @@ class Means:
     channels: ChannelCache
     gate: Gate
     limits: RecoveryLimits
+    metrics: GatewayRequests
     running: set[Generation] = field(default_factory=lambda: set[Generation]())
 
 
@@ -83,12 +85,12 @@ class Generation:
 
     async def events(self) -> AsyncGenerator[pb.GenerateResponse]:
         """The stream as the contract of InferenceService has it. Raises: ChoraleError."""
-        with self._means.gate.place():
+        with self._means.metrics.request() as watch, self._means.gate.place():
             self._means.running.add(self)
             try:
                 async with aclosing(self._all_streams()) as responses:
                     async for response in responses:
-                        yield response
+                        yield watch.note(response)
             finally:
                 self._means.running.discard(self)
 
@@ -102,6 +104,7 @@ class Generation:
                         yield response
                 return
             except _LostError as lost:
+                self._means.metrics.num_lost_streams += lost.was_accepted
                 go_on = self._recovery.lost(place.data_plane_id, was_accepted=lost.was_accepted)
                 if not go_on:
                     raise lost.error from lost

@@ -25,6 +25,7 @@ from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.app import make_app
 from controlplane.gateway.http.server import HttpServer
 from controlplane.gateway.inference import InferenceServicer
+from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.proxy import proxied
 from controlplane.gateway.relay import Relay
@@ -55,13 +56,14 @@ async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> N
         channels = ChannelCache()
         stack.push_async_callback(channels.close)
         gate = Gate(options.max_concurrent_requests, "generations")
-        relay = Relay(control_plane, channels, gate, options.recovery)
+        metrics = GatewayMetrics(control_plane)
+        relay = Relay(control_plane, channels, gate, metrics.requests, options.recovery)
 
         grpc_server = await _start_grpc(options, relay, control_plane)
         stack.push_async_callback(grpc_server.stop, 0)
         health = ControlPlaneHealth(control_plane, grpc_server.set_serving)
         http_server = HttpServer(
-            make_app(relay, control_plane, health, options),
+            make_app(relay, control_plane, health, metrics, options),
             host=options.host,
             port=options.http_port,
             max_connections=2 * options.max_concurrent_requests,

@@ -10,22 +10,25 @@ from chorale.source_token import source_token_of
 from chorale.v1 import admission_pb2 as pb
 from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
 from controlplane.admission.admission import Admission
+from controlplane.metrics import ControlPlaneMetrics
 from controlplane.rpc import translate
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdmissionHandlers(AdmissionServiceServicer):
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, metrics: ControlPlaneMetrics) -> None:
         self._admission = admission
+        self._metrics = metrics
 
     async def Admit(self, request: pb.AdmitRequest, context: Context) -> pb.AdmitResponse:
-        admitted = await self._admission.admit(
-            request.model,
-            tenant=request.tenant,
-            excluded=request.excluded_data_plane_ids,
-            source_token=source_token_of(context.invocation_metadata()),
-        )
+        with self._metrics.admission():
+            admitted = await self._admission.admit(
+                request.model,
+                tenant=request.tenant,
+                excluded=request.excluded_data_plane_ids,
+                source_token=source_token_of(context.invocation_metadata()),
+            )
         model = admitted.model
         return pb.AdmitResponse(
             endpoint=admitted.data_plane.endpoint,

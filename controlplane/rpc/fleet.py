@@ -12,7 +12,9 @@ from chorale.v1 import fleet_pb2 as pb
 from chorale.v1.fleet_pb2_grpc import FleetServiceServicer
 from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
+from controlplane.metrics import ControlPlaneMetrics
 from controlplane.rpc import translate
+from controlplane.rpc.counters import counters_from_pb
 from controlplane.rpc.directives import (
     action_from_pb,
     directive_to_pb,
@@ -28,6 +30,7 @@ class FleetHandlers(FleetServiceServicer):
         self,
         fleet: Fleet,
         directives: Directives,
+        metrics: ControlPlaneMetrics,
         *,
         token: str,
         lease_s: float,
@@ -35,6 +38,7 @@ class FleetHandlers(FleetServiceServicer):
     ) -> None:
         self._fleet = fleet
         self._directives = directives
+        self._metrics = metrics
         self._token = token
         self._lease_s = lease_s
         self._heartbeat_interval_s = heartbeat_interval_s
@@ -57,13 +61,15 @@ class FleetHandlers(FleetServiceServicer):
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
         check_bearer(context.invocation_metadata(), self._token)
-        keys, directives = await self._fleet.heartbeat(
-            request.data_plane_id,
-            request.incarnation,
-            translate.load_from_pb(request.load),
-            translate.residency_from_pb(request.residency),
-            request.received_directives,
-        )
+        with self._metrics.heartbeat():
+            keys, directives = await self._fleet.heartbeat(
+                request.data_plane_id,
+                request.incarnation,
+                translate.load_from_pb(request.load),
+                translate.residency_from_pb(request.residency),
+                request.received_directives,
+                counters_from_pb(request.load),
+            )
         return pb.HeartbeatResponse(
             ticket_keys=translate.keys_to_pb(keys),
             directives=[directive_to_pb(each) for each in directives],
@@ -86,13 +92,15 @@ class FleetHandlers(FleetServiceServicer):
         self, request: pb.DirectAdapterRequest, context: Context
     ) -> pb.DirectAdapterResponse:
         check_bearer(context.invocation_metadata(), self._token)
+        action = action_from_pb(request.action)
         name, told = await self._directives.send(
             request.name,
-            action_from_pb(request.action),
+            action,
             tier_from_pb(request.tier),
             within_from_pb(request),
             request.data_plane_id,
         )
+        self._metrics.directed(action)
         return pb.DirectAdapterResponse(adapter=name, data_plane_ids=told)
 
 

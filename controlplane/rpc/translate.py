@@ -18,6 +18,7 @@ from controlplane.registry.model import (
     BaseModelRecord,
     ModuleRecord,
 )
+from controlplane.rpc.counters import add_counters
 from storage.blobs import UploadHeader
 from storage.files import CONFIG_NAME, WEIGHTS_NAME
 from storage.sources import Progress
@@ -100,13 +101,15 @@ def load_from_pb(load: fleet_pb.Load) -> Load:
         prefetch_wasted_bytes=load.prefetches.wasted_bytes,
         num_prefetch_failed=load.prefetches.num_failed,
         num_prefetch_refused=load.prefetches.num_refused,
+        num_prefetch_asked=load.prefetches.num_asked,
     )
 
 
 def prefetches_to_pb(load: Load) -> fleet_pb.Prefetches | None:
     """None where there were none."""
     counts = (load.num_prefetch_hits, load.num_prefetch_late, load.prefetch_wasted_bytes)
-    if not any((*counts, load.num_prefetch_failed, load.num_prefetch_refused)):
+    counts += (load.num_prefetch_failed, load.num_prefetch_refused, load.num_prefetch_asked)
+    if not any(counts):
         return None
     late = duration_pb2.Duration()
     late.FromMilliseconds(load.prefetch_late_ms)
@@ -117,6 +120,7 @@ def prefetches_to_pb(load: Load) -> fleet_pb.Prefetches | None:
         wasted_bytes=load.prefetch_wasted_bytes,
         num_failed=load.num_prefetch_failed,
         num_refused=load.num_prefetch_refused,
+        num_asked=load.num_prefetch_asked,
     )
 
 
@@ -130,7 +134,7 @@ def residency_from_pb(residency: fleet_pb.Residency) -> Residency:
 
 def data_plane_to_pb(plane: DataPlane) -> fleet_pb.DataPlane:
     load, residency = plane.load, plane.residency
-    return fleet_pb.DataPlane(
+    message = fleet_pb.DataPlane(
         data_plane_id=plane.data_plane_id,
         incarnation=plane.incarnation,
         endpoint=plane.endpoint,
@@ -151,6 +155,8 @@ def data_plane_to_pb(plane: DataPlane) -> fleet_pb.DataPlane:
         ),
         last_heartbeat_at=timestamp(plane.last_heartbeat_ms),
     )
+    add_counters(message.load, plane.counters)
+    return message
 
 
 def progress_to_pb(progress: Progress) -> registry_pb.FileProgress:

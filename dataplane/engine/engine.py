@@ -225,7 +225,19 @@ class Engine:
             prefetch_wasted_bytes=prefetches.wasted_bytes,
             num_prefetch_failed=prefetches.failed,
             num_prefetch_refused=prefetches.refused,
+            num_prefetch_asked=prefetches.asked,
+            num_adapter_pages=self._resident.num_pages,
+            num_free_pages=allocator.num_free,
+            tiers=[self._supply.pool_tier()],
+            num_copies=self._resident.copier.num_copied,
+            copy_s=self._resident.copier.copied_s,
+            waiting_pins=self._supply.waiting_pins(),
+            num_waiting_pins=len(self._supply.prefetches.waiting_pins),
         )
+
+    def copy_s(self, digest: str) -> float:
+        """What an adapter's last copy into the pool took; 0 when that is not known."""
+        return self._resident.copy_s(digest)
 
     def inspect(self, ticket: int) -> PoolReport:
         """The owner of each page, and whether the books are right."""

@@ -15,12 +15,12 @@ import sys
 import time
 
 import zmq
+from msgspec import structs
 
 from dataplane.channel import (
     ALIVE_INTERVAL_S,
     HIGH_WATER_MARK,
     Abort,
-    AdapterLoad,
     Alive,
     AskLoads,
     EngineOptions,
@@ -167,26 +167,32 @@ class _Process:
                 case Prefetch() | Unpin() | Unload() as directive:
                     engine.direct(directive)
                 case AskLoads(ticket):
-                    self._send(self._loads(ticket))
+                    self._send(self._loads(ticket, engine))
                 case Shutdown():
                     self._running = False
                 case Start():
                     raise AssertionError("started twice")
 
-    def _loads(self, ticket: int) -> LoadsReport:
+    def _loads(self, ticket: int, engine: Engine) -> LoadsReport:
         assert self._loader is not None
         loads = [
-            AdapterLoad(
-                digest=each.digest,
-                tier=each.tier,
-                size_bytes=each.size_bytes,
-                read_s=each.read_s,
-                parse_s=each.parse_s,
-                build_s=each.build_s,
-            )
-            for each in self._loader.recent_timings()
+            structs.replace(each, copy_s=engine.copy_s(each.digest))
+            for each in self._loader.recent_loads()
         ]
         return LoadsReport(ticket=ticket, loads=loads)
+
+    def _stats_of(self, engine: Engine) -> Stats:
+        stats = engine.stats()
+        if self._loader is None:
+            return stats
+        below = self._loader.report()
+        return structs.replace(
+            stats,
+            tiers=[*stats.tiers, *below.tiers],
+            loads=below.loads,
+            loading=below.loading,
+            num_loading=below.num_loading,
+        )
 
     def _deliver(self, result: StepResult) -> None:
         if result.outputs:
@@ -199,7 +205,7 @@ class _Process:
         now_s = time.monotonic()
         if now_s < self._stats_due_s:
             return
-        stats = engine.stats()
+        stats = self._stats_of(engine)
         if stats != self._stats:
             self._stats = stats
             self._send(stats)

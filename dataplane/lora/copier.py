@@ -165,6 +165,9 @@ class PoolCopier:
         self._clock = clock
         self._copies: list[PoolCopy] = []
         self._bytes_per_s = _NOMINAL_BYTES_PER_S
+        self._began_s: dict[PoolCopy, float] = {}
+        self.num_copied = 0
+        self.copied_s = 0.0  # wall time of those, from `begin` until the last layer was in
         self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
 
     @property
@@ -180,7 +183,24 @@ class PoolCopier:
             copy = CudaCopy(source, self._pool, run, self._stream)
         if copy.remaining_bytes:
             self._copies.append(copy)
+            self._began_s[copy] = self._clock()
         return copy
+
+    def take_ended(self) -> list[tuple[PoolCopy, float]]:
+        """Copies seen complete since the last call, and what each took, in seconds."""
+        if not self._began_s:
+            return []
+        now_s = self._clock()
+        ended = [
+            (copy, now_s - began_s)
+            for copy, began_s in self._began_s.items()
+            if not copy.remaining_bytes
+        ]
+        for copy, took_s in ended:
+            del self._began_s[copy]
+            self.num_copied += 1
+            self.copied_s += took_s
+        return ended
 
     def advance(self, within_s: float) -> None:
         """Copies for about so long, and a slice at least."""
@@ -212,6 +232,7 @@ class PoolCopier:
         return copy.remaining_bytes / self._bytes_per_s
 
     def cancel(self, copy: PoolCopy) -> None:
+        self._began_s.pop(copy, None)
         copy.cancel()
         self._copies = [each for each in self._copies if each is not copy]
 

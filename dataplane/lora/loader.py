@@ -13,6 +13,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from dataplane.channel import Adapter
+from dataplane.channel import Adapter, AdapterLoad
 from dataplane.lora.blob_source import BlobSource
 from dataplane.lora.layout import HostAdapter
+from dataplane.lora.loader_report import LoaderReport, recent_loads, report_of
 from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
 from storage.host_tier import HostTier
@@ -182,6 +184,16 @@ class ThreadedLoader:
     def recent_timings(self) -> tuple[LoadTimings, ...]:
         """The last loads from disk or source, oldest first."""
         return self._tiers.recent_timings() if self._tiers is not None else ()
+
+    def recent_loads(self) -> list[AdapterLoad]:
+        """The last loads, those that failed among them, oldest first."""
+        assert self._tiers is not None, "start() comes first"
+        return recent_loads(self._tiers, time.perf_counter())
+
+    def report(self) -> LoaderReport:
+        """Counters of the tiers, and the loads under way."""
+        assert self._tiers is not None, "start() comes first"
+        return report_of(self._tiers, self._host_bytes, self._disk_bytes, time.perf_counter())
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

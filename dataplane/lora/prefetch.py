@@ -1,8 +1,9 @@
 """Bringing adapters nearer before anybody asks, within bounds, and what came of it.
 
 Prefetches load with the lowest priority, few at a time. What they brought and nobody used yet is
-bounded to a share of its tier, and displaces only what is worth less; pinned adapters are exempt
-from the first bound, as an operator has said that they will be used.
+bounded to a share of its tier, and displaces only what is worth less. Pinned adapters are exempt
+from both, as an operator has said that they will be used; where one finds no room, or cannot be
+loaded, it is tried again (pins.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dataplane.channel import Adapter
 from dataplane.lora.layout import HostAdapter
+from dataplane.lora.pins import HOST_FULL, POOL_FULL, QUEUE_FULL, WaitingPins
 
 if TYPE_CHECKING:
     from dataplane.lora.loader import AdapterLoader
@@ -32,8 +34,9 @@ class PrefetchCounters:
     """Since the start. hits: prefetched adapters that a request then found there. late: requests
     that came while the prefetch was still under way; late_s: how long those then waited for it.
     wasted_bytes: evicted before any use. failed: the load failed. refused: the queue was full, or
-    nothing of less worth could make room in the pool."""
+    nothing of less worth could make room in the pool. asked: all that were asked for, pins too."""
 
+    asked: int = 0
     hits: int = 0
     late: int = 0
     late_s: float = 0.0
@@ -64,34 +67,65 @@ class Prefetcher:
         self._loading: dict[str, _Wish] = {}
         self._unused: dict[str, _Unused] = {}
         self._late_since_s: dict[str, float] = {}
+        self.waiting_pins = WaitingPins()
         self.counters = PrefetchCounters()
 
     @property
     def is_busy(self) -> bool:
-        """Results are to come, or to be asked for."""
-        return bool(self._loading or self._queue)
+        """Results are to come, or to be asked for, be it later."""
+        return bool(self._loading or self._queue or self.waiting_pins)
 
     def is_loading(self, digest: str) -> bool:
         return digest in self._loading
 
     def ask(self, adapter: Adapter, tier: PrefetchTier, now_s: float, *, pinned: bool) -> None:
         """Queues a prefetch, unless the adapter is there."""
+        self.counters.asked += 1
+        self._queue_up(_Wish(adapter, tier, pinned), now_s)
+
+    def pin(self, adapter: Adapter, tier: PrefetchTier, now_s: float) -> None:
+        """Brings one that loader and resident adapters were told to keep, and goes on trying."""
+        self.unpin(adapter.digest)
+        resident = self._resident.get(adapter.digest)
+        if tier == "pool" and resident is not None and not resident.pinned:
+            num_pages = len(resident.page_ids)
+            self.counters.asked += 1
+            self.waiting_pins.wait(adapter, tier, POOL_FULL, now_s, num_pages)
+        else:
+            self.ask(adapter, tier, now_s, pinned=True)
+
+    def unpin(self, digest: str) -> None:
+        """A pin that waits for room waits no more; one on its way is a mere prefetch now."""
+        self.waiting_pins.drop(digest)
+        for wishes in (self._queue, self._loading):
+            if digest in wishes:
+                wishes[digest] = wishes[digest]._replace(pinned=False)
+
+    def _queue_up(self, wish: _Wish, now_s: float) -> None:
+        adapter, tier, pinned = wish
         digest = adapter.digest
         known = self._queue.get(digest) or self._loading.get(digest)
         if known is not None:
-            wish = _Wish(adapter, "pool" if "pool" in (tier, known.tier) else "host", pinned)
+            wish = _Wish(
+                adapter,
+                "pool" if "pool" in (tier, known.tier) else "host",
+                pinned or known.pinned,
+            )
             (self._queue if digest in self._queue else self._loading)[digest] = wish
         elif self._resident.get(digest) or (tier == "host" and self._is_in_host(digest)):
             return
         elif len(self._queue) >= _MAX_QUEUED:
             self.counters.refused += 1
+            if pinned:
+                self.waiting_pins.wait(adapter, tier, QUEUE_FULL, now_s)
         else:
-            self._queue[digest] = _Wish(adapter, tier, pinned)
+            self._queue[digest] = wish
             self.go_on(now_s)
 
     def forget(self, digest: str) -> None:
         """It is to be unloaded: a prefetch that has not begun does not begin."""
         self._queue.pop(digest, None)
+        self.unpin(digest)
 
     def used(self, digest: str, now_s: float) -> None:
         """A request names it."""
@@ -118,15 +152,28 @@ class Prefetcher:
             return
         if host is None:
             self.counters.failed += 1
+            if wish.pinned:
+                reason: str = getattr(error, "reason", "INTERNAL")
+                self.waiting_pins.wait(wish.adapter, wish.tier, reason, now_s)
             return
         if wish.tier == "pool" and not self._place(wish, host, now_s):
             self.counters.refused += 1
+            if wish.pinned:
+                num_pages = host.pages.shape[1]
+                self.waiting_pins.wait(wish.adapter, "pool", POOL_FULL, now_s, num_pages)
+        elif wish.pinned and wish.tier == "host" and not self._is_in_host(digest):
+            self.counters.refused += 1
+            self.waiting_pins.wait(wish.adapter, "host", HOST_FULL, now_s)
+        elif wish.pinned:
+            self.waiting_pins.drop(digest)
         if late_since_s is None:
             tier: PrefetchTier = "pool" if self._resident.get(digest) else "host"
             self._unused[digest] = _Unused(tier, host.nbytes)
 
     def go_on(self, now_s: float) -> None:
-        """Starts what the bounds allow."""
+        """Starts what the bounds allow, and tries pins again that are due."""
+        if self.waiting_pins:
+            self._try_pins(now_s)
         if not self._queue or len(self._loading) >= _MAX_LOADING:
             return
         self._count_wasted()
@@ -143,14 +190,28 @@ class Prefetcher:
         self._count_wasted()
         return self.counters
 
+    def _try_pins(self, now_s: float) -> None:
+        for pin in self.waiting_pins.due(now_s):
+            digest = pin.adapter.digest
+            resident = self._resident.get(digest)
+            if pin.tier == "pool" and resident is not None:  # a request has brought it meanwhile
+                self._resident.pin(digest)
+                if resident.pinned:
+                    self.waiting_pins.drop(digest)
+            elif pin.tier == "host" and self._is_in_host(digest):
+                self.waiting_pins.drop(digest)
+            elif self._resident.has_room_to_pin(pin.num_pages):
+                self.waiting_pins.tried(digest, now_s)
+                self._queue_up(_Wish(pin.adapter, pin.tier, True), now_s)
+
     def _place(self, wish: _Wish, host: HostAdapter, now_s: float) -> bool:
-        if self._resident.get(host.digest):
-            return True
+        resident = self._resident.get(host.digest)
+        if resident is not None:
+            return not wish.pinned or resident.pinned
         num_pages = host.pages.shape[1]
         if wish.pinned:
-            if not self._resident.can_pin(num_pages):
-                return False
-        elif num_pages > self._num_pool_pages // _UNUSED_SHARE:
+            return self._resident.install_pinned(host)
+        if num_pages > self._num_pool_pages // _UNUSED_SHARE:
             return False
         self._resident.expected(host.digest, now_s, _GUESS)
         return self._resident.install_if_worth(host)

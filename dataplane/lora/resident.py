@@ -19,6 +19,17 @@ from kernels.lora.plan import PageRun
 
 _MAX_REMEMBERED = 4096  # adapters whose use is remembered, here or not
 _PINNED_SHARE = 2  # at most one page in so many
+_MAX_COPY_TIMES = 256
+
+
+@dataclass
+class PoolCounters:
+    """Since the start. hits, misses: requests whose adapter was here when they came, and was not.
+    evictions: of idle adapters, to make room."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
 
 
 @dataclass(eq=False)
@@ -62,7 +73,9 @@ class ResidentAdapters:
         self._by_digest: dict[str, ResidentAdapter] = {}
         self._uses: OrderedDict[str, UseCount] = OrderedDict()
         self._pinned: set[str] = set()
+        self._copy_s: OrderedDict[str, float] = OrderedDict()
         self.copier = PoolCopier(pool.data)
+        self.counters = PoolCounters()
         self.num_idle_pages = 0
 
     def __iter__(self) -> Iterator[ResidentAdapter]:
@@ -76,6 +89,10 @@ class ResidentAdapters:
         self._uses_of(digest).add(now_s)
         self._uses.move_to_end(digest)
         resident = self.get(digest)
+        if resident is None:
+            self.counters.misses += 1
+        else:
+            self.counters.hits += 1
         if resident and resident.is_idle:
             self._offer(resident)
 
@@ -114,6 +131,20 @@ class ResidentAdapters:
             self._count_idle(resident, 1)
             self._offer(resident)
         return resident
+
+    def install_pinned(self, host: HostAdapter) -> bool:
+        """As `install`, in place of any that nobody uses; False when pinned ones have their share
+        already, or those in use leave too few pages."""
+        num_pages = host.pages.shape[1]
+        return (
+            self.can_pin(num_pages)
+            and self._pool.make_free(num_pages)
+            and self.install(host) is not None
+        )
+
+    def has_room_to_pin(self, num_pages: int) -> bool:
+        """Whether `install_pinned` would succeed with so many pages."""
+        return self.can_pin(num_pages) and num_pages <= self._pool.num_available
 
     def install_if_worth(self, host: HostAdapter) -> bool:
         """As `install`, into free pages and those of what is worth less. False, and nothing lost
@@ -186,8 +217,27 @@ class ResidentAdapters:
         if resident.users:
             resident.leaving = True
             return False
-        resident.reclaim()
+        self._let_go(resident)
         return True
+
+    def note_copies(self) -> None:
+        """Remembers what copies took that have come to their end."""
+        for copy, took_s in self.copier.take_ended():
+            for each in self:
+                if each.copy is copy:
+                    self._copy_s[each.digest] = took_s
+                    self._copy_s.move_to_end(each.digest)
+            while len(self._copy_s) > _MAX_COPY_TIMES:
+                self._copy_s.popitem(last=False)
+
+    def copy_s(self, digest: str) -> float:
+        """What its last copy into the pool took; 0 when that is not known."""
+        return self._copy_s.get(digest, 0.0)
+
+    @property
+    def num_pages(self) -> int:
+        """Of all adapters here."""
+        return sum(len(each.page_ids) for each in self)
 
     def waiter(self, digests: Iterable[str]) -> Callable[[int], None] | None:
         """Waits for a layer of those of them that are on their way; None when all are in."""
@@ -208,6 +258,10 @@ class ResidentAdapters:
                 raise PoolIntegrityError(f"adapter {each.digest} wrongly offered or not offered")
 
     def _evict(self, resident: ResidentAdapter) -> int:
+        self.counters.evictions += 1
+        return self._let_go(resident)
+
+    def _let_go(self, resident: ResidentAdapter) -> int:
         assert resident.is_idle
         self._pool.idle.withdraw(resident)
         self._count_idle(resident, -1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dataplane.channel import Adapter
+from dataplane.channel import REPORTED_LOADS, Adapter, TierCounters, WaitingPin
 from dataplane.cost_model import CostModel, Tier
 from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
 from dataplane.lora.layout import HostAdapter
@@ -163,6 +163,7 @@ class AdapterSupply:
         for each in self.resident:
             if not each.may_start and each.copy.num_layers_in:
                 each.may_start = limit_s is None or copier.remaining_s(each.copy) <= limit_s
+        self.resident.note_copies()
 
     def may_start(self, digest: str) -> bool:
         """Whether a forward pass may use an acquired adapter now: most of it, or all, is in."""
@@ -233,11 +234,33 @@ class AdapterSupply:
         self._loader.pin(adapter.digest)
         if tier == "pool":
             self.resident.pin(adapter.digest)
-        self.prefetches.ask(adapter, tier, now_s, pinned=True)
+        self.prefetches.pin(adapter, tier, now_s)
 
     def unpin(self, digest: str) -> None:
+        self.prefetches.unpin(digest)
         self._loader.unpin(digest)
         self.resident.unpin(digest)
+
+    def pool_tier(self) -> TierCounters:
+        """Adapters in the pool, which they share with keys and values."""
+        adapters = list(self.resident)
+        counters = self.resident.counters
+        return TierCounters(
+            tier="pool",
+            num_adapters=len(adapters),
+            num_bytes=sum(each.nbytes for each in adapters),
+            max_bytes=self._max_arrived_bytes,
+            hits=counters.hits,
+            misses=counters.misses,
+            evictions=counters.evictions,
+        )
+
+    def waiting_pins(self) -> list[WaitingPin]:
+        """The first of those that wait."""
+        return [
+            WaitingPin(digest=each.adapter.digest, tier=each.tier, reason=each.reason)
+            for each in self.prefetches.waiting_pins.all()[:REPORTED_LOADS]
+        ]
 
     def _place_ahead(self) -> None:
         """Arrived adapters go to free pages, and those of what is worth less, before their requests

@@ -10,6 +10,7 @@ import grpc
 
 from chorale.bearer import check_bearer
 from chorale.v1 import admin_pb2, admin_pb2_grpc
+from dataplane.rpc.adapter_loads import check_digests, loads_response
 from dataplane.rpc.engine_client import EngineClient
 
 SERVICE_NAME = "chorale.v1.DataPlaneAdminService"
@@ -58,20 +59,10 @@ class AdminService(admin_pb2_grpc.DataPlaneAdminServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> admin_pb2.ListAdapterLoadsResponse:
         check_bearer(context.invocation_metadata(), self._fleet_token)
-        report = await self._engine().recent_loads()
-        return admin_pb2.ListAdapterLoadsResponse(
-            data_plane_id=self._data_plane_id,
-            loads=[
-                admin_pb2.AdapterLoad(
-                    digest=load.digest,
-                    tier=load.tier,
-                    size_bytes=load.size_bytes,
-                    read_s=load.read_s,
-                    parse_s=load.parse_s,
-                    build_s=load.build_s,
-                )
-                for load in report.loads
-            ],
+        engine = self._engine()
+        report = await engine.recent_loads()
+        return loads_response(
+            self._data_plane_id, check_digests(request.digests), report.loads, engine.stats
         )
 
 

@@ -47,6 +47,33 @@ def load_of(ready: Ready, stats: Stats | None) -> fleet_pb2.Load:
         num_available_pages=stats.num_available_pages,
         num_generated_tokens=stats.num_generated_tokens,
         prefetches=_prefetches(stats),
+        tiers=[
+            fleet_pb2.TierCounters(
+                tier=each.tier,
+                num_adapters=each.num_adapters,
+                size_bytes=each.num_bytes,
+                max_bytes=each.max_bytes,
+                num_hits=each.hits,
+                num_misses=each.misses,
+                num_evictions=each.evictions,
+            )
+            for each in stats.tiers
+        ],
+        num_loading=stats.num_loading,
+        num_waiting_pins=stats.num_waiting_pins,
+        load_counts=[
+            fleet_pb2.LoadCount(
+                origin=each.origin,
+                outcome=each.outcome,
+                num_loads=each.num,
+                size_bytes=each.num_bytes,
+                queue_s=each.queue_s,
+                read_s=each.read_s,
+                parse_s=each.parse_s,
+                build_s=each.build_s,
+            )
+            for each in stats.loads
+        ],
     )
 
 
@@ -89,6 +116,7 @@ def _prefetches(stats: Stats) -> fleet_pb2.Prefetches:
         wasted_bytes=stats.prefetch_wasted_bytes,
         num_failed=stats.num_prefetch_failed,
         num_refused=stats.num_prefetch_refused,
+        num_asked=stats.num_prefetch_asked,
     )
 
 

@@ -18,6 +18,7 @@ from chorale.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from chorale.request_metrics import RequestMetrics
 from chorale.v1 import admission_pb2, inference_pb2, inference_pb2_grpc
 from dataplane import channel
 from dataplane.rpc.deadline import deadline_of, within
@@ -38,6 +39,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
     with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that name none; None: nothing.
+    metrics: of all requests.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         gate: TicketGate,
         data_plane_id: str,
         max_open: int,
+        metrics: RequestMetrics,
         ttft_slo_s: float | None = None,
     ) -> None:
         self._engine = engine
@@ -57,6 +60,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._data_plane_id = data_plane_id
         self._max_open = max_open
         self._ttft_slo_s = ttft_slo_s
+        self._metrics = metrics
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -78,16 +82,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with contextlib.ExitStack() as held:
             # A cancelled call whose generator waits in a write hears of it late; this does not.
             cast("Any", context).add_done_callback(partial(_close, held))
+            watch = held.enter_context(self._metrics.request())
             held.enter_context(self._place())
             claims = self._gate.enter(request.ticket, tenant=request.tenant)
             prepared = await self._prepared(request, deadline_s)
-            yield _event(accepted=self._accepted(prepared, claims))
+            yield watch.note(_event(accepted=self._accepted(prepared, claims)))
             if not prepared.completion.ended:
                 outputs = self._submit(prepared, claims, arrival_s, deadline_s)
                 held.enter_context(contextlib.closing(outputs))
                 async for chunk in _chunks(prepared, outputs, deadline_s):
-                    yield _event(tokens=chunk)
-            yield _event(finished=prepared.completion.finish(time.monotonic() - arrival_s))
+                    yield watch.note(_event(tokens=chunk))
+            took_s = time.monotonic() - arrival_s
+            yield watch.note(_event(finished=prepared.completion.finish(took_s)))
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, gives open ones `grace_s` to finish, then ends them UNAVAILABLE."""

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from chorale.exporter import Exporter
+from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
 from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc
 from dataplane import channel
-from dataplane.rpc import admin
+from dataplane.rpc import admin, metrics
 from dataplane.rpc.announce import base_model_of, directive_of, load_of, residency_of
 from dataplane.rpc.engine_keeper import EngineKeeper, KeeperOptions
 from dataplane.rpc.engine_process import EngineProcess
@@ -39,6 +41,7 @@ _WILDCARD_HOSTS = ("0.0.0.0", "[::]", "::", "")
 class DataPlaneOptions:
     """engine: as the engine process gets them, `model_dir` being a local directory.
 
+    metrics_port: where Prometheus finds /metrics on `host`, 0 picks a free one; None: nowhere.
     advertise: HOST or HOST:PORT where others reach this data plane; empty: `host`, or this
     machine's name when `host` is a wildcard. data_plane_id: empty: made of machine and port.
     ttft_slo_s: the objective for the first token of requests that name none; 0: nothing.
@@ -52,6 +55,7 @@ class DataPlaneOptions:
     fleet_token: str = field(repr=False)
     host: str = "127.0.0.1"
     port: int = 0
+    metrics_port: int | None = None
     advertise: str = ""
     data_plane_id: str = ""
     ttft_slo_s: float = 0.0
@@ -99,6 +103,7 @@ class _DataPlane:
         self._service: InferenceService | None = None
         self._server: Server | None = None
         self._member: FleetMember | None = None
+        self._exporter: Exporter | None = None
 
     async def run(self, ready: Callable[[str, str], None]) -> None:
         """Starts everything, then serves until no engine can be kept running."""
@@ -111,6 +116,7 @@ class _DataPlane:
         options = self._options
         data_plane_id = options.data_plane_id or f"{socket.gethostname()}-{_distinct(options)}"
         gate = TicketGate(data_plane_id, announced.model_name)
+        requests = RequestMetrics(metrics.PREFIX)
         service = self._service = InferenceService(
             engine=lambda: self._engine.client,
             ready=announced,
@@ -119,6 +125,7 @@ class _DataPlane:
             data_plane_id=data_plane_id,
             max_open=options.engine.max_waiting + announced.max_running,
             ttft_slo_s=options.ttft_slo_s or None,
+            metrics=requests,
         )
         administration = admin.AdminService(
             engine=lambda: self._engine.client,
@@ -138,6 +145,7 @@ class _DataPlane:
             ],
             error_table={},
         )
+        await self._export(requests, data_plane_id)
         self._member = FleetMember(
             options.control_plane,
             options.fleet_token,
@@ -176,12 +184,25 @@ class _DataPlane:
         """Leaves, drains, stops the engine; whatever of it has been started."""
         if self._server is not None:
             await self._server.set_serving(False)
+        if self._exporter is not None:
+            await self._exporter.stop()
         await asyncio.gather(self._leave(), self._drain())
         if self._server is not None:
             await self._server.stop(_LAST_ANSWERS_S)
         if self._service is not None:
             self._service.close()
         await self._engine.stop()
+
+    async def _export(self, requests: RequestMetrics, data_plane_id: str) -> None:
+        options = self._options
+        if options.metrics_port is None:
+            return
+        engine = metrics.EngineCollector(
+            data_plane_id, lambda: self._engine.ready, lambda: self._engine.client.stats
+        )
+        self._exporter = Exporter(metrics.make_registry(requests, engine))
+        await self._exporter.start(options.host, options.metrics_port)
+        log.info("metrics on %s:%s", options.host, self._exporter.port)
 
     def _direct(self, message: fleet_pb2.Directive) -> None:
         directive = directive_of(message)

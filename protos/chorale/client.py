@@ -123,9 +123,12 @@ class Client:
         metadata = bearer_metadata(fleet_token)
         return call(self._admin.GetPool, request, self._timeout, metadata)
 
-    def adapter_loads(self, fleet_token: str) -> admin_pb.ListAdapterLoadsResponse:
-        """What was loaded lately; only where the address is a data plane's own."""
-        request = admin_pb.ListAdapterLoadsRequest()
+    def adapter_loads(
+        self, fleet_token: str, digests: Sequence[str] = ()
+    ) -> admin_pb.ListAdapterLoadsResponse:
+        """Loads under way and lately ended, of `digests` or all, and where those are; only
+        where the address is a data plane's own."""
+        request = admin_pb.ListAdapterLoadsRequest(digests=digests)
         metadata = bearer_metadata(fleet_token)
         return call(self._admin.ListAdapterLoads, request, self._timeout, metadata)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 
 import httpcore2
@@ -25,6 +26,7 @@ from storage.sources.retry import Patience, TransientError, patiently
 
 _MAX_CONNECTIONS = 256
 _PROGRESS_BYTES = 1 << 20
+_PROGRESS_S = 0.5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -113,11 +115,18 @@ class Downloader:
             ) as response:
                 _begin(response, partial, url, max_bytes)
                 had = reported = len(partial.data)
+                reported_s = time.monotonic()
+                if access.on_progress:
+                    access.on_progress(Progress(file, had, partial.total))
                 async for chunk in response.response.aiter_stream():
                     _check_size(url, len(partial.data) + len(chunk), partial.total, max_bytes)
                     partial.data += chunk
-                    if access.on_progress and len(partial.data) - reported >= _PROGRESS_BYTES:
-                        reported = len(partial.data)
+                    if access.on_progress is None:
+                        continue
+                    now_s = time.monotonic()
+                    many = len(partial.data) - reported >= _PROGRESS_BYTES
+                    if many or now_s - reported_s >= _PROGRESS_S:
+                        reported, reported_s = len(partial.data), now_s
                         access.on_progress(Progress(file, reported, partial.total))
         except NETWORK_ERRORS as error:
             raise TransientError(words(error), progressed=partial.keeps_more_than(had)) from None

@@ -127,26 +127,44 @@ def test_show_tells_tiers_and_timings(
         for n, (pool, host, disk) in enumerate([([other, two], [one], []), ([], [], [two])])
     ]
     gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse(data_planes=planes)
-    times = {"read_s": 0.5, "parse_s": 0.25, "build_s": 0.125}
+    times = {"read_s": 0.5, "parse_s": 0.25, "build_s": 0.125, "queue_s": 0.75, "copy_s": 0.375}
     loads = [
-        admin_pb.AdapterLoad(digest=digest, tier="disk", size_bytes=2048, **times)
+        admin_pb.AdapterLoad(digest=digest, tier="disk", origin="disk", size_bytes=2048, **times)
         for digest in (two, other)
     ]
-    gateway.answers["ListAdapterLoads"] = admin_pb.ListAdapterLoadsResponse(loads=loads)
+    problem = {"origin": "hf", "reason": "SOURCE_TIMEOUT", "message": "it hangs", "age_s": 61.0}
+    loads.append(admin_pb.AdapterLoad(digest=one, tier="source", **problem))
+    progress = {"received_bytes": 3 << 20, "total_bytes": 7 << 20, "bytes_per_s": 2048.0}
+    loading = admin_pb.AdapterLoading(digest=two, origin="hf", state="fetching", **progress)
+    place = admin_pb.AdapterPlace(digest=one, pin_waits_for="PIN_POOL_FULL")
+    gateway.answers["ListAdapterLoads"] = admin_pb.ListAdapterLoadsResponse(
+        loads=loads, loading=[loading], places=[place]
+    )
     (tmp_path / "fleet-token").write_text("secret\n")
     arguments = ("adapters", "show", "a", "--data-dir", str(tmp_path))
     shown = chorale(*arguments).stdout
-    for text in ("dp-0", "dp-1", "pool", "host", "disk", "2.0 KiB", "0.125"):
+    texts = ("dp-0", "dp-1", "pool", "host", "disk", "2.0 KiB", "0.125", "0.375", "0.750")
+    texts += ("fetching", "3.0 MiB", "7.0 MiB", "2.0 KiB/s", "SOURCE_TIMEOUT", "it hangs", "61")
+    for text in (*texts, "pin of version 1 waits on dp-1: PIN_POOL_FULL"):
         assert text in shown
     assert gateway.metadata[-1]["authorization"] == "Bearer secret"
+    assert sorted(gateway.requests[-1].digests) == sorted((one, two))
     view = json.loads(chorale(*arguments, "--json").stdout)
     assert view["residency"] == [
         {"data_plane_id": "dp-0", "version": 2, "tier": "pool"},
         {"data_plane_id": "dp-1", "version": 2, "tier": "disk"},
         {"data_plane_id": "dp-0", "version": 1, "tier": "host"},
     ]
-    load = {"version": 2, "from": "disk", "size_bytes": 2048, **times}
-    assert view["loads"] == [{"data_plane_id": f"dp-{n}", **load} for n in range(2)]
+    load = {"version": 2, "from": "disk", "origin": "disk", "size_bytes": 2048, **times}
+    load |= {"age_s": 0.0, "reason": "", "message": ""}
+    empty = {"size_bytes": 0, **dict.fromkeys(times, 0.0)}
+    failed = {"version": 1, "from": "source", **problem, **empty}
+    expected = [{"data_plane_id": f"dp-{n}", **each} for n in range(2) for each in (load, failed)]
+    assert view["loads"] == expected
+    under_way = {"version": 2, "from": "hf", "state": "fetching", "waited_s": 0.0, **progress}
+    assert view["loading"] == [{"data_plane_id": f"dp-{n}", **under_way} for n in range(2)]
+    waits = {"version": 1, "waits_for": "PIN_POOL_FULL"}
+    assert view["waiting_pins"] == [{"data_plane_id": f"dp-{n}", **waits} for n in range(2)]
 
 
 def test_promote_and_rollback(chorale: Chorale, gateway: ScriptedGateway) -> None:

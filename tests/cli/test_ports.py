@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from controlplane.cli.errors import BlockedError, PortInUseError
+from controlplane.cli.errors import BlockedError, PortInUseError, UsageError
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.cli.supervisor import ports
+from controlplane.cli.supervisor import plan, ports
 
 
 def test_an_occupied_port_is_refused_by_name() -> None:
@@ -25,6 +27,42 @@ def test_zero_picks_a_port_that_can_be_bound_and_is_not_taken() -> None:
     assert first != second
     with socket.create_server(("127.0.0.1", second)):
         pass
+
+
+def options(**changes: Any) -> plan.UpOptions:
+    fields: dict[str, Any] = dict.fromkeys(
+        ("redis_url", "model", "model_name", "pool_bytes", "host_cache_bytes", "disk_cache_bytes")
+    )
+    fields |= {"max_context_tokens": None, "num_threads": None, "device": "cpu", "dtype": "auto"}
+    fields |= {"data_dir": Path("/d"), "host": "127.0.0.1", "grpc_port": 0, "http_port": 0}
+    return plan.UpOptions(**{**fields, "num_data_planes": 2, "adapter_roots": [], **changes})
+
+
+def test_each_part_gets_its_metrics_port() -> None:
+    chosen = options(metrics_port=ports.free_port("127.0.0.1"))
+    first = chosen.metrics_port
+    assert first is not None
+    addresses = plan.Addresses("127.0.0.1", 1, 2, 3)
+    parts = [plan.control_plane(chosen, addresses, "redis://x")]
+    parts += plan.data_planes(chosen, addresses, Path("/d")).values()
+    for number, part in enumerate(parts):
+        assert f"--metrics-port={first + number}" in part.command
+    silent = plan.control_plane(options(), addresses, "redis://x")
+    assert not any("metrics" in word for word in silent.command)
+
+
+def test_metrics_ports_are_claimed_together() -> None:
+    for changes, reason in (
+        ({"metrics_port": 65_534}, "METRICS_PORT_INVALID"),
+        ({"metrics_port": 40_000, "http_port": 40_002}, "PORTS_EQUAL"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            plan.claim_addresses(options(**changes))
+        assert caught.value.reason == reason
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(PortInUseError, match="--metrics-port"):
+            plan.claim_addresses(options(metrics_port=port))
 
 
 def test_an_address_of_another_machine_says_so() -> None:

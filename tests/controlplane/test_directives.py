@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from chorale.errors import (
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
@@ -16,8 +17,10 @@ from chorale.errors import (
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import fleet_pb2 as pb
 from controlplane.fleet import directives
+from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure
+from tests.helpers.redis import send
 
 PREFETCH, PIN, UNPIN, UNLOAD = (
     pb.ADAPTER_ACTION_PREFETCH,
@@ -184,3 +187,29 @@ async def test_prefetch_counters_are_listed(plane: ControlPlane) -> None:
     )
     response = await plane.fleet.ListDataPlanes(pb.ListDataPlanesRequest())
     assert response.data_planes[0].load.prefetches == prefetches
+
+
+async def test_a_private_adapter_is_prefetched_only_where_it_is(
+    plane: ControlPlane, tmp_path: Path, redis_server: EmbeddedRedis
+) -> None:
+    await plane.join("dp-0")
+    await plane.join("dp-1")
+    digest = await register(plane, tmp_path)
+    await register(plane, tmp_path, name="open", seed=2)
+    # What a registration with a token leaves in Redis.
+    assert send(redis_server, "HSET {chorale}:adapter:a private:1 1") == b":0\r\n"
+    for action in (PREFETCH, PIN):
+        error = await failure(direct(plane, action=action))
+        assert isinstance(error, FailedPreconditionError)
+        assert error.reason == "PREFETCH_NEEDS_TOKEN"
+        assert error.metadata["data_plane_id"] in ("dp-0", "dp-1")
+    assert await beat(plane) == []
+    for tier in ("disk", "host", "pool"):
+        residency = pb.Residency(**{f"{tier}_digests": [digest]})
+        await plane.beat("dp-0", residency=residency)
+        assert await direct(plane, action=PREFETCH, data_plane_id="dp-0") == ["dp-0"], tier
+    assert isinstance(await failure(direct(plane, action=PIN)), FailedPreconditionError)
+    await plane.join("dp-2")
+    assert await beat(plane, "dp-2") == [], "a refused pin is not kept"
+    assert len(await direct(plane, action=UNLOAD)) == 3, "which needs no source"
+    assert len(await direct(plane, name="open", action=PREFETCH)) == 3

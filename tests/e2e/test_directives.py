@@ -6,11 +6,14 @@ import json
 import time
 from collections.abc import Callable
 
+import httpx
+
 import chorale
 from chorale.v1 import fleet_pb2 as pb
 from examples.demo.voices import PROMPT
 from tests.e2e.conftest import expected
 from tests.helpers import up as helpers
+from tests.helpers.prometheus import Metrics
 from tests.helpers.up import ChoraleUp
 
 NAME = "roman"
@@ -35,6 +38,36 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def check_metrics(up: ChoraleUp) -> None:
+    def is_seen() -> bool:
+        seen = Metrics(httpx.get(f"http://{up.http_address}/metrics").text)
+        plane = {"data_plane": "data-plane-0"}
+        assert seen("chorale_gateway_model_tokens_total", model=NAME, kind="completion") > 0
+        assert seen("chorale_fleet_up") == 1 and seen("chorale_registry_adapters") > 1
+        return (
+            seen("chorale_fleet_prefetches_total", plane, what="hit") >= 1
+            and seen("chorale_fleet_tier_bytes", plane, tier="pool") > 0
+            and seen("chorale_fleet_tier_hits_total", plane, tier="pool") > 0
+            and seen("chorale_fleet_tier_adapters", plane, tier="disk") > 0
+            and any(  # disk has it when another test came first
+                seen("chorale_fleet_adapter_loads_total", plane, origin=origin, outcome="OK") > 0
+                for origin in ("file", "disk")
+            )
+        )
+
+    eventually(is_seen)
+
+
+def check_shown(up: ChoraleUp) -> None:
+    where = (f"--address={up.grpc_address}", f"--data-dir={up.data_dir}")
+    shown = json.loads(helpers.chorale("adapters", "show", NAME, "--json", *where).stdout)
+    assert shown["residency"][0]["tier"] == "pool"
+    assert shown["loading"] == shown["waiting_pins"] == []
+    last = shown["loads"][-1]
+    assert last["origin"] in ("file", "disk") and last["reason"] == ""
+    assert min(last[f"{part}_s"] for part in ("read", "parse", "build", "copy")) > 0
+
+
 def test_prefetch_use_and_unload(up: ChoraleUp, client: chorale.Client) -> None:
     (version,) = client.adapters.get(NAME).adapter.versions
 
@@ -49,11 +82,13 @@ def test_prefetch_use_and_unload(up: ChoraleUp, client: chorale.Client) -> None:
     told(up, "unload", NAME, "--within", "0")
     eventually(lambda: not is_in("pool", "host"))
     hits = load().load.prefetches.num_hits
-    told(up, "prefetch", NAME, "--tier", "pool")
+    told(up, "prefetch", NAME, "--tier", "pool", "--wait", "--wait-timeout", "20")
     eventually(lambda: is_in("pool"))
     answer = client.complete(PROMPT.format(n=7), model=NAME, max_tokens=40)
     assert answer.text.strip() == expected(NAME, 7)
     eventually(lambda: load().load.prefetches.num_hits == hits + 1)
+    check_metrics(up)
+    check_shown(up)
     told(up, "pin", NAME, "--tier", "pool")
     told(up, "unpin", NAME)
     told(up, "unload", NAME)

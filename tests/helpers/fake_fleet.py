@@ -49,6 +49,8 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     tickets: dict[bytes, admission_pb.AdmitResponse] = field(default_factory=dict)
     directed: list[fleet_pb.DirectAdapterRequest] = field(default_factory=list)
     used: set[bytes] = field(default_factory=set)
+    listed: list[fleet_pb.DataPlane] | None = None  # what ListDataPlanes tells in place of `planes`
+    num_listings: int = 0
     server: Server | None = None
 
     async def start(self) -> None:
@@ -215,6 +217,9 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
         return fleet_pb.DirectAdapterResponse(adapter=request.name, data_plane_ids=[told])
 
     async def ListDataPlanes(self, request: Any, context: Any) -> Any:
+        self.num_listings += 1
+        if self.listed is not None:
+            return fleet_pb.ListDataPlanesResponse(data_planes=self.listed)
         return fleet_pb.ListDataPlanesResponse(
             data_planes=[
                 fleet_pb.DataPlane(data_plane_id=p.data_plane_id, endpoint=p.endpoint)

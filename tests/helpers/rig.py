@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from transformers import PreTrainedTokenizerFast
 
+from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
 from chorale.status import from_rpc_error
 from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc
@@ -58,6 +59,7 @@ class Rig:
     service: InferenceService
     server: Server
     stub: Any
+    metrics: RequestMetrics
 
     def call(self, *, timeout: float | None = None, **fields: Any) -> Any:
         """Starts Generate with a good ticket and the prompt "hello" unless told otherwise."""
@@ -97,6 +99,7 @@ async def open_rig(
     ready = await engine.wait_ready()
     gate = TicketGate("dp-1", ready.model_name)
     gate.set_keys([fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)])
+    metrics = RequestMetrics("chorale_data_plane")
     service = InferenceService(
         engine=lambda: engine,
         ready=ready,
@@ -105,6 +108,7 @@ async def open_rig(
         data_plane_id="dp-1",
         max_open=max_open,
         ttft_slo_s=ttft_slo_s,
+        metrics=metrics,
     )
     server = await start_server(
         host="127.0.0.1",
@@ -120,7 +124,7 @@ async def open_rig(
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         try:
-            yield Rig(engine, log, service, server, stub)
+            yield Rig(engine, log, service, server, stub, metrics)
         finally:
             await server.stop(0)
             service.close()

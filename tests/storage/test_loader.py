@@ -19,7 +19,7 @@ from storage.files import WEIGHTS_NAME, AdapterFiles
 from storage.host_tier import HostTier
 from storage.loader import AdapterRef, LoadTimings, TieredLoader
 from storage.reload_costs import ReloadCosts
-from storage.sources import SourceRouter
+from storage.sources import ANYBODY, Access, Progress, SourceRouter
 from tests.storage.samples import config, files, key, lora_tensors, safetensors
 
 SAMPLE = files(1)
@@ -36,10 +36,14 @@ class MemorySource:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fetched: list[str] = []
+        self.arrived: list[int] = []  # bytes that each fetch tells of
         self.cancelled = 0
 
-    async def fetch(self, uri: str) -> AdapterFiles:
+    async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         self.fetched.append(uri)
+        if access.on_progress is not None:
+            for done in (0, *self.arrived):
+                access.on_progress(Progress(WEIGHTS_NAME, done, 4000))
         try:
             await self.gate.wait()
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ from controlplane.cli.supervisor import demo_assets, ports
 from controlplane.cli.supervisor.process import Part, python_module
 
 LOOPBACK = "127.0.0.1"
+_MAX_PORT = 65_535
 # Stop phases: what serves requests, then what it reports to.
 EDGE, CORE = 0, 1
 
@@ -26,6 +27,7 @@ class UpOptions:
     host: str
     grpc_port: int
     http_port: int
+    metrics_port: int | None = None
     num_data_planes: int
     redis_url: str | None
     model: str | None
@@ -81,9 +83,34 @@ def claim_addresses(options: UpOptions) -> Addresses:
             f"--grpc-port and --http-port are both {options.grpc_port}: give two different ones",
             metadata={"port": str(options.grpc_port)},
         )
-    grpc_port = ports.claim("--grpc-port", host, options.grpc_port)
-    http_port = ports.claim("--http-port", host, options.http_port, {grpc_port})
-    return Addresses(host, grpc_port, http_port, ports.free_port(LOOPBACK, {grpc_port, http_port}))
+    metrics_ports = _claim_metrics_ports(options)
+    grpc_port = ports.claim("--grpc-port", host, options.grpc_port, metrics_ports)
+    http_port = ports.claim("--http-port", host, options.http_port, {grpc_port, *metrics_ports})
+    taken = {grpc_port, http_port, *metrics_ports}
+    return Addresses(host, grpc_port, http_port, ports.free_port(LOOPBACK, taken))
+
+
+def _claim_metrics_ports(options: UpOptions) -> set[int]:
+    if options.metrics_port is None:
+        return set()
+    last = options.metrics_port + options.num_data_planes
+    if last > _MAX_PORT:
+        raise UsageError(
+            "METRICS_PORT_INVALID",
+            f"--metrics-port {options.metrics_port}: the control plane and "
+            f"{options.num_data_planes} data planes take the ports up to {last}; the highest is "
+            f"{_MAX_PORT}",
+            metadata={"port": str(options.metrics_port)},
+        )
+    claimed = range(options.metrics_port, last + 1)
+    if {options.grpc_port, options.http_port} & set(claimed):
+        raise UsageError(
+            "PORTS_EQUAL",
+            f"--metrics-port {options.metrics_port}: the ports up to {last} are for metrics, and "
+            "--grpc-port or --http-port is one of them: give other ones",
+            metadata={"port": str(options.metrics_port)},
+        )
+    return {ports.claim("--metrics-port", LOOPBACK, port) for port in claimed}
 
 
 def adapter_roots(options: UpOptions) -> list[str]:
@@ -99,6 +126,7 @@ def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> P
         *python_module("controlplane.cli.main"),
         "control-plane",
         *(f"--host={LOOPBACK}", f"--port={addresses.control_plane_port}"),
+        *_metrics_flag(options, 0),
         *_source_flags(options),
         f"--blob-dir={options.data_dir.absolute() / 'blobs'}",
     ]
@@ -145,11 +173,17 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
     return {
         f"{prefix}{index}": Part(
             f"data-plane-{index}",
-            [*command, f"--data-plane-id={prefix}{index}"],
+            [*command, f"--data-plane-id={prefix}{index}", *_metrics_flag(options, index + 1)],
             stop_phase=EDGE,
         )
         for index in range(options.num_data_planes)
     }
+
+
+def _metrics_flag(options: UpOptions, part: int) -> list[str]:
+    """part: 0 is the control plane, 1 the first data plane."""
+    first = options.metrics_port
+    return [] if first is None else [f"--metrics-port={first + part}"]
 
 
 def _source_flags(options: UpOptions) -> list[str]:

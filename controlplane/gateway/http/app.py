@@ -22,6 +22,7 @@ from controlplane.gateway.http.models import Models
 from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
 from controlplane.gateway.http.serving import Serving
 from controlplane.gateway.http.sse import internal_fault
+from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.relay import Relay
 
@@ -30,6 +31,7 @@ def make_app(
     relay: Relay,
     control_plane: grpc.aio.Channel,
     health: ControlPlaneHealth,
+    metrics: GatewayMetrics,
     options: GatewayOptions,
 ) -> Starlette:
     """The ASGI application."""
@@ -45,6 +47,10 @@ def make_app(
             code="control_plane_unreachable",
             retry_after_s=1.0,
         )
+
+    async def get_metrics(request: Request) -> Response:
+        body, content_type = await metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
 
     async def list_models(_: Request) -> Response:
         return json_response(await models.list())
@@ -71,6 +77,7 @@ def make_app(
     return Starlette(
         routes=[
             Route("/health", get_health),
+            Route("/metrics", get_metrics),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
             Route("/v1/completions", completions, methods=["POST"]),

@@ -1,7 +1,7 @@
 -- digest, base model, one data plane or "", directive, what to do with the pin ("set", "clear" or
--- ""), most directives that may be waiting
+-- ""), most directives that may be waiting, "1" when whoever is told must hold the adapter already
 -- -> {"OK", {ids of those who are told}} or {why not, detail}
-local digest, base, only, json, pin, max_waiting = unpack(ARGV)
+local digest, base, only, json, pin, max_waiting, must_hold = unpack(ARGV)
 local told = {}
 for _, id in ipairs(live_data_planes()) do
   if redis.call("HGET", DATA_PLANE .. id, "base_model") == base and (only == "" or only == id) then
@@ -9,6 +9,13 @@ for _, id in ipairs(live_data_planes()) do
   end
 end
 if only ~= "" and #told == 0 then return {"UNKNOWN"} end
+for _, id in ipairs(told) do
+  if must_hold == "1" and redis.call("SISMEMBER", RESIDENCY_POOL .. id, digest) == 0
+      and redis.call("SISMEMBER", RESIDENCY_HOST .. id, digest) == 0
+      and redis.call("SISMEMBER", RESIDENCY_DISK .. id, digest) == 0 then
+    return {"ABSENT", id}
+  end
+end
 for _, id in ipairs(told) do
   if redis.call("ZCARD", DIRECTIVES .. id) >= tonumber(max_waiting) then return {"FULL", id} end
 end

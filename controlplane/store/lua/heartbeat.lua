@@ -1,4 +1,5 @@
--- id, incarnation, load, lease_ms, tags of pool, host and disk residency, received directives
+-- id, incarnation, load, lease_ms, tags of pool, host and disk residency, received directives,
+--   counters
 -- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys,
 --     {"number directive", ...}} or {why not}
 local id, incarnation, load, lease_ms = unpack(ARGV)
@@ -7,7 +8,8 @@ local held = redis.call("HGET", key, "incarnation")
 if not held then return {"EXPIRED"} end
 if held ~= incarnation then return {"REPLACED"} end
 -- The report counts what was placed here so far.
-redis.call("HSET", key, "load", load, "last_heartbeat_ms", integer(now_ms()), "num_placed", 0)
+redis.call("HSET", key, "load", load, "last_heartbeat_ms", integer(now_ms()), "num_placed", 0,
+  "counters", ARGV[9])
 redis.call("PEXPIRE", key, lease_ms)
 local wanted = {}
 local tiers = {pool = RESIDENCY_POOL, host = RESIDENCY_HOST, disk = RESIDENCY_DISK}

@@ -24,27 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63horale/v1/admin.proto\x12\nchorale.v1\"\x19\n\x17ListAdapterLoadsRequest\"Y\n\x18ListAdapterLoadsResponse\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12&\n\x05loads\x18\x02 \x03(\x0b\x32\x17.chorale.v1.AdapterLoad\"q\n\x0b\x41\x64\x61pterLoad\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06read_s\x18\x04 \x01(\x01\x12\x0f\n\x07parse_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x62uild_s\x18\x06 \x01(\x01\"\x10\n\x0eGetPoolRequest\"\x9b\x01\n\x0fGetPoolResponse\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x11\n\tnum_pages\x18\x02 \x01(\r\x12\x12\n\npage_bytes\x18\x03 \x01(\x04\x12\x16\n\x0enum_used_pages\x18\x04 \x01(\r\x12!\n\x04runs\x18\x05 \x03(\x0b\x32\x13.chorale.v1.PageRun\x12\x0f\n\x07problem\x18\x06 \x01(\t\"q\n\x07PageRun\x12-\n\nowner_kind\x18\x01 \x01(\x0e\x32\x19.chorale.v1.PageOwnerKind\x12\x10\n\x08owner_id\x18\x02 \x01(\t\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\x11\n\tnum_pages\x18\x04 \x01(\r*\xa1\x01\n\rPageOwnerKind\x12\x1f\n\x1bPAGE_OWNER_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PAGE_OWNER_KIND_FREE\x10\x01\x12\x1b\n\x17PAGE_OWNER_KIND_ADAPTER\x10\x02\x12\x1c\n\x18PAGE_OWNER_KIND_SEQUENCE\x10\x03\x12\x1a\n\x16PAGE_OWNER_KIND_PREFIX\x10\x04\x32\xba\x01\n\x15\x44\x61taPlaneAdminService\x12\x42\n\x07GetPool\x12\x1a.chorale.v1.GetPoolRequest\x1a\x1b.chorale.v1.GetPoolResponse\x12]\n\x10ListAdapterLoads\x12#.chorale.v1.ListAdapterLoadsRequest\x1a$.chorale.v1.ListAdapterLoadsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63horale/v1/admin.proto\x12\nchorale.v1\"*\n\x17ListAdapterLoadsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\xb0\x01\n\x18ListAdapterLoadsResponse\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12&\n\x05loads\x18\x02 \x03(\x0b\x32\x17.chorale.v1.AdapterLoad\x12+\n\x07loading\x18\x03 \x03(\x0b\x32\x1a.chorale.v1.AdapterLoading\x12(\n\x06places\x18\x04 \x03(\x0b\x32\x18.chorale.v1.AdapterPlace\"\x93\x01\n\x0e\x41\x64\x61pterLoading\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\x06 \x01(\x01\x12\x10\n\x08waited_s\x18\x07 \x01(\x01\"h\n\x0c\x41\x64\x61pterPlace\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07in_pool\x18\x02 \x01(\x08\x12\x0f\n\x07in_host\x18\x03 \x01(\x08\x12\x0f\n\x07on_disk\x18\x04 \x01(\x08\x12\x15\n\rpin_waits_for\x18\x05 \x01(\t\"\xd2\x01\n\x0b\x41\x64\x61pterLoad\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06read_s\x18\x04 \x01(\x01\x12\x0f\n\x07parse_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x62uild_s\x18\x06 \x01(\x01\x12\x0f\n\x07queue_s\x18\x07 \x01(\x01\x12\x0e\n\x06\x63opy_s\x18\x08 \x01(\x01\x12\r\n\x05\x61ge_s\x18\t \x01(\x01\x12\x0e\n\x06origin\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x0f\n\x07message\x18\x0c \x01(\t\"\x10\n\x0eGetPoolRequest\"\x9b\x01\n\x0fGetPoolResponse\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x11\n\tnum_pages\x18\x02 \x01(\r\x12\x12\n\npage_bytes\x18\x03 \x01(\x04\x12\x16\n\x0enum_used_pages\x18\x04 \x01(\r\x12!\n\x04runs\x18\x05 \x03(\x0b\x32\x13.chorale.v1.PageRun\x12\x0f\n\x07problem\x18\x06 \x01(\t\"q\n\x07PageRun\x12-\n\nowner_kind\x18\x01 \x01(\x0e\x32\x19.chorale.v1.PageOwnerKind\x12\x10\n\x08owner_id\x18\x02 \x01(\t\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\x11\n\tnum_pages\x18\x04 \x01(\r*\xa1\x01\n\rPageOwnerKind\x12\x1f\n\x1bPAGE_OWNER_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PAGE_OWNER_KIND_FREE\x10\x01\x12\x1b\n\x17PAGE_OWNER_KIND_ADAPTER\x10\x02\x12\x1c\n\x18PAGE_OWNER_KIND_SEQUENCE\x10\x03\x12\x1a\n\x16PAGE_OWNER_KIND_PREFIX\x10\x04\x32\xba\x01\n\x15\x44\x61taPlaneAdminService\x12\x42\n\x07GetPool\x12\x1a.chorale.v1.GetPoolRequest\x1a\x1b.chorale.v1.GetPoolResponse\x12]\n\x10ListAdapterLoads\x12#.chorale.v1.ListAdapterLoadsRequest\x1a$.chorale.v1.ListAdapterLoadsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorale.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAGEOWNERKIND']._serialized_start=563
-  _globals['_PAGEOWNERKIND']._serialized_end=724
+  _globals['_PAGEOWNERKIND']._serialized_start=1022
+  _globals['_PAGEOWNERKIND']._serialized_end=1183
   _globals['_LISTADAPTERLOADSREQUEST']._serialized_start=38
-  _globals['_LISTADAPTERLOADSREQUEST']._serialized_end=63
-  _globals['_LISTADAPTERLOADSRESPONSE']._serialized_start=65
-  _globals['_LISTADAPTERLOADSRESPONSE']._serialized_end=154
-  _globals['_ADAPTERLOAD']._serialized_start=156
-  _globals['_ADAPTERLOAD']._serialized_end=269
-  _globals['_GETPOOLREQUEST']._serialized_start=271
-  _globals['_GETPOOLREQUEST']._serialized_end=287
-  _globals['_GETPOOLRESPONSE']._serialized_start=290
-  _globals['_GETPOOLRESPONSE']._serialized_end=445
-  _globals['_PAGERUN']._serialized_start=447
-  _globals['_PAGERUN']._serialized_end=560
-  _globals['_DATAPLANEADMINSERVICE']._serialized_start=727
-  _globals['_DATAPLANEADMINSERVICE']._serialized_end=913
+  _globals['_LISTADAPTERLOADSREQUEST']._serialized_end=80
+  _globals['_LISTADAPTERLOADSRESPONSE']._serialized_start=83
+  _globals['_LISTADAPTERLOADSRESPONSE']._serialized_end=259
+  _globals['_ADAPTERLOADING']._serialized_start=262
+  _globals['_ADAPTERLOADING']._serialized_end=409
+  _globals['_ADAPTERPLACE']._serialized_start=411
+  _globals['_ADAPTERPLACE']._serialized_end=515
+  _globals['_ADAPTERLOAD']._serialized_start=518
+  _globals['_ADAPTERLOAD']._serialized_end=728
+  _globals['_GETPOOLREQUEST']._serialized_start=730
+  _globals['_GETPOOLREQUEST']._serialized_end=746
+  _globals['_GETPOOLRESPONSE']._serialized_start=749
+  _globals['_GETPOOLRESPONSE']._serialized_end=904
+  _globals['_PAGERUN']._serialized_start=906
+  _globals['_PAGERUN']._serialized_end=1019
+  _globals['_DATAPLANEADMINSERVICE']._serialized_start=1186
+  _globals['_DATAPLANEADMINSERVICE']._serialized_end=1372
 # @@protoc_insertion_point(module_scope)

@@ -21,32 +21,82 @@ PAGE_OWNER_KIND_SEQUENCE: PageOwnerKind
 PAGE_OWNER_KIND_PREFIX: PageOwnerKind
 
 class ListAdapterLoadsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListAdapterLoadsResponse(_message.Message):
-    __slots__ = ("data_plane_id", "loads")
+    __slots__ = ("data_plane_id", "loads", "loading", "places")
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     data_plane_id: str
     loads: _containers.RepeatedCompositeFieldContainer[AdapterLoad]
-    def __init__(self, data_plane_id: _Optional[str] = ..., loads: _Optional[_Iterable[_Union[AdapterLoad, _Mapping]]] = ...) -> None: ...
+    loading: _containers.RepeatedCompositeFieldContainer[AdapterLoading]
+    places: _containers.RepeatedCompositeFieldContainer[AdapterPlace]
+    def __init__(self, data_plane_id: _Optional[str] = ..., loads: _Optional[_Iterable[_Union[AdapterLoad, _Mapping]]] = ..., loading: _Optional[_Iterable[_Union[AdapterLoading, _Mapping]]] = ..., places: _Optional[_Iterable[_Union[AdapterPlace, _Mapping]]] = ...) -> None: ...
+
+class AdapterLoading(_message.Message):
+    __slots__ = ("digest", "origin", "state", "received_bytes", "total_bytes", "bytes_per_s", "waited_s")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    origin: str
+    state: str
+    received_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    waited_s: float
+    def __init__(self, digest: _Optional[str] = ..., origin: _Optional[str] = ..., state: _Optional[str] = ..., received_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ..., waited_s: _Optional[float] = ...) -> None: ...
+
+class AdapterPlace(_message.Message):
+    __slots__ = ("digest", "in_pool", "in_host", "on_disk", "pin_waits_for")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IN_POOL_FIELD_NUMBER: _ClassVar[int]
+    IN_HOST_FIELD_NUMBER: _ClassVar[int]
+    ON_DISK_FIELD_NUMBER: _ClassVar[int]
+    PIN_WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    in_pool: bool
+    in_host: bool
+    on_disk: bool
+    pin_waits_for: str
+    def __init__(self, digest: _Optional[str] = ..., in_pool: _Optional[bool] = ..., in_host: _Optional[bool] = ..., on_disk: _Optional[bool] = ..., pin_waits_for: _Optional[str] = ...) -> None: ...
 
 class AdapterLoad(_message.Message):
-    __slots__ = ("digest", "tier", "size_bytes", "read_s", "parse_s", "build_s")
+    __slots__ = ("digest", "tier", "size_bytes", "read_s", "parse_s", "build_s", "queue_s", "copy_s", "age_s", "origin", "reason", "message")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_S_FIELD_NUMBER: _ClassVar[int]
     PARSE_S_FIELD_NUMBER: _ClassVar[int]
     BUILD_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    COPY_S_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
     digest: str
     tier: str
     size_bytes: int
     read_s: float
     parse_s: float
     build_s: float
-    def __init__(self, digest: _Optional[str] = ..., tier: _Optional[str] = ..., size_bytes: _Optional[int] = ..., read_s: _Optional[float] = ..., parse_s: _Optional[float] = ..., build_s: _Optional[float] = ...) -> None: ...
+    queue_s: float
+    copy_s: float
+    age_s: float
+    origin: str
+    reason: str
+    message: str
+    def __init__(self, digest: _Optional[str] = ..., tier: _Optional[str] = ..., size_bytes: _Optional[int] = ..., read_s: _Optional[float] = ..., parse_s: _Optional[float] = ..., build_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., copy_s: _Optional[float] = ..., age_s: _Optional[float] = ..., origin: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class GetPoolRequest(_message.Message):
     __slots__ = ()

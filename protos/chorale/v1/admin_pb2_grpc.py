@@ -64,8 +64,9 @@ class DataPlaneAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapterLoads(self, request, context):
-        """The adapters that were loaded into host memory lately, and how long each part took. Changes
-        nothing. Errors: as GetPool.
+        """The adapters that were loaded into host memory lately and how long each part took, those that
+        are on their way and how far they have got, and where adapters are at this moment. Changes
+        nothing, and may be polled. Errors: as GetPool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

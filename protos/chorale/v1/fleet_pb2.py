@@ -27,17 +27,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63horale/v1/fleet.proto\x12\nchorale.v1\x1a!chorale/v1/adapter_registry.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\x0bJoinRequest\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12)\n\nbase_model\x18\x04 \x01(\x0b\x32\x15.chorale.v1.BaseModel\"\x9b\x01\n\x0cJoinResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0bticket_keys\x18\x03 \x03(\x0b\x32\x15.chorale.v1.TicketKey\"(\n\tTicketKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"\xbf\x01\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x13\n\x0bmax_running\x18\x03 \x01(\r\x12\x11\n\tnum_pages\x18\x04 \x01(\r\x12\x1b\n\x13num_available_pages\x18\x05 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x06 \x01(\x04\x12*\n\nprefetches\x18\x07 \x01(\x0b\x32\x16.chorale.v1.Prefetches\"\x98\x01\n\nPrefetches\x12\x10\n\x08num_hits\x18\x01 \x01(\x04\x12\x10\n\x08num_late\x18\x02 \x01(\x04\x12\'\n\x04late\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cwasted_bytes\x18\x04 \x01(\x04\x12\x12\n\nnum_failed\x18\x05 \x01(\x04\x12\x13\n\x0bnum_refused\x18\x06 \x01(\x04\"M\n\tResidency\x12\x14\n\x0cpool_digests\x18\x01 \x03(\t\x12\x14\n\x0chost_digests\x18\x02 \x03(\t\x12\x14\n\x0c\x64isk_digests\x18\x03 \x03(\t\"\xa5\x01\n\x10HeartbeatRequest\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x1e\n\x04load\x18\x03 \x01(\x0b\x32\x10.chorale.v1.Load\x12(\n\tresidency\x18\x04 \x01(\x0b\x32\x15.chorale.v1.Residency\x12\x1b\n\x13received_directives\x18\x05 \x01(\x04\"j\n\x11HeartbeatResponse\x12*\n\x0bticket_keys\x18\x01 \x03(\x0b\x32\x15.chorale.v1.TicketKey\x12)\n\ndirectives\x18\x02 \x03(\x0b\x32\x15.chorale.v1.Directive\"\xc8\x01\n\tDirective\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.chorale.v1.AdapterAction\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12%\n\x04tier\x18\x06 \x01(\x0e\x32\x17.chorale.v1.AdapterTier\x12)\n\x06within\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb8\x01\n\x14\x44irectAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.chorale.v1.AdapterAction\x12%\n\x04tier\x18\x03 \x01(\x0e\x32\x17.chorale.v1.AdapterTier\x12)\n\x06within\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rdata_plane_id\x18\x05 \x01(\t\"@\n\x15\x44irectAdapterResponse\x12\x16\n\x0e\x64\x61ta_plane_ids\x18\x01 \x03(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\":\n\x0cLeaveRequest\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x0f\n\rLeaveResponse\"\x17\n\x15ListDataPlanesRequest\"D\n\x16ListDataPlanesResponse\x12*\n\x0b\x64\x61ta_planes\x18\x01 \x03(\x0b\x32\x15.chorale.v1.DataPlane\"\xde\x01\n\tDataPlane\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x1e\n\x04load\x18\x05 \x01(\x0b\x32\x10.chorale.v1.Load\x12(\n\tresidency\x18\x06 \x01(\x0b\x32\x15.chorale.v1.Residency\x12\x35\n\x11last_heartbeat_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x99\x01\n\rAdapterAction\x12\x1e\n\x1a\x41\x44\x41PTER_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41\x44\x41PTER_ACTION_PREFETCH\x10\x01\x12\x16\n\x12\x41\x44\x41PTER_ACTION_PIN\x10\x02\x12\x18\n\x14\x41\x44\x41PTER_ACTION_UNPIN\x10\x03\x12\x19\n\x15\x41\x44\x41PTER_ACTION_UNLOAD\x10\x04*Y\n\x0b\x41\x64\x61pterTier\x12\x1c\n\x18\x41\x44\x41PTER_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_TIER_HOST\x10\x01\x12\x15\n\x11\x41\x44\x41PTER_TIER_POOL\x10\x02\x32\x80\x03\n\x0c\x46leetService\x12\x39\n\x04Join\x12\x17.chorale.v1.JoinRequest\x1a\x18.chorale.v1.JoinResponse\x12H\n\tHeartbeat\x12\x1c.chorale.v1.HeartbeatRequest\x1a\x1d.chorale.v1.HeartbeatResponse\x12<\n\x05Leave\x12\x18.chorale.v1.LeaveRequest\x1a\x19.chorale.v1.LeaveResponse\x12W\n\x0eListDataPlanes\x12!.chorale.v1.ListDataPlanesRequest\x1a\".chorale.v1.ListDataPlanesResponse\x12T\n\rDirectAdapter\x12 .chorale.v1.DirectAdapterRequest\x1a!.chorale.v1.DirectAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63horale/v1/fleet.proto\x12\nchorale.v1\x1a!chorale/v1/adapter_registry.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\x0bJoinRequest\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12)\n\nbase_model\x18\x04 \x01(\x0b\x32\x15.chorale.v1.BaseModel\"\x9b\x01\n\x0cJoinResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0bticket_keys\x18\x03 \x03(\x0b\x32\x15.chorale.v1.TicketKey\"(\n\tTicketKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"\xc3\x02\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x13\n\x0bmax_running\x18\x03 \x01(\r\x12\x11\n\tnum_pages\x18\x04 \x01(\r\x12\x1b\n\x13num_available_pages\x18\x05 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x06 \x01(\x04\x12*\n\nprefetches\x18\x07 \x01(\x0b\x32\x16.chorale.v1.Prefetches\x12\'\n\x05tiers\x18\x08 \x03(\x0b\x32\x18.chorale.v1.TierCounters\x12\x13\n\x0bnum_loading\x18\t \x01(\r\x12\x18\n\x10num_waiting_pins\x18\n \x01(\r\x12*\n\x0bload_counts\x18\x0b \x03(\x0b\x32\x15.chorale.v1.LoadCount\"\x96\x01\n\x0cTierCounters\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x14\n\x0cnum_adapters\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\x04\x12\x10\n\x08num_hits\x18\x05 \x01(\x04\x12\x12\n\nnum_misses\x18\x06 \x01(\x04\x12\x15\n\rnum_evictions\x18\x07 \x01(\x04\"\x96\x01\n\tLoadCount\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x11\n\tnum_loads\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07queue_s\x18\x05 \x01(\x01\x12\x0e\n\x06read_s\x18\x06 \x01(\x01\x12\x0f\n\x07parse_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x62uild_s\x18\x08 \x01(\x01\"\xab\x01\n\nPrefetches\x12\x10\n\x08num_hits\x18\x01 \x01(\x04\x12\x10\n\x08num_late\x18\x02 \x01(\x04\x12\'\n\x04late\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cwasted_bytes\x18\x04 \x01(\x04\x12\x12\n\nnum_failed\x18\x05 \x01(\x04\x12\x13\n\x0bnum_refused\x18\x06 \x01(\x04\x12\x11\n\tnum_asked\x18\x07 \x01(\x04\"M\n\tResidency\x12\x14\n\x0cpool_digests\x18\x01 \x03(\t\x12\x14\n\x0chost_digests\x18\x02 \x03(\t\x12\x14\n\x0c\x64isk_digests\x18\x03 \x03(\t\"\xa5\x01\n\x10HeartbeatRequest\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x1e\n\x04load\x18\x03 \x01(\x0b\x32\x10.chorale.v1.Load\x12(\n\tresidency\x18\x04 \x01(\x0b\x32\x15.chorale.v1.Residency\x12\x1b\n\x13received_directives\x18\x05 \x01(\x04\"j\n\x11HeartbeatResponse\x12*\n\x0bticket_keys\x18\x01 \x03(\x0b\x32\x15.chorale.v1.TicketKey\x12)\n\ndirectives\x18\x02 \x03(\x0b\x32\x15.chorale.v1.Directive\"\xc8\x01\n\tDirective\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.chorale.v1.AdapterAction\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12%\n\x04tier\x18\x06 \x01(\x0e\x32\x17.chorale.v1.AdapterTier\x12)\n\x06within\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb8\x01\n\x14\x44irectAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.chorale.v1.AdapterAction\x12%\n\x04tier\x18\x03 \x01(\x0e\x32\x17.chorale.v1.AdapterTier\x12)\n\x06within\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rdata_plane_id\x18\x05 \x01(\t\"@\n\x15\x44irectAdapterResponse\x12\x16\n\x0e\x64\x61ta_plane_ids\x18\x01 \x03(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\":\n\x0cLeaveRequest\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x0f\n\rLeaveResponse\"\x17\n\x15ListDataPlanesRequest\"D\n\x16ListDataPlanesResponse\x12*\n\x0b\x64\x61ta_planes\x18\x01 \x03(\x0b\x32\x15.chorale.v1.DataPlane\"\xde\x01\n\tDataPlane\x12\x15\n\rdata_plane_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x1e\n\x04load\x18\x05 \x01(\x0b\x32\x10.chorale.v1.Load\x12(\n\tresidency\x18\x06 \x01(\x0b\x32\x15.chorale.v1.Residency\x12\x35\n\x11last_heartbeat_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x99\x01\n\rAdapterAction\x12\x1e\n\x1a\x41\x44\x41PTER_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41\x44\x41PTER_ACTION_PREFETCH\x10\x01\x12\x16\n\x12\x41\x44\x41PTER_ACTION_PIN\x10\x02\x12\x18\n\x14\x41\x44\x41PTER_ACTION_UNPIN\x10\x03\x12\x19\n\x15\x41\x44\x41PTER_ACTION_UNLOAD\x10\x04*Y\n\x0b\x41\x64\x61pterTier\x12\x1c\n\x18\x41\x44\x41PTER_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_TIER_HOST\x10\x01\x12\x15\n\x11\x41\x44\x41PTER_TIER_POOL\x10\x02\x32\x80\x03\n\x0c\x46leetService\x12\x39\n\x04Join\x12\x17.chorale.v1.JoinRequest\x1a\x18.chorale.v1.JoinResponse\x12H\n\tHeartbeat\x12\x1c.chorale.v1.HeartbeatRequest\x1a\x1d.chorale.v1.HeartbeatResponse\x12<\n\x05Leave\x12\x18.chorale.v1.LeaveRequest\x1a\x19.chorale.v1.LeaveResponse\x12W\n\x0eListDataPlanes\x12!.chorale.v1.ListDataPlanesRequest\x1a\".chorale.v1.ListDataPlanesResponse\x12T\n\rDirectAdapter\x12 .chorale.v1.DirectAdapterRequest\x1a!.chorale.v1.DirectAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorale.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERACTION']._serialized_start=2016
-  _globals['_ADAPTERACTION']._serialized_end=2169
-  _globals['_ADAPTERTIER']._serialized_start=2171
-  _globals['_ADAPTERTIER']._serialized_end=2260
+  _globals['_ADAPTERACTION']._serialized_start=2473
+  _globals['_ADAPTERACTION']._serialized_end=2626
+  _globals['_ADAPTERTIER']._serialized_start=2628
+  _globals['_ADAPTERTIER']._serialized_end=2717
   _globals['_JOINREQUEST']._serialized_start=138
   _globals['_JOINREQUEST']._serialized_end=256
   _globals['_JOINRESPONSE']._serialized_start=259
@@ -45,31 +45,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TICKETKEY']._serialized_start=416
   _globals['_TICKETKEY']._serialized_end=456
   _globals['_LOAD']._serialized_start=459
-  _globals['_LOAD']._serialized_end=650
-  _globals['_PREFETCHES']._serialized_start=653
-  _globals['_PREFETCHES']._serialized_end=805
-  _globals['_RESIDENCY']._serialized_start=807
-  _globals['_RESIDENCY']._serialized_end=884
-  _globals['_HEARTBEATREQUEST']._serialized_start=887
-  _globals['_HEARTBEATREQUEST']._serialized_end=1052
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1054
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1160
-  _globals['_DIRECTIVE']._serialized_start=1163
-  _globals['_DIRECTIVE']._serialized_end=1363
-  _globals['_DIRECTADAPTERREQUEST']._serialized_start=1366
-  _globals['_DIRECTADAPTERREQUEST']._serialized_end=1550
-  _globals['_DIRECTADAPTERRESPONSE']._serialized_start=1552
-  _globals['_DIRECTADAPTERRESPONSE']._serialized_end=1616
-  _globals['_LEAVEREQUEST']._serialized_start=1618
-  _globals['_LEAVEREQUEST']._serialized_end=1676
-  _globals['_LEAVERESPONSE']._serialized_start=1678
-  _globals['_LEAVERESPONSE']._serialized_end=1693
-  _globals['_LISTDATAPLANESREQUEST']._serialized_start=1695
-  _globals['_LISTDATAPLANESREQUEST']._serialized_end=1718
-  _globals['_LISTDATAPLANESRESPONSE']._serialized_start=1720
-  _globals['_LISTDATAPLANESRESPONSE']._serialized_end=1788
-  _globals['_DATAPLANE']._serialized_start=1791
-  _globals['_DATAPLANE']._serialized_end=2013
-  _globals['_FLEETSERVICE']._serialized_start=2263
-  _globals['_FLEETSERVICE']._serialized_end=2647
+  _globals['_LOAD']._serialized_end=782
+  _globals['_TIERCOUNTERS']._serialized_start=785
+  _globals['_TIERCOUNTERS']._serialized_end=935
+  _globals['_LOADCOUNT']._serialized_start=938
+  _globals['_LOADCOUNT']._serialized_end=1088
+  _globals['_PREFETCHES']._serialized_start=1091
+  _globals['_PREFETCHES']._serialized_end=1262
+  _globals['_RESIDENCY']._serialized_start=1264
+  _globals['_RESIDENCY']._serialized_end=1341
+  _globals['_HEARTBEATREQUEST']._serialized_start=1344
+  _globals['_HEARTBEATREQUEST']._serialized_end=1509
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1511
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1617
+  _globals['_DIRECTIVE']._serialized_start=1620
+  _globals['_DIRECTIVE']._serialized_end=1820
+  _globals['_DIRECTADAPTERREQUEST']._serialized_start=1823
+  _globals['_DIRECTADAPTERREQUEST']._serialized_end=2007
+  _globals['_DIRECTADAPTERRESPONSE']._serialized_start=2009
+  _globals['_DIRECTADAPTERRESPONSE']._serialized_end=2073
+  _globals['_LEAVEREQUEST']._serialized_start=2075
+  _globals['_LEAVEREQUEST']._serialized_end=2133
+  _globals['_LEAVERESPONSE']._serialized_start=2135
+  _globals['_LEAVERESPONSE']._serialized_end=2150
+  _globals['_LISTDATAPLANESREQUEST']._serialized_start=2152
+  _globals['_LISTDATAPLANESREQUEST']._serialized_end=2175
+  _globals['_LISTDATAPLANESRESPONSE']._serialized_start=2177
+  _globals['_LISTDATAPLANESRESPONSE']._serialized_end=2245
+  _globals['_DATAPLANE']._serialized_start=2248
+  _globals['_DATAPLANE']._serialized_end=2470
+  _globals['_FLEETSERVICE']._serialized_start=2720
+  _globals['_FLEETSERVICE']._serialized_end=3104
 # @@protoc_insertion_point(module_scope)

@@ -65,7 +65,7 @@ class TicketKey(_message.Message):
     def __init__(self, key_id: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches")
+    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches", "tiers", "num_loading", "num_waiting_pins", "load_counts")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,10 @@ class Load(_message.Message):
     NUM_AVAILABLE_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFETCHES_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOADING_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_PINS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_COUNTS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     max_running: int
@@ -80,23 +84,67 @@ class Load(_message.Message):
     num_available_pages: int
     num_generated_tokens: int
     prefetches: Prefetches
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[TierCounters]
+    num_loading: int
+    num_waiting_pins: int
+    load_counts: _containers.RepeatedCompositeFieldContainer[LoadCount]
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierCounters, _Mapping]]] = ..., num_loading: _Optional[int] = ..., num_waiting_pins: _Optional[int] = ..., load_counts: _Optional[_Iterable[_Union[LoadCount, _Mapping]]] = ...) -> None: ...
+
+class TierCounters(_message.Message):
+    __slots__ = ("tier", "num_adapters", "size_bytes", "max_bytes", "num_hits", "num_misses", "num_evictions")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    NUM_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MISSES_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    num_adapters: int
+    size_bytes: int
+    max_bytes: int
+    num_hits: int
+    num_misses: int
+    num_evictions: int
+    def __init__(self, tier: _Optional[str] = ..., num_adapters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_misses: _Optional[int] = ..., num_evictions: _Optional[int] = ...) -> None: ...
+
+class LoadCount(_message.Message):
+    __slots__ = ("origin", "outcome", "num_loads", "size_bytes", "queue_s", "read_s", "parse_s", "build_s")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOADS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    PARSE_S_FIELD_NUMBER: _ClassVar[int]
+    BUILD_S_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    outcome: str
+    num_loads: int
+    size_bytes: int
+    queue_s: float
+    read_s: float
+    parse_s: float
+    build_s: float
+    def __init__(self, origin: _Optional[str] = ..., outcome: _Optional[str] = ..., num_loads: _Optional[int] = ..., size_bytes: _Optional[int] = ..., queue_s: _Optional[float] = ..., read_s: _Optional[float] = ..., parse_s: _Optional[float] = ..., build_s: _Optional[float] = ...) -> None: ...
 
 class Prefetches(_message.Message):
-    __slots__ = ("num_hits", "num_late", "late", "wasted_bytes", "num_failed", "num_refused")
+    __slots__ = ("num_hits", "num_late", "late", "wasted_bytes", "num_failed", "num_refused", "num_asked")
     NUM_HITS_FIELD_NUMBER: _ClassVar[int]
     NUM_LATE_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
     WASTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_FAILED_FIELD_NUMBER: _ClassVar[int]
     NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ASKED_FIELD_NUMBER: _ClassVar[int]
     num_hits: int
     num_late: int
     late: _duration_pb2.Duration
     wasted_bytes: int
     num_failed: int
     num_refused: int
-    def __init__(self, num_hits: _Optional[int] = ..., num_late: _Optional[int] = ..., late: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wasted_bytes: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_refused: _Optional[int] = ...) -> None: ...
+    num_asked: int
+    def __init__(self, num_hits: _Optional[int] = ..., num_late: _Optional[int] = ..., late: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wasted_bytes: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_asked: _Optional[int] = ...) -> None: ...
 
 class Residency(_message.Message):
     __slots__ = ("pool_digests", "host_digests", "disk_digests")

@@ -103,9 +103,12 @@ class FleetServiceServicer:
         """Has data planes do something about one adapter; they hear of it in the answer to their next
         heartbeat and report what came of it in Load and Residency. Pins are kept: a data plane of that
         base model that joins later hears of them, until they are undone or the version is removed.
+        Directives carry nobody's token: PREFETCH and PIN of an adapter with a private source are
+        refused with FAILED_PRECONDITION / PREFETCH_NEEDS_TOKEN unless every data plane that is to be
+        told has the adapter already, in any tier.
         Asks for the fleet token. Errors: NOT_FOUND (no such adapter; no such live data plane),
-        INVALID_ARGUMENT (action, tier or time), RESOURCE_EXHAUSTED (a data plane has too many
-        directives that it did not fetch; none is told then).
+        INVALID_ARGUMENT (action, tier or time), FAILED_PRECONDITION, RESOURCE_EXHAUSTED (a data plane
+        has too many directives that it did not fetch; none is told then).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -147,3 +147,33 @@ def test_failures_are_results(bench: Bench) -> None:
     bench.loader.request(Adapter("0" * 64, str(bench.root / "nowhere"), "x"))
     (result,) = bench.results(1)
     assert result.adapter is None and isinstance(result.error, SourceNotFoundError)
+
+
+def test_progress_and_failures_are_reported(bench: Bench) -> None:
+    wanted, missing = bench.adapter(1), Adapter("0" * 64, str(bench.root / "nowhere"), "nowhere")
+    bench.gate.clear()
+    bench.loader.request(wanted)
+    assert bench.building.wait(10)
+    (loading,) = bench.loader.report().loading
+    assert (loading.digest, loading.origin, loading.state) == (wanted.digest, "file", "building")
+    assert loading.received_bytes == loading.total_bytes > 0
+    assert loading.waited_s > 0
+    bench.gate.set()
+    assert bench.results(1)[0].error is None
+    bench.loader.request(missing)
+    assert bench.results(1)[0].error is not None
+    bench.until(lambda: len(bench.loader.report().loads) == 2)
+    report = bench.loader.report()
+    assert (report.loading, report.num_loading) == ([], 0)
+    assert [(each.origin, each.outcome, each.num) for each in report.loads] == [
+        ("file", "OK", 1),
+        ("file", "SOURCE_NOT_FOUND", 1),
+    ]
+    host, disk = report.tiers
+    assert (host.tier, host.num_adapters, host.num_bytes) == ("host", 1, 32)
+    assert (host.max_bytes, host.misses, host.hits) == (1 << 20, 2, 0)
+    assert (disk.tier, disk.max_bytes, disk.misses) == ("disk", 1 << 20, 2)
+    ended, failed = bench.loader.recent_loads()
+    assert (ended.digest, ended.reason) == (wanted.digest, "")
+    assert (failed.digest, failed.reason) == (missing.digest, "SOURCE_NOT_FOUND")
+    assert ended.age_s > failed.age_s > 0 and failed.message

@@ -9,10 +9,10 @@ import pytest
 
 from chorale.aio import AsyncClient
 from chorale.bearer import check_bearer
-from chorale.errors import UnauthenticatedError, UnavailableError
+from chorale.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError
 from chorale.server import start_server
 from chorale.v1 import admin_pb2, admin_pb2_grpc
-from dataplane.channel import Sampling
+from dataplane.channel import LoadUnderWay, Sampling, WaitingPin
 from dataplane.rpc.admin import SERVICE_NAME, AdminService, runs_of
 from dataplane.rpc.engine_client import EngineClient
 from tests.dataplane.rpc.conftest import StartEngine
@@ -62,6 +62,44 @@ async def test_the_last_loads(start_engine: StartEngine) -> None:
                 await client.adapter_loads("wrong")
     assert answer.data_plane_id == "dp-1"
     assert list(answer.loads) == [admin_pb2.AdapterLoad(**load)]
+
+
+async def test_where_adapters_are_and_how_far(start_engine: StartEngine) -> None:
+    a, b, c, d = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+    parts = {"read_s": 0.5, "parse_s": 0.25, "build_s": 0.125}
+    load = {"tier": "source", "size_bytes": 7, **parts, "queue_s": 1.0, "copy_s": 2.0}
+    load |= {"age_s": 3.0, "origin": "hf", "reason": "R", "message": "m"}
+    progress = {"origin": "hf", "state": "fetching", "received_bytes": 5, "total_bytes": 9}
+    progress |= {"bytes_per_s": 1.5, "waited_s": 2.5}
+    stats = {
+        **dict.fromkeys(("num_running", "num_waiting", "num_used_pages"), 0),
+        **dict.fromkeys(("num_pages", "num_available_pages", "num_generated_tokens"), 0),
+        "pool_digests": [a],
+        "host_digests": [b],
+        "disk_digests": [c],
+        "loading": [LoadUnderWay(digest=each, **progress) for each in (c, d)],
+        "waiting_pins": [WaitingPin(digest=b, tier="pool", reason="PIN_POOL_FULL")],
+    }
+    script = FakeScript(loads=[{"digest": each, **load} for each in (a, d)], stats=stats)
+    async with start_engine(script) as engine:
+        await engine.wait_ready()
+        await eventually(lambda: engine.stats is not None)
+        async with serving(engine) as client:
+            every = await client.adapter_loads(TOKEN)
+            some = await client.adapter_loads(TOKEN, [b, a, c, "e"])
+            with pytest.raises(InvalidArgumentError) as raised:
+                await client.adapter_loads(TOKEN, [a] * 1001)
+    assert raised.value.reason == "TOO_MANY_DIGESTS"
+    assert list(every.loads) == [admin_pb2.AdapterLoad(digest=each, **load) for each in (a, d)]
+    assert [each.digest for each in every.loading] == [c, d] and not every.places
+    assert [each.digest for each in some.loads] == [a]
+    assert list(some.loading) == [admin_pb2.AdapterLoading(digest=c, **progress)]
+    assert list(some.places) == [
+        admin_pb2.AdapterPlace(digest=b, in_host=True, pin_waits_for="PIN_POOL_FULL"),
+        admin_pb2.AdapterPlace(digest=a, in_pool=True),
+        admin_pb2.AdapterPlace(digest=c, on_disk=True),
+        admin_pb2.AdapterPlace(digest="e"),
+    ]
 
 
 async def test_the_map_of_the_pool(start_engine: StartEngine) -> None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorale.errors import ChoraleError
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2, inference_pb2_grpc
+from controlplane.cli.supervisor.ports import free_port
 from dataplane.rpc.lifecycle import endpoint_of
 from tests.helpers.data_plane import data_plane
 from tests.helpers.fake_control_plane import (
@@ -23,6 +25,7 @@ from tests.helpers.fake_control_plane import (
     serving,
 )
 from tests.helpers.fake_engine import FakeScript, environment
+from tests.helpers.prometheus import Metrics
 from tests.helpers.rig import EngineLog
 from tests.helpers.tokenizers import byte_level, write_tokenizer
 
@@ -46,6 +49,7 @@ def log(tmp_path: Path) -> Path:
 async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
     plane = FakeControlPlane()
     script = FakeScript(tokens=[20, 21])
+    metrics_port = free_port("127.0.0.1")
     async with (
         serving(plane) as server,
         data_plane(
@@ -56,6 +60,7 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             "--data-plane-id=dp-1",
             "--max-running=3",
             "--ttft-slo=600",
+            f"--metrics-port={metrics_port}",
         ) as running,
     ):
         address = await running.ready()
@@ -70,6 +75,11 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
             events = [event async for event in stub.Generate(request)]
             assert events[-1].finished.usage.num_completion_tokens == 2
+        async with httpx.AsyncClient() as http:
+            seen = Metrics((await http.get(f"http://127.0.0.1:{metrics_port}/metrics")).text)
+        assert seen("chorale_data_plane_requests_total", outcome="ok", reason="") == 1
+        assert seen("chorale_data_plane_pool_pages", data_plane="dp-1") == 100
+        assert seen("process_open_fds") > 0
         status, out, err = await running.stop()
         assert (status, out) == (0, ""), err
         assert "Traceback" not in err

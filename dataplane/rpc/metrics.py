@@ -1,0 +1,106 @@
+"""A data plane's Prometheus metrics: its requests, and what its engine reported last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from chorale.load_metrics import load_families
+from chorale.request_metrics import RequestMetrics
+from dataplane.channel import Ready, Stats
+from dataplane.rpc.announce import load_of
+
+PREFIX = "chorale_data_plane"
+_COUNTERS = {
+    "num_prompt_tokens": ("prompt_tokens", "Of requests that began to run."),
+    "num_prefix_hit_tokens": ("prefix_hit_tokens", "Of those: spared by the prefix cache."),
+    "num_preemptions": ("preemptions", "Sequences put back and computed again."),
+    "num_hopeless": ("hopeless_requests", "Ended in the queue, their time out of reach."),
+    "num_copies": ("adapter_copies", "Adapters copied into the pool, to the end."),
+    "copy_s": ("adapter_copy_seconds", "From the first to the last layer of those copies."),
+}
+_GAUGES = {
+    "prefill_tokens_per_s": ("prefill_tokens_per_second", "Measured; 0 until it was."),
+    "decode_step_s": ("decode_step_seconds", "Measured, at the present batch; 0 until it was."),
+}
+
+
+class EngineCollector(Collector):
+    """ready, stats: of the engine of the moment; nothing is asked of it for a scrape."""
+
+    def __init__(
+        self,
+        data_plane_id: str,
+        ready: Callable[[], Ready],
+        stats: Callable[[], Stats | None],
+    ) -> None:
+        self._data_plane_id = data_plane_id
+        self._ready = ready
+        self._stats = stats
+
+    def collect(self) -> Iterator[Any]:
+        ready, stats = self._ready(), self._stats()
+        yield from load_families(PREFIX, {self._data_plane_id: load_of(ready, stats)})
+        if stats is None:
+            return
+        for fields, kind in ((_COUNTERS, CounterMetricFamily), (_GAUGES, GaugeMetricFamily)):
+            for field, (name, help_text) in fields.items():
+                yield self._family(kind, name, help_text, {"": getattr(stats, field)})
+        yield self._family(
+            GaugeMetricFamily, "pool_owner_pages", "By what holds them.", _owners(stats), "owner"
+        )
+        yield self._family(
+            GaugeMetricFamily,
+            "pins_waiting_for",
+            "Waiting pins by reason, of the first of them.",
+            Counter(pin.reason for pin in stats.waiting_pins),
+            "reason",
+        )
+        yield self._family(
+            GaugeMetricFamily,
+            "adapters_loading_bytes",
+            "Of the loads under way.",
+            {
+                "received": sum(each.received_bytes for each in stats.loading),
+                "total": sum(each.total_bytes for each in stats.loading),
+            },
+            "what",
+        )
+
+    def _family(
+        self,
+        kind: type[CounterMetricFamily | GaugeMetricFamily],
+        name: str,
+        help_text: str,
+        values: dict[str, Any],
+        label: str = "",
+    ) -> CounterMetricFamily | GaugeMetricFamily:
+        labels = ("data_plane", label) if label else ("data_plane",)
+        family = kind(f"{PREFIX}_{name}", help_text, labels=labels)
+        for value, number in values.items():
+            family.add_metric((self._data_plane_id, value)[: len(labels)], number)
+        return family
+
+
+def make_registry(requests: RequestMetrics, engine: EngineCollector) -> CollectorRegistry:
+    """With what the operating system tells of this process."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(requests)
+    registry.register(engine)
+    return registry
+
+
+def _owners(stats: Stats) -> dict[str, Any]:
+    kept = stats.num_adapter_pages + stats.num_cached_blocks + stats.num_free_pages
+    return {
+        "adapter": stats.num_adapter_pages,
+        "prefix": stats.num_cached_blocks,
+        "free": stats.num_free_pages,
+        "sequence": max(0, stats.num_pages - kept),
+    }

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from chorale.v1 import admission_pb2 as admission_pb
+from chorale.v1 import fleet_pb2 as fleet_pb
+from controlplane.cli.supervisor.ports import free_port
+from tests.helpers.adapters import make_adapter_dir
+from tests.helpers.control_plane import AUTHORIZATION, failure, running
+from tests.helpers.prometheus import Metrics
+
+PREFIX = "chorale_control_plane"
+
+
+async def test_what_was_decided_and_what_there_is(redis_url: str, tmp_path: Path) -> None:
+    port = free_port("127.0.0.1")
+    async with (
+        running(redis_url, adapter_roots=[tmp_path], metrics_port=port) as plane,
+        httpx.AsyncClient() as http,
+    ):
+
+        async def scrape() -> Metrics:
+            answer = await http.get(f"http://127.0.0.1:{port}/metrics")
+            assert answer.status_code == 200
+            return Metrics(answer.text)
+
+        before = await scrape()
+        assert before(f"{PREFIX}_registered_adapters") == before(f"{PREFIX}_data_planes") == 0
+        await failure(plane.admission.Admit(admission_pb.AdmitRequest(model="voice")))
+        await plane.join(max_running=4)
+        await plane.register("voice", make_adapter_dir(tmp_path / "1", seed=1))
+        for _ in range(2):
+            await plane.admission.Admit(admission_pb.AdmitRequest(model="voice"))
+        await failure(plane.beat("dp-9"))
+        pin = fleet_pb.DirectAdapterRequest(name="voice", action=fleet_pb.ADAPTER_ACTION_PIN)
+        await plane.fleet.DirectAdapter(pin, metadata=AUTHORIZATION)
+        seen = await scrape()
+    admissions = f"{PREFIX}_admissions_total"
+    assert seen(admissions, outcome="admitted", reason="") == 2
+    assert seen(admissions, outcome="refused", reason="MODEL_NOT_FOUND") == 1
+    assert seen(f"{PREFIX}_admission_seconds_count") == 3
+    assert seen(f"{PREFIX}_admission_seconds_sum") > 0
+    assert seen(f"{PREFIX}_heartbeats_total", outcome="OK") == 1
+    assert seen(f"{PREFIX}_heartbeats_total", outcome="LEASE_EXPIRED") == 1
+    assert seen(f"{PREFIX}_directives_total", action="pin") == 1
+    assert seen(f"{PREFIX}_registered_adapters") == 1
+    assert seen(f"{PREFIX}_data_planes") == 1
+
+
+async def test_counters_of_heartbeats_are_listed(redis_url: str) -> None:
+    load = fleet_pb.Load(
+        num_loading=3,
+        num_waiting_pins=2,
+        tiers=[
+            fleet_pb.TierCounters(
+                tier="pool",
+                num_adapters=1,
+                size_bytes=2**40,
+                max_bytes=2**41,
+                num_hits=4,
+                num_misses=5,
+                num_evictions=6,
+            )
+        ],
+        load_counts=[
+            fleet_pb.LoadCount(
+                origin="hf",
+                outcome="OK",
+                num_loads=7,
+                size_bytes=8,
+                queue_s=0.1,
+                read_s=0.2,
+                parse_s=0.3,
+                build_s=0.4,
+            )
+        ],
+        prefetches=fleet_pb.Prefetches(num_asked=3, late={}),
+    )
+    async with running(redis_url) as plane:
+        await plane.join()
+        request = fleet_pb.HeartbeatRequest(data_plane_id="dp-0", incarnation=1, load=load)
+        await plane.fleet.Heartbeat(request, metadata=AUTHORIZATION)
+        listed = await plane.fleet.ListDataPlanes(fleet_pb.ListDataPlanesRequest())
+        assert listed.data_planes[0].load == load
+        many = fleet_pb.Load(load_counts=[fleet_pb.LoadCount(origin="x" * 500)] * 300)
+        request = fleet_pb.HeartbeatRequest(data_plane_id="dp-0", incarnation=1, load=many)
+        await plane.fleet.Heartbeat(request, metadata=AUTHORIZATION)
+        listed = await plane.fleet.ListDataPlanes(fleet_pb.ListDataPlanesRequest())
+    kept = listed.data_planes[0].load.load_counts
+    assert len(kept) == 128 and len(kept[0].origin) == 64
