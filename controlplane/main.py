@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from chorale import event_loop
 from chorale.server import Server, start_server
 from chorale.v1 import (
     adapter_registry_pb2_grpc,
@@ -85,7 +86,7 @@ async def serve(
 
 def run(options: ControlPlaneOptions, *, ready: Callable[[str, int], None] | None = None) -> None:
     """Runs the process until SIGTERM or SIGINT. Raises as `serve`."""
-    asyncio.run(_run(options, ready))
+    event_loop.run(_run(options, ready))
 
 
 async def _run(options: ControlPlaneOptions, ready: Callable[[str, int], None] | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from chorale import event_loop
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.errors import UnavailableError
 from chorale.server import Server, start_server
@@ -39,7 +40,7 @@ _CONTROL_PLANE_OPTIONS = (
 
 def run(options: GatewayOptions) -> None:
     """Serves until SIGTERM or SIGINT. Raises: OSError when an address cannot be bound."""
-    asyncio.run(_serve_until_signal(options))
+    event_loop.run(_serve_until_signal(options))
 
 
 async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> None:
