@@ -26,6 +26,7 @@ from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.app import make_app
 from controlplane.gateway.http.server import HttpServer
 from controlplane.gateway.inference import InferenceServicer
+from controlplane.gateway.links import Links
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.proxy import proxied
 from controlplane.gateway.relay import Relay
@@ -53,10 +54,12 @@ async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> N
             options.control_plane, options=_CONTROL_PLANE_OPTIONS
         )
         stack.push_async_callback(control_plane.close)
-        channels = ChannelCache()
+        links = Links()
+        channels = ChannelCache(closed=links.forget)
         stack.push_async_callback(channels.close)
+        stack.push_async_callback(links.close)
         gate = Gate(options.max_concurrent_requests, "generations")
-        relay = Relay(control_plane, channels, gate, options.recovery)
+        relay = Relay(control_plane, channels, links, gate, options.recovery)
 
         grpc_server = await _start_grpc(options, relay, control_plane)
         stack.push_async_callback(grpc_server.stop, 0)

@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from chorale.server import Server, start_server
 from chorale.status import from_rpc_error
-from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc
+from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc, relay_pb2_grpc
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.inference import SERVICE_NAME, InferenceService
+from dataplane.rpc.relay import SERVICE_NAME as RELAY_NAME
+from dataplane.rpc.relay import RelayService
 from dataplane.text.tokenizer import Tokenizer
 from tests.helpers.fake_control_plane import KEY, KEY_ID, eventually, make_ticket
 from tests.helpers.tokenizers import CHAT_TEMPLATE, byte_level
@@ -58,6 +60,8 @@ class Rig:
     service: InferenceService
     server: Server
     stub: Any
+    relay: RelayService
+    channel: grpc.aio.Channel
 
     def call(self, *, timeout: float | None = None, **fields: Any) -> Any:
         """Starts Generate with a good ticket and the prompt "hello" unless told otherwise."""
@@ -91,7 +95,9 @@ def tokens_of(events: list[inference_pb2.GenerateResponse]) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> AsyncIterator[Rig]:
+async def open_rig(
+    engine: EngineClient, log: EngineLog, *, max_open: int, max_unread_events: int = 4096
+) -> AsyncIterator[Rig]:
     ready = await engine.wait_ready()
     gate = TicketGate("dp-1", ready.model_name)
     gate.set_keys([fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)])
@@ -103,6 +109,7 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
         data_plane_id="dp-1",
         max_open=max_open,
     )
+    relay = RelayService(service.events, max_unread_events=max_unread_events)
     server = await start_server(
         host="127.0.0.1",
         port=0,
@@ -110,14 +117,18 @@ async def open_rig(engine: EngineClient, log: EngineLog, *, max_open: int) -> As
             (
                 SERVICE_NAME,
                 lambda to: inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, to),
-            )
+            ),
+            (
+                RELAY_NAME,
+                lambda to: relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, to),
+            ),
         ],
         error_table={},
     )
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         try:
-            yield Rig(engine, log, service, server, stub)
+            yield Rig(engine, log, service, server, stub, relay, channel)
         finally:
             await server.stop(0)
             service.close()

@@ -51,10 +51,12 @@ def start_rig(start_engine: StartEngine, engine_log: EngineLog) -> StartRig:
     """A whole InferenceService on a port of 127.0.0.1, over a fake engine."""
 
     @contextlib.asynccontextmanager
-    async def start(script: FakeScript | None = None, *, max_open: int = 8) -> AsyncIterator[Rig]:
+    async def start(
+        script: FakeScript | None = None, *, max_open: int = 8, **limits: int
+    ) -> AsyncIterator[Rig]:
         async with (
             start_engine(script) as engine,
-            open_rig(engine, engine_log, max_open=max_open) as rig,
+            open_rig(engine, engine_log, max_open=max_open, **limits) as rig,
         ):
             yield rig
 
