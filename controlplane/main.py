@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from chorale import event_loop
 from chorale.exporter import Exporter
 from chorale.server import Server, start_server
 from chorale.v1 import (
@@ -97,7 +98,7 @@ async def serve(
 
 def run(options: ControlPlaneOptions, *, ready: Callable[[str, int], None] | None = None) -> None:
     """Runs the process until SIGTERM or SIGINT. Raises as `serve`."""
-    asyncio.run(_run(options, ready))
+    event_loop.run(_run(options, ready))
 
 
 async def _run(options: ControlPlaneOptions, ready: Callable[[str, int], None] | None) -> None:

@@ -10,7 +10,6 @@ import os
 
 os.environ["USE_TORCH"] = "0"  # this process tokenizes only; seen by transformers when imported
 
-import asyncio
 import logging
 import signal
 import sys
@@ -36,11 +35,12 @@ _DEFAULTS = EngineOptions(model_dir="", model_name="")
 
 def run(options: DataPlaneOptions) -> int:
     """Serves until told to stop; returns the exit status."""
+    from chorale import event_loop
     from chorale.errors import ChoraleError
     from dataplane.rpc.lifecycle import serve
 
     try:
-        stopped = asyncio.run(serve(options, _print_ready))
+        stopped = event_loop.run(serve(options, _print_ready))
     except (ChoraleError, DataPlaneError) as error:
         return _fail(error.reason, error.message)
     except OSError as error:

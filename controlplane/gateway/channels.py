@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -21,11 +21,16 @@ class _Entry:
 class ChannelCache:
     """At most `max_idle` channels stay open unused; the longest unused is closed first.
 
-    A channel in use is never closed, whatever the number.
+    A channel in use is never closed, whatever the number. closed: told of each that was closed.
     """
 
-    def __init__(self, max_idle: int = 64) -> None:
+    def __init__(
+        self,
+        max_idle: int = 64,
+        closed: Callable[[grpc.aio.Channel], None] = lambda _: None,
+    ) -> None:
         self._max_idle = max_idle
+        self._closed = closed
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,10 +56,14 @@ class ChannelCache:
         """Closes every channel; calls on them are cancelled."""
         while self._entries:
             _, entry = self._entries.popitem(last=False)
-            await entry.channel.close()
+            await self._close(entry.channel)
 
     async def _close_surplus(self) -> None:
         idle = [name for name, entry in self._entries.items() if entry.num_users == 0]
         surplus = [self._entries.pop(name) for name in idle[: max(0, len(idle) - self._max_idle)]]
         for entry in surplus:
-            await entry.channel.close()
+            await self._close(entry.channel)
+
+    async def _close(self, channel: grpc.aio.Channel) -> None:
+        await channel.close()
+        self._closed(channel)

@@ -19,11 +19,13 @@ from chorale.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from chorale.relay import MAX_REQUEST_BYTES
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.gate import Gate
+from controlplane.gateway.links import Links, RelayUnknownError
 from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.objective import Objective
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
@@ -44,6 +46,7 @@ class Means:
 
     admission: Any  # an AdmissionServiceStub
     channels: ChannelCache
+    links: Links
     gate: Gate
     limits: RecoveryLimits
     metrics: GatewayRequests
@@ -95,14 +98,17 @@ class Generation:
                 self._means.running.discard(self)
 
     async def _all_streams(self) -> AsyncGenerator[pb.GenerateResponse]:
+        place: admission_pb.AdmitResponse | None = None
         while True:
-            place = await self._admit()
+            place = place or await self._admit()
             request = self._request_to(place)
             try:
                 async with aclosing(self._one_stream(place, request)) as responses:
                     async for response in responses:
                         yield response
                 return
+            except RelayUnknownError:
+                continue  # its ticket is still good for Generate
             except _LostError as lost:
                 self._means.metrics.num_lost_streams += lost.was_accepted
                 go_on = self._recovery.lost(place.data_plane_id, was_accepted=lost.was_accepted)
@@ -117,6 +123,7 @@ class Generation:
                 if not self._recovery.under_way:
                     raise
                 await self._wait_for_place(error)
+            place = None
 
     async def _admit(self) -> admission_pb.AdmitResponse:
         while True:
@@ -178,13 +185,7 @@ class Generation:
         accepted_here = False
         async with self._means.channels.lease(place.endpoint) as channel:
             self._raise_if_ended()
-            stub: Any = InferenceServiceStub(channel)
-            call = stub.Generate(
-                request,
-                timeout=self._checked_time_remaining(),
-                metadata=for_data_plane(self._metadata),
-            )
-            self._call = call
+            self._call = call = self._started(channel, request)
             try:
                 async for response in self._responses(call, place):
                     kind = response.WhichOneof("event")
@@ -205,6 +206,17 @@ class Generation:
                 self._call = None
                 call.cancel()
 
+    def _started(self, channel: grpc.aio.Channel, request: pb.GenerateRequest) -> Any:
+        timeout_s = self._checked_time_remaining()
+        metadata = for_data_plane(self._metadata)
+        # Metadata belongs to a call, so what has some gets a call of its own.
+        is_alone = bool(metadata) or request.ByteSize() > MAX_REQUEST_BYTES
+        link = None if is_alone else self._means.links.over(channel)
+        if link is not None:
+            return link.generate(request, timeout_s)
+        stub: Any = InferenceServiceStub(channel)
+        return stub.Generate(request, timeout=timeout_s, metadata=metadata)
+
     async def _responses(
         self, call: Any, place: admission_pb.AdmitResponse
     ) -> AsyncGenerator[pb.GenerateResponse]:
@@ -212,11 +224,16 @@ class Generation:
         responses = aiter(call)
         while True:
             try:
-                response = await self._interruptible(anext(responses, None))
+                response = await anext(responses, None)
+            except asyncio.CancelledError:
+                self._raise_if_interrupted()
+                raise
             except grpc.aio.AioRpcError as error:
                 name = f"data plane {place.data_plane_id!r}"
                 known = typed(error, role="DATA_PLANE", name=name)
                 raise (_LostError(known) if is_lost(error) else known) from error
+            except UnavailableError as error:  # typed, of a relayed generation
+                raise _LostError(error) from error
             if response is None:
                 return
             yield response
@@ -246,10 +263,14 @@ class Generation:
         try:
             return await answer
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():
-                self._raise_if_ended()
+            self._raise_if_interrupted()
             raise
+
+    def _raise_if_interrupted(self) -> None:
+        """After CancelledError: whether it was `end` that cancelled the call."""
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            self._raise_if_ended()
 
     def _raise_if_ended(self) -> None:
         if self._end is not None:

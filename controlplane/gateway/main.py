@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from chorale import event_loop
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.errors import UnavailableError
 from chorale.server import Server, start_server
@@ -25,6 +26,7 @@ from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.app import make_app
 from controlplane.gateway.http.server import HttpServer
 from controlplane.gateway.inference import InferenceServicer
+from controlplane.gateway.links import Links
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.proxy import proxied
@@ -40,7 +42,7 @@ _CONTROL_PLANE_OPTIONS = (
 
 def run(options: GatewayOptions) -> None:
     """Serves until SIGTERM or SIGINT. Raises: OSError when an address cannot be bound."""
-    asyncio.run(_serve_until_signal(options))
+    event_loop.run(_serve_until_signal(options))
 
 
 async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> None:
@@ -53,11 +55,13 @@ async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> N
             options.control_plane, options=_CONTROL_PLANE_OPTIONS
         )
         stack.push_async_callback(control_plane.close)
-        channels = ChannelCache()
+        links = Links()
+        channels = ChannelCache(closed=links.forget)
         stack.push_async_callback(channels.close)
+        stack.push_async_callback(links.close)
         gate = Gate(options.max_concurrent_requests, "generations")
         metrics = GatewayMetrics(control_plane)
-        relay = Relay(control_plane, channels, gate, metrics.requests, options.recovery)
+        relay = Relay(control_plane, channels, links, gate, metrics.requests, options.recovery)
 
         grpc_server = await _start_grpc(options, relay, control_plane)
         stack.push_async_callback(grpc_server.stop, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -70,12 +70,13 @@ class FleetView(Collector):
             self._fresh_until_s = self._clock() + _FRESH_S
 
     async def _ask(self) -> None:
-        planes: fleet_pb.ListDataPlanesResponse
-        adapters: registry_pb.ListAdaptersResponse
-        planes, adapters = await asyncio.gather(
-            self._fleet.ListDataPlanes(fleet_pb.ListDataPlanesRequest(), timeout=_TIMEOUT_S),
-            self._registry.ListAdapters(
-                registry_pb.ListAdaptersRequest(page_size=1), timeout=_TIMEOUT_S
+        planes, adapters = cast(
+            "tuple[fleet_pb.ListDataPlanesResponse, registry_pb.ListAdaptersResponse]",
+            await asyncio.gather(
+                self._fleet.ListDataPlanes(fleet_pb.ListDataPlanesRequest(), timeout=_TIMEOUT_S),
+                self._registry.ListAdapters(
+                    registry_pb.ListAdaptersRequest(page_size=1), timeout=_TIMEOUT_S
+                ),
             ),
         )
         self._planes = list(planes.data_planes)

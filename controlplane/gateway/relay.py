@@ -10,6 +10,7 @@ from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.generation import Generation, Means
+from controlplane.gateway.links import Links
 from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.recovery import RecoveryLimits
 from controlplane.gateway.upstream import Metadata
@@ -22,12 +23,13 @@ class Relay:
         self,
         control_plane: grpc.aio.Channel,
         channels: ChannelCache,
+        links: Links,
         gate: Gate,
         metrics: GatewayRequests,
         limits: RecoveryLimits | None = None,
     ) -> None:
         admission = AdmissionServiceStub(control_plane)
-        self._means = Means(admission, channels, gate, limits or RecoveryLimits(), metrics)
+        self._means = Means(admission, channels, links, gate, limits or RecoveryLimits(), metrics)
 
     def start(
         self, request: pb.GenerateRequest, *, timeout_s: float | None, metadata: Metadata = ()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any, cast
-
-import grpc
 
 from chorale.errors import DeadlineExceededError
 
@@ -16,9 +13,9 @@ _ANSWER_MARGIN_S = 0.05
 _ANSWER_MARGIN_SHARE = 0.1
 
 
-def deadline_of(context: grpc.aio.ServicerContext[Any, Any], arrival_s: float) -> float | None:
-    """When to have answered, on the clock of `arrival_s` (time.monotonic); None: no deadline."""
-    remaining_s = cast("float | None", context.time_remaining())
+def deadline_of(remaining_s: float | None, arrival_s: float) -> float | None:
+    """When to have answered a caller that waits `remaining_s` seconds (None: for ever), on the
+    clock of `arrival_s` (time.monotonic); None: no deadline."""
     if remaining_s is None:
         return None
     margin_s = min(_ANSWER_MARGIN_S, remaining_s * _ANSWER_MARGIN_SHARE)
@@ -35,8 +32,12 @@ async def within(deadline_s: float | None) -> AsyncGenerator[None]:
         async with asyncio.timeout_at(deadline_s):
             yield
     except TimeoutError:
-        raise DeadlineExceededError(
-            "DEADLINE_EXCEEDED",
-            "the call's deadline passed before the completion was finished; tokens sent so far "
-            "stay valid",
-        ) from None
+        raise deadline_passed() from None
+
+
+def deadline_passed() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "DEADLINE_EXCEEDED",
+        "the call's deadline passed before the completion was finished; tokens sent so far "
+        "stay valid",
+    )

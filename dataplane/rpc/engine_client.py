@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 import msgspec
-import zmq
-import zmq.asyncio
 
 from chorale.errors import BY_CODE, ChoraleError, InternalError, UnavailableError
 from dataplane import channel
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_process import EngineProcess
+from dataplane.rpc.engine_socket import EngineSocket
 from dataplane.rpc.engine_stream import EngineStream
 
 log = logging.getLogger(__name__)
@@ -52,11 +50,8 @@ class EngineClient:
         self._process = process or EngineProcess()
         self._hang_timeout_s = hang_timeout_s
         self._heard = False  # since the last look
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: EngineSocket | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._outbox: deque[channel.ToEngine] = deque()
-        self._outbox_filled = asyncio.Event()
         self._ready: asyncio.Future[channel.Ready] | None = None
         self._streams: dict[int, EngineStream] = {}
         self._handles = itertools.count(1)
@@ -70,15 +65,10 @@ class EngineClient:
         Raises: OSError when the engine's command cannot be run.
         """
         self._ready = asyncio.get_running_loop().create_future()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.set_hwm(channel.HIGH_WATER_MARK)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(self._process.address)
+        self._socket = EngineSocket(self._process.address, self._take)
         if not self._process.is_started:
             self._process.start()
         self._tasks = [
-            asyncio.create_task(self._receive(self._socket), name="engine-receive"),
-            asyncio.create_task(self._send(self._socket), name="engine-send"),
             asyncio.create_task(self._watch(self._process), name="engine-watch"),
         ]
         if self._hang_timeout_s:
@@ -125,7 +115,7 @@ class EngineClient:
         Raises: UnavailableError when the engine is gone or does not take messages.
         """
         self.check()
-        if len(self._outbox) >= channel.HIGH_WATER_MARK:
+        if self._socket is None or self._socket.num_waiting >= channel.HIGH_WATER_MARK:
             raise UnavailableError(
                 "ENGINE_BUSY", "the engine takes no requests at the moment", retry_after_s=1.0
             )
@@ -201,33 +191,23 @@ class EngineClient:
         self._tasks = []
         if self._socket is not None:
             self._socket.close()
-        self._context.term()
 
     def _abort(self, stream: EngineStream) -> None:
         if self._streams.pop(stream.handle, None) is not None and self._gone is None:
             self._post(channel.Abort(stream.handle))
 
     def _post(self, message: channel.ToEngine) -> None:
-        self._outbox.append(message)
-        self._outbox_filled.set()
+        if self._socket is not None:
+            self._socket.send(message)
 
-    async def _send(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            while self._outbox:
-                await socket.send(channel.encode(self._outbox.popleft()))
-
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            data = await socket.recv()
-            self._heard = True
-            try:
-                message = channel.decode_from_engine(data)
-            except msgspec.DecodeError as error:
-                self._lose(f"the engine sent a message that cannot be read: {error}")
-                return
-            self._handle(message)
+    def _take(self, data: bytes) -> None:
+        self._heard = True
+        try:
+            message = channel.decode_from_engine(data)
+        except msgspec.DecodeError as error:
+            self._lose(f"the engine sent a message that cannot be read: {error}")
+            return
+        self._handle(message)
 
     def _handle(self, message: channel.FromEngine) -> None:
         assert self._ready is not None

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 from dataplane.channel import Output
 
+_MAX_BATCH = 1024  # with log-probabilities, about a megabyte: messages have a limit
+
 
 class EngineStream:
-    """Async iterator over batches of Outputs: each step returns all that piled up since the last.
+    """Async iterator over batches of Outputs: each step returns what piled up since the last, or
+    the first 1,024 of it.
 
     What piles up is bounded by the request's max_tokens. Iteration ends after the Output that
     finishes the request, or raises the error that ended it. One consumer.
@@ -27,15 +30,23 @@ class EngineStream:
         return self
 
     async def __anext__(self) -> list[Output]:
-        """Raises: ChoraleError when the request failed, StopAsyncIteration after its end."""
+        """Raises: as `next_batch`, StopAsyncIteration after the end."""
+        outputs = await self.next_batch()
+        if outputs is None:
+            raise StopAsyncIteration
+        return outputs
+
+    async def next_batch(self) -> list[Output] | None:
+        """None after the end. Raises: ChoraleError when the request failed."""
         while not self._outputs:
             if self._error is not None:
                 raise self._error
             if self._ended:
-                raise StopAsyncIteration
+                return None
             self._news.clear()
             await self._news.wait()
-        outputs, self._outputs = self._outputs, []
+        outputs = self._outputs[:_MAX_BATCH]
+        del self._outputs[:_MAX_BATCH]
         return outputs
 
     def close(self) -> None:
@@ -43,6 +54,12 @@ class EngineStream:
         if not self._ended:
             self._ended = True
             self._news.set()
+            self._abort(self)
+
+    def expire(self, error: Exception) -> None:
+        """As `close`, but iteration raises `error`, after the outputs that came before it."""
+        if not self._ended:
+            self.fail(error)
             self._abort(self)
 
     def add(self, output: Output) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -21,11 +21,11 @@ from chorale.errors import (
 from chorale.request_metrics import RequestMetrics
 from chorale.v1 import admission_pb2, inference_pb2, inference_pb2_grpc
 from dataplane import channel
-from dataplane.rpc.deadline import deadline_of, within
+from dataplane.rpc.deadline import deadline_of, deadline_passed, within
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_stream import EngineStream
 from dataplane.rpc.gate import TicketGate
-from dataplane.rpc.request import PreparedRequest, prepare
+from dataplane.rpc.request import PreparedRequest, is_short, prepare
 
 if TYPE_CHECKING:
     from dataplane.text.tokenizer import Tokenizer
@@ -77,23 +77,48 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         request: inference_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        held = contextlib.ExitStack()
+        # A cancelled call whose generator waits in a write hears of it late; this does not.
+        cast("Any", context).add_done_callback(partial(_close, held))
+        timeout_s = cast("float | None", context.time_remaining())
+        async with contextlib.aclosing(self.events(request, timeout_s, held)) as events:
+            async for event in events:
+                yield event
+
+    async def events(
+        self,
+        request: inference_pb2.GenerateRequest,
+        timeout_s: float | None,
+        held: contextlib.ExitStack,
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        """What Generate streams. timeout_s: what is left of the caller's time, None without a
+        deadline. held: gets what the request holds, all of which its closing frees; it is closed at
+        the end at the latest.
+
+        Raises: ChoraleError.
+        """
         arrival_s = time.monotonic()
-        deadline_s = deadline_of(context, arrival_s)
-        with contextlib.ExitStack() as held:
-            # A cancelled call whose generator waits in a write hears of it late; this does not.
-            cast("Any", context).add_done_callback(partial(_close, held))
+        deadline_s = deadline_of(timeout_s, arrival_s)
+        with held:
             watch = held.enter_context(self._metrics.request())
             held.enter_context(self._place())
             claims = self._gate.enter(request.ticket, tenant=request.tenant)
             prepared = await self._prepared(request, deadline_s)
-            yield watch.note(_event(accepted=self._accepted(prepared, claims)))
+            yield watch.note(
+                inference_pb2.GenerateResponse(accepted=self._accepted(prepared, claims))
+            )
             if not prepared.completion.ended:
                 outputs = self._submit(prepared, claims, arrival_s, deadline_s)
                 held.enter_context(contextlib.closing(outputs))
-                async for chunk in _chunks(prepared, outputs, deadline_s):
-                    yield watch.note(_event(tokens=chunk))
+                if deadline_s is not None:
+                    # One timer for the request: one for each token would cost more than the token.
+                    held.callback(_expire_at(deadline_s, outputs).cancel)
+                async for chunk in _chunks(prepared, outputs):
+                    yield watch.note(inference_pb2.GenerateResponse(tokens=chunk))
             took_s = time.monotonic() - arrival_s
-            yield watch.note(_event(finished=prepared.completion.finish(took_s)))
+            yield watch.note(
+                inference_pb2.GenerateResponse(finished=prepared.completion.finish(took_s))
+            )
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, gives open ones `grace_s` to finish, then ends them UNAVAILABLE."""
@@ -112,6 +137,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def _prepared(
         self, request: inference_pb2.GenerateRequest, deadline_s: float | None
     ) -> PreparedRequest:
+        if is_short(request):
+            return self._prepare(request)
         loop = asyncio.get_running_loop()
         async with within(deadline_s):
             return await loop.run_in_executor(self._threads, self._prepare, request)
@@ -182,13 +209,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 
 async def _chunks(
-    prepared: PreparedRequest, outputs: EngineStream, deadline_s: float | None
+    prepared: PreparedRequest, outputs: EngineStream
 ) -> AsyncIterator[inference_pb2.TokenChunk]:
     """Chunks until the completion has ended; each holds all that the engine made meanwhile."""
     completion = prepared.completion
     while not completion.ended:
-        async with within(deadline_s):
-            batch = await anext(outputs, None)
+        batch = await outputs.next_batch()
         if batch is None:  # closed, as the call is over: nobody is there to hear it
             raise CancelledError("CANCELLED", "the call was cancelled")
         for output in batch:
@@ -204,5 +230,5 @@ def _close(held: contextlib.ExitStack, context: object) -> None:
     held.close()
 
 
-def _event(**event: Any) -> inference_pb2.GenerateResponse:
-    return inference_pb2.GenerateResponse(**event)
+def _expire_at(deadline_s: float, outputs: EngineStream) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_at(deadline_s, outputs.expire, deadline_passed())

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 from chorale.exporter import Exporter
 from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
-from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc
+from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc, relay_pb2_grpc
 from dataplane import channel
-from dataplane.rpc import admin, metrics
+from dataplane.rpc import admin, metrics, relay
 from dataplane.rpc.announce import base_model_of, directive_of, load_of, residency_of
 from dataplane.rpc.engine_keeper import EngineKeeper, KeeperOptions
 from dataplane.rpc.engine_process import EngineProcess
@@ -101,6 +101,7 @@ class _DataPlane:
             )
         )
         self._service: InferenceService | None = None
+        self._relay: relay.RelayService | None = None
         self._server: Server | None = None
         self._member: FleetMember | None = None
         self._exporter: Exporter | None = None
@@ -133,14 +134,19 @@ class _DataPlane:
             page_bytes=announced.page_bytes,
             fleet_token=options.fleet_token,
         )
-        generated, admin_generated = cast("Any", (inference_pb2_grpc, admin_pb2_grpc))  # untyped
+        relayed = self._relay = relay.RelayService(service.events)
+        generated, admin_generated, relay_generated = cast(
+            "Any", (inference_pb2_grpc, admin_pb2_grpc, relay_pb2_grpc)
+        )  # untyped
         add_inference = generated.add_InferenceServiceServicer_to_server
         add_admin = admin_generated.add_DataPlaneAdminServiceServicer_to_server
+        add_relay = relay_generated.add_RelayServiceServicer_to_server
         server = self._server = await start_server(
             host=options.host,
             port=options.port,
             services=[
                 (SERVICE_NAME, lambda to: add_inference(service, to)),
+                (relay.SERVICE_NAME, lambda to: add_relay(relayed, to)),
                 (admin.SERVICE_NAME, lambda to: add_admin(administration, to)),
             ],
             error_table={},
@@ -218,6 +224,8 @@ class _DataPlane:
     async def _drain(self) -> None:
         if self._service is not None:
             await self._service.drain(_DRAIN_S)
+        if self._relay is not None:
+            self._relay.finish()
 
 
 def endpoint_of(advertise: str, host: str, port: int) -> str:

@@ -14,12 +14,14 @@ from dataplane import channel
 from dataplane.rpc.completion import Completion
 from dataplane.rpc.prompt import check_token_ids, prompt_token_ids
 from dataplane.rpc.sampling import stop_strings, to_sampling
+from dataplane.text.limits import SHORT_CHARACTERS
 
 if TYPE_CHECKING:
     from dataplane.text.tokenizer import Tokenizer
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_PRIORITY = 10
+_SHORT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,20 @@ class PreparedRequest:
     ttft_slo_s: float | None
 
 
+def is_short(request: inference_pb2.GenerateRequest) -> bool:
+    """Whether `prepare` takes less time than handing it to another thread."""
+    field = request.WhichOneof("input")
+    if len(request.generated_token_ids) > _SHORT_TOKENS:
+        return False
+    if field == "prompt_token_ids":
+        return len(request.prompt_token_ids.ids) <= _SHORT_TOKENS
+    return field == "prompt" and len(request.prompt) <= SHORT_CHARACTERS
+
+
 def prepare(
     request: inference_pb2.GenerateRequest, *, ready: channel.Ready, tokenizer: Tokenizer
 ) -> PreparedRequest:
-    """Blocks while it tokenizes: call it in a worker thread.
+    """Blocks while it tokenizes: call it in a worker thread unless the request `is_short`.
 
     Raises: InvalidArgumentError naming the field; FailedPreconditionError for a chat without a
     chat template.

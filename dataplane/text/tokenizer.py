@@ -16,6 +16,7 @@ import tokenizers
 from chorale.errors import FailedPreconditionError, InvalidArgumentError
 from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.text.detokenizer import Detokenizer, detokenizer_for
+from dataplane.text.limits import SHORT_CHARACTERS
 from dataplane.text.vocabulary import vocabulary_of
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,14 @@ class Tokenizer:
         # Known before any work: handing over millions of tokens holds the interpreter lock.
         if len(text) > max_tokens * self._max_token_characters:
             raise TooManyTokensError(f"{len(text)} characters")
+        if len(text) <= SHORT_CHARACTERS:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return self._checked(encoding, max_tokens)
         # The call for one text, and the one with offsets, keep the interpreter lock throughout.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return self._checked(encoding, max_tokens)
+
+    def _checked(self, encoding: tokenizers.Encoding, max_tokens: int) -> list[int]:
         if len(encoding) > max_tokens:
             raise TooManyTokensError(f"{len(encoding)} tokens")
         return encoding.ids

@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 from chorale.errors import BY_CODE, DOMAIN, ChoraleError, InternalError
 
 _UNTYPED_REASON = "UNTYPED"
+_CODES = {code_pb2.Code.Value(code.name): code for code in grpc.StatusCode}
 
 
 def to_status(error: ChoraleError) -> status_pb2.Status:
@@ -35,11 +36,25 @@ def from_rpc_error(error: grpc.RpcError) -> ChoraleError:
     code and gets the reason "UNTYPED". Codes without a class of their own become InternalError.
     """
     call = cast("grpc.Call", error)
-    code = call.code()
+    return _error_of(call.code(), call.details(), _rich_status(call))
+
+
+def from_status(status: status_pb2.Status) -> ChoraleError:
+    """The ChoraleError that `to_status` made the Status of; another Status as in from_rpc_error."""
+    return _error_of(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def from_serialized(status: bytes) -> ChoraleError:
+    """As from_status, of a serialized Status."""
+    return from_status(status_pb2.Status.FromString(status))
+
+
+def _error_of(
+    code: grpc.StatusCode, details: str | None, status: status_pb2.Status | None
+) -> ChoraleError:
     cls = BY_CODE.get(code, InternalError)
-    message = call.details() or code.name
+    message = details or code.name
     reason, metadata, retry_after_s = _UNTYPED_REASON, dict[str, str](), None
-    status = _rich_status(call)
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         retry = error_details_pb2.RetryInfo()

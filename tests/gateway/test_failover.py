@@ -34,6 +34,7 @@ def dies_after(num_tokens: int, error: Exception | None = None) -> Callable[...,
         if done == num_tokens:
             if error is not None:
                 raise error
+            await asyncio.sleep(0.05)  # what it has said so far is on the wire
             await plane.kill()
             await asyncio.sleep(60)
 

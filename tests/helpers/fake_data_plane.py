@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
 from chorale.server import Server, start_server
@@ -12,6 +13,8 @@ from chorale.v1.inference_pb2_grpc import (
     InferenceServiceServicer,
     add_InferenceServiceServicer_to_server,
 )
+from chorale.v1.relay_pb2_grpc import add_RelayServiceServicer_to_server
+from dataplane.rpc.relay import RelayService
 
 if TYPE_CHECKING:
     from tests.helpers.fake_fleet import FakeFleet
@@ -40,10 +43,10 @@ class FakeDataPlane(InferenceServiceServicer):
     """Generates `story`; its text lags one token behind, as a detokenizer's may.
 
     before_token: awaited with the number of tokens generated so far, before each one; may raise, or
-    stop the server. error: raised before `accepted`.
+    stop the server. error: raised before `accepted`. relays: whether it has RelayService.
     """
 
-    def __init__(self, data_plane_id: str, fleet: FakeFleet) -> None:
+    def __init__(self, data_plane_id: str, fleet: FakeFleet, *, relays: bool = True) -> None:
         self.data_plane_id = data_plane_id
         self.fleet = fleet
         self.server: Server | None = None
@@ -56,24 +59,47 @@ class FakeDataPlane(InferenceServiceServicer):
         self.errors: list[Exception] = []
         self.delay_s = 0.0
         self.running = 0
+        self.relays = relays
+        self.num_calls = 0  # of Generate itself
+        self.num_relays = 0
         self.ended = asyncio.Event()
 
-    async def start(self) -> None:
+    async def start(self, port: int = 0) -> None:
         def add(server: Any) -> None:
             add_InferenceServiceServicer_to_server(self, server)
 
+        def add_relay(server: Any) -> None:
+            add_RelayServiceServicer_to_server(_CountingRelay(self), server)
+
+        services: list[Any] = [("chorale.v1.InferenceService", add)]
+        if self.relays:
+            services.append(("chorale.v1.RelayService", add_relay))
         self.server = await start_server(
             host="127.0.0.1",
-            port=0,
-            services=[("chorale.v1.InferenceService", add)],
+            port=port,
+            services=services,
             error_table={},
         )
         self.endpoint = self.server.address
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[Any]:
-        self.requests.append(request)
+        self.num_calls += 1
         self.metadata.append(dict(context.invocation_metadata()))
-        self.time_remaining.append(context.time_remaining())
+        async with aclosing(self._events(request, context.time_remaining())) as events:
+            async for event in events:
+                yield event
+
+    def relayed(
+        self, request: pb.GenerateRequest, timeout_s: float | None, held: ExitStack
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        self.metadata.append({})
+        return self._events(request, timeout_s)
+
+    async def _events(
+        self, request: pb.GenerateRequest, timeout_s: float | None
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        self.requests.append(request)
+        self.time_remaining.append(timeout_s)
         if self.errors:
             raise self.errors.pop(0)
         if self.error is not None:
@@ -136,6 +162,17 @@ class FakeDataPlane(InferenceServiceServicer):
         if self.server is not None:
             server, self.server = self.server, None
             await server.stop(0)
+
+
+class _CountingRelay(RelayService):
+    def __init__(self, plane: FakeDataPlane) -> None:
+        super().__init__(plane.relayed)
+        self._plane = plane
+
+    async def Relay(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        self._plane.num_relays += 1
+        async for response in super().Relay(requests, context):
+            yield response
 
 
 def _logprobs(token_id: int, num_top: int) -> pb.TokenLogprobs:

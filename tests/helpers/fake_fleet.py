@@ -229,10 +229,13 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
 
 
 @asynccontextmanager
-async def running_fleet(num_planes: int = 2) -> AsyncIterator[FakeFleet]:
-    """A started control plane with data planes "dp0", "dp1" … and the adapter "pirate"."""
+async def running_fleet(num_planes: int = 2, *, relays: bool = True) -> AsyncIterator[FakeFleet]:
+    """A started control plane with data planes "dp0", "dp1" … and the adapter "pirate".
+
+    relays: whether the data planes have RelayService.
+    """
     fleet = FakeFleet()
-    fleet.planes = [FakeDataPlane(f"dp{i}", fleet) for i in range(num_planes)]
+    fleet.planes = [FakeDataPlane(f"dp{i}", fleet, relays=relays) for i in range(num_planes)]
     fleet.add_adapter("pirate", num_versions=2, prod=1)
     try:
         for plane in fleet.planes:

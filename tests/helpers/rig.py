@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
 from chorale.status import from_rpc_error
-from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc
+from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc, relay_pb2_grpc
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.inference import SERVICE_NAME, InferenceService
+from dataplane.rpc.relay import SERVICE_NAME as RELAY_NAME
+from dataplane.rpc.relay import RelayService
 from dataplane.text.tokenizer import Tokenizer
 from tests.helpers.fake_control_plane import KEY, KEY_ID, eventually, make_ticket
 from tests.helpers.tokenizers import CHAT_TEMPLATE, byte_level
@@ -60,6 +62,8 @@ class Rig:
     server: Server
     stub: Any
     metrics: RequestMetrics
+    relay: RelayService
+    channel: grpc.aio.Channel
 
     def call(self, *, timeout: float | None = None, **fields: Any) -> Any:
         """Starts Generate with a good ticket and the prompt "hello" unless told otherwise."""
@@ -94,7 +98,12 @@ def tokens_of(events: list[inference_pb2.GenerateResponse]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def open_rig(
-    engine: EngineClient, log: EngineLog, *, max_open: int, ttft_slo_s: float | None = None
+    engine: EngineClient,
+    log: EngineLog,
+    *,
+    max_open: int,
+    ttft_slo_s: float | None = None,
+    max_unread_events: int = 4096,
 ) -> AsyncIterator[Rig]:
     ready = await engine.wait_ready()
     gate = TicketGate("dp-1", ready.model_name)
@@ -110,6 +119,7 @@ async def open_rig(
         ttft_slo_s=ttft_slo_s,
         metrics=metrics,
     )
+    relay = RelayService(service.events, max_unread_events=max_unread_events)
     server = await start_server(
         host="127.0.0.1",
         port=0,
@@ -117,14 +127,18 @@ async def open_rig(
             (
                 SERVICE_NAME,
                 lambda to: inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, to),
-            )
+            ),
+            (
+                RELAY_NAME,
+                lambda to: relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, to),
+            ),
         ],
         error_table={},
     )
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         try:
-            yield Rig(engine, log, service, server, stub, metrics)
+            yield Rig(engine, log, service, server, stub, metrics, relay, channel)
         finally:
             await server.stop(0)
             service.close()

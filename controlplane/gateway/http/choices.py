@@ -96,6 +96,12 @@ class Choices:
 
     async def events(self) -> AsyncGenerator[Numbered]:
         """The events after `accepted` of all choices as they come. Raises: the first failure."""
+        if len(self.choices) == 1:  # nothing to interleave: a task would be woken for each token
+            async with aclosing(self._streams[0]) as stream:
+                async for response in stream:
+                    self.choices[0].note(response)
+                    yield self.choices[0], response
+            return
         waiting: asyncio.Queue[Numbered | BaseException | None] = asyncio.Queue(_MAX_WAITING_EVENTS)
         self._tasks = [
             asyncio.create_task(self._pump(i, waiting)) for i in range(len(self.choices))

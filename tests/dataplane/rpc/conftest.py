@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,11 +53,11 @@ def start_rig(start_engine: StartEngine, engine_log: EngineLog) -> StartRig:
 
     @contextlib.asynccontextmanager
     async def start(
-        script: FakeScript | None = None, *, max_open: int = 8, ttft_slo_s: float | None = None
+        script: FakeScript | None = None, *, max_open: int = 8, **limits: Any
     ) -> AsyncIterator[Rig]:
         async with (
             start_engine(script) as engine,
-            open_rig(engine, engine_log, max_open=max_open, ttft_slo_s=ttft_slo_s) as rig,
+            open_rig(engine, engine_log, max_open=max_open, **limits) as rig,
         ):
             yield rig
 

@@ -1,0 +1,6 @@
+"""Bounds that hold without a tokenizer, which takes a second to import."""
+
+from __future__ import annotations
+
+SHORT_CHARACTERS = 1024
+"""A text that is tokenized in less time than it takes to hand it to another thread."""
