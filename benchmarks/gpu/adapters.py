@@ -25,7 +25,7 @@ from storage.adapter.manifest import ParsedAdapter, parse_adapter
 from storage.loader import LoadTimings, Residency
 
 STEP_ELEMS = 64
-_SCALE = 0.02  # of the random numbers
+_SCALE = 0.02
 _HOST_BYTES = 1 << 40  # nothing is ever let go of
 _SOURCE = "window"
 
@@ -40,11 +40,14 @@ class Windows:
         ranks: Sequence[int],
         count: int,
         targets: tuple[str, ...] = ALL_LINEAR,
+        scale: float = _SCALE,
     ) -> None:
+        """scale: standard deviation of the random numbers."""
         self.model = model
         self.targets = targets
         self._ranks = {rank: _peft_bytes(model, rank, targets) for rank in sorted(set(ranks))}
         self._count = count
+        self._scale = scale
         self._known: dict[str, tuple[int, int]] = {}
 
     def adapter(self, rank: int, index: int) -> Adapter:
@@ -72,7 +75,7 @@ class Windows:
         generator = torch.Generator(device).manual_seed(1)
         for layer in block:  # the device is quicker with random numbers than the host
             numbers = torch.empty(elems, dtype=block.dtype, device=device)
-            layer.copy_(numbers.normal_(std=_SCALE, generator=generator))
+            layer.copy_(numbers.normal_(std=self._scale, generator=generator))
         return block
 
     def find(self, digest: str) -> tuple[int, int]:

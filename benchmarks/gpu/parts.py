@@ -87,7 +87,7 @@ def run_parts(
             say(f"{part.name}: FAILED: {section['reason']}: {section['message']}")
         _release_memory()
         elapsed_s = budget.now_s() - started_s
-        record.put(part.name, {**section, "seconds": elapsed_s, **_origin(commit)})
+        record.put(part.name, {**section, "seconds": elapsed_s, **origin(commit)})
         say(f"{part.name}: {section['state']} after {elapsed_s:.1f} s")
     record.write()
 
@@ -98,7 +98,7 @@ def _described(error: Exception) -> dict[str, str]:
     return {"reason": reason, "message": str(error)[:500], "trace": "".join(trace)[-4000:]}
 
 
-def _origin(commit: str) -> dict[str, object]:
+def origin(commit: str) -> dict[str, object]:
     origin = provenance()
     if origin["commit"] == "unknown" and commit:
         origin["commit"] = commit
