@@ -16,10 +16,9 @@ from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 from kernels.kv.op import rope_write_kv
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
-from kernels.lora.op import lora_apply, lora_expand, lora_shrink
-from kernels.lora.plan import Segment
+from kernels.lora.op import LoraSegments, lora_apply, lora_expand, lora_shrink
 
-LayerSegments = Mapping[str, Sequence[Segment]]
+LayerSegments = Mapping[str, LoraSegments]
 """Projection group -> LoRA segments of the batch, in one layer."""
 LayerAffine = Mapping[str, Sequence[AffineSegment]]
 """Projection group -> segments whose adapter rescales or shifts it (DoRA, biases)."""
@@ -57,7 +56,7 @@ class HeadSlice:
     in_end: int
     out_start: int
     out_end: int
-    segments: Sequence[Segment]
+    segments: LoraSegments
     affine: Sequence[AffineSegment] = ()  # over this slice's output columns
 
 

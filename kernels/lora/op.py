@@ -11,6 +11,7 @@ from kernels.lora import cpu, naive
 from kernels.lora.checks import check_launch, check_segments, check_tensors
 from kernels.lora.metadata import LoraGroup, group_metadata
 from kernels.lora.plan import Segment, SegmentGroup
+from kernels.lora.read_back import segments_of
 
 __all__ = ["LoraHidden", "LoraSegments", "lora_apply", "lora_expand", "lora_shrink"]
 
@@ -43,6 +44,8 @@ def lora_apply(
         raise ValueError(f"y {tuple(y.shape)} and x {tuple(x.shape)} are not [num_tokens, …]")
     if uses_triton(x):
         segments = group_metadata(segments, x, x.shape[1])
+    elif isinstance(segments, LoraGroup):
+        segments = segments_of(segments, x.shape[1])
     elif isinstance(segments, SegmentGroup) and cpu.supports(x):
         cpu.lora_apply(y, x, layer_pages, segments)
         return

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.lora.bucket import LoraBucket, max_tiles, row_alignment, tile_map
 from kernels.lora.extras import AFFINE_ROW, AffineSlice, affine_row
-from kernels.lora.metadata import LoraBatchMetadata, LoraBucket, max_tiles, row_alignment, tile_map
+from kernels.lora.metadata import LoraBatchMetadata
 from kernels.lora.plan import (
     PLAN_ROW,
     ExpandSlice,
