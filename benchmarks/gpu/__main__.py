@@ -76,7 +76,10 @@ def parts(bench: Bench) -> list[Part]:
         *(Part(f"decode-{name}", 75, partial(decode, bench, name)) for name in bench.scale.decode),
         Part("peer-lora", 40, partial(peer_lora, bench)),
         *(Part(name, 95, partial(slora, bench, name)) for name in bench.scale.slora.settings),
-        *(Part(name, 60, partial(variants, bench, name)) for name in VARIANTS),
+        *(
+            Part(name, 70, partial(variants, bench, name, variant))
+            for name, variant in VARIANTS.items()
+        ),
         Part("cold-start", 45, partial(cold_start, bench)),
         Part("truefoundry", 40, partial(truefoundry, bench)),
         Part("kernels-attention", 45, partial(kernels, bench, "kernels-attention")),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
 import torch
 
+from benchmarks import session, step_loop
 from benchmarks.gpu.adapters import WindowLoader, Windows
 from benchmarks.gpu.model import RandomModel
 from benchmarks.gpu.parts import Budget
@@ -87,10 +88,12 @@ class Bench:
         windows: Windows | None,
         *,
         max_running: int,
+        keywords: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Iterator[_L]:
         """The product's engine over random weights, as a Session or a StepLoop. windows: its
         adapters; None where they come through the product's own tiers. options: of EngineOptions.
+        keywords: of build_engine.
         """
         pool_bytes = _CPU_POOL_BYTES if self.device.type == "cpu" else 0
         settings = {
@@ -103,7 +106,7 @@ class Bench:
             "max_batch_tokens": max(_MAX_BATCH_TOKENS, max_running),
             **options,
         }
-        with _made_here(model, windows):
+        with _made_here(model, windows, keywords or {}):
             loop = kind(EngineOptions(**settings), vocab_size=model.shape.vocab_size)
         try:
             yield loop
@@ -112,8 +115,11 @@ class Bench:
 
 
 @contextmanager
-def _made_here(model: RandomModel, windows: Windows | None) -> Iterator[None]:
-    """While an engine is built, weights come from `model`, and adapters from `windows`."""
+def _made_here(
+    model: RandomModel, windows: Windows | None, keywords: Mapping[str, Any]
+) -> Iterator[None]:
+    """While an engine is built, weights come from `model`, and adapters from `windows`, and
+    build_engine has further `keywords`."""
 
     def weights(
         path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
@@ -125,9 +131,11 @@ def _made_here(model: RandomModel, windows: Windows | None) -> Iterator[None]:
         assert windows is not None
         return WindowLoader(windows, build, rest["on_result"])
 
-    with mock.patch.object(setup, "load_weights", weights):
-        if windows is None:
-            yield
-            return
-        with mock.patch.object(setup, "ThreadedLoader", loader):
-            yield
+    build = partial(setup.build_engine, **keywords)
+    with ExitStack() as stack:
+        for place in (session, step_loop):
+            stack.enter_context(mock.patch.object(place, "build_engine", build))
+        stack.enter_context(mock.patch.object(setup, "load_weights", weights))
+        if windows is not None:
+            stack.enter_context(mock.patch.object(setup, "ThreadedLoader", loader))
+        yield

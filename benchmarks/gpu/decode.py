@@ -14,6 +14,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.parts import rounds_in
 from benchmarks.rounds import Case, Ratio, interleaved, judged, print_ratios
 from benchmarks.session import Session
+from benchmarks.step_loop import StepLoop
 from dataplane.channel import Adapter
 
 _WITHIN_S = 35.0
@@ -28,6 +29,7 @@ ALONE_ONE = "1 stream, 1 adapter"
 
 def decode(bench: Bench, name: str) -> dict[str, Any]:
     """Seconds of a full step of each case, by round, and the ratios of issue 4."""
+    bandwidth = bench.copy_bytes_per_s  # before a pool takes the memory
     scale, model = bench.scale, bench.model(name)
     streams = scale.streams
     ranks = (scale.rank, *scale.mixed_ranks, scale.even_rank)
@@ -37,8 +39,8 @@ def decode(bench: Bench, name: str) -> dict[str, Any]:
     with bench.engine(Session, model, windows, max_running=streams) as session:
         loops = {case: (session, adapters) for case, adapters in cases.items()}
         seconds, idle = measured(bench, loops, within_s=bench.within(_WITHIN_S))
-        pages = session.parts.ready.num_pages
-    rooflines = {case: sum(each.values()) / bench.copy_bytes_per_s for case, each in loads.items()}
+        facts = engine_facts(session)
+    rooflines = {case: sum(each.values()) / bandwidth for case, each in loads.items()}
     ratios = judged(
         [
             Ratio("tax of 1 adapter", ONE, BASE, at_most=1.05),
@@ -56,8 +58,8 @@ def decode(bench: Bench, name: str) -> dict[str, Any]:
         "rank": scale.rank,
         "mixed_ranks": list(scale.mixed_ranks),
         "even_rank": scale.even_rank,
-        "num_pages": pages,
-        "copy_bytes_per_s": bench.copy_bytes_per_s,
+        "engine": facts,
+        "copy_bytes_per_s": bandwidth,
         "step_s": seconds,
         "idle_share": idle,
         "bytes": loads,
@@ -127,6 +129,13 @@ def measured(
         shares.clear()
     rounds = rounds_in(within_s, round_s, at_least=2, at_most=9)
     return interleaved(turns, rounds), idle
+
+
+def engine_facts(loop: Session | StepLoop) -> dict[str, float]:
+    """Of its pool and its graphs, so far."""
+    stats = loop.parts.engine.stats()
+    names = ("num_pages", "num_graphs", "graph_capture_s", "graph_bytes", "num_graph_steps")
+    return {name: getattr(stats, name) for name in names}
 
 
 def _bytes(bench: Bench, windows: Windows, adapters: Sequence[Adapter | None]) -> dict[str, float]:

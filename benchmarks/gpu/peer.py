@@ -95,6 +95,7 @@ def peer_lora(bench: Bench) -> dict[str, Any]:
 
 def calls(case: Case, ops: PeerOps, device: torch.device, dtype: torch.dtype) -> Calls:
     """Over new random weights: ours in pages, the peer's in stacks padded to the largest rank."""
+    ops.forget()
     count, widest = len(case.ranks), max(case.ranks)
     x = torch.randn(count, case.in_features, device=device).to(dtype)
     plans = [group_plan(rank, case.in_features, case.outs) for rank in case.ranks]

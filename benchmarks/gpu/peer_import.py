@@ -34,6 +34,8 @@ class PeerOps(NamedTuple):
     lora_shrink: Callable[..., None]
     lora_expand: Callable[..., None]
     kernel_meta: Any
+    forget: Callable[[], None]
+    """Of tensors that there were: it remembers shapes by address, and these come again."""
 
 
 def import_peer(folder: Path) -> PeerOps:
@@ -47,11 +49,22 @@ def import_peer(folder: Path) -> PeerOps:
     finder = _Finder(folder)
     sys.meta_path.insert(0, finder)
     try:
-        shrink, expand, metadata = (
+        shrink, expand, metadata, utils = (
             importlib.import_module(f"{_OPS}.{name}")
-            for name in ("lora_shrink_op", "lora_expand_op", "lora_kernel_metadata")
+            for name in ("lora_shrink_op", "lora_expand_op", "lora_kernel_metadata", "utils")
         )
-        return PeerOps(shrink.lora_shrink, expand.lora_expand, metadata.LoRAKernelMeta)
+        tables = [each for name, each in vars(utils).items() if name.endswith("_PTR_DICT")]
+
+        def forget() -> None:
+            for table in tables:
+                table.clear()
+
+        return PeerOps(
+            shrink.lora_shrink,
+            expand.lora_expand,
+            metadata.LoRAKernelMeta,
+            forget,
+        )
     except Exception as error:
         raise PeerError(
             "PEER_UNUSABLE", f"--peer-lora {folder}: {type(error).__name__}: {str(error)[:300]}"

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.gpu.adapters import Windows
 from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.decode import engine_facts
 from benchmarks.gpu.model import RandomModel
 from benchmarks.gpu.scale import Slora
 from benchmarks.step_loop import StepLoop
@@ -67,7 +68,7 @@ def slora(bench: Bench, part: str) -> dict[str, Any]:
                             windows, in_flight=2 * plan.max_running)  # fmt: skip
             loop.check_empty()
             runs[str(n)].append(_figures(run, len(requests), n, model))
-        num_pages = loop.parts.ready.num_pages
+        facts = engine_facts(loop)
     report = {
         "model": plan.model,
         "ranks": list(ranks),
@@ -77,8 +78,7 @@ def slora(bench: Bench, part: str) -> dict[str, Any]:
         "lengths": list(lengths_of(plan, divisor)),
         "divisor": divisor,
         "max_running": plan.max_running,
-        "num_pages": num_pages,
-        "copy_bytes_per_s": bench.copy_bytes_per_s,
+        "engine": facts,
         "runs": runs,
         **loss(runs, min(plan.num_adapters), most),
     }

@@ -2,69 +2,101 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.adapters import Windows
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.decode import ALONE_BASE, ALONE_ONE, BASE, DIFFERENT, cases_of, measured
+from benchmarks.gpu.decode import (
+    ALONE_BASE,
+    ALONE_ONE,
+    BASE,
+    DIFFERENT,
+    cases_of,
+    engine_facts,
+    measured,
+)
 from benchmarks.gpu.model import RandomModel
 from benchmarks.gpu.parts import Skipped
 from benchmarks.rounds import Ratio, judged, print_ratios
 from benchmarks.session import Session
 from dataplane.channel import EngineOptions
+from dataplane.engine import setup
 
-_WITHIN_S = 15.0
-_FIRST_SHARE = 0.4  # of what is free: the pool of the first engine
-_SECOND_SHARE = 0.6
+_WITHIN_S = 20.0
+_POOL_SHARES = (0.4, 0.6)  # of what is free when the first engine is built, and the second
 _CASES = (BASE, DIFFERENT, ALONE_BASE, ALONE_ONE)
 
-VARIANTS = {"graphs": "cuda_graphs", "lora-stream": "lora_stream"}
-"""Part -> the engine's option that it turns on and off."""
+
+@dataclass(frozen=True)
+class Variant:
+    """What is on in one engine and off in the other: fields of EngineOptions, or keywords of
+    build_engine."""
+
+    options: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    needs_gpu: bool = True
 
 
-def variants(bench: Bench, part: str) -> dict[str, Any]:
-    """Step times of an engine with the option and one without, one after the other.
+VARIANTS = {
+    "graphs": Variant(options=("cuda_graphs",)),
+    "lora-stream": Variant(keywords=("lora_stream",)),
+}
 
-    Raises: Skipped when the engine has no such option, or the device does not know it.
+
+def variants(bench: Bench, part: str, variant: Variant) -> dict[str, Any]:
+    """Step times of an engine with it and of one without, in turns, and what each took to start.
+
+    Raises: Skipped when the engine does not know it, or only on a GPU.
     """
-    option = VARIANTS[part]
-    if option not in EngineOptions.__struct_fields__:
-        raise Skipped(f"the engine has no option {option}")
+    known = (EngineOptions.__struct_fields__, inspect.signature(setup.build_engine).parameters)
+    for names, there in zip((variant.options, variant.keywords), known, strict=True):
+        if unknown := [name for name in names if name not in there]:
+            raise Skipped(f"the engine has no {', '.join(unknown)}")
+    if variant.needs_gpu and bench.device.type == "cpu":
+        raise Skipped("only on a GPU")
     scale, model = bench.scale, bench.model(bench.scale.graphs)
     ranks = (scale.rank, *scale.mixed_ranks, scale.even_rank)
     windows = Windows(model, ranks=ranks, count=2 * scale.streams, targets=scale.targets)
     cases = {name: each for name, each in cases_of(bench, windows).items() if name in _CASES}
-    sessions: dict[str, Session] = {}
     started: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:
-        for state, value in (("with", True), ("without", False)):
-            sessions[state], started[state] = _session(stack, bench, model, windows, option, value)
+        sessions = {
+            state: _session(stack, bench, windows, variant, state == "with", share, started)
+            for state, share in zip(("with", "without"), _POOL_SHARES, strict=True)
+        }
         loops = {
             f"{name}, {state}": (session, adapters)
             for name, adapters in cases.items()
             for state, session in sessions.items()
         }
         seconds, idle = measured(bench, loops, within_s=bench.within(_WITHIN_S))
+        facts = {state: engine_facts(session) for state, session in sessions.items()}
     ratios = judged(
-        [
-            Ratio(f"{name}: with {option} to without", f"{name}, with", f"{name}, without")
-            for name in cases
-        ],
+        [Ratio(f"{name}: with to without", f"{name}, with", f"{name}, without") for name in cases],
         seconds,
     )
+    print(f"{part}: {scale.graphs}, {scale.streams} streams")
     for name, each in seconds.items():
         print(f"{name:<56}{statistics.median(each) * 1e3:>8.2f} ms")
+    for state, each in facts.items():
+        print(
+            f"started {state:<48}{started[state]['seconds']:>8.1f} s, {each['num_graphs']} graphs"
+            f" in {each['graph_capture_s']:.1f} s, {each['graph_bytes'] / 2**20:.0f} MiB"
+        )
     print_ratios(ratios)
     return {
         "model": scale.graphs,
-        "option": option,
+        "what": [*variant.options, *variant.keywords],
         "streams": scale.streams,
         "started": started,
+        "engines": facts,
         "step_s": seconds,
         "idle_share": idle,
         "ratios": ratios,
@@ -72,24 +104,32 @@ def variants(bench: Bench, part: str) -> dict[str, Any]:
 
 
 def _session(
-    stack: ExitStack, bench: Bench, model: RandomModel, windows: Windows, option: str, value: bool
-) -> tuple[Session, dict[str, float]]:
-    """An engine with the option set, and the seconds and bytes that starting it took. Two of them
-    must fit beside the weights, which they share."""
-    pool: dict[str, int] = {}
-    before = 0
+    stack: ExitStack,
+    bench: Bench,
+    windows: Windows,
+    variant: Variant,
+    value: bool,
+    pool_share: float,
+    started: dict[str, dict[str, float]],
+) -> Session:
+    """An engine beside others over the same weights, and in `started` what starting it took."""
+    options: dict[str, Any] = dict.fromkeys(variant.options, value)
+    model: RandomModel = windows.model
     if bench.device.type == "cuda":
         model.weights()
-        before, _ = torch.cuda.mem_get_info(bench.device)
-        pool = {"pool_bytes": int(before * (_FIRST_SHARE if value else _SECOND_SHARE))}
+        free, _ = torch.cuda.mem_get_info(bench.device)
+        options["pool_bytes"] = int(free * pool_share)
     started_s = time.perf_counter()
     session = stack.enter_context(
         bench.engine(
-            Session, model, windows, max_running=bench.scale.streams, **pool, **{option: value}
+            Session,
+            model,
+            windows,
+            max_running=bench.scale.streams,
+            keywords=dict.fromkeys(variant.keywords, value),
+            **options,
         )
     )
-    facts = {"seconds": time.perf_counter() - started_s}
-    if bench.device.type == "cuda":
-        left, _ = torch.cuda.mem_get_info(bench.device)
-        facts["bytes_beside_the_pool"] = before - left - pool["pool_bytes"]
-    return session, facts
+    state = "with" if value else "without"
+    started[state] = {"seconds": time.perf_counter() - started_s}
+    return session

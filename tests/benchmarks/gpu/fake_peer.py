@@ -6,7 +6,7 @@ from pathlib import Path
 
 SHRINK = """
 from vllm import envs
-from vllm.lora.ops.triton_ops.utils import checked
+from vllm.lora.ops.triton_ops.utils import checked, remembered
 from vllm.triton_utils import tl, triton
 from vllm.utils.torch_utils import direct_register_custom_op
 
@@ -14,6 +14,7 @@ assert not envs.VLLM_SOMETHING
 
 def _lora_shrink(inputs, weights, output, mapping, num_active, scaling):
     checked(mapping, num_active)
+    remembered(weights)
     for at, stack in enumerate(weights):
         output[at] = scaling * (stack[mapping].float() @ inputs.float().unsqueeze(-1)).squeeze(-1)
 
@@ -42,8 +43,15 @@ from vllm.model_executor.layers.anything import thing
 
 init_logger(__name__).info_once("imported on cuda: %s", current_platform.is_cuda())
 
+_LORA_A_PTR_DICT = {}
+
 def checked(mapping, num_active):
     assert num_active.item() == len(mapping) and not thing.is_on()
+
+def remembered(weights):
+    # By address only, as the peer does.
+    key = tuple(weight.data_ptr() for weight in weights)
+    assert _LORA_A_PTR_DICT.setdefault(key, weights[0].stride()) == weights[0].stride()
 """
 METADATA = """
 import torch

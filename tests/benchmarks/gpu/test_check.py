@@ -30,6 +30,12 @@ def test_counts_and_reasons_of_a_group(tmp_path: Path) -> None:
     assert outcome.reasons == {"no second GPU": 1} and outcome.seconds > 0
 
 
+def test_a_group_without_gpu_tests_is_left_out(tmp_path: Path) -> None:
+    outcome = run_group([write(tmp_path / "test_one.py", "def test_good(): pass")], (), 100)
+    assert outcome.state == "skipped" and outcome.num_failed == 0
+    assert section_of({"one": outcome}, set(), "")["result"]["left_out"] == ["one"]
+
+
 def test_failures_are_named(tmp_path: Path) -> None:
     path = tmp_path / "report.xml"
     write(
@@ -72,9 +78,7 @@ def test_nothing_left_out_is_hidden() -> None:
         "engine": Outcome("cut off"),
         "rest": Outcome("failed", num_failed=2),
     }
-    section = section_of(outcomes, {"attention"}, "abc")
-    result = section["result"]
-    assert isinstance(result, dict)
+    result = section_of(outcomes, {"attention"}, "abc")["result"]
     assert result["num_failed"] == 2 and result["left_out"] == ["attention", "engine"]
     assert result["num_left_out"] == 2
 

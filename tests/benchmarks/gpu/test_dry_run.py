@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.decode import ALONE_ONE, BASE, DIFFERENT, MIXED
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.decode import ALONE_BASE, ALONE_ONE, BASE, DIFFERENT, MIXED
+from benchmarks.gpu.parts import Budget, Skipped
 from benchmarks.gpu.scale import SCALES
+from benchmarks.gpu.variants import Variant, variants
+from dataplane.channel import EngineOptions
+from dataplane.engine import setup
 from tests.benchmarks.gpu.fake_peer import write_fake_peer
 
 SCALE = SCALES["tiny"]
@@ -22,6 +28,12 @@ class Runs(NamedTuple):
     first: dict[str, Any]
     second: dict[str, Any]
     printed: str
+
+
+def tiny_bench(folder: Path) -> Bench:
+    """Whose time stands still."""
+    device, budget = torch.device("cpu"), Budget(1000.0, lambda: 0.0)
+    return Bench(SCALE, device, torch.float32, folder, budget)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,7 @@ def test_every_part_is_done_or_says_why_not(runs: Runs) -> None:
     for section in done.values():
         assert section["torch"] == torch.__version__ and section["seconds"] == 0.0
     for reason in runs.second["skipped"].values():
-        assert "no option" in reason or "only on a GPU" in reason
+        assert "the engine has no" in reason or reason == "only on a GPU"
 
 
 def test_decode_counts_the_bytes_that_a_step_must_read(runs: Runs) -> None:
@@ -137,6 +149,45 @@ def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         command.main([])
     assert "--device cpu --shape tiny" in capsys.readouterr().err
+
+
+def test_an_option_is_measured_on_and_off_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an option that a CPU has, too, and a keyword that changes nothing."""
+    built: list[tuple[bool, bool]] = []
+    build = setup.build_engine
+
+    def noted(
+        options: EngineOptions, on_loaded: Callable[[], None], *,
+        pipeline_depth: int, magic: bool = False,
+    ) -> setup.EngineParts:  # fmt: skip
+        built.append((options.prefix_cache, magic))
+        return build(options, on_loaded, pipeline_depth=pipeline_depth)
+
+    monkeypatch.setattr(setup, "build_engine", noted)
+    both = Variant(options=("prefix_cache",), keywords=("magic",), needs_gpu=False)
+    result = variants(tiny_bench(tmp_path), "both", both)
+    assert built == [(True, True), (False, False)]
+    assert set(result["step_s"]) == {
+        f"{case}, {state}"
+        for case in (BASE, DIFFERENT, ALONE_BASE, ALONE_ONE)
+        for state in ("with", "without")
+    }
+    line = next(each for each in result["ratios"] if each["name"].startswith(DIFFERENT))
+    states = (result["step_s"][f"{DIFFERENT}, {state}"] for state in ("with", "without"))
+    pairs = zip(*states, strict=True)
+    assert line["rounds"] == pytest.approx([one / other for one, other in pairs])
+    assert result["engines"]["with"]["num_graphs"] == 0
+
+
+def test_an_option_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
+    bench = tiny_bench(tmp_path)
+    for variant in (Variant(options=("magic",)), Variant(keywords=("magic",))):
+        with pytest.raises(Skipped, match="the engine has no magic"):
+            variants(bench, "any", variant)
+    with pytest.raises(Skipped, match="only on a GPU"):
+        variants(bench, "graphs", Variant(options=("cuda_graphs",)))
 
 
 def test_part_names_are_those_of_the_parts(tmp_path: Path) -> None:

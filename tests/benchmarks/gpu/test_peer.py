@@ -11,7 +11,7 @@ import torch
 from benchmarks.errors import PeerError
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.parts import Budget, Skipped
-from benchmarks.gpu.peer import peer_lora
+from benchmarks.gpu.peer import Case, calls, peer_lora
 from benchmarks.gpu.peer_import import import_peer
 from benchmarks.gpu.scale import SCALES
 from tests.benchmarks.gpu.fake_peer import write_fake_peer
@@ -40,6 +40,15 @@ def test_a_peer_that_computes_something_else_is_not_compared_with(tmp_path: Path
     with pytest.raises(PeerError) as caught:
         peer_lora(bench_with(peer, tmp_path))
     assert caught.value.reason == "PEER_DIFFERS"
+
+
+def test_what_the_peer_remembers_of_freed_tensors_is_forgotten(tmp_path: Path) -> None:
+    ops = import_peer(write_fake_peer(tmp_path / "peer"))
+    table = ops.lora_shrink.__globals__["remembered"].__globals__["_LORA_A_PTR_DICT"]
+    for rank in (2, 4):
+        case = Case(64, (32,), (rank, rank), 256)
+        calls(case, ops, torch.device("cpu"), torch.float32).peers()
+        assert len(table) == 1
 
 
 def test_without_a_peer_it_is_skipped_with_the_reason(tmp_path: Path) -> None:
