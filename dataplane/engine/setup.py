@@ -25,6 +25,7 @@ from dataplane.models.shapes import layer_groups, layer_modules, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.pool.pool import PagePool, pages_in
 from kernels.cpu.warm_up import warm_up
+from kernels.gpu.side_stream import SideStream
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
@@ -47,9 +48,14 @@ class EngineParts:
 
 
 def build_engine(
-    options: EngineOptions, on_loaded: Callable[[], None], *, pipeline_depth: int = DEPTH
+    options: EngineOptions,
+    on_loaded: Callable[[], None],
+    *,
+    pipeline_depth: int = DEPTH,
+    lora_stream: bool = False,
 ) -> EngineParts:
-    """on_loaded: called from another thread when an adapter has reached host memory.
+    """on_loaded: called from another thread when an adapter has reached host memory. lora_stream:
+    as `make_engine` takes it.
 
     Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
     """
@@ -100,6 +106,7 @@ def build_engine(
         max_context,
         pipeline_depth=pipeline_depth,
         graphs=graphs,
+        lora_stream=lora_stream,
     )
     ready = Ready(
         model_name=options.model_name,
@@ -129,8 +136,11 @@ def make_engine(
     *,
     pipeline_depth: int = DEPTH,
     graphs: GraphSetup | None = None,
+    lora_stream: bool = False,
 ) -> Engine:
-    """graphs: captured here; the pool must have a padding page then.
+    """graphs: captured here; the pool must have a padding page then. lora_stream: a GPU runs
+    adapters' first products on a stream of their own, beside the base model's; whether that is
+    faster has not been measured yet, so nobody turns it on but benchmarks.
 
     Raises: DataPlaneError for a scheduling option that is out of range.
     """
@@ -138,7 +148,8 @@ def make_engine(
         raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0")
     if not options.max_cluster_delay_s >= 0:
         raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
-    decoder = Decoder(config, weights, max_context)
+    side = SideStream(pool.device) if lora_stream else None
+    decoder = Decoder(config, weights, max_context, side)
     if pool.device.type == "cuda":
         warm_up_forward(decoder, pool)
     captured = None

@@ -103,11 +103,13 @@ def shrink(
     layer_pages: torch.Tensor,
     group: LoraGroup,
     hidden: torch.Tensor | None = None,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns h in parts that sum up to it: [num_splits, num_tokens, max_total_rank] float32.
 
     What no segment covers is left as it was allocated. hidden: h of other columns of the input,
-    which is added to, and returned.
+    which is added to, and returned. out: `new_hidden`'s, written and returned.
 
     Raises: ValueError when `hidden` has fewer parts than this input needs.
     """
@@ -120,9 +122,7 @@ def shrink(
     num_splits = -(-in_features // tile.k_per_split)
     accumulate = hidden is not None
     if hidden is None:
-        hidden = torch.empty(
-            (num_splits, num_tokens, metadata.max_total_rank), dtype=torch.float32, device=x.device
-        )
+        hidden = new_hidden(x, group) if out is None else out
     elif hidden.shape[0] < num_splits or hidden.shape[1] != num_tokens:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} cannot take {num_splits} parts of {num_tokens} tokens:"
@@ -155,3 +155,11 @@ def shrink(
         num_stages=tile.num_stages,
     )
     return hidden
+
+
+def new_hidden(x: torch.Tensor, group: LoraGroup) -> torch.Tensor:
+    """Memory for what `shrink` returns of these."""
+    num_tokens, in_features = x.shape
+    num_splits = -(-in_features // group.metadata.regime.shrink.k_per_split)
+    shape = (num_splits, num_tokens, group.metadata.max_total_rank)
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
