@@ -9,7 +9,7 @@ from itertools import cycle, islice
 import torch
 
 from benchmarks.kernel_cases import KernelCase, ModelShape, Shapes
-from kernels.lora.op import lora_apply
+from kernels.lora.op import LoraSegments, lora_apply
 from kernels.lora.plan import ExpandSlice, GroupPlan, PageRun, Segment
 
 
@@ -78,7 +78,7 @@ def _maker(
     return make
 
 
-def on_device(segments: Sequence[Segment], x: torch.Tensor) -> Sequence[Segment]:
+def on_device(segments: Sequence[Segment], x: torch.Tensor) -> LoraSegments:
     """As launches read them, made once, as the engine makes them once a step."""
     if not x.is_cuda:
         return segments
