@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.errors import BenchError
 from benchmarks.gpu.adapters import Windows
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.decode import engine_facts
@@ -27,6 +28,7 @@ from benchmarks.step_loop import StepLoop
 from dataplane.channel import Adapter, Output
 
 WITHIN_S = 60.0  # all runs of one setting
+_LIMIT_S = 120.0  # one run
 _PROBE_TOKENS = 16
 _ALLOWANCE = 0.02
 
@@ -123,7 +125,10 @@ def in_turn(adapters: Sequence[Adapter], num_requests: int) -> list[Adapter]:
 def saturated(
     loop: StepLoop, work: Sequence[tuple[Request, Adapter]], windows: Windows, *, in_flight: int
 ) -> Run:
-    """Serves all of `work`, with so many requests in the engine as long as there are some."""
+    """Serves all of `work`, with so many requests in the engine as long as there are some.
+
+    Raises: BenchError when that takes far longer than it may.
+    """
     run = Run()
     todo = iter(work)
     open_requests: dict[int, tuple[Adapter, int]] = {}  # handle -> adapter, tokens so far
@@ -142,6 +147,8 @@ def saturated(
         submit_next()
     while open_requests:
         outputs = loop.step()
+        if time.perf_counter() - started_s > _LIMIT_S:
+            raise BenchError("TOO_SLOW", f"{len(work)} requests were not done in {_LIMIT_S:g} s")
         if outputs:
             _count(run, outputs, open_requests, windows)
         for output in outputs:
