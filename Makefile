@@ -8,7 +8,8 @@ TEST_WORKERS ?= 2
 ROOMS := controlplane dataplane kernels storage protos/chorale tests benchmarks examples
 PROTOS := $(wildcard protos/chorale/v1/*.proto)
 
-.PHONY: setup demo up test verify fmt lint types proto proto-check bench gpu-check gpu-bench clean help
+.PHONY: setup demo up test verify fmt lint types proto proto-check bench gpu-check gpu-sanitize gpu-bench gpu-wheels \
+	clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,13 +56,24 @@ bench: $(STAMP) ## engine throughput on this machine: base only and mixed adapte
 	$(BIN)/python -m benchmarks.engine
 
 # On a GPU machine these run from the source tree with its own packages: PYTHON is used as it is.
-gpu-check: ## kernels against their twins, and engine parity, on the real device
-	PYTHONPATH=.:protos $(PYTHON) -m pytest -c /dev/null --rootdir=. -p no:cacheprovider -m gpu \
-		tests/kernels tests/dataplane/engine/test_parity.py
+# GPU_OPTIONS go to the program behind the target; see docs/benchmarks.md.
+GPU_OPTIONS ?=
+GPU_PYTHON ?= 3.12
 
-gpu-bench: ## each kernel's part of the roofline, then the engine; JSON under benchmarks/results/
-	PYTHONPATH=.:protos $(PYTHON) -m benchmarks.gpu_kernels --out benchmarks/results/kernels-cuda.json
-	PYTHONPATH=.:protos $(PYTHON) -m benchmarks.engine --device cuda --out benchmarks/results
+gpu-check: ## kernels against their twins, and the engine against float32, on the real device
+	PYTHONPATH=.:protos:$(PYTHONPATH) $(PYTHON) -m benchmarks.gpu.check $(GPU_OPTIONS)
+
+gpu-sanitize: ## the LoRA and attention kernels' tests under compute-sanitizer's memcheck
+	PYTHONPATH=.:protos:$(PYTHONPATH) $(PYTHON) -m benchmarks.gpu.check --memcheck $(GPU_OPTIONS)
+
+gpu-bench: ## whole models on a GPU, in parts that a second run goes on with
+	PYTHONPATH=.:protos:$(PYTHONPATH) $(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
+
+gpu-wheels: ## wheels for a GPU machine without network, in .whl/
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
+		--python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest .whl --requirement benchmarks/gpu/wheels.txt
 
 clean: ## everything that make made
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache *.egg-info

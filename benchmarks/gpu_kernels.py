@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.timing import device_name, measure_on, rates
 from benchmarks.kernel_cases import (
     SHAPES,
     KernelCase,
@@ -36,9 +34,6 @@ from benchmarks.kernel_cases import (
 from benchmarks.load.provenance import provenance
 
 SCHEMA = "chorale-kernel-bench/1"
-_GPU_WORKING_SET = 256 << 20  # several times any cache
-_MAX_COPIES = 64
-_MIN_CALLS = 8
 
 
 def lora_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -89,9 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 def run(
     ops: list[str], shapes: Shapes, device: torch.device, dtype: torch.dtype, rounds: int
 ) -> dict[str, Any]:
-    measure = partial(_gpu_seconds if device.type == "cuda" else _cpu_seconds, rounds=rounds)
-    bandwidth, flops = _rates(device, dtype, measure)
-    print(f"{_name(device)}: copy {bandwidth / 1e9:.1f} GB/s, matmul {flops / 1e12:.2f} TFLOP/s")
+    measure = measure_on(device, rounds)
+    bandwidth, flops = rates(device, dtype, measure)
+    name = device_name(device)
+    print(f"{name}: copy {bandwidth / 1e9:.1f} GB/s, matmul {flops / 1e12:.2f} TFLOP/s")
     cases: list[dict[str, Any]] = []
     for op in ops:
         for case in OPS[op](shapes, device, dtype):
@@ -117,79 +113,13 @@ def run(
         "schema": SCHEMA,
         **provenance(),
         "torch": torch.__version__,
-        "device": _name(device),
+        "device": name,
         "dtype": str(dtype).removeprefix("torch."),
         "rounds": rounds,
         "copy_bytes_per_s": bandwidth,
         "matmul_flops_per_s": flops,
         "cases": cases,
     }
-
-
-Make = Callable[[], Callable[[], object]]
-
-
-def _rates(
-    device: torch.device, dtype: torch.dtype, measure: Callable[[Make, int], float]
-) -> tuple[float, float]:
-    """Bytes per second of a copy, read and write both counted; operations per second."""
-    large = device.type == "cuda"
-    num_bytes, size = (1 << 30, 8192) if large else (1 << 24, 256)
-
-    def copy() -> Callable[[], object]:
-        source = torch.zeros(num_bytes // 2, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        return lambda: target.copy_(source)
-
-    def product() -> Callable[[], object]:
-        a, b = torch.randn(2, size, size, device=device).to(dtype)
-        out = torch.empty_like(a)
-        return lambda: torch.mm(a, b, out=out)
-
-    return num_bytes / measure(copy, num_bytes), 2 * size**3 / measure(product, num_bytes)
-
-
-def _gpu_seconds(make: Make, num_bytes: int, *, rounds: int) -> float:
-    """Of one call: the median over replays of a graph of many."""
-    copies = max(1, min(_MAX_COPIES, -(-_GPU_WORKING_SET // num_bytes)))
-    calls = [make() for _ in range(copies)]
-    calls *= -(-_MIN_CALLS // copies)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls:  # compiles
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    seconds: list[float] = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3 / len(calls))
-    return statistics.median(seconds)
-
-
-def _cpu_seconds(make: Make, num_bytes: int, *, rounds: int) -> float:
-    call = make()
-    call()
-    seconds: list[float] = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 if __name__ == "__main__":

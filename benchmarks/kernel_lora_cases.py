@@ -9,18 +9,19 @@ from itertools import cycle, islice
 import torch
 
 from benchmarks.kernel_cases import KernelCase, ModelShape, Shapes
-from kernels.lora.op import lora_apply
+from kernels.lora.op import LoraSegments, lora_apply
 from kernels.lora.plan import ExpandSlice, GroupPlan, PageRun, Segment
 
 
 def lora_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[KernelCase]:
     for name, model in shapes.models.items():
         page_elems = 2 * model.page_tokens * model.kv_heads * model.head_dim
-        for group, (in_features, outs) in _groups(model).items():
+        for group, (in_features, outs) in groups_of(model).items():
             for label, ranks in shapes.lora_ranks.items():
                 for count in shapes.lora_adapters:
-                    plans = [_plan(rank, in_features, outs) for rank in islice(cycle(ranks), count)]
-                    weights = sum(_elems(plan) for plan in plans)
+                    chosen = islice(cycle(ranks), count)
+                    plans = [group_plan(rank, in_features, outs) for rank in chosen]
+                    weights = sum(elems(plan) for plan in plans)
                     yield KernelCase(
                         "lora_apply",
                         f"{name} {group}, {count} adapters of rank {label}",
@@ -30,7 +31,7 @@ def lora_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iter
                     )
 
 
-def _groups(model: ModelShape) -> dict[str, tuple[int, tuple[int, ...]]]:
+def groups_of(model: ModelShape) -> dict[str, tuple[int, tuple[int, ...]]]:
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     return {
         "qkv": (model.hidden, (q, kv, kv)),
@@ -40,7 +41,7 @@ def _groups(model: ModelShape) -> dict[str, tuple[int, tuple[int, ...]]]:
     }
 
 
-def _plan(rank: int, in_features: int, outs: tuple[int, ...]) -> GroupPlan:
+def group_plan(rank: int, in_features: int, outs: tuple[int, ...]) -> GroupPlan:
     slices: list[ExpandSlice] = []
     offset, column = len(outs) * rank * in_features, 0
     for index, out in enumerate(outs):
@@ -50,7 +51,7 @@ def _plan(rank: int, in_features: int, outs: tuple[int, ...]) -> GroupPlan:
     return GroupPlan(len(outs) * rank, in_features, 0, tuple(slices))
 
 
-def _elems(plan: GroupPlan) -> int:
+def elems(plan: GroupPlan) -> int:
     return plan.total_rank * plan.in_features + sum(
         part.rank * part.out_features for part in plan.slices
     )
@@ -60,7 +61,7 @@ def _maker(
     plans: list[GroupPlan], page_elems: int, out_features: int,
     device: torch.device, dtype: torch.dtype,
 ) -> Callable[[], Callable[[], object]]:  # fmt: skip
-    needed = [-(-_elems(plan) // page_elems) for plan in plans]
+    needed = [-(-elems(plan) // page_elems) for plan in plans]
 
     def make() -> Callable[[], object]:
         pages = torch.randn(sum(needed), page_elems, device=device).to(dtype)
@@ -71,13 +72,13 @@ def _maker(
             segments.append(Segment(row, row + 1, PageRun.of(own, device), plan))
         x = torch.randn(len(plans), plans[0].in_features, device=device).to(dtype)
         y = torch.zeros(len(plans), out_features, device=device, dtype=dtype)
-        taken = _on_device(segments, x)
+        taken = on_device(segments, x)
         return lambda: lora_apply(y, x, pages, taken)
 
     return make
 
 
-def _on_device(segments: Sequence[Segment], x: torch.Tensor) -> Sequence[Segment]:
+def on_device(segments: Sequence[Segment], x: torch.Tensor) -> LoraSegments:
     """As launches read them, made once, as the engine makes them once a step."""
     if not x.is_cuda:
         return segments

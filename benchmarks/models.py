@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -69,6 +70,29 @@ SHAPES = {
 }
 
 
+def model_fields(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """What config.json says of the shape."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "max_position_embeddings": MAX_TOKENS,
+        "hidden_act": "silu",
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
 def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes a model directory with weights that keep activations bounded, and a tokenizer."""
     directory.mkdir(parents=True)
@@ -91,27 +115,39 @@ def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat
         for module, (in_features, out_features) in shape.projections().items():
             tensors[f"{prefix}{module}.weight"] = normal(out_features, in_features)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": MAX_TOKENS,
-        "hidden_act": "silu",
-        "rope_theta": 10000.0,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    (directory / "config.json").write_text(json.dumps(model_fields(shape, dtype), indent=1))
     write_tokenizer(directory, shape.vocab_size, MAX_TOKENS)
+
+
+def adapter_fields(
+    rank: int, targets: Sequence[str] = ALL_LINEAR, base_model: str = ""
+) -> dict[str, Any]:
+    """What adapter_config.json says. base_model: what the adapter says that it was trained on."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": sorted(targets),
+        "base_model_name_or_path": base_model,
+    }
+
+
+def adapter_shapes(
+    shape: Shape, rank: int, targets: Sequence[str] = ALL_LINEAR
+) -> dict[str, tuple[int, int]]:
+    """Tensor name -> shape, in the order of the file."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in range(shape.num_layers):
+        for module, (in_features, out_features) in shape.projections().items():
+            if module.split(".")[1] in targets:
+                prefix = f"base_model.model.model.layers.{layer}.{module}"
+                shapes[f"{prefix}.lora_A.weight"] = (rank, in_features)
+                shapes[f"{prefix}.lora_B.weight"] = (out_features, rank)
+    return shapes
 
 
 def write_adapter(
@@ -136,24 +172,7 @@ def write_adapter(
     def normal(rows: int, columns: int) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=generator) * scale).to(dtype)
 
-    tensors: dict[str, torch.Tensor] = {}
-    for layer in range(shape.num_layers):
-        for module, (in_features, out_features) in shape.projections().items():
-            if module.split(".")[1] not in targets:
-                continue
-            prefix = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{prefix}.lora_A.weight"] = normal(rank, in_features)
-            tensors[f"{prefix}.lora_B.weight"] = normal(out_features, rank)
+    tensors = {name: normal(*size) for name, size in adapter_shapes(shape, rank, targets).items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-        "target_modules": sorted(targets),
-        "base_model_name_or_path": base_model,
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(config, indent=1))
+    fields = adapter_fields(rank, targets, base_model)
+    (directory / "adapter_config.json").write_text(json.dumps(fields, indent=1))

@@ -48,6 +48,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     priority_ageing_s: float = 10.0  # waiting so long lifts a request by one priority
     max_context_tokens: int = 0  # 0: the model's own
     num_threads: int = 0  # 0: torch's default
+    cuda_graphs: bool | None = None  # None: where there is a GPU
     host_cache_bytes: int = 1 << 30
     disk_cache_bytes: int = 8 << 30
     disk_cache_dir: str = ""
@@ -343,6 +344,11 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_loading: int = 0
     waiting_pins: list[WaitingPin] = []  # at most REPORTED_LOADS of num_waiting_pins
     num_waiting_pins: int = 0
+    # CUDA graphs: how many decode steps are captured as, what that took, and steps that used one.
+    num_graphs: int = 0
+    graph_capture_s: float = 0.0
+    graph_bytes: int = 0
+    num_graph_steps: int = 0
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):

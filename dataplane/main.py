@@ -165,6 +165,14 @@ def data_plane(
             "as soon as it is out of reach; 0: nothing.",
         ),
     ] = 0.0,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            envvar="CHORALE_CUDA_GRAPHS",
+            help="Decode steps captured at the start. Left out: where there is a GPU.",
+        ),
+    ] = None,
     engine_timeout: Annotated[
         float,
         typer.Option(
@@ -205,6 +213,7 @@ def data_plane(
             max_batch_tokens=max_batch_tokens,
             max_context_tokens=max_context_tokens,
             num_threads=num_threads,
+            cuda_graphs=cuda_graphs,
             host_cache_bytes=host_cache_bytes,
             disk_cache_bytes=disk_cache_bytes,
             disk_cache_dir=disk_cache_dir,

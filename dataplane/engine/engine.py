@@ -28,6 +28,7 @@ from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.device import DeviceTime, device_for
+from dataplane.engine.graphs import DecodeGraphs, GraphReport, GraphStep
 from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
@@ -70,9 +71,11 @@ class Engine:
         max_cluster_delay_s: float = 0.25,
         priority_ageing_s: float = 10.0,
         pipeline_depth: int = DEPTH,
+        graphs: DecodeGraphs | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """pipeline_depth: steps in flight at once; with 1 nothing overlaps."""
+        """pipeline_depth: steps in flight at once; with 1 nothing overlaps. graphs: of `decoder`
+        over `pool`, captured; None: every step runs eagerly."""
         self._decoder = decoder
         self._pool = pool
         self._loader = loader
@@ -97,6 +100,7 @@ class Engine:
         )
         self._batches = BatchBuilder(decoder.config, pool, self._resident)
         self._patience = Patience(self._costs)
+        self.graphs = graphs
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
         self._sequences: dict[int, Sequence] = {}
         self._ended: StepResult = StepResult()  # requests that ended before they were scheduled
@@ -202,6 +206,7 @@ class Engine:
         counters = self._scheduler.counters
         num_running = len(self._scheduler.running)
         prefetches = self._supply.prefetches.report()
+        graphs = self.graphs.report if self.graphs else GraphReport()
         return Stats(
             num_running=num_running,
             num_waiting=self._scheduler.num_waiting,
@@ -233,6 +238,10 @@ class Engine:
             copy_s=self._resident.copier.copied_s,
             waiting_pins=self._supply.waiting_pins(),
             num_waiting_pins=len(self._supply.prefetches.waiting_pins),
+            num_graphs=graphs.num_graphs,
+            graph_capture_s=graphs.capture_s,
+            graph_bytes=graphs.memory_bytes,
+            num_graph_steps=self.graphs.num_steps if self.graphs else 0,
         )
 
     def copy_s(self, digest: str) -> float:
@@ -266,12 +275,18 @@ class Engine:
         self._pool.make_free(self._pool.num_available)
 
     def _launch(self, chunks: list[Chunk]) -> None:
-        batch = self._batches.build(chunks)
+        step = self._graph_step(chunks) or self._batches.build(chunks)
         rows = [self._row(chunk.sequence) for chunk in chunks if chunk.samples]
-        self._pipeline.launch(chunks, batch, rows)
+        self._pipeline.launch(chunks, step, rows)
         self._scheduler.launched(chunks)
         num_prefill, num_decode = _count(chunks)
         self._patience.launched(num_prefill=num_prefill, num_decode=num_decode, now_s=self._clock())
+
+    def _graph_step(self, chunks: list[Chunk]) -> GraphStep | None:
+        if self.graphs is None:
+            return None
+        sources = [self._pipeline.unread_row(chunk.sequence) for chunk in chunks]
+        return self.graphs.step(chunks, sources, self._batches.adapter)
 
     def _row(self, sequence: Sequence) -> Row:
         sampling = sequence.sampling

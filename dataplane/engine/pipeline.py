@@ -7,13 +7,16 @@ it can be launched before anybody has seen them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dataplane.engine.chunk import Chunk
 from dataplane.engine.device import Device, DeviceTime, Launched
+from dataplane.engine.graphs import GraphStep
 from dataplane.engine.sequence import Sequence
 from dataplane.models.decoder import Batch, Decoder
 from dataplane.pool.pool import PagePool
@@ -73,27 +76,19 @@ class Pipeline:
         assert sequence.num_unread == 1
         return self._flights[-1].rows[sequence]
 
-    def launch(self, chunks: Seq[Chunk], batch: Batch, rows: Seq[Row]) -> None:
-        """batch: of `chunks`, with any token where one is unread. rows: of those that sample."""
+    def launch(self, chunks: Seq[Chunk], step: Batch | GraphStep, rows: Seq[Row]) -> None:
+        """step: of `chunks`; a batch, with any token where one is unread, or a graph that knows
+        where unread ones are. rows: of those that sample."""
         assert not self.is_full
         device = self._pool.device
         plan = SamplingPlan.of(rows, device)
         before = self._flights[-1].launched if self._flights else None
-        targets, sources = self._unread(chunks)
-        feed = (
-            (staged(targets, torch.int64, device), staged(sources, torch.int64, device))
-            if targets
-            else None
-        )
+        forward = step.run if isinstance(step, GraphStep) else self._eager(chunks, step)
 
         @torch.inference_mode()
         def work() -> Picks:
             previous = before.result.ids if before else None
-            if feed is not None:
-                assert previous is not None
-                batch.token_ids.index_copy_(0, feed[0], previous[feed[1]])
-            logits = self._decoder.forward(batch, self._pool.data, self._pool.page_tokens)
-            return pick(logits, plan, previous)
+            return pick(forward(previous), plan, previous)
 
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         self._flights.append(
@@ -109,6 +104,23 @@ class Pipeline:
         flight = self._flights.popleft()
         picks, time = flight.launched.wait()
         return Collected(flight.chunks, picks.read(), time)
+
+    def _eager(self, chunks: Seq[Chunk], batch: Batch) -> Callable[[Tensor | None], Tensor]:
+        targets, sources = self._unread(chunks)
+        device = self._pool.device
+        feed = (
+            (staged(targets, torch.int64, device), staged(sources, torch.int64, device))
+            if targets
+            else None
+        )
+
+        def forward(previous_ids: Tensor | None) -> Tensor:
+            if feed is not None:
+                assert previous_ids is not None
+                batch.token_ids.index_copy_(0, feed[0], previous_ids[feed[1]])
+            return self._decoder.forward(batch, self._pool.data, self._pool.page_tokens)
+
+        return forward
 
     def _unread(self, chunks: Seq[Chunk]) -> tuple[list[int], list[int]]:
         """Rows of the batch whose token is unread, and where it is among the sampled ones."""

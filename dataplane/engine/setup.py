@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from dataplane.channel import EngineOptions, ModuleShape, Ready
+from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
 from dataplane.engine.engine import Engine
+from dataplane.engine.graph_buckets import GraphBuckets
+from dataplane.engine.graphs import Capture, DecodeGraphs
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.warm_up import warm_up as warm_up_forward
 from dataplane.errors import DataPlaneError, UnsupportedModelError
@@ -21,6 +25,7 @@ from dataplane.models.shapes import layer_groups, layer_modules, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.pool.pool import PagePool, pages_in
 from kernels.cpu.warm_up import warm_up
+from kernels.gpu.side_stream import SideStream
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
@@ -43,9 +48,14 @@ class EngineParts:
 
 
 def build_engine(
-    options: EngineOptions, on_loaded: Callable[[], None], *, pipeline_depth: int = DEPTH
+    options: EngineOptions,
+    on_loaded: Callable[[], None],
+    *,
+    pipeline_depth: int = DEPTH,
+    lora_stream: bool = False,
 ) -> EngineParts:
-    """on_loaded: called from another thread when an adapter has reached host memory.
+    """on_loaded: called from another thread when an adapter has reached host memory. lora_stream:
+    as `make_engine` takes it.
 
     Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
     """
@@ -58,14 +68,15 @@ def build_engine(
         warm_up(dtype, config.num_heads, config.num_kv_heads, config.head_dim)
     max_context = _max_context(options, config)
     weights = load_weights(Path(options.model_dir), config, dtype, device)
+    graphs = graph_setup(options, device, max_context)
+    pool_bytes = _pool_bytes(options, config, dtype, device, graphs)
     pool = PagePool(
         config,
         page_tokens=options.page_tokens,
-        num_pages=pages_in(
-            config, _pool_bytes(options, device), options.page_tokens, dtype, max_context
-        ),
+        num_pages=pages_in(config, pool_bytes, options.page_tokens, dtype, max_context),
         dtype=dtype,
         device=device,
+        padding_page=graphs is not None,
     )
     if device.type == "cuda":
         from kernels.lora.triton_warm_up import warm_up as compile_lora  # Triton: a GPU's alone
@@ -87,7 +98,15 @@ def build_engine(
         on_result=on_loaded,
     )
     engine = make_engine(
-        options, config, weights, pool, loader, max_context, pipeline_depth=pipeline_depth
+        options,
+        config,
+        weights,
+        pool,
+        loader,
+        max_context,
+        pipeline_depth=pipeline_depth,
+        graphs=graphs,
+        lora_stream=lora_stream,
     )
     ready = Ready(
         model_name=options.model_name,
@@ -116,15 +135,27 @@ def make_engine(
     max_context: int,
     *,
     pipeline_depth: int = DEPTH,
+    graphs: GraphSetup | None = None,
+    lora_stream: bool = False,
 ) -> Engine:
-    """Raises: DataPlaneError for a scheduling option that is out of range."""
+    """graphs: captured here; the pool must have a padding page then. lora_stream: a GPU runs
+    adapters' first products on a stream of their own, beside the base model's; whether that is
+    faster has not been measured yet, so nobody turns it on but benchmarks.
+
+    Raises: DataPlaneError for a scheduling option that is out of range.
+    """
     if not options.priority_ageing_s > 0:
         raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0")
     if not options.max_cluster_delay_s >= 0:
         raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
-    decoder = Decoder(config, weights, max_context)
+    side = SideStream(pool.device) if lora_stream else None
+    decoder = Decoder(config, weights, max_context, side)
     if pool.device.type == "cuda":
         warm_up_forward(decoder, pool)
+    captured = None
+    if graphs is not None:
+        captured = DecodeGraphs(decoder, pool, graphs.buckets, graphs.capture, options.max_running)
+        captured.capture_all()
     return Engine(
         decoder,
         pool,
@@ -138,7 +169,36 @@ def make_engine(
         max_cluster_delay_s=options.max_cluster_delay_s,
         priority_ageing_s=options.priority_ageing_s,
         pipeline_depth=pipeline_depth,
+        graphs=captured,
     )
+
+
+class GraphSetup(NamedTuple):
+    """Which graphs there are to be, and how they are captured."""
+
+    buckets: GraphBuckets
+    capture: Capture
+
+
+def graph_setup(
+    options: EngineOptions, device: torch.device, max_context: int
+) -> GraphSetup | None:
+    """None: every step runs eagerly.
+
+    Raises: DataPlaneError for graphs where there is no GPU to capture them.
+    """
+    wanted = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
+    if not wanted:
+        return None
+    if device.type != "cuda":
+        raise DataPlaneError(
+            "GRAPHS_NEED_CUDA",
+            f"--cuda-graphs on device {device}: only a GPU has them; leave the option out, or use"
+            " --no-cuda-graphs",
+            {"device": str(device)},
+        )
+    buckets = GraphBuckets.of(options.max_running, max_context, options.page_tokens)
+    return GraphSetup(buckets, cuda_capture(device))
 
 
 def adapter_builder(
@@ -212,10 +272,18 @@ def _out_of_range(name: str, value: float, limits: str) -> DataPlaneError:
     )
 
 
-def _pool_bytes(options: EngineOptions, device: torch.device) -> int:
+def _pool_bytes(
+    options: EngineOptions,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    graphs: GraphSetup | None,
+) -> int:
     if options.pool_bytes:
         return options.pool_bytes
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _CUDA_POOL_SHARE)
+        if graphs:
+            free -= reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
+        return int(max(free, 0) * _CUDA_POOL_SHARE)
     return _DEFAULT_CPU_POOL_BYTES

@@ -22,14 +22,17 @@ from dataplane.lora.tensors import stored_tensor
 from dataplane.models.config import ModelConfig
 from dataplane.models.shapes import GROUPS, LM_HEAD, layer_groups
 from dataplane.models.weights import ModelWeights
+from kernels.lora.bucket import AdapterRows
 from kernels.lora.extras import AffineSlice
-from kernels.lora.plan import ExpandSlice, GroupPlan, plan_row
+from kernels.lora.plan import PLAN_ROW, ExpandSlice, GroupPlan, plan_row
 from storage.adapter.manifest import (
     AdapterManifest,
     ParsedAdapter,
     frozen_base_name,
 )
 from storage.adapter.weights import TensorRef
+
+_VECTOR = 8  # 16 bytes of 2-byte elements: what a GPU's thread reads at once
 
 
 class Columns(NamedTuple):
@@ -61,6 +64,17 @@ class AdapterLayout:
             dtype=np.int64,
         )
 
+    @cached_property
+    def device_rows(self) -> AdapterRows:
+        """`plan_rows` as launches on a GPU read them."""
+        return AdapterRows.of(self.plan_rows, PLAN_ROW)
+
+    @cached_property
+    def device_head_rows(self) -> AdapterRows:
+        """Of `head`: one group in each layer."""
+        rows = np.array([[plan_row(plan)] for plan in self.head], dtype=np.int64)
+        return AdapterRows.of(rows, PLAN_ROW)
+
     def num_pages(self, page_elems: int) -> int:
         return -(-self.elems // page_elems)
 
@@ -79,10 +93,11 @@ class HostAdapter:
 
 
 def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
-    """lm_head's columns by layer; the last layers' may be empty."""
+    """lm_head's columns by layer; the last layers' may be empty. All shares but the last one that
+    is not have whole vectors, so that none begins in the middle of one."""
 
     def split(total: int, layer: int) -> tuple[int, int]:
-        width = -(-total // config.num_layers)
+        width = _whole(-(-total // config.num_layers))
         return min(layer * width, total), min((layer + 1) * width, total)
 
     return tuple(
@@ -99,6 +114,7 @@ def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout
     affine = AffinePlan(config, manifest)
     widths = [columns.out_end - columns.out_start for columns in head_columns(config)]
     head_affine, head_elems = affine.head(widths, head_elems)
+    head_elems = _whole(head_elems)
     layers: list[Mapping[str, GroupPlan]] = []
     affine_layers: list[Mapping[str, tuple[AffineSlice, ...]]] = []
     elems = head_elems
@@ -140,6 +156,10 @@ def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout
     )
 
 
+def _whole(elems: int) -> int:
+    return -(-elems // _VECTOR) * _VECTOR
+
+
 def _plan_head(config: ModelConfig, rank: int) -> tuple[tuple[GroupPlan, ...], int]:
     plans: list[GroupPlan] = []
     elems = 0
@@ -151,7 +171,8 @@ def _plan_head(config: ModelConfig, rank: int) -> tuple[tuple[GroupPlan, ...], i
             GroupPlan(rank, in_features, 0, (ExpandSlice(0, rank, b_offset, 0, out_features),))
         )
         elems = max(elems, b_offset + rank * out_features)
-    return tuple(plans), elems
+    # What comes after an odd head begins at a whole vector.
+    return tuple(plans), _whole(elems)
 
 
 def pack(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,15 @@ from dataplane.models.weights import LayerWeights, ModelWeights
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
+from kernels.gpu.side_stream import SideStream
 from kernels.kv.op import rope_write_kv
 from kernels.layers import cpu as layers_cpu
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
-from kernels.lora.op import lora_apply, lora_expand, lora_shrink
-from kernels.lora.plan import Segment, SegmentGroup
+from kernels.lora.op import LoraSegments, lora_apply, lora_apply_beside, lora_expand, lora_shrink
+from kernels.lora.plan import SegmentGroup
 
-LayerSegments = Mapping[str, Sequence[Segment]]
+LayerSegments = Mapping[str, LoraSegments]
 """Projection group -> LoRA segments of the batch, in one layer."""
 LayerAffine = Mapping[str, Sequence[AffineSegment]]
 """Projection group -> segments whose adapter rescales or shifts it (DoRA, biases)."""
@@ -58,16 +60,24 @@ class HeadSlice:
     in_end: int
     out_start: int
     out_end: int
-    segments: Sequence[Segment]
+    segments: LoraSegments
     affine: Sequence[AffineSegment] = ()  # over this slice's output columns
 
 
 class Decoder:
     """Stateless but for its weights: all state of sequences is in the pool."""
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights, max_context: int) -> None:
-        """weights: packed in place."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        max_context: int,
+        lora_stream: SideStream | None = None,
+    ) -> None:
+        """weights: packed in place. lora_stream: adapters' first products run on it, beside the
+        base model's; a GPU's alone."""
         self.config = config
+        self._lora_stream = lora_stream
         self.weights = weights
         weights.pack()
         like = weights.embed
@@ -135,21 +145,22 @@ class Decoder:
         weights, eps = self.weights, self.config.rms_norm_eps
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         h = rms_norm(x, weights.layers[0].input_norm, eps)
+        project = partial(_project, self._lora_stream)
         for index, layer in enumerate(weights.layers):
             if batch.wait is not None:
                 batch.wait(index)
             pages = pool[index]
             lora = batch.layers[index]
             affine = batch.affine[index] if batch.affine else _NO_AFFINE
-            h = _project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
+            h = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
             h = self._attention(h, batch, pages, layer, index, ropes, page_tokens)
-            h = _project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
+            h = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
             if layer.attention_out_norm is not None:
                 h = rms_norm(h, layer.attention_out_norm, eps)
             h = add_rms_norm(h, x, layer.mlp_norm, eps)
-            h = _project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
+            h = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
             h = gated_activation(h, self._activation)
-            h = _project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
+            h = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
             if layer.mlp_out_norm is not None:
                 h = rms_norm(h, layer.mlp_out_norm, eps)
             if index + 1 < len(weights.layers):
@@ -218,6 +229,7 @@ def _add_lm_head(logits: torch.Tensor, x: torch.Tensor, batch: Batch, pool: torc
 
 
 def _project(
+    side: SideStream | None,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -226,9 +238,15 @@ def _project(
     lora: LayerSegments,
     affine: LayerAffine,
 ) -> torch.Tensor:
-    y = linear(x, weight, bias)
-    if group in affine:
-        lora_affine(y, layer_pages, affine[group])
+    def base() -> torch.Tensor:
+        y = linear(x, weight, bias)
+        if group in affine:
+            lora_affine(y, layer_pages, affine[group])
+        return y
+
+    if side is not None and group in lora:
+        return lora_apply_beside(side, base, x, layer_pages, lora[group])
+    y = base()
     if group in lora:
         lora_apply(y, x, layer_pages, lora[group])
     return y

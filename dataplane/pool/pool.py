@@ -26,12 +26,13 @@ class PagePool:
         num_pages: int,
         dtype: torch.dtype,
         device: torch.device,
+        padding_page: bool = False,
     ) -> None:
+        """padding_page: one page more that nobody can take, for rows that pad a step."""
         self.page_tokens = page_tokens
         self.page_elems = page_elems(config, page_tokens)
-        self.data = torch.zeros(
-            config.num_layers, num_pages, self.page_elems, dtype=dtype, device=device
-        )
+        size = (config.num_layers, num_pages + padding_page, self.page_elems)
+        self.data = torch.zeros(size, dtype=dtype, device=device)
         self.allocator = PageAllocator(num_pages)
         self.idle = IdlePages()
 
@@ -42,6 +43,12 @@ class PagePool:
     @property
     def device(self) -> torch.device:
         return self.data.device
+
+    @property
+    def padding_page(self) -> int:
+        """The page that is no part of the books: written by whatever, read by padding alone."""
+        assert self.data.shape[1] > self.num_pages
+        return self.num_pages
 
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that the KV of `num_tokens` takes."""

@@ -64,13 +64,3 @@ def filter_logits(
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     return probabilities
-
-
-def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Inverse-transform sampling in order of token id: [n, vocab], [n] in [0, 1) -> [n] int64."""
-    cumulative = probabilities.double().cumsum(dim=-1)
-    target = uniforms.unsqueeze(-1) * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    # Rounding may carry past the last token of non-zero probability.
-    last = probabilities.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(dim=-1)
-    return torch.minimum(chosen, last)

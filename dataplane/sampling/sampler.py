@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from dataplane.channel import TokenLogprobs
-from dataplane.sampling.filters import draw, filter_logits, penalize
+from dataplane.sampling.filters import filter_logits, penalize
 from dataplane.sampling.plan import Draws, SamplingPlan
+from kernels.sampling.op import draw
 
 
 class Sampled(NamedTuple):

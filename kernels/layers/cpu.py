@@ -22,7 +22,8 @@ from kernels.fused import cpu as fused
 from kernels.kv import cpu as kv
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
-from kernels.lora.plan import Segment, SegmentGroup
+from kernels.lora.op import LoraSegments
+from kernels.lora.plan import SegmentGroup
 
 
 class Layer(Protocol):
@@ -168,7 +169,7 @@ class LayerStack:
         pool: torch.Tensor,
         page_tokens: int,
         metadata: AttentionMetadata,
-        segments: Sequence[Mapping[str, Sequence[Segment]]],
+        segments: Sequence[Mapping[str, LoraSegments]],
         wait: Callable[[int], None] | None,
         logit_rows: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -400,7 +401,7 @@ class LayerStack:
 
     def _tell_lora(
         self,
-        segments: Sequence[Mapping[str, Sequence[Segment]]],
+        segments: Sequence[Mapping[str, LoraSegments]],
         num_tokens: int,
         pool: torch.Tensor,
     ) -> None:
@@ -472,7 +473,7 @@ class LayerStack:
         return buffer.data_ptr()
 
 
-def _plans(group: Sequence[Segment] | None) -> np.ndarray[Any, Any] | None:
+def _plans(group: LoraSegments | None) -> np.ndarray[Any, Any] | None:
     if group is None:
         return None
     assert isinstance(group, SegmentGroup) and group.plans.flags.c_contiguous

@@ -7,14 +7,22 @@ that depends on a bucket only, so that a captured launch can be replayed for ano
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from kernels.gpu.dispatch import uses_triton
+from kernels.lora.bucket import (
+    TILE_FIELDS,
+    AdapterRows,
+    LoraBucket,
+    LoraRows,
+    adapter_rows,
+    max_tiles,
+    tile_map,
+)
 from kernels.lora.checks import check_segments, check_spans
 from kernels.lora.plan import (
     PLAN_FIELDS,
@@ -27,36 +35,10 @@ from kernels.lora.plan import (
 )
 from kernels.lora.tuning import lora_tiles
 
-TILE_FIELDS = 3
 METADATA_ARGUMENTS = ["tiles", "page_indptr", "page_ids", "plans"]
 """Of every kernel. Where in the buffer they begin differs from step to step, and no kernel may be
 compiled anew for that."""
 _RANK_STEP = 16  # rows of h are whole vectors
-_MAX_ALIGNMENT = 8  # 16 bytes of 2-byte elements: the widest load of a thread
-
-
-class LoraBucket(NamedTuple):
-    """What a step must fit in to be served by one grid."""
-
-    max_tokens: int
-    max_segments: int
-    max_pages: int  # of all the step's adapters together
-    max_total_rank: int  # of any adapter in any group
-    max_segment_tokens: int
-    alignment: int  # all offsets in adapters' pages are multiples of it: 1 or 8
-
-    @staticmethod
-    def of(spans: LoraSpans, rows: np.ndarray[Any, Any], row_format: RowFormat) -> LoraBucket:
-        """The bucket that holds exactly this."""
-        rank_field = row_format.rank_field
-        return LoraBucket(
-            max_tokens=int(spans.spans[:, 1].max(initial=0)),
-            max_segments=len(spans.spans),
-            max_pages=len(spans.page_ids),
-            max_total_rank=int(rows[..., rank_field].max(initial=0)) if rank_field >= 0 else 0,
-            max_segment_tokens=spans.max_tokens,
-            alignment=row_alignment(rows, row_format),
-        )
 
 
 @dataclass(frozen=True)
@@ -64,11 +46,31 @@ class LoraGroup:
     """One projection group in one layer."""
 
     metadata: LoraBatchMetadata
-    rows: torch.Tensor  # [max_segments, num_fields] int32, device
+    rows: torch.Tensor  # [max_segments, num_fields] int32, device; rows stride(0) apart
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the buffer holds. Kept whole: an object that lives cannot be mistaken for another."""
+
+    spans: LoraSpans
+    adapters: tuple[AdapterRows, ...]
+
+    def is_same(self, spans: LoraSpans, adapters: Sequence[AdapterRows]) -> bool:
+        return (
+            len(self.adapters) == len(adapters)
+            and all(map(_is, self.adapters, adapters))
+            and all(map(_is, self.spans.runs, spans.runs))
+            and np.array_equal(self.spans.spans, spans.spans)
+        )
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
 
 
 class LoraBatchMetadata:
-    """One buffer on the device, overwritten as a whole by `fill`: no allocation, one copy."""
+    """One buffer on the device, overwritten by `fill`: no allocation, at most one copy."""
 
     def __init__(
         self,
@@ -77,44 +79,52 @@ class LoraBatchMetadata:
         num_groups: int,
         device: torch.device,
         row_format: RowFormat = PLAN_ROW,
+        *,
+        decode_tiles: bool = False,
     ) -> None:
+        """decode_tiles: also for segments that would have the larger tiles of prefill."""
         self.row_format = row_format
         self.bucket = bucket
-        self.regime = lora_tiles(device).regime(bucket.max_segment_tokens)
+        tiles = lora_tiles(device)
+        self.regime = tiles.decode if decode_tiles else tiles.regime(bucket.max_segment_tokens)
         self.num_tiles = max_tiles(bucket, self.regime.block_tokens)
-        self.max_total_rank = -(-bucket.max_total_rank // _RANK_STEP) * _RANK_STEP
+        self.max_total_rank = _whole(bucket.max_total_rank)
         self.num_tokens = 0
         self.max_adapter_pages = 0
-        self._sizes = (
-            self.num_tiles * TILE_FIELDS,
-            bucket.max_segments,
-            bucket.max_pages,
-            num_layers * num_groups * bucket.max_segments * row_format.num_fields,
-        )
-        self._rows_shape = (num_layers, num_groups, bucket.max_segments, row_format.num_fields)
-        self._buffer = torch.full((sum(self._sizes),), -1, dtype=torch.int32, device=device)
-        tiles, self.page_indptr, self.page_ids, rows = self._buffer.split(self._sizes)
+        self._num_groups = num_groups
+        # Rows last, and one adapter's in one piece: those of a step are a prefix of them.
+        self._row_ints = num_layers * num_groups * row_format.num_fields
+        head = (self.num_tiles * TILE_FIELDS, bucket.max_segments, bucket.max_pages)
+        self._starts = np.cumsum(head).tolist()
+        sizes = (*head, bucket.max_segments * self._row_ints)
+        self._buffer = torch.full((sum(sizes),), -1, dtype=torch.int32, device=device)
+        host_tiles, self.page_indptr, self.page_ids, rows = self._buffer.split(sizes)
         # [num_tiles, TILE_FIELDS]: segment (-1: nothing to do), first token, number of tokens
-        self.tiles = tiles.view(self.num_tiles, TILE_FIELDS)
-        self._rows = rows.view(self._rows_shape)
+        self.tiles = host_tiles.view(self.num_tiles, TILE_FIELDS)
+        by_group = rows.view(bucket.max_segments, num_layers * num_groups, row_format.num_fields)
+        self._rows = by_group.unbind(1)
+        self._step: _Step | None = None
 
     @staticmethod
     def of(
         spans: LoraSpans,
-        rows: np.ndarray[Any, Any],
+        rows: LoraRows,
         device: torch.device,
         row_format: RowFormat = PLAN_ROW,
     ) -> LoraBatchMetadata:
         """For one eager step. rows: as `fill` takes them."""
-        bucket = LoraBucket.of(spans, rows, row_format)
-        made = LoraBatchMetadata(bucket, rows.shape[0], rows.shape[1], device, row_format)
-        made._fill(spans, rows)
+        adapters = adapter_rows(rows, row_format)
+        shape = rows.shape if isinstance(rows, np.ndarray) else adapters[0].rows.shape
+        num_layers, num_groups = shape[:2]
+        bucket = LoraBucket.of(spans, adapters)
+        made = LoraBatchMetadata(bucket, num_layers, num_groups, device, row_format)
+        made._send(made._stage(spans, adapters))
         return made
 
     @staticmethod
     def where_read(
         spans: LoraSpans,
-        rows: np.ndarray[Any, Any],
+        rows: LoraRows,
         tensor: torch.Tensor,
         row_format: RowFormat = PLAN_ROW,
     ) -> LoraBatchMetadata | None:
@@ -123,38 +133,71 @@ class LoraBatchMetadata:
             return None
         return LoraBatchMetadata.of(spans, rows, tensor.device, row_format)
 
-    def fill(self, spans: LoraSpans, rows: np.ndarray[Any, Any]) -> None:
-        """Takes over a step, by one copy on the current stream that the host does not wait for.
+    def fill(self, spans: LoraSpans, rows: LoraRows) -> None:
+        """Takes over a step, by one copy on the current stream that the host does not wait for;
+        by none when the buffer holds it already.
 
-        rows: [num_layers, num_groups, n, num_fields], of `plan_row` or `affine_row`; n spans.
+        rows: of `plan_row` or `affine_row`, for each of the spans.
         What is 0 as a whole costs its programs no more than finding that out.
         Raises: ValueError when spans overlap, or when the step does not fit in the bucket.
         """
-        needs = LoraBucket.of(spans, rows, self.row_format)
+        self.prepare(spans, rows)()
+
+    def prepare(self, spans: LoraSpans, rows: LoraRows) -> Callable[[], None]:
+        """The host's part of `fill`; what it returns is the stream's part. Steps must be sent in
+        the order in which they were prepared, all of them."""
+        adapters = adapter_rows(rows, self.row_format)
+        if self._step is not None and self._step.is_same(spans, adapters):
+            return _nothing
+        needs = LoraBucket.of(spans, adapters)
         for name, need, has in zip(LoraBucket._fields, needs, self.bucket, strict=True):
             if need % has if name == "alignment" else need > has:
                 raise ValueError(f"the step's {name} is {need}, the bucket's {has}")
         check_spans(spans.spans.tolist(), needs.max_tokens)
-        self._fill(spans, rows)
+        staged = self._stage(spans, adapters)
+        return lambda: self._send(staged)
 
-    def _fill(self, spans: LoraSpans, rows: np.ndarray[Any, Any]) -> None:
+    def narrowed(self, max_tokens: int, max_total_rank: int) -> LoraBatchMetadata:
+        """The same buffer read by a smaller grid: for steps of so many tokens, each a segment or
+        not, and such ranks. It is filled through this one."""
+        narrow = object.__new__(LoraBatchMetadata)
+        narrow.__dict__.update(self.__dict__)
+        narrow.bucket = self.bucket._replace(
+            max_tokens=max_tokens,
+            max_segments=min(max_tokens, self.bucket.max_segments),
+            max_total_rank=max_total_rank,
+        )
+        narrow.num_tiles = max_tiles(narrow.bucket, self.regime.block_tokens)
+        narrow.tiles = self.tiles[: narrow.num_tiles]
+        narrow.max_total_rank = _whole(max_total_rank)
+        return narrow
+
+    def _stage(self, spans: LoraSpans, adapters: Sequence[AdapterRows]) -> torch.Tensor:
+        """What `_send` copies: the buffer up to the step's last row, on the host."""
         tiles = tile_map(spans.spans, self.regime.block_tokens)
+        num_segments = len(adapters)
+        numel = self._starts[-1] + num_segments * self._row_ints
         # Pinned memory comes from torch's cache, which keeps it until the copy has been made.
-        staging = torch.empty(len(self._buffer), dtype=torch.int32, pin_memory=self._buffer.is_cuda)
-        host = staging.numpy()
-        host_tiles, indptr, page_ids, host_rows = np.split(host, np.cumsum(self._sizes)[:-1])
+        staging = torch.empty(numel, dtype=torch.int32, pin_memory=self._buffer.is_cuda)
+        host_tiles, indptr, page_ids, rows = np.split(staging.numpy(), self._starts)
         host_tiles[: tiles.size] = tiles.reshape(-1)
         host_tiles[tiles.size :] = -1
-        indptr[: len(spans.spans)] = spans.page_indptr[:-1]
+        indptr[:num_segments] = spans.page_indptr[:-1]
         page_ids[: len(spans.page_ids)] = spans.page_ids
-        host_rows.reshape(self._rows_shape)[:, :, : rows.shape[2]] = rows
-        self._buffer.copy_(staging, non_blocking=True)
+        if adapters:
+            wide = rows.reshape(num_segments, self._row_ints)
+            np.stack([each.rows.reshape(-1) for each in adapters], out=wide)
+        self._step = _Step(spans, tuple(adapters))
         self.num_tokens = int(spans.spans[:, 1].max(initial=0))
         self.max_adapter_pages = int(np.diff(spans.page_indptr).max(initial=0))
+        return staging
+
+    def _send(self, staged: torch.Tensor) -> None:
+        self._buffer[: len(staged)].copy_(staged, non_blocking=True)
 
     def group(self, layer: int, index: int) -> LoraGroup:
         """Stays valid over later fills."""
-        return LoraGroup(self, self._rows[layer, index])
+        return LoraGroup(self, self._rows[layer * self._num_groups + index])
 
     def alignment_for(self, features: int, itemsize: int, page_elems: int) -> int:
         """How many neighbouring elements may be read at once: 16 bytes, or single ones."""
@@ -186,28 +229,9 @@ def group_metadata(
     return LoraBatchMetadata.of(spans, rows[None, None], tokens.device).group(0, 0)
 
 
-def max_tiles(bucket: LoraBucket, block_tokens: int) -> int:
-    """The most tiles that any step of the bucket cuts its segments into."""
-    return min(bucket.max_tokens, bucket.max_segments + bucket.max_tokens // block_tokens)
+def _whole(total_rank: int) -> int:
+    return -(-total_rank // _RANK_STEP) * _RANK_STEP
 
 
-def tile_map(spans: np.ndarray[Any, Any], block_tokens: int) -> np.ndarray[Any, Any]:
-    """[num_tiles, TILE_FIELDS]: segments cut into at most block_tokens tokens each, in order."""
-    starts, ends = spans[:, 0], spans[:, 1]
-    counts = -(-(ends - starts) // block_tokens)
-    segment = np.repeat(np.arange(len(spans)), counts)
-    within = np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first = starts[segment] + within * block_tokens
-    return np.stack([segment, first, np.minimum(block_tokens, ends[segment] - first)], axis=1)
-
-
-def row_alignment(rows: np.ndarray[Any, Any], row_format: RowFormat) -> int:
-    """8 when all offsets and columns in these rows are multiples of 8, else 1."""
-    if not rows.size:
-        return _MAX_ALIGNMENT
-    present = np.maximum(rows, 0) if row_format.optional else rows
-    # Over layers and groups first: long rows reduce fast, and this is done every step.
-    bits = np.bitwise_or.reduce(present.reshape(-1, rows.shape[2] * rows.shape[3]), axis=0)
-    bits = np.bitwise_or.reduce(bits.reshape(-1, row_format.num_fields), axis=0)
-    aligned = not (bits[list(row_format.positions)] % _MAX_ALIGNMENT).any()
-    return _MAX_ALIGNMENT if aligned else 1
+def _nothing() -> None:
+    pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,8 +12,19 @@ from kernels.lora import cpu, naive
 from kernels.lora.checks import check_launch, check_segments, check_tensors
 from kernels.lora.metadata import LoraGroup, group_metadata
 from kernels.lora.plan import Segment, SegmentGroup
+from kernels.lora.read_back import segments_of
 
-__all__ = ["LoraHidden", "LoraSegments", "lora_apply", "lora_expand", "lora_shrink"]
+if TYPE_CHECKING:
+    from kernels.gpu.side_stream import SideStream
+
+__all__ = [
+    "LoraHidden",
+    "LoraSegments",
+    "lora_apply",
+    "lora_apply_beside",
+    "lora_expand",
+    "lora_shrink",
+]
 
 LoraSegments = Sequence[Segment] | LoraGroup
 """Segments of one projection group, disjoint and in order of start. A LoraGroup's are read from the
@@ -43,10 +55,37 @@ def lora_apply(
         raise ValueError(f"y {tuple(y.shape)} and x {tuple(x.shape)} are not [num_tokens, …]")
     if uses_triton(x):
         segments = group_metadata(segments, x, x.shape[1])
+    elif isinstance(segments, LoraGroup):
+        segments = segments_of(segments, x.shape[1])
     elif isinstance(segments, SegmentGroup) and cpu.supports(x):
         cpu.lora_apply(y, x, layer_pages, segments)
         return
     lora_expand(y, lora_shrink(x, layer_pages, segments), layer_pages, segments)
+
+
+def lora_apply_beside(
+    side: SideStream,
+    base: Callable[[], torch.Tensor],
+    x: torch.Tensor,
+    layer_pages: torch.Tensor,
+    segments: LoraSegments,
+) -> torch.Tensor:
+    """`lora_apply` to what `base` returns, which is y; while `base` runs, the side stream shrinks.
+
+    On a GPU only. Semantics, arguments and Raises: as lora_apply.
+    """
+    from kernels.lora.triton_expand import expand
+    from kernels.lora.triton_shrink import new_hidden, shrink
+
+    group = group_metadata(segments, x, x.shape[1])
+    check_launch(x, layer_pages, group.metadata)
+    hidden = new_hidden(x, group)
+    side.fork(lambda: shrink(x, layer_pages, group, out=hidden))
+    y = base()
+    check_launch(y, layer_pages, group.metadata)
+    side.join()
+    expand(y, hidden, layer_pages, group)
+    return y
 
 
 def lora_shrink(

@@ -8,14 +8,15 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.lora.extras import AFFINE_FIELDS, AFFINE_SLICE_FIELDS
-from kernels.lora.metadata import METADATA_ARGUMENTS, TILE_FIELDS, LoraGroup
+from kernels.lora.bucket import TILE_FIELDS
+from kernels.lora.extras import AFFINE_SLICE_FIELDS
+from kernels.lora.metadata import METADATA_ARGUMENTS, LoraGroup
 from kernels.lora.plan import MAX_SLICES
 from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
 from kernels.lora.tuning import tile_width
 
 
-@triton.jit(do_not_specialize_on_alignment=METADATA_ARGUMENTS)
+@triton.jit(do_not_specialize=["row_stride"], do_not_specialize_on_alignment=METADATA_ARGUMENTS)
 def affine_kernel(
     y,
     pages,
@@ -23,9 +24,9 @@ def affine_kernel(
     page_indptr,
     page_ids,
     plans,
+    row_stride,
     y_stride,
     TILE_FIELDS: tl.constexpr,
-    AFFINE_FIELDS: tl.constexpr,
     SLICE_FIELDS: tl.constexpr,
     PAGE_ELEMS: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -40,7 +41,7 @@ def affine_kernel(
     segment = tl.load(tiles + tl.program_id(0) * TILE_FIELDS)
     if segment < 0:
         return
-    slices = plans + segment * AFFINE_FIELDS + 1
+    slices = plans + segment * row_stride + 1
     index, out_begin, out_features = slice_of_block(  # pyright: ignore[reportGeneralTypeIssues]
         tl.program_id(1),
         tl.load(slices + 3),
@@ -99,9 +100,9 @@ def affine(y: torch.Tensor, layer_pages: torch.Tensor, group: LoraGroup) -> None
         metadata.page_indptr,
         metadata.page_ids,
         group.rows,
+        group.rows.stride(0),
         y.stride(0),
         TILE_FIELDS=TILE_FIELDS,
-        AFFINE_FIELDS=AFFINE_FIELDS,
         SLICE_FIELDS=AFFINE_SLICE_FIELDS,
         PAGE_ELEMS=page_elems,
         ALIGN=align,

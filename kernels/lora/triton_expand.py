@@ -8,13 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.lora.metadata import METADATA_ARGUMENTS, TILE_FIELDS, LoraGroup
-from kernels.lora.plan import MAX_SLICES, PLAN_FIELDS, PLAN_SLICE_FIELDS
+from kernels.lora.bucket import TILE_FIELDS
+from kernels.lora.metadata import METADATA_ARGUMENTS, LoraGroup
+from kernels.lora.plan import MAX_SLICES, PLAN_SLICE_FIELDS
 from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
 from kernels.lora.tuning import tile_width
 
 
-@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=METADATA_ARGUMENTS)
+@triton.jit(
+    do_not_specialize=["row_stride", "num_splits"],
+    do_not_specialize_on_alignment=METADATA_ARGUMENTS,
+)
 def expand_kernel(
     y,
     hidden,
@@ -23,12 +27,12 @@ def expand_kernel(
     page_indptr,
     page_ids,
     plans,
+    row_stride,
     num_splits,
     y_stride,
     hidden_stride,
     split_stride,
     TILE_FIELDS: tl.constexpr,
-    PLAN_FIELDS: tl.constexpr,
     SLICE_FIELDS: tl.constexpr,
     PAGE_ELEMS: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -46,7 +50,7 @@ def expand_kernel(
     segment = tl.load(tiles + tl.program_id(0) * TILE_FIELDS)
     if segment < 0:
         return
-    slices = plans + segment * PLAN_FIELDS + 3
+    slices = plans + segment * row_stride + 3
     index, out_begin, out_features = slice_of_block(  # pyright: ignore[reportGeneralTypeIssues]
         tl.program_id(1),
         tl.load(slices + 4),
@@ -142,12 +146,12 @@ def expand(
         metadata.page_indptr,
         metadata.page_ids,
         group.rows,
+        group.rows.stride(0),
         hidden.shape[0],
         y.stride(0),
         hidden.stride(1),
         hidden.stride(0),
         TILE_FIELDS=TILE_FIELDS,
-        PLAN_FIELDS=PLAN_FIELDS,
         SLICE_FIELDS=PLAN_SLICE_FIELDS,
         PAGE_ELEMS=page_elems,
         ALIGN=align,

@@ -8,13 +8,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.lora.metadata import METADATA_ARGUMENTS, TILE_FIELDS, LoraGroup
-from kernels.lora.plan import PLAN_FIELDS
+from kernels.lora.bucket import TILE_FIELDS
+from kernels.lora.metadata import METADATA_ARGUMENTS, LoraGroup
 from kernels.lora.triton_paging import paged_tile
 from kernels.lora.tuning import tile_width
 
 
-@triton.jit(do_not_specialize_on_alignment=METADATA_ARGUMENTS)
+@triton.jit(do_not_specialize=["row_stride"], do_not_specialize_on_alignment=METADATA_ARGUMENTS)
 def shrink_kernel(
     hidden,
     x,
@@ -23,12 +23,12 @@ def shrink_kernel(
     page_indptr,
     page_ids,
     plans,
+    row_stride,
     in_features,
     x_stride,
     hidden_stride,
     split_stride,
     TILE_FIELDS: tl.constexpr,
-    PLAN_FIELDS: tl.constexpr,
     PAGE_ELEMS: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -47,13 +47,13 @@ def shrink_kernel(
     segment = tl.load(tiles + tl.program_id(0) * TILE_FIELDS)
     if segment < 0:
         return
-    total_rank = tl.load(plans + segment * PLAN_FIELDS)
+    total_rank = tl.load(plans + segment * row_stride)
     rank_begin = tl.program_id(1) * BLOCK_RANK
     if rank_begin >= total_rank:
         return
     token_begin = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 1).to(tl.int64)
     num_tokens = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 2)
-    a_offset = tl.load(plans + segment * PLAN_FIELDS + 1)
+    a_offset = tl.load(plans + segment * row_stride + 1)
     ids = page_ids + tl.load(page_indptr + segment)
 
     ranks = rank_begin + tl.arange(0, BLOCK_RANK)
@@ -103,11 +103,13 @@ def shrink(
     layer_pages: torch.Tensor,
     group: LoraGroup,
     hidden: torch.Tensor | None = None,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns h in parts that sum up to it: [num_splits, num_tokens, max_total_rank] float32.
 
     What no segment covers is left as it was allocated. hidden: h of other columns of the input,
-    which is added to, and returned.
+    which is added to, and returned. out: `new_hidden`'s, written and returned.
 
     Raises: ValueError when `hidden` has fewer parts than this input needs.
     """
@@ -120,9 +122,7 @@ def shrink(
     num_splits = -(-in_features // tile.k_per_split)
     accumulate = hidden is not None
     if hidden is None:
-        hidden = torch.empty(
-            (num_splits, num_tokens, metadata.max_total_rank), dtype=torch.float32, device=x.device
-        )
+        hidden = new_hidden(x, group) if out is None else out
     elif hidden.shape[0] < num_splits or hidden.shape[1] != num_tokens:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} cannot take {num_splits} parts of {num_tokens} tokens:"
@@ -138,12 +138,12 @@ def shrink(
         metadata.page_indptr,
         metadata.page_ids,
         group.rows,
+        group.rows.stride(0),
         in_features,
         x.stride(0),
         hidden.stride(1),
         hidden.stride(0),
         TILE_FIELDS=TILE_FIELDS,
-        PLAN_FIELDS=PLAN_FIELDS,
         PAGE_ELEMS=page_elems,
         ALIGN=align,
         BLOCK_TOKENS=metadata.regime.block_tokens,
@@ -155,3 +155,11 @@ def shrink(
         num_stages=tile.num_stages,
     )
     return hidden
+
+
+def new_hidden(x: torch.Tensor, group: LoraGroup) -> torch.Tensor:
+    """Memory for what `shrink` returns of these."""
+    num_tokens, in_features = x.shape
+    num_splits = -(-in_features // group.metadata.regime.shrink.k_per_split)
+    shape = (num_splits, num_tokens, group.metadata.max_total_rank)
+    return torch.empty(shape, dtype=torch.float32, device=x.device)

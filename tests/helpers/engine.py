@@ -9,7 +9,7 @@ import torch
 from dataplane.channel import Adapter, EngineOptions, Sampling, Submit
 from dataplane.engine.engine import Engine
 from dataplane.engine.pipeline import DEPTH
-from dataplane.engine.setup import adapter_builder, make_engine
+from dataplane.engine.setup import GraphSetup, adapter_builder, make_engine
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult
 from dataplane.models.config import load_config
@@ -94,12 +94,18 @@ class Rig:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         pipeline_depth: int = DEPTH,
+        graphs: GraphSetup | None = None,
     ) -> None:
         config = load_config(model_dir)
         place = torch.device(device)
         weights = load_weights(model_dir, config, dtype, place)
         self.pool = PagePool(
-            config, page_tokens=page_tokens, num_pages=num_pages, dtype=dtype, device=place
+            config,
+            page_tokens=page_tokens,
+            num_pages=num_pages,
+            dtype=dtype,
+            device=place,
+            padding_page=graphs is not None,
         )
         self.loader = InlineLoader(adapter_builder("tiny", config, weights, self.pool))
         options = EngineOptions(
@@ -118,6 +124,7 @@ class Rig:
             self.loader,
             context,
             pipeline_depth=pipeline_depth,
+            graphs=graphs,
         )
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}

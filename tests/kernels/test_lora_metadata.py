@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.lora.bucket import AdapterRows, LoraBucket, max_tiles, row_alignment, tile_map
 from kernels.lora.extras import AFFINE_ROW, AffineSlice, affine_row
-from kernels.lora.metadata import LoraBatchMetadata, LoraBucket, max_tiles, row_alignment, tile_map
+from kernels.lora.metadata import LoraBatchMetadata
 from kernels.lora.plan import (
     PLAN_ROW,
     ExpandSlice,
@@ -18,6 +19,7 @@ from kernels.lora.plan import (
     PageRun,
     plan_row,
 )
+from kernels.lora.read_back import segments_of
 from kernels.lora.tuning import TABLE, parse_tiles, tile_width, tiles_of
 
 CPU = torch.device("cpu")
@@ -133,3 +135,67 @@ def test_a_tile_is_no_wider_than_a_page(
     itemsize: int, page_elems: int, align: int, width: int
 ) -> None:
     assert tile_width(256, itemsize, page_elems, align) == width
+
+
+def held(metadata: LoraBatchMetadata) -> torch.Tensor:
+    return metadata._buffer.clone()
+
+
+def test_rows_made_once_fill_as_arrays_do() -> None:
+    rows = np.concatenate([rows_of(1, rank=rank) for rank in (3, 8)], axis=2)
+    spans = spans_of((0, 2), (5, 6))
+    by_array, by_adapter = (LoraBatchMetadata(BUCKET, 1, 1, CPU) for _ in range(2))
+    by_array.fill(spans, rows)
+    adapters = [AdapterRows.of(rows[:, :, at], PLAN_ROW) for at in range(2)]
+    assert [(each.alignment, each.max_total_rank) for each in adapters] == [(8, 3), (8, 8)]
+    by_adapter.fill(spans, adapters)
+    assert torch.equal(held(by_array), held(by_adapter))
+    group = by_adapter.group(0, 0)
+    assert group.rows[:2].tolist() == rows[0, 0].tolist()
+    assert by_adapter.page_indptr[:2].tolist() == [0, 2]
+    assert by_adapter.page_ids[:4].tolist() == [0, 1, 3, 4]
+
+
+def test_a_step_is_sent_only_when_something_changed() -> None:
+    metadata = LoraBatchMetadata(BUCKET, 1, 1, CPU)
+    adapters = [AdapterRows.of(rows_of(1, rank=rank)[:, :, 0], PLAN_ROW) for rank in (3, 8)]
+    spans = spans_of((0, 2), (5, 6))
+    metadata.fill(spans, adapters)
+    filled = held(metadata)
+    metadata._buffer.fill_(-7)
+
+    def sends(spans: LoraSpans, adapters: list[AdapterRows]) -> bool:
+        metadata.fill(spans, adapters)
+        sent = bool((metadata._buffer != -7).any())
+        metadata._buffer.fill_(-7)
+        return sent
+
+    assert not sends(spans, list(adapters))
+    same = LoraSpans.of([(0, 2), (5, 6)], list(spans.runs))
+    assert not sends(same, adapters)
+    assert sends(LoraSpans.of([(0, 2), (4, 6)], list(spans.runs)), adapters)
+    assert sends(same, adapters[::-1])
+    assert sends(LoraSpans.of([(0, 2), (5, 6)], list(spans.runs[::-1])), adapters[::-1])
+    assert sends(LoraSpans.of([(0, 2)], [spans.runs[0]]), adapters[:1])
+    metadata.fill(spans, adapters)
+    step = filled != -1
+    assert torch.equal(held(metadata)[step], filled[step])
+
+
+def test_a_narrower_grid_reads_the_same_buffer() -> None:
+    bucket = BUCKET._replace(max_segments=64, max_segment_tokens=64)
+    metadata = LoraBatchMetadata(bucket, 2, 3, CPU, decode_tiles=True)
+    assert metadata.regime is tiles_of("default").decode
+    narrow = metadata.narrowed(max_tokens=6, max_total_rank=17)
+    assert (narrow.num_tiles, narrow.max_total_rank) == (6, 32)
+    assert narrow.tiles.data_ptr() == metadata.tiles.data_ptr()
+    rows = np.zeros((2, 3, 1, PLAN_ROW.num_fields), dtype=np.int64)
+    rows[1, 2] = rows_of(1, rank=5)[0, 0]
+    metadata.fill(spans_of((1, 4)), rows)
+    assert narrow.tiles[:2].tolist() == [[0, 1, 3], [-1, -1, -1]]
+    for layer, at in [(0, 0), (1, 1), (1, 2)]:
+        assert narrow.group(layer, at).rows[0].tolist() == rows[layer, at, 0].tolist()
+    (segment,) = segments_of(narrow.group(1, 2), 64)
+    assert segment[:2] == (1, 4) and segment.pages.host_ids[:2].tolist() == [0, 1]
+    assert segment.plan == GroupPlan(5, 64, 0, (ExpandSlice(0, 5, 320, 0, 64),))
+    assert segments_of(narrow.group(0, 0), 64) == []

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from kernels.lora.extras import AFFINE_FIELDS, AFFINE_SLICE_FIELDS
-from kernels.lora.metadata import TILE_FIELDS
-from kernels.lora.plan import PLAN_FIELDS, PLAN_SLICE_FIELDS
+from kernels.lora.bucket import TILE_FIELDS
+from kernels.lora.extras import AFFINE_SLICE_FIELDS
+from kernels.lora.plan import PLAN_SLICE_FIELDS
 from kernels.lora.triton_affine import affine_kernel
 from kernels.lora.triton_expand import dot_precision, expand_kernel
 from kernels.lora.triton_shrink import shrink_kernel
@@ -21,6 +21,7 @@ PAGE_ELEMS = 2 * 16 * 8 * 128  # a block of 16 tokens of Llama 3 8B
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 VARIANTS = [(torch.bfloat16, 8), (torch.float16, 8), (torch.bfloat16, 1), (torch.float32, 4)]
 METADATA = {"tiles": "*i32", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
+LAUNCH = METADATA | {"row_stride": "i32"}
 
 
 @pytest.mark.timeout(300)
@@ -35,10 +36,10 @@ def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         shrink_kernel,
         target,
         {"hidden": "*fp32:16", "x": f"*{kind}:16", "pages": f"*{kind}:16"}
-        | METADATA
+        | LAUNCH
         | {"in_features": "i32:16" if align > 1 else "i32", "x_stride": "i32:16"}
         | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
-        {"TILE_FIELDS": TILE_FIELDS, "PLAN_FIELDS": PLAN_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        {"TILE_FIELDS": TILE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
         | {"ALIGN": align, "BLOCK_TOKENS": regime.block_tokens, "BLOCK_RANK": tile.block_rank}
         | {"BLOCK_K": tile_width(tile.block_k, dtype.itemsize, PAGE_ELEMS, align)}
         | {"K_PER_SPLIT": tile.k_per_split, "ACCUMULATE": align == 1},
@@ -53,10 +54,10 @@ def compile_expand(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         expand_kernel,
         target,
         {"y": f"*{kind}:16", "hidden": "*fp32:16", "pages": f"*{kind}:16"}
-        | METADATA
+        | LAUNCH
         | {"num_splits": "i32", "y_stride": "i32:16"}
         | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
-        {"TILE_FIELDS": TILE_FIELDS, "PLAN_FIELDS": PLAN_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        {"TILE_FIELDS": TILE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
         | {"SLICE_FIELDS": PLAN_SLICE_FIELDS, "ALIGN": align, "BLOCK_RANK": tile.block_rank}
         | {"BLOCK_TOKENS": regime.block_tokens}
         | {"BLOCK_OUT": tile_width(tile.block_out, dtype.itemsize, PAGE_ELEMS, align)}
@@ -71,8 +72,8 @@ def compile_affine(target: str, regime: Regime, dtype: torch.dtype, align: int) 
     return compile_kernel(
         affine_kernel,
         target,
-        {"y": f"*{kind}:16", "pages": f"*{kind}:16"} | METADATA | {"y_stride": "i32:16"},
-        {"TILE_FIELDS": TILE_FIELDS, "AFFINE_FIELDS": AFFINE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        {"y": f"*{kind}:16", "pages": f"*{kind}:16"} | LAUNCH | {"y_stride": "i32:16"},
+        {"TILE_FIELDS": TILE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
         | {"SLICE_FIELDS": AFFINE_SLICE_FIELDS, "ALIGN": align}
         | {"BLOCK_TOKENS": regime.block_tokens}
         | {"BLOCK_OUT": tile_width(tile.block_out, dtype.itemsize, PAGE_ELEMS, align)},
@@ -129,3 +130,5 @@ def test_where_metadata_lies_compiles_nothing_anew() -> None:
             if parameter.do_not_specialize_on_alignment
         }
         assert unspecialized == set(METADATA)
+        stride = next(each for each in kernel.params if each.name == "row_stride")
+        assert stride.do_not_specialize  # it differs between the layers and lm_head

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from dataplane.engine.graph_buckets import GraphBuckets
+from dataplane.engine.setup import GraphSetup
+from dataplane.models.decoder import Decoder
 from kernels.lora import triton_affine, triton_expand, triton_shrink
 from tests.helpers.engine import Rig
+from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 
 ADAPTERS = [("with-head", 8, {"use_dora": True}), ("qv", 3, {})]
@@ -54,9 +60,9 @@ def _count_launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     def count(module: ModuleType, name: str) -> None:
         run = getattr(module, name)
 
-        def counting(*args: object) -> object:
+        def counting(*args: object, **named: object) -> object:
             launched[name] = launched.get(name, 0) + 1
-            return run(*args)
+            return run(*args, **named)
 
         monkeypatch.setattr(module, name, counting)
 
@@ -64,3 +70,56 @@ def _count_launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     count(triton_expand, "expand")
     count(triton_affine, "affine")
     return launched
+
+
+class LateStream:
+    """A second stream that does its work as late as it may."""
+
+    def __init__(self) -> None:
+        self.forked: list[Callable[[], object]] = []
+        self.num_joined = 0
+
+    def fork(self, work: Callable[[], object]) -> None:
+        assert not self.forked
+        self.forked.append(work)
+
+    def join(self) -> None:
+        self.forked.pop()()
+        self.num_joined += 1
+
+
+def test_replayed_steps_and_a_second_stream_give_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters are read from the static buffers, by grids that are larger than the steps."""
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 48}
+    model_dir = save_model(make_model("llama", **shape), tmp_path / "model")
+    paths = [tmp_path / name for name in "ab"]
+    for index, (path, rank) in enumerate(zip(paths, (8, 3), strict=True)):
+        model = make_model("llama", **shape)
+        targets = TARGETS[("all-linear", "qv")[index]]
+        add_adapter(model, path.name, path, rank=rank, target_modules=targets, seed=index)
+
+    def run(graphs: GraphSetup | None) -> Rig:
+        rig = Rig(model_dir, num_pages=64, page_tokens=8, max_context=32, graphs=graphs)
+        for handle, path in enumerate([*paths, None]):
+            prompt = [3 + handle, 5, 7]
+            rig.submit(handle, prompt, path, max_tokens=5 - handle, ignore_eos=True)
+        rig.run()
+        return rig
+
+    expected = run(None).tokens
+    late = LateStream()
+    made = Decoder.__init__
+
+    def with_stream(self: Decoder, *arguments: Any) -> None:
+        made(self, *arguments[:3], late)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Decoder, "__init__", with_stream)
+    recorder = Recorder()
+    launched = _count_launches(monkeypatch)
+    rig = run(recorder.setup(GraphBuckets((1, 4), (4,), (24,))))
+    assert rig.tokens == expected
+    assert rig.engine.stats().num_graph_steps == recorder.num_replayed == 4
+    assert late.num_joined > 0 and not late.forked
+    assert launched["expand"] >= late.num_joined

@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from dataplane.channel import Sampling
-from dataplane.sampling.filters import draw, filter_logits, penalize
+from dataplane.sampling.filters import filter_logits, penalize
 from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.random_numbers import uniform
 from dataplane.sampling.sampler import Sampled, pick
+from kernels.sampling.op import draw
 
 VOCAB = 50
 

@@ -1,0 +1,56 @@
+"""Capturing on a GPU, and what it takes of its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dataplane.engine.graph_buckets import GraphBuckets
+from dataplane.engine.graphs import Capture, Replay
+from dataplane.models.config import ModelConfig
+
+_GRAPH_BYTES = 8 << 20
+"""Set aside for each graph's own nodes: assumed. What graphs took is in `DecodeGraphs.report`."""
+_MAX_SPLITS = 128  # of a sequence's keys in decode attention
+_SPLIT_TOKENS = 256
+
+
+def cuda_capture(device: torch.device) -> Capture:
+    """All graphs share one memory pool: only one of them runs at a time, and what one leaves in it
+    is not needed by the next."""
+    shared = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)
+
+    def record(work: Callable[[], None]) -> Replay:
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            work()
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads may allocate meanwhile.
+        with torch.cuda.graph(graph, pool=shared, stream=stream, capture_error_mode="thread_local"):
+            work()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        return graph.replay
+
+    def used_bytes() -> int:
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+
+    return Capture(record, used_bytes)
+
+
+def reserved_bytes(
+    config: ModelConfig, buckets: GraphBuckets, page_tokens: int, itemsize: int
+) -> int:
+    """What to leave free beside the page pool for graphs of these buckets: the activations of the
+    largest, the buffers at fixed addresses, and each graph's nodes."""
+    size, blocks = buckets.sizes[-1], buckets.num_blocks[-1]
+    logits = 2 * size * config.vocab_size * itemsize
+    width = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * config.q_size
+    splits = min(_MAX_SPLITS, -(-blocks * page_tokens // _SPLIT_TOKENS))
+    attention = size * config.q_size * splits * 4
+    tables = sum(buckets.num_blocks) * size * 4
+    return (
+        logits + size * width * itemsize + attention + tables + _GRAPH_BYTES * len(buckets.variants)
+    )

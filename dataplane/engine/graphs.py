@@ -1,0 +1,213 @@
+"""Decode steps captured once and replayed: the host launches one graph instead of each kernel.
+
+A step is replayed when each of its sequences has one token, and its adapters are plain LoRA within
+the layers, aligned, and in the pool as a whole. Everything else runs eagerly: prefill, mixed steps,
+DoRA, biases, adapters of lm_head, and steps that must wait for layers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dataplane.engine.batch import adapter_spans, lora_spans
+from dataplane.engine.chunk import Chunk
+from dataplane.engine.graph_buckets import GraphBuckets, Variant
+from dataplane.engine.graph_inputs import StepInputs
+from dataplane.lora.resident import ResidentAdapter
+from dataplane.models.decoder import Decoder, LayerSegments
+from dataplane.models.shapes import GROUPS
+from dataplane.pool.pool import PagePool
+from kernels.lora.bucket import LoraBucket
+from kernels.lora.metadata import LoraBatchMetadata
+
+_log = logging.getLogger(__name__)
+
+Replay = Callable[[], None]
+
+_ALIGNMENT = 8
+
+
+class Capture(NamedTuple):
+    """How work is captured.
+
+    record: runs it (so that nothing is compiled or allocated for the first time later), captures
+        it, and returns what runs it again over the same memory. Raises: torch.OutOfMemoryError.
+    used_bytes: of the device, now.
+    """
+
+    record: Callable[[Callable[[], None]], Replay]
+    used_bytes: Callable[[], int]
+
+
+class GraphReport(NamedTuple):
+    """Of all graphs of an engine."""
+
+    num_graphs: int = 0
+    capture_s: float = 0.0
+    memory_bytes: int = 0
+    num_left_out: int = 0  # for want of memory: such steps run eagerly
+
+
+@dataclass(frozen=True)
+class GraphStep:
+    """A step that will be replayed. It must be run, once, in the order in which steps were made."""
+
+    num_rows: int
+    _sends: Seq[Callable[[], None]]
+    _replay: Replay
+    _previous_ids: torch.Tensor  # what the graph reads
+    _logits: torch.Tensor  # what the graph writes
+
+    def run(self, previous_ids: torch.Tensor | None) -> torch.Tensor:
+        """previous_ids: [any] int64, device: what the step before sampled.
+
+        Returns logits [num_rows, vocab_size], to be read before the next step is run.
+        """
+        for send in self._sends:
+            send()
+        if previous_ids is not None:
+            self._previous_ids[: len(previous_ids)].copy_(previous_ids)
+        self._replay()
+        return self._logits[: self.num_rows]
+
+
+class DecodeGraphs:
+    """Of one decoder over one pool, which has a padding page."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: PagePool,
+        buckets: GraphBuckets,
+        capture: Capture,
+        max_running: int,
+    ) -> None:
+        self._pool = pool
+        self._buckets = buckets
+        self._capture = capture
+        # Who replaces `forward` later means what is run from then on.
+        self._forward = decoder.forward
+        self._num_layers = decoder.config.num_layers
+        device, most = pool.device, buckets.sizes[-1]
+        self._inputs = {
+            num_blocks: StepInputs(
+                most,
+                num_blocks,
+                page_tokens=pool.page_tokens,
+                padding_page=pool.padding_page,
+                device=device,
+            )
+            for num_blocks in buckets.num_blocks
+        }
+        self._lora = LoraBatchMetadata(
+            LoraBucket(
+                max_tokens=most,
+                max_segments=most,
+                max_pages=pool.num_pages,
+                max_total_rank=buckets.total_ranks[-1],
+                max_segment_tokens=most,
+                alignment=_ALIGNMENT,
+            ),
+            self._num_layers,
+            len(GROUPS),
+            device,
+            decode_tiles=True,
+        )
+        self._previous_ids = torch.zeros(max_running, dtype=torch.int64, device=device)
+        self._logits = pool.data.new_zeros(most, decoder.config.vocab_size)
+        self._replays: dict[Variant, Replay] = {}
+        self.report = GraphReport()
+        self.num_steps = 0
+        """Steps that were replayed."""
+
+    def capture_all(self) -> None:
+        """Before the first step: it writes to the padding page only. Graphs that there is no
+        memory for are left out, and `report` says so."""
+        variants = self._buckets.variants
+        before, started_s = self._capture.used_bytes(), time.perf_counter()
+        try:
+            for variant in variants:
+                self._replays[variant] = self._capture.record(self._work(variant))
+        except torch.OutOfMemoryError as error:
+            _log.warning("no memory for more CUDA graphs: %s", error)
+        self.report = GraphReport(
+            num_graphs=len(self._replays),
+            capture_s=time.perf_counter() - started_s,
+            memory_bytes=max(0, self._capture.used_bytes() - before),
+            num_left_out=len(variants) - len(self._replays),
+        )
+        _log.info(
+            "captured %d graphs in %.1f s, %.0f MiB; %d left out",
+            self.report.num_graphs,
+            self.report.capture_s,
+            self.report.memory_bytes / 2**20,
+            self.report.num_left_out,
+        )
+
+    def step(
+        self,
+        chunks: Seq[Chunk],
+        sources: Seq[int],
+        adapter_of: Callable[[str], ResidentAdapter],
+    ) -> GraphStep | None:
+        """None when the step must run eagerly.
+
+        chunks: those of one adapter adjacent. sources: as `StepInputs.prepare` takes them.
+        adapter_of: by digest.
+        """
+        if any(chunk.num_tokens > 1 or not chunk.samples for chunk in chunks):
+            return None
+        spans = adapter_spans(chunks)
+        adapters = [adapter_of(digest) for digest, _, _ in spans]
+        if not all(map(_can_be_replayed, adapters)):
+            return None
+        variant = self._buckets.variant(
+            len(chunks),
+            self._pool.blocks_for(max(chunk.end for chunk in chunks)),
+            max((each.layout.device_rows.max_total_rank for each in adapters), default=0),
+        )
+        replay = self._replays.get(variant) if variant else None
+        if variant is None or replay is None:
+            return None
+        sends = [self._inputs[variant.num_blocks].prepare(chunks, sources, variant.size)]
+        if adapters:
+            rows = [each.layout.device_rows for each in adapters]
+            sends.append(self._lora.prepare(lora_spans(spans, adapters), rows))
+        self.num_steps += 1
+        return GraphStep(len(chunks), sends, replay, self._previous_ids, self._logits)
+
+    def _work(self, variant: Variant) -> Callable[[], None]:
+        inputs = self._inputs[variant.num_blocks]
+        layers = self._layers(variant)
+        pool, logits = self._pool, self._logits[: variant.size]
+        # Until a step has been sent, all rows pad.
+        inputs.prepare((), (), variant.size)()
+
+        @torch.inference_mode()
+        def work() -> None:
+            batch = inputs.batch(variant.size, layers, self._previous_ids)
+            logits.copy_(self._forward(batch, pool.data, pool.page_tokens))
+
+        return work
+
+    def _layers(self, variant: Variant) -> list[LayerSegments]:
+        if not variant.total_rank:
+            return [{}] * self._num_layers
+        lora = self._lora.narrowed(variant.size, variant.total_rank)
+        return [
+            {name: lora.group(layer, at) for at, name in enumerate(GROUPS)}
+            for layer in range(self._num_layers)
+        ]
+
+
+def _can_be_replayed(adapter: ResidentAdapter) -> bool:
+    layout = adapter.layout
+    plain = not (layout.affine or layout.head)
+    return plain and layout.device_rows.alignment == _ALIGNMENT and not adapter.is_copying

@@ -1,0 +1,256 @@
+"""Captured decode steps: which steps they are, and that nobody's tokens change."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from dataplane.channel import EngineOptions
+from dataplane.engine.graph_buckets import GraphBuckets, Variant
+from dataplane.engine.setup import graph_setup
+from dataplane.errors import DataPlaneError
+from tests.dataplane.engine.test_overlap import random_request
+from tests.helpers.engine import Rig, adapter_of
+from tests.helpers.graphs import Recorder
+from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
+
+BUCKETS = GraphBuckets(sizes=(1, 2, 4), num_blocks=(4, 32), total_ranks=(12, 24))
+PROMPT = [5, 6, 7, 8, 9]
+ADAPTERS: list[tuple[str, str, int, dict[str, Any]]] = [
+    ("a", "all-linear", 4, {}),
+    ("b", "qv", 8, {}),  # total rank 16
+    ("wide", "attention", 9, {}),  # 27: no bucket holds it
+    ("dora", "qv", 4, {"use_dora": True}),
+    ("head", "with-head", 2, {}),
+]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("assets")
+    shape = {"num_hidden_layers": 2}
+    paths = {"model": save_model(make_model("llama", **shape), root / "model")}
+    for index, (name, targets, rank, config) in enumerate(ADAPTERS):
+        paths[name] = root / name
+        model = make_model("llama", **shape)
+        add_adapter(
+            model,
+            name,
+            paths[name],
+            rank=rank,
+            target_modules=TARGETS[targets],
+            seed=index,
+            **config,
+        )
+    return paths
+
+
+def rig_of(
+    assets: dict[str, Path],
+    recorder: Recorder | None = None,
+    buckets: GraphBuckets = BUCKETS,
+    **options: Any,
+) -> Rig:
+    recorder = recorder or Recorder()
+    return Rig(assets["model"], graphs=recorder.setup(buckets), **options)
+
+
+def num_steps(rig: Rig) -> int:
+    return rig.engine.stats().num_graph_steps
+
+
+def test_sizes_go_up_to_the_largest_batch() -> None:
+    def sizes(max_running: int) -> tuple[int, ...]:
+        return GraphBuckets.of(max_running, 2048, 16).sizes
+
+    assert sizes(1) == (1,) and sizes(3) == (1, 2, 3) and sizes(4) == (1, 2, 4)
+    assert sizes(20) == (1, 2, 4, 8, 16, 20)
+    assert sizes(256) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+    assert sizes(400)[-4:] == (256, 320, 384, 400)
+
+
+def test_the_least_bucket_that_holds_a_step_is_taken() -> None:
+    buckets = GraphBuckets.of(8, 10_000, 16)
+    assert buckets.num_blocks == (512, 625) and buckets.total_ranks == (48, 192, 768)
+    assert GraphBuckets.of(8, 8000, 16).num_blocks == (500,)
+    assert buckets.variant(3, 512, 0) == Variant(4, 512, 0)
+    assert buckets.variant(8, 513, 48) == Variant(8, 625, 48)
+    assert buckets.variant(1, 1, 49) == Variant(1, 512, 192)
+    for beyond in ((9, 1, 0), (1, 626, 0), (1, 1, 769)):
+        assert buckets.variant(*beyond) is None
+    sizes = [each.size for each in buckets.variants]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(buckets.variants)) == len(sizes) == 4 * 2 * 4
+    assert {each.total_rank for each in buckets.variants} == {0, 48, 192, 768}
+
+
+def test_decode_is_replayed_and_prefill_is_not(assets: dict[str, Path]) -> None:
+    recorder = Recorder()
+    rig = rig_of(assets, recorder)
+    assert recorder.num_captured == len(BUCKETS.variants) == 18
+    report = rig.engine.graphs and rig.engine.graphs.report
+    assert report is not None and report.capture_s > 0.0
+    assert report[0] == 18 and report[2:] == (18_000, 0)
+    stats = rig.engine.stats()
+    assert (stats.num_graphs, stats.graph_bytes) == (18, 18_000)
+    assert stats.graph_capture_s == report.capture_s
+    rig.submit(0, PROMPT, assets["a"], max_tokens=6, ignore_eos=True)
+    rig.run()
+    assert num_steps(rig) == recorder.num_replayed == 5
+    rig.submit(1, PROMPT, None, max_tokens=6, ignore_eos=True)
+    rig.submit(2, PROMPT[:4], assets["b"], max_tokens=6, ignore_eos=True)
+    rig.submit(3, PROMPT[:3], assets["a"], max_tokens=6, ignore_eos=True)
+    rig.run()
+    assert num_steps(rig) == 5 + 5
+    calm = Rig(assets["model"])
+    for handle, (length, name) in enumerate([(5, "a"), (5, ""), (4, "b"), (3, "a")]):
+        adapter = assets[name] if name else None
+        calm.submit(handle, PROMPT[:length], adapter, max_tokens=6, ignore_eos=True)
+    calm.run()
+    assert rig.tokens == calm.tokens
+
+
+@pytest.mark.parametrize("name", ["wide", "dora", "head"])
+def test_what_no_graph_serves_runs_eagerly_and_so_does_all_beside_it(
+    assets: dict[str, Path], name: str
+) -> None:
+    rig, calm = rig_of(assets), Rig(assets["model"])
+    for each in (rig, calm):
+        each.submit(0, PROMPT, assets["a"], max_tokens=9, ignore_eos=True)
+        each.submit(1, PROMPT, assets[name], max_tokens=5, ignore_eos=True)
+        each.run()
+    assert num_steps(rig) == 4  # of the one that goes on alone
+    assert rig.tokens == calm.tokens
+
+
+def test_more_sequences_than_the_largest_graph_run_eagerly(assets: dict[str, Path]) -> None:
+    rig = rig_of(assets)
+    for handle in range(5):
+        rig.submit(handle, PROMPT, None, max_tokens=4 + 2 * (handle > 0), ignore_eos=True)
+    rig.run()
+    assert num_steps(rig) == 2
+
+
+def test_a_sequence_longer_than_any_graph_runs_eagerly(assets: dict[str, Path]) -> None:
+    buckets = GraphBuckets((1,), (2,), (12,))  # 16 tokens
+    rig, calm = rig_of(assets, buckets=buckets), Rig(assets["model"])
+    for each in (rig, calm):
+        each.submit(0, PROMPT, assets["a"], max_tokens=20, ignore_eos=True)
+        each.run()
+    assert num_steps(rig) == 11 and rig.tokens == calm.tokens
+
+
+def test_an_adapter_is_replayed_only_once_all_its_layers_are_in(assets: dict[str, Path]) -> None:
+    rig = rig_of(assets)
+    rig.submit(0, PROMPT, assets["a"], max_tokens=12, ignore_eos=True)
+    for _ in range(3):
+        rig.step()
+    before = num_steps(rig)
+    assert before > 0
+    resident = rig.engine._resident.get(adapter_of(assets["a"]).digest)
+    assert resident is not None
+    done = resident.copy
+
+    class OnItsWay:
+        remaining_bytes = 1
+        waited: list[int] = []  # noqa: RUF012
+
+        def wait(self, layer: int) -> None:
+            self.waited.append(layer)
+
+    resident.copy = OnItsWay()  # pyright: ignore[reportAttributeAccessIssue]
+    rig.step()
+    rig.step()
+    assert num_steps(rig) == before and OnItsWay.waited[:2] == [0, 1]
+    resident.copy = done
+    rig.run()
+    assert num_steps(rig) > before
+
+
+def test_graphs_without_memory_are_left_out(assets: dict[str, Path]) -> None:
+    recorder = Recorder(room=7)  # all of size 4, and size 2 with the most of everything
+    rig = rig_of(assets, recorder)
+    report = rig.engine.graphs and rig.engine.graphs.report
+    assert report is not None and (report.num_graphs, report.num_left_out) == (7, 11)
+    rig.submit(0, PROMPT, None, max_tokens=4, ignore_eos=True)
+    rig.run()
+    assert num_steps(rig) == 0 and len(rig.tokens[0]) == 4
+    for handle in range(1, 4):
+        rig.submit(handle, PROMPT, None, max_tokens=4, ignore_eos=True)
+    rig.run()
+    assert num_steps(rig) == 3
+
+
+def test_capturing_and_padding_leave_no_trace_in_any_page_that_can_be_taken(
+    assets: dict[str, Path],
+) -> None:
+    rig = rig_of(assets, num_pages=40)
+    pool = rig.pool
+    assert pool.num_pages == 40 and pool.padding_page == 40
+    assert not bool(pool.data[:, :40].any())
+    rig.engine.check_integrity()
+    # What is in the padding page, and in pages that nobody owns, reaches nobody.
+    pool.data.fill_(float("nan"))
+    for handle, name in enumerate(["a", "b", None]):
+        rig.submit(handle, PROMPT, assets[name] if name else None, max_tokens=8, ignore_eos=True)
+    rig.run()
+    assert num_steps(rig) == 7 and not rig.failed
+    calm = Rig(assets["model"])
+    for handle, name in enumerate(["a", "b", None]):
+        calm.submit(handle, PROMPT, assets[name] if name else None, max_tokens=8, ignore_eos=True)
+    calm.run()
+    assert rig.tokens == calm.tokens
+
+
+@settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 10**6))
+def test_tokens_are_those_of_eager_steps_whatever_happens(
+    assets: dict[str, Path], seed: int
+) -> None:
+    """Requests that come, stop, are aborted and preempted: rows and tables change all the time."""
+    dice = random.Random(seed)
+    num_pages = dice.randrange(16, 25)
+    limits = {"max_running": 5, "max_batch_tokens": 24}
+    rig = rig_of(assets, num_pages=num_pages, **limits)
+    calm = Rig(assets["model"], pipeline_depth=1)
+    aborted: set[int] = set()
+    for handle in range(12):
+        sampling = random_request(dice)
+        prompt, name = sampling.pop("prompt"), sampling.pop("adapter")
+        for each in (rig, calm):
+            adapter = assets[name] if name else None
+            each.submit(handle, prompt, adapter, arrival_s=float(handle), **sampling)
+        for _ in range(dice.choice([0, 1, 5, 9])):
+            rig.step()  # proves integrity
+        if dice.random() < 0.15:
+            aborted.add(handle // 2)
+            rig.engine.abort(handle // 2)
+    rig.run()
+    calm.run()
+    assert not rig.failed and not calm.failed and num_steps(rig) > 10
+    for handle in range(12):
+        told = rig.tokens.get(handle, [])
+        if handle in aborted:
+            assert told == calm.tokens[handle][: len(told)]
+        else:
+            assert told == calm.tokens[handle]
+    rig.engine.clear_idle()
+    assert rig.pool.allocator.num_free == num_pages
+
+
+def test_they_are_for_gpus_only() -> None:
+    cpu = torch.device("cpu")
+    options = EngineOptions(model_dir="", model_name="")
+    assert graph_setup(options, cpu, 100) is None
+    off = EngineOptions(model_dir="", model_name="", cuda_graphs=False)
+    assert graph_setup(off, torch.device("cuda"), 100) is None
+    on = EngineOptions(model_dir="", model_name="", cuda_graphs=True)
+    with pytest.raises(DataPlaneError, match="--no-cuda-graphs") as caught:
+        graph_setup(on, cpu, 100)
+    assert caught.value.reason == "GRAPHS_NEED_CUDA"

@@ -1,0 +1,83 @@
+"""Drawing tokens: the semantics, whichever implementation the process has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.sampling import naive
+from kernels.sampling.op import draw
+
+
+def probabilities_of(num_rows: int, vocab: int, kept: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(vocab)
+    scores = torch.randn(num_rows, vocab, generator=generator) * 3
+    dropped = torch.rand(num_rows, vocab, generator=generator) > kept
+    dropped[:, vocab // 2] = False
+    return scores.masked_fill(dropped, float("-inf")).softmax(dim=-1)
+
+
+def uniforms_of(num_rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_rows)
+    return torch.rand(num_rows, dtype=torch.float64, generator=generator)
+
+
+def one_by_one(row: list[float], uniform: float) -> int:
+    target, total = uniform * sum(row), 0.0
+    for token, p in enumerate(row):
+        total += p
+        if p > 0 and total > target:
+            return token
+    raise AssertionError
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 2048, 2049, 5000])
+@pytest.mark.parametrize("kept", [1.0, 0.02])
+def test_the_first_token_above_its_share_is_drawn(vocab: int, kept: float) -> None:
+    probabilities, uniforms = probabilities_of(12, vocab, kept), uniforms_of(12)
+    uniforms[0], uniforms[1] = 0.0, 1.0 - 2**-53
+    ids = draw(probabilities, uniforms)
+    assert ids.dtype == torch.int64
+    assert torch.equal(ids, naive.draw(probabilities, uniforms))
+    for row, uniform, token in zip(probabilities, uniforms.tolist(), ids.tolist(), strict=True):
+        assert token == one_by_one(row.double().tolist(), uniform) or uniform > 1.0 - 2**-50
+    assert (probabilities.gather(1, ids.unsqueeze(1)) > 0).all()
+
+
+def test_a_border_belongs_to_the_token_after_it() -> None:
+    row = torch.tensor([[0.0, 0.25, 0.0, 0.25, 0.5, 0.0]])
+    for uniform, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.5, 4), (0.9999999, 4)]:
+        assert draw(row, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+    # Not scaled to 1, and across blocks.
+    wide = torch.zeros(1, 4500)
+    wide[0, 2047], wide[0, 4400] = 3.0, 1.0
+    for uniform, token in [(0.0, 2047), (0.74, 2047), (0.75, 4400), (0.99, 4400)]:
+        assert draw(wide, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+def test_no_probability_gives_some_token_of_the_vocabulary() -> None:
+    rows = torch.stack([torch.zeros(9), torch.full((9,), float("nan"))])
+    ids = draw(rows, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert ((ids >= 0) & (ids < 9)).all()
+    assert draw(rows[:0], torch.empty(0, dtype=torch.float64)).shape == (0,)
+
+
+def test_rows_may_lie_apart() -> None:
+    probabilities, uniforms = probabilities_of(6, 700, 1.0), uniforms_of(3)
+    expected = naive.draw(probabilities[::2].contiguous(), uniforms)
+    assert torch.equal(draw(probabilities[::2], uniforms), expected)
+    turned = probabilities[::2].t().contiguous().t()
+    assert torch.equal(draw(turned, uniforms), expected)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    rows, uniforms = torch.ones(2, 4), torch.zeros(2, dtype=torch.float64)
+    for bad in [
+        (rows[0], uniforms),
+        (rows, uniforms[:1]),
+        (rows.double(), uniforms),
+        (rows, uniforms.float()),
+        (rows[:, :0], uniforms),
+    ]:
+        with pytest.raises(ValueError, match=r"probabilities|vocabulary"):
+            draw(*bad)
