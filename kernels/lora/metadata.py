@@ -183,7 +183,9 @@ class LoraBatchMetadata:
         host_tiles[: tiles.size] = tiles.reshape(-1)
         host_tiles[tiles.size :] = -1
         indptr[:num_segments] = spans.page_indptr[:-1]
+        indptr[num_segments:] = 0
         page_ids[: len(spans.page_ids)] = spans.page_ids
+        page_ids[len(spans.page_ids) :] = 0
         if adapters:
             wide = rows.reshape(num_segments, self._row_ints)
             np.stack([each.rows.reshape(-1) for each in adapters], out=wide)

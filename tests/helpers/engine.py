@@ -95,6 +95,7 @@ class Rig:
         dtype: torch.dtype = torch.float32,
         pipeline_depth: int = DEPTH,
         graphs: GraphSetup | None = None,
+        lora_stream: bool = False,
     ) -> None:
         config = load_config(model_dir)
         place = torch.device(device)
@@ -125,6 +126,7 @@ class Rig:
             context,
             pipeline_depth=pipeline_depth,
             graphs=graphs,
+            lora_stream=lora_stream,
         )
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}

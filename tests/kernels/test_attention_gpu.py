@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.attention.decode_buffers import DecodeBuffers
 from kernels.attention.metadata import attention_metadata
 from kernels.attention.op import paged_attention
 from kernels.fused import naive as fused_naive
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 from kernels.kv import naive as kv_naive
 from kernels.kv.op import rope_write_kv
+from tests.kernels.decode_buffers import DecodeBuffers
 from tests.kernels.paged_batch import PagedBatch, paged_batch
 
 pytestmark = pytest.mark.gpu

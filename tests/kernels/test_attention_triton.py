@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kernels.attention import naive
-from kernels.attention.decode_buffers import DecodeBuffers
 from kernels.attention.metadata import AttentionMetadata, Queries, attention_metadata
 from kernels.attention.op import paged_attention
+from tests.kernels.decode_buffers import DecodeBuffers
 from tests.kernels.paged_batch import PagedBatch, paged_batch
 
 pytestmark = [

@@ -46,12 +46,13 @@ def test_the_first_token_above_its_share_is_drawn(vocab: int, kept: float) -> No
 
 def test_a_border_belongs_to_the_token_after_it() -> None:
     row = torch.tensor([[0.0, 0.25, 0.0, 0.25, 0.5, 0.0]])
-    for uniform, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.5, 4), (0.9999999, 4)]:
+    # 1 stands for a share that rounding has carried past the last sum.
+    for uniform, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.5, 4), (0.9999999, 4), (1.0, 4)]:
         assert draw(row, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
     # Not scaled to 1, and across blocks.
     wide = torch.zeros(1, 4500)
     wide[0, 2047], wide[0, 4400] = 3.0, 1.0
-    for uniform, token in [(0.0, 2047), (0.74, 2047), (0.75, 4400), (0.99, 4400)]:
+    for uniform, token in [(0.0, 2047), (0.74, 2047), (0.75, 4400), (0.99, 4400), (1.0, 4400)]:
         assert draw(wide, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
 
 
