@@ -44,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr(command, "_say", lines.append)
+        patch.setattr(command.process_settings, "settle", lambda: None)  # of the whole process
         options = [*OPTIONS, "--out", str(path.parent)]
         options += ["--peer-lora", str(write_fake_peer(folder / "peer"))]
         for budget in ("50", "1000"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from dataplane.engine import device
@@ -301,6 +301,18 @@ def test_a_page_computed_twice_stays_until_no_launched_step_reads_it(
     assert rig.tokens[0] == rig.tokens[1] == rig.tokens[2]
 
 
+def tie_at(one: Rig, other: Rig, handle: int) -> bool:
+    """Whether a greedy request's answers part where two tokens are as good as each other: another
+    batch rounds otherwise."""
+    pairs = zip(one.tokens.get(handle, ()), other.tokens[handle], strict=False)
+    at = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
+    if at is None:
+        return False
+    rows = one.logits[handle][at], other.logits[handle][at]
+    best = rows[0].topk(2).values
+    return torch.allclose(*rows, atol=1e-5) and bool(best[0] - best[1] < 1e-5)
+
+
 def random_request(dice: random.Random) -> dict[str, Any]:
     length = dice.randrange(1, 40)
     shared = [3 + 5 * at % 120 for at in range(length)]
@@ -319,8 +331,9 @@ def random_request(dice: random.Random) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 10**6), late=st.booleans())
+@example(seed=27228, late=True)  # such a tie
 def test_tokens_are_those_of_the_synchronous_run_whatever_happens(
     assets: dict[str, Path], seed: int, late: bool
 ) -> None:
@@ -348,6 +361,8 @@ def test_tokens_are_those_of_the_synchronous_run_whatever_happens(
     assert not rig.failed and not calm.failed
     for handle in range(14):
         told = rig.tokens.get(handle, [])
+        if tie_at(rig, calm, handle):
+            continue
         if handle in aborted:
             assert told == calm.tokens[handle][: len(told)]
         else:
