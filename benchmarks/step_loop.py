@@ -3,6 +3,7 @@ is nothing to compute and wakes when a load ends."""
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from benchmarks.errors import BenchError
 from benchmarks.load.workload import FIRST_TOKEN_ID
 from dataplane.channel import Adapter, EngineOptions, Output, Sampling, Submit
+from dataplane.engine import process_settings
 from dataplane.engine.setup import build_engine
 
 _IDLE_S = 0.05
@@ -23,10 +25,13 @@ class StepLoop:
     """Owns an engine; `stop` must be called."""
 
     def __init__(self, options: EngineOptions, *, vocab_size: int) -> None:
+        process_settings.settle()
         self._wake = threading.Event()
         self.parts = build_engine(options, self._wake.set)
         self.parts.loader.start()
         self.engine = self.parts.engine
+        gc.collect()
+        gc.freeze()
         self._vocab_size = vocab_size
         self._handles = count()
 

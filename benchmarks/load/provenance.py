@@ -7,6 +7,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,31 @@ def processor() -> str:
         return platform.processor() or "unknown"
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
+
+
+class ProcessorTime(NamedTuple):
+    """Ticks of all cores. stolen: those in which the host ran somebody else on them."""
+
+    total: int
+    stolen: int
+
+    def __sub__(self, before: ProcessorTime) -> ProcessorTime:
+        return ProcessorTime(self.total - before.total, self.stolen - before.stolen)
+
+    @property
+    def stolen_share(self) -> float:
+        return self.stolen / self.total if self.total else 0.0
+
+
+def processor_time() -> ProcessorTime:
+    """Since the machine started; zeros where the system does not tell."""
+    try:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+    except OSError:
+        return ProcessorTime(0, 0)
+    # user nice system idle iowait irq softirq steal; what follows is part of user and nice.
+    ticks = [int(each) for each in line.split()[1:9]]
+    return ProcessorTime(sum(ticks), ticks[7])
 
 
 def _git(*arguments: str) -> str:
