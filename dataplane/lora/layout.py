@@ -224,7 +224,8 @@ def pack(
         _write(flat[module.layer], plan.a_offset + part.rank_start * plan.in_features, a)
         _write(flat[module.layer], part.b_offset, b)
     _write_vectors(config, flat, layout, vectors)
-    if not bool(torch.isfinite(flat).all()):
+    # Many times faster than to ask each element; NaN counts as both.
+    if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(flat)):
         raise AdapterRefusedError(
             "WEIGHTS_OVERFLOW",
             f"a weight of the adapter is too large for {dtype}; serve with --dtype bfloat16 or"
