@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.adapter.manifest import digest_of
+from storage.durable import write_durably
 from storage.errors import AdapterFormatError, TierFullError, TierWriteError
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
@@ -202,8 +203,8 @@ class DiskTier:
                 self._sizes[digest] = files.size_bytes
                 return
             with self._reserved(files) as temp:
-                _write_durably(temp / CONFIG_NAME, files.config)
-                _write_durably(temp / WEIGHTS_NAME, files.weights)
+                write_durably(temp / CONFIG_NAME, files.config)
+                write_durably(temp / WEIGHTS_NAME, files.weights)
                 (temp / _RESERVATION).unlink()
                 _sync_dir(temp)
                 self._touch(temp)
@@ -338,13 +339,6 @@ def _read(directory: int, name: str, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             return b""  # not what was written: fails verification
         return file.read(status.st_size)
-
-
-def _write_durably(path: Path, data: bytes | memoryview) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_dir(path: Path) -> None:

@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 _BUILD_THREADS = 2
 _IO_THREADS = 16
-# Where all cores are busy the kernel leaves such a thread about a tenth of one (Linux weighs
-# niceness 10 with 110, 0 with 1024); where one is idle it has all of it.
-_NICENESS = 10
+# Where all cores are busy the kernel leaves such a thread some hundredths of one (Linux weighs
+# niceness 15 with 36, 0 with 1024); where one is idle it has all of it.
+_NICENESS = 15
 
 
 class LoadResult(NamedTuple):
@@ -196,6 +196,7 @@ class ThreadedLoader:
         return report_of(self._tiers, self._host_bytes, self._disk_bytes, time.perf_counter())
 
     def _run(self) -> None:
+        _give_way()  # what downloads receive goes through this thread
         asyncio.set_event_loop(self._loop)
         self._loop.set_default_executor(
             ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="adapter-io", initializer=_give_way)

@@ -20,7 +20,7 @@ from dataplane.lora.resident import ResidentAdapters
 from dataplane.pool.pool import PagePool
 
 _COPY_SHARE = 0.05  # of a decode step, that copies may take between two
-_START_SHARE = 0.1  # of a decode step, that a step may wait for the rest of an adapter
+_START_SHARE = 0.03  # of a decode step, that a step may wait for the rest of an adapter
 _MIN_COPY_S = 2e-4
 _MAX_COPY_S = 5e-3  # while nothing is decoded; what needs an adapter then waits layer by layer
 

@@ -137,7 +137,7 @@ async def test_room_is_reserved_before_it_is_written(
     room = SAMPLES[DIGESTS[0]].size_bytes + SAMPLES[DIGESTS[1]].size_bytes - 1
     one, two = DiskTier(tmp_path, room), DiskTier(tmp_path, room)
     writing, go_on = threading.Event(), threading.Event()
-    honest = disk_tier._write_durably
+    honest = disk_tier.write_durably
 
     def slow(path: Path, data: bytes) -> None:
         honest(path, data)
@@ -145,10 +145,10 @@ async def test_room_is_reserved_before_it_is_written(
         assert go_on.wait(10)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk_tier, "_write_durably", slow)
+        patch.setattr(disk_tier, "write_durably", slow)
         first = asyncio.create_task(fill(one, 0))
         await asyncio.to_thread(writing.wait)
-        patch.setattr(disk_tier, "_write_durably", honest)
+        patch.setattr(disk_tier, "write_durably", honest)
         with pytest.raises(TierFullError):
             await fill(two, 1)
         go_on.set()

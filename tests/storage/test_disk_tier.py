@@ -164,7 +164,7 @@ async def test_failed_write_leaves_nothing_and_is_typed(
         path.write_bytes(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(disk_tier, "_write_durably", full)
+    monkeypatch.setattr(disk_tier, "write_durably", full)
     with pytest.raises(TierWriteError, match="No space"):
         await fill(tier, 0)
     assert on_disk(tmp_path) == set()
@@ -182,14 +182,14 @@ import asyncio, os, sys
 from pathlib import Path
 from storage import disk_tier
 from tests.storage.test_disk_tier import fill, tier_of
-honest = disk_tier._write_durably
+honest = disk_tier.write_durably
 def crash(path, data):
     honest(path, data)
     print("written", flush=True)
     if sys.argv[2] == "die":
         os._exit(1)
     sys.stdin.read()
-disk_tier._write_durably = crash
+disk_tier.write_durably = crash
 asyncio.run(fill(tier_of(Path(sys.argv[1])), 0))
 """
 
@@ -255,7 +255,7 @@ async def test_losing_the_race_for_a_digest_is_fine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = tier_of(tmp_path), tier_of(tmp_path)
-    honest = disk_tier._write_durably
+    honest = disk_tier.write_durably
     raced = False
 
     def race(path: Path, data: bytes) -> None:
@@ -265,7 +265,7 @@ async def test_losing_the_race_for_a_digest_is_fine(
             two._put(DIGESTS[0], SAMPLES[DIGESTS[0]])
         honest(path, data)
 
-    monkeypatch.setattr(disk_tier, "_write_durably", race)
+    monkeypatch.setattr(disk_tier, "write_durably", race)
     await fill(one, 0)
     assert raced
     assert on_disk(tmp_path) == {DIGESTS[0]}
