@@ -24,8 +24,8 @@ MAX_ARGUMENTS = 24
 COUNTERS = 2
 """What workers call `threads.take` with."""
 _PATIENCE = 20_000
-"""So many turns a thread waits busily, about a millisecond, before it lets others have the core: who
-gets it keeps it for milliseconds."""
+"""So many turns a thread waits busily, about a millisecond, before it lets others have the core:
+who gets it keeps it for milliseconds."""
 
 _ARRIVED, _NUM_PHASES, _TABLE, _TEAM_SIZE, _NUM_ARGUMENTS = range(5)
 
