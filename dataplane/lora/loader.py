@@ -196,7 +196,6 @@ class ThreadedLoader:
         return report_of(self._tiers, self._host_bytes, self._disk_bytes, time.perf_counter())
 
     def _run(self) -> None:
-        _give_way()  # what downloads receive goes through this thread
         asyncio.set_event_loop(self._loop)
         self._loop.set_default_executor(
             ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="adapter-io", initializer=_give_way)
