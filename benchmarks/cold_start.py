@@ -28,7 +28,7 @@ from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES, write_adapter, write_model
 from benchmarks.rounds import Ratio, interleaved, judged, print_ratios
 from benchmarks.session import adapter_at, device_name
-from benchmarks.step_loop import StepLoop
+from benchmarks.step_loop import StepLoop, settle
 from dataplane.channel import Adapter, EngineOptions
 
 SCHEMA = "chorale-cold-start-bench/1"
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
+    settle()
     if min(arguments.rank, arguments.prompt_tokens, arguments.rounds) < 1:
         parser.error("--rank, --prompt-tokens and --rounds must be at least 1")
     with tempfile.TemporaryDirectory(prefix="chorale-bench-") as folder:

@@ -38,7 +38,7 @@ from benchmarks.load.provenance import processor_time, provenance
 from benchmarks.models import SHAPES, Shape, write_adapter, write_model
 from benchmarks.rounds import Case, Ratio, interleaved, judged, print_ratios
 from benchmarks.session import adapter_at, device_name
-from benchmarks.step_loop import StepLoop
+from benchmarks.step_loop import StepLoop, settle
 from benchmarks.streams import Gaps, Streams
 from benchmarks.trickle_server import trickling
 from dataplane.channel import Adapter, EngineOptions, Prefetch
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps model and adapters for the next run")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
+    settle()
     for name in ("streams", "megabytes", "rank", "adapters", "fits", "rounds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1")

@@ -21,17 +21,21 @@ from dataplane.engine.setup import build_engine
 _IDLE_S = 0.05
 
 
+def settle() -> None:
+    """Makes this process what an engine's is. For commands: tests share theirs."""
+    process_settings.settle()
+    gc.collect()
+    gc.freeze()
+
+
 class StepLoop:
     """Owns an engine; `stop` must be called."""
 
     def __init__(self, options: EngineOptions, *, vocab_size: int) -> None:
-        process_settings.settle()
         self._wake = threading.Event()
         self.parts = build_engine(options, self._wake.set)
         self.parts.loader.start()
         self.engine = self.parts.engine
-        gc.collect()
-        gc.freeze()
         self._vocab_size = vocab_size
         self._handles = count()
 

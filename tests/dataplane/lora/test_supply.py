@@ -243,6 +243,7 @@ def test_it_starts_when_the_rest_would_hold_up_nobody_for_long(
     monkeypatch.setattr(copier, "_KEEP", 1.0)
     for name in ("_COPY_SHARE", "_MIN_COPY_S", "_MAX_COPY_S"):
         monkeypatch.setattr(supply, name, 0.0)
+    monkeypatch.setattr(supply, "_START_SHARE", 0.1)
     simulation = Simulation(num_pages=8)
     simulation.pool.data = torch.zeros(4, 8, 2)
     tracked = supply.AdapterSupply(simulation.pool, simulation.loader, simulation.costs)
