@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from storage.load_count import LoadCount
 from storage.sources import Progress
 
 _RATE_WINDOW_S = 5.0
@@ -44,22 +45,6 @@ class LoadFailure:
     reason: str
     message: str
     ended_s: float
-
-
-@dataclass(slots=True)
-class LoadCount:
-    """Loads of one origin ("disk", or the scheme of the source's URI) with one outcome ("OK",
-    "CANCELLED" or an error's reason) since the start, and their parts summed up, in seconds as
-    LoadTimings has them. Those that were cancelled or failed have no parts."""
-
-    origin: str
-    outcome: str
-    num: int = 0
-    num_bytes: int = 0
-    queue_s: float = 0.0
-    read_s: float = 0.0
-    parse_s: float = 0.0
-    build_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -135,8 +120,8 @@ class LoadHistory:
         self._failures.append(LoadFailure(digest, origin, reason, message, self._clock()))
 
     def counts(self) -> list[LoadCount]:
-        """In order of origin and outcome."""
-        counts = list(self._counts.values())
+        """Copies, in order of origin and outcome."""
+        counts = [replace(each) for each in tuple(self._counts.values())]
         return sorted(counts, key=lambda each: (each.origin, each.outcome))
 
     def failures(self) -> list[LoadFailure]:

@@ -21,7 +21,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from dataplane.channel import Adapter, AdapterLoad
+from dataplane.channel import Adapter
+from dataplane.load_reports import AdapterLoad
 from dataplane.lora.blob_source import BlobSource
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader_report import LoaderReport, recent_loads, report_of

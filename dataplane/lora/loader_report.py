@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dataplane.channel import (
-    REPORTED_LOADS,
-    AdapterLoad,
-    LoadCount,
-    LoadUnderWay,
-    TierCounters,
-)
+from dataplane.load_reports import REPORTED_LOADS, AdapterLoad, LoadUnderWay, TierCounters
 from storage.disk_tier import DiskTierStats
 from storage.host_tier import HostTierStats
+from storage.load_count import LoadCount
 from storage.loader import TieredLoader
 
 
@@ -36,19 +31,7 @@ def report_of(
     under_way = tiers.under_way()
     return LoaderReport(
         counters,
-        [
-            LoadCount(
-                origin=each.origin,
-                outcome=each.outcome,
-                num=each.num,
-                num_bytes=each.num_bytes,
-                queue_s=each.queue_s,
-                read_s=each.read_s,
-                parse_s=each.parse_s,
-                build_s=each.build_s,
-            )
-            for each in tiers.history.counts()
-        ],
+        tiers.history.counts(),
         [
             LoadUnderWay(
                 digest=each.digest,

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dataplane.channel import REPORTED_LOADS, Adapter, TierCounters, WaitingPin
+from dataplane.channel import Adapter
 from dataplane.cost_model import CostModel, Tier
 from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
+from dataplane.load_reports import REPORTED_LOADS, TierCounters, WaitingPin
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import AdapterLoader
 from dataplane.lora.prefetch import Prefetcher, PrefetchTier

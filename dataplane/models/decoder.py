@@ -16,7 +16,8 @@ from kernels.attention.op import paged_attention
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 from kernels.gpu.side_stream import SideStream
 from kernels.kv.op import rope_write_kv
-from kernels.layers import cpu as layers_cpu
+from kernels.layers.cpu import LayerStack
+from kernels.layers.weights import supports as supports_layers
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.op import LoraSegments, lora_apply, lora_apply_beside, lora_expand, lora_shrink
@@ -86,9 +87,9 @@ class Decoder:
         self._embedding_scale: torch.Tensor | None = None
         if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
             self._embedding_scale = like.new_tensor(config.embedding_scale)
-        self._stack: layers_cpu.LayerStack | None = None
-        if layers_cpu.supports(weights.layers, weights.head):
-            self._stack = layers_cpu.LayerStack(
+        self._stack: LayerStack | None = None
+        if supports_layers(weights.layers, weights.head):
+            self._stack = LayerStack(
                 weights.layers,
                 weights.norm,
                 weights.head,

@@ -8,7 +8,8 @@ from msgspec import structs
 
 from chorale.errors import InvalidArgumentError
 from chorale.v1 import admin_pb2
-from dataplane.channel import AdapterLoad, LoadUnderWay, Stats
+from dataplane.channel import Stats
+from dataplane.load_reports import AdapterLoad, LoadUnderWay
 
 _MAX_DIGESTS = 1000
 

@@ -6,9 +6,8 @@ The same kernels, in the same order and with the same roundings, as the ops that
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,94 +19,13 @@ from kernels.cpu.floats import aligned_floats
 from kernels.cpu.program import Program
 from kernels.fused import cpu as fused
 from kernels.kv import cpu as kv
+from kernels.layers import weights
+from kernels.layers.phases import LORA_PHASES, Last, Phase
+from kernels.layers.weights import Layer, address
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
 from kernels.lora.op import LoraSegments
 from kernels.lora.plan import SegmentGroup
-
-
-class Layer(Protocol):
-    """Weights of one layer, as `dataplane.models.weights.LayerWeights`, packed."""
-
-    @property
-    def input_norm(self) -> torch.Tensor: ...
-    @property
-    def qkv(self) -> torch.Tensor: ...
-    @property
-    def qkv_bias(self) -> torch.Tensor | None: ...
-    @property
-    def q_norm(self) -> torch.Tensor | None: ...
-    @property
-    def k_norm(self) -> torch.Tensor | None: ...
-    @property
-    def o(self) -> torch.Tensor: ...
-    @property
-    def o_bias(self) -> torch.Tensor | None: ...
-    @property
-    def attention_out_norm(self) -> torch.Tensor | None: ...
-    @property
-    def mlp_norm(self) -> torch.Tensor: ...
-    @property
-    def gate_up(self) -> torch.Tensor: ...
-    @property
-    def gate_up_bias(self) -> torch.Tensor | None: ...
-    @property
-    def down(self) -> torch.Tensor: ...
-    @property
-    def down_bias(self) -> torch.Tensor | None: ...
-    @property
-    def mlp_out_norm(self) -> torch.Tensor | None: ...
-
-
-_WEIGHTS = (
-    *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias", "attention_out_norm"),
-    *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias", "mlp_out_norm"),
-)
-
-
-class _Phase(enum.IntEnum):
-    """Of one layer, in order. LoRA, norms of outputs and a kind of attention may be left out."""
-
-    NORM = 0
-    SPREAD_NORMED = 1
-    QKV = 2
-    LORA_QKV = 3
-    ROPE = 4
-    PREFILL = 5
-    DECODE = 6
-    SPREAD_ATTENDED = 7
-    O = 8  # noqa: E741 - the projection's name
-    LORA_O = 9
-    ATTENTION_OUT_NORM = 10
-    MLP_NORM = 11
-    SPREAD_MLP = 12
-    GATE_UP = 13
-    LORA_GATE_UP = 14
-    ACTIVATION = 15
-    SPREAD_ACTIVATED = 16
-    DOWN = 17
-    LORA_DOWN = 18
-    MLP_OUT_NORM = 19
-
-
-class _Last(enum.IntEnum):
-    """After the layers, of the rows whose next token is asked for."""
-
-    NORM = 0
-    SPREAD = 1
-    HEAD = 2
-
-
-_LORA_PHASES = [_Phase.LORA_QKV, _Phase.LORA_O, _Phase.LORA_GATE_UP, _Phase.LORA_DOWN]
-
-
-def supports(layers: Sequence[Layer], head: torch.Tensor) -> bool:
-    """Whether all weights have the layout of kernels.linear.cpu."""
-    return linear.is_packed(head) and all(
-        linear.is_packed(weight)
-        for layer in layers
-        for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
-    )
 
 
 class LayerStack:
@@ -132,7 +50,8 @@ class LayerStack:
         """norm, head: the last norm, and lm_head, packed. ropes: of each layer, cos and sin
         [max_context, rotary]. All tensors bfloat16, norms also float32; they must live as long as
         the stack, and stay where they are."""
-        assert supports(layers, head)
+        assert weights.supports(layers, head)
+        assert len({cos.shape for cos, _ in ropes}) == 1  # one model rotates so many dimensions
         self._layers, self._norm, self._head, self._ropes = layers, norm, head, ropes
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         first = layers[0]
@@ -140,8 +59,8 @@ class LayerStack:
         self._intermediate = first.down.shape[1]
         # Each as the columns of a program's arguments: one address per layer.
         self._addresses = {
-            name: np.array([_address(getattr(layer, name)) for layer in layers], dtype=np.int64)
-            for name in _WEIGHTS
+            name: np.array([address(getattr(layer, name)) for layer in layers], dtype=np.int64)
+            for name in weights.NAMES
         }
         self._cos, self._sin = (
             np.array([tables[part].data_ptr() for tables in ropes], dtype=np.int64)
@@ -153,8 +72,8 @@ class LayerStack:
         self._layer_numbers = np.arange(len(layers), dtype=np.int64)
         self._eps = np.array([eps], dtype=np.float32)
         self._factors = np.array([attention_scale, attention_soft_cap or 0.0], dtype=np.float32)
-        self._program = Program(len(layers), len(_Phase))
-        self._last = Program(1, len(_Last))
+        self._program = Program(len(layers), len(Phase))
+        self._last = Program(1, len(Last))
         self._fixed_workers(activation)
         self._told: tuple[int, ...] = ()  # what the fixed part of the arguments is for
         self._buffers: dict[str, torch.Tensor] = {}
@@ -187,8 +106,8 @@ class LayerStack:
             self._tell_fixed(num_tokens, pool, page_tokens)
             self._told = told
         arguments = self._program.arguments
-        arguments[:, _Phase.NORM, fused.X] = arguments[:, _Phase.MLP_NORM, fused.X] = x.data_ptr()
-        rope = arguments[:, _Phase.ROPE]
+        arguments[:, Phase.NORM, fused.X] = arguments[:, Phase.MLP_NORM, fused.X] = x.data_ptr()
+        rope = arguments[:, Phase.ROPE]
         rope[:, kv.POSITIONS] = positions.data_ptr()
         rope[:, kv.PAGE_INDEX] = page_index.data_ptr()
         rope[:, kv.PAGE_OFFSET] = page_offset.data_ptr()
@@ -219,10 +138,10 @@ class LayerStack:
             normed.data_ptr(),
         )
         arguments = self._last.arguments[0]
-        arguments[_Last.NORM, : len(told)] = told
-        arguments[_Last.NORM, fused.ROWS] = rows.data_ptr()
+        arguments[Last.NORM, : len(told)] = told
+        arguments[Last.NORM, fused.ROWS] = rows.data_ptr()
         told = linear.interleave_arguments(num_rows, self._hidden, normed.data_ptr(), spread)
-        arguments[_Last.SPREAD, : len(told)] = told
+        arguments[Last.SPREAD, : len(told)] = told
         told = linear.multiply_arguments(
             num_rows,
             self._hidden,
@@ -232,7 +151,7 @@ class LayerStack:
             0,
             logits.data_ptr(),
         )
-        arguments[_Last.HEAD, : len(told)] = told
+        arguments[Last.HEAD, : len(told)] = told
         self._last.run(0, 1)
         return normed, logits
 
@@ -243,24 +162,24 @@ class LayerStack:
         spread, multiply = linear.interleave_work().address, linear.multiply_work().address
         head_norm = layer.q_norm.dtype if layer.q_norm is not None else torch.bfloat16
         for phase, worker in (
-            (_Phase.NORM, norm),
-            (_Phase.SPREAD_NORMED, spread),
-            (_Phase.QKV, multiply),
-            (_Phase.ROPE, kv.rope_worker(torch.bfloat16, head_norm)().address),
-            (_Phase.SPREAD_ATTENDED, spread),
-            (_Phase.O, multiply),
-            (_Phase.MLP_NORM, norm),
-            (_Phase.SPREAD_MLP, spread),
-            (_Phase.GATE_UP, multiply),
-            (_Phase.ACTIVATION, fused.activation_worker(torch.bfloat16, activation)().address),
-            (_Phase.SPREAD_ACTIVATED, spread),
-            (_Phase.DOWN, multiply),
+            (Phase.NORM, norm),
+            (Phase.SPREAD_NORMED, spread),
+            (Phase.QKV, multiply),
+            (Phase.ROPE, kv.rope_worker(torch.bfloat16, head_norm)().address),
+            (Phase.SPREAD_ATTENDED, spread),
+            (Phase.O, multiply),
+            (Phase.MLP_NORM, norm),
+            (Phase.SPREAD_MLP, spread),
+            (Phase.GATE_UP, multiply),
+            (Phase.ACTIVATION, fused.activation_worker(torch.bfloat16, activation)().address),
+            (Phase.SPREAD_ACTIVATED, spread),
+            (Phase.DOWN, multiply),
         ):
             workers[:, phase] = worker
         self._last.workers[0] = norm, spread, multiply
         for phase, name in (
-            (_Phase.ATTENTION_OUT_NORM, "attention_out_norm"),
-            (_Phase.MLP_OUT_NORM, "mlp_out_norm"),
+            (Phase.ATTENTION_OUT_NORM, "attention_out_norm"),
+            (Phase.MLP_OUT_NORM, "mlp_out_norm"),
         ):
             workers[:, phase] = np.where(self._addresses[name] != 0, norm, 0)
 
@@ -287,11 +206,11 @@ class LayerStack:
             self._spread = aligned_floats(size)
         spread, eps = self._spread.ctypes.data, self._eps.ctypes.data
 
-        def norm(phase: _Phase, of: int, addend: int, weight: str, out: int) -> None:
+        def norm(phase: Phase, of: int, addend: int, weight: str, out: int) -> None:
             told = fused.norm_arguments(num_tokens, hidden, of, addend, 0, eps, out)
             self._set(phase, told, {fused.WEIGHT: self._addresses[weight]})
 
-        def project(spread_phase: _Phase, phase: _Phase, name: str, of: int, out: int) -> None:
+        def project(spread_phase: Phase, phase: Phase, name: str, of: int, out: int) -> None:
             weight: torch.Tensor = getattr(self._layers[0], name)
             panels, features, _ = weight.shape
             told = linear.interleave_arguments(num_tokens, features, of, spread)
@@ -303,9 +222,9 @@ class LayerStack:
             }
             self._set(phase, told, columns)
 
-        norm(_Phase.NORM, 0, projected, "input_norm", normed)
-        self._program.arguments[0, _Phase.NORM, fused.ADDEND] = 0
-        project(_Phase.SPREAD_NORMED, _Phase.QKV, "qkv", normed, qkv)
+        norm(Phase.NORM, 0, projected, "input_norm", normed)
+        self._program.arguments[0, Phase.NORM, fused.ADDEND] = 0
+        project(Phase.SPREAD_NORMED, Phase.QKV, "qkv", normed, qkv)
         rope = kv.rope_arguments(
             num_tokens,
             heads,
@@ -334,15 +253,15 @@ class LayerStack:
             kv.Q_NORM: self._addresses["q_norm"],
             kv.K_NORM: self._addresses["k_norm"],
         }
-        self._set(_Phase.ROPE, rope, columns)
-        project(_Phase.SPREAD_ATTENDED, _Phase.O, "o", attended, projected)
-        norm(_Phase.ATTENTION_OUT_NORM, projected, 0, "attention_out_norm", projected)
-        norm(_Phase.MLP_NORM, 0, projected, "mlp_norm", normed)
-        project(_Phase.SPREAD_MLP, _Phase.GATE_UP, "gate_up", normed, gate_up)
+        self._set(Phase.ROPE, rope, columns)
+        project(Phase.SPREAD_ATTENDED, Phase.O, "o", attended, projected)
+        norm(Phase.ATTENTION_OUT_NORM, projected, 0, "attention_out_norm", projected)
+        norm(Phase.MLP_NORM, 0, projected, "mlp_norm", normed)
+        project(Phase.SPREAD_MLP, Phase.GATE_UP, "gate_up", normed, gate_up)
         told = fused.activation_arguments(num_tokens, inter, gate_up, activated)
-        self._set(_Phase.ACTIVATION, told, {})
-        project(_Phase.SPREAD_ACTIVATED, _Phase.DOWN, "down", activated, projected)
-        norm(_Phase.MLP_OUT_NORM, projected, 0, "mlp_out_norm", projected)
+        self._set(Phase.ACTIVATION, told, {})
+        project(Phase.SPREAD_ACTIVATED, Phase.DOWN, "down", activated, projected)
+        norm(Phase.MLP_OUT_NORM, projected, 0, "mlp_out_norm", projected)
 
     def _tell_attention(
         self,
@@ -356,7 +275,7 @@ class LayerStack:
         heads, kv_heads, head_dim = self._num_heads, self._num_kv_heads, self._head_dim
         group, workers = heads // kv_heads, self._program.workers
         factors = self._factors.ctypes.data
-        workers[:, _Phase.PREFILL] = workers[:, _Phase.DECODE] = 0
+        workers[:, Phase.PREFILL] = workers[:, Phase.DECODE] = 0
         if metadata.prefill:
             assert metadata.ragged is not None
             blocks = cpu_prefill.query_blocks(metadata, group)
@@ -377,8 +296,8 @@ class LayerStack:
                 factors,
             )
             columns = {cpu_prefill.WINDOW: self._windows, cpu_prefill.KV_PAGES: pages}
-            self._set(_Phase.PREFILL, told, columns)
-            workers[:, _Phase.PREFILL] = cpu_prefill.prefill_worker(head_dim, group)().address
+            self._set(Phase.PREFILL, told, columns)
+            workers[:, Phase.PREFILL] = cpu_prefill.prefill_worker(head_dim, group)().address
         if metadata.decode_rows.numel():
             told = attention.decode_arguments(
                 metadata,
@@ -395,9 +314,9 @@ class LayerStack:
                 factors,
             )
             columns = {attention.WINDOW: self._windows, attention.KV_PAGES: pages}
-            self._set(_Phase.DECODE, told, columns)
+            self._set(Phase.DECODE, told, columns)
             worker = attention.decode_worker(head_dim, group, torch.bfloat16)
-            workers[:, _Phase.DECODE] = worker().address
+            workers[:, Phase.DECODE] = worker().address
 
     def _tell_lora(
         self,
@@ -413,15 +332,15 @@ class LayerStack:
         }
         some = [each for group in plans.values() for each in group if each is not None]
         if not some:
-            workers[:, _LORA_PHASES] = 0
+            workers[:, LORA_PHASES] = 0
             return
         max_rank = int(np.concatenate(some)[:, 0].max())
         width = max(buffer.shape[1] for buffer in self._buffers.values())
         for phase, name, x, y in (
-            (_Phase.LORA_QKV, "qkv", "normed", "qkv"),
-            (_Phase.LORA_O, "o", "attended", "projected"),
-            (_Phase.LORA_GATE_UP, "gate_up", "normed", "gate_up"),
-            (_Phase.LORA_DOWN, "down", "activated", "projected"),
+            (Phase.LORA_QKV, "qkv", "normed", "qkv"),
+            (Phase.LORA_O, "o", "attended", "projected"),
+            (Phase.LORA_GATE_UP, "gate_up", "normed", "gate_up"),
+            (Phase.LORA_DOWN, "down", "activated", "projected"),
         ):
             addresses = np.array(
                 [0 if p is None else p.__array_interface__["data"][0] for p in plans[name]]
@@ -456,7 +375,7 @@ class LayerStack:
         return pool.data_ptr() + self._layer_numbers * (pool.stride(0) * 2)
 
     def _set(
-        self, phase: _Phase, told: tuple[int, ...], columns: Mapping[int, np.ndarray[Any, Any]]
+        self, phase: Phase, told: tuple[int, ...], columns: Mapping[int, np.ndarray[Any, Any]]
     ) -> None:
         """In all layers; columns: what differs between them."""
         rows = self._program.arguments[:, phase]
@@ -478,7 +397,3 @@ def _plans(group: LoraSegments | None) -> np.ndarray[Any, Any] | None:
         return None
     assert isinstance(group, SegmentGroup) and group.plans.flags.c_contiguous
     return group.plans
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

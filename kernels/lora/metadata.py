@@ -220,8 +220,6 @@ def group_metadata(
     if isinstance(segments, LoraGroup):
         return segments
     if isinstance(segments, SegmentGroup):
-        if segments.on_device is not None:
-            return segments.on_device
         spans, rows = segments.common, segments.plans
     else:
         check_segments(segments, len(tokens), in_features)

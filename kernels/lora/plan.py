@@ -16,13 +16,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from kernels.lora.metadata import LoraGroup
 
 
 class ExpandSlice(NamedTuple):
@@ -148,13 +145,10 @@ class SegmentGroup(Sequence[Segment]):
         common: LoraSpans,
         plans: np.ndarray[Any, Any],
         group_plans: Sequence[GroupPlan | None],
-        on_device: LoraGroup | None = None,
     ) -> None:
-        """plans: [n, PLAN_FIELDS] int64, rows of `plan_row` of `group_plans`.
-        on_device: the same where a GPU's launches read it; without it, each op makes its own."""
+        """plans: [n, PLAN_FIELDS] int64, rows of `plan_row` of `group_plans`."""
         self.common = common
         self.plans = plans
-        self.on_device = on_device
         self._group_plans = group_plans
 
     @cached_property

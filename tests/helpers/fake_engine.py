@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from dataplane import channel
+from dataplane.load_reports import AdapterLoad
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,7 +139,7 @@ class _Engine:
                         )
                     )
                 case channel.AskLoads(ticket=ticket):
-                    loads = [channel.AdapterLoad(**load) for load in self.script.loads]
+                    loads = [AdapterLoad(**load) for load in self.script.loads]
                     self.send(channel.LoadsReport(ticket=ticket, loads=loads))
                 case channel.Shutdown() if not script.stubborn:
                     return 0

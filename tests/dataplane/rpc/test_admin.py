@@ -12,7 +12,8 @@ from chorale.bearer import check_bearer
 from chorale.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError
 from chorale.server import start_server
 from chorale.v1 import admin_pb2, admin_pb2_grpc
-from dataplane.channel import LoadUnderWay, Sampling, WaitingPin
+from dataplane.channel import Sampling
+from dataplane.load_reports import LoadUnderWay, WaitingPin
 from dataplane.rpc.admin import SERVICE_NAME, AdminService, runs_of
 from dataplane.rpc.engine_client import EngineClient
 from tests.dataplane.rpc.conftest import StartEngine

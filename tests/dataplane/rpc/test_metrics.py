@@ -6,8 +6,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from chorale.errors import UnauthenticatedError
-from dataplane.channel import LoadCount, LoadUnderWay, Stats, TierCounters, WaitingPin
+from dataplane.channel import Stats
+from dataplane.load_reports import LoadUnderWay, TierCounters, WaitingPin
 from dataplane.rpc.metrics import EngineCollector
+from storage.load_count import LoadCount
 from tests.dataplane.rpc.conftest import StartRig
 from tests.helpers.fake_control_plane import make_ticket
 from tests.helpers.fake_engine import FakeScript, ready_message

@@ -1,0 +1,63 @@
+"""What a stack of layers reads of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from kernels.linear import cpu as linear
+
+
+class Layer(Protocol):
+    """Weights of one layer, as `dataplane.models.weights.LayerWeights`, packed."""
+
+    @property
+    def input_norm(self) -> torch.Tensor: ...
+    @property
+    def qkv(self) -> torch.Tensor: ...
+    @property
+    def qkv_bias(self) -> torch.Tensor | None: ...
+    @property
+    def q_norm(self) -> torch.Tensor | None: ...
+    @property
+    def k_norm(self) -> torch.Tensor | None: ...
+    @property
+    def o(self) -> torch.Tensor: ...
+    @property
+    def o_bias(self) -> torch.Tensor | None: ...
+    @property
+    def attention_out_norm(self) -> torch.Tensor | None: ...
+    @property
+    def mlp_norm(self) -> torch.Tensor: ...
+    @property
+    def gate_up(self) -> torch.Tensor: ...
+    @property
+    def gate_up_bias(self) -> torch.Tensor | None: ...
+    @property
+    def down(self) -> torch.Tensor: ...
+    @property
+    def down_bias(self) -> torch.Tensor | None: ...
+    @property
+    def mlp_out_norm(self) -> torch.Tensor | None: ...
+
+
+NAMES = (
+    *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias", "attention_out_norm"),
+    *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias", "mlp_out_norm"),
+)
+
+
+def supports(layers: Sequence[Layer], head: torch.Tensor) -> bool:
+    """Whether all weights have the layout of kernels.linear.cpu."""
+    return linear.is_packed(head) and all(
+        linear.is_packed(weight)
+        for layer in layers
+        for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
+    )
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
