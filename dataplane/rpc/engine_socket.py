@@ -65,11 +65,15 @@ class EngineSocket:
             try:
                 data = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                break
             self._take(data)
             if self._socket.closed:  # by what the message led to
                 return
-        self._soon()
+        # Receiving may have taken in the news that there is room to send, and the other way round.
+        # Once this has looked at all news, the descriptor tells of the next.
+        wanted = zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0)
+        if self._socket.getsockopt(zmq.EVENTS) & wanted:  # pyright: ignore[reportOperatorIssue]
+            self._soon()
 
     def _soon(self) -> None:
         if self._again is None and not self._socket.closed:
