@@ -83,10 +83,17 @@ class Session:
         self._channel.close()
 
     def closed_loop(
-        self, adapters: Sequence[Adapter | None], *, prompt_tokens: int, new_tokens: int
+        self,
+        adapters: Sequence[Adapter | None],
+        *,
+        prompt_tokens: int,
+        new_tokens: int,
+        on_full_step: Callable[[int], None] | None = None,
     ) -> Times:
         """One request for each of `adapters`, all at once, to the end. Prompts are random and new
         each time, so that no cache knows them.
+
+        on_full_step: told after each step that gave every stream a token how many there were.
 
         Raises: BenchError when a request fails or the pool's books are wrong.
         """
@@ -98,7 +105,7 @@ class Session:
         started_s = time.perf_counter()
         for submit in submits:
             times.receive_s += self._channel.receive(submit, engine.submit)
-        self._run(times, len(adapters))
+        self._run(times, len(adapters), on_full_step)
         times.elapsed_s = time.perf_counter() - started_s
         self.check_empty()
         return times
@@ -113,7 +120,9 @@ class Session:
                 metadata={"num_used_pages": str(report.num_used_pages)},
             )
 
-    def _run(self, times: Times, num_streams: int) -> None:
+    def _run(
+        self, times: Times, num_streams: int, on_full_step: Callable[[int], None] | None
+    ) -> None:
         engine = self.parts.engine
         last_s = time.perf_counter()
         while engine.has_work:
@@ -133,6 +142,8 @@ class Session:
                 times.full_steps.append(now_s - last_s)
             last_s = now_s
             self._channel.send(Outputs(result.outputs))
+            if on_full_step is not None and num_tokens == num_streams:
+                on_full_step(len(times.full_steps))
 
     def _submit(self, adapter: Adapter | None, *, prompt_tokens: int, new_tokens: int) -> Submit:
         handle = next(self._handles)

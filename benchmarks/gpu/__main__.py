@@ -26,6 +26,7 @@ from benchmarks.gpu.decode import decode
 from benchmarks.gpu.kernels import GROUPS, kernels
 from benchmarks.gpu.parts import Budget, Clock, Part, run_parts
 from benchmarks.gpu.peer import peer_lora
+from benchmarks.gpu.profile import profile
 from benchmarks.gpu.record import Record, report_name
 from benchmarks.gpu.scale import SCALES, Scale
 from benchmarks.gpu.slora import slora
@@ -80,6 +81,7 @@ def parts(bench: Bench) -> list[Part]:
             Part(name, 70, partial(variants, bench, name, variant))
             for name, variant in VARIANTS.items()
         ),
+        Part("profile", 40, partial(profile, bench)),
         Part("cold-start", 45, partial(cold_start, bench)),
         Part("truefoundry", 40, partial(truefoundry, bench)),
         Part("kernels-attention", 45, partial(kernels, bench, "kernels-attention")),
@@ -92,7 +94,7 @@ def part_names(scale: Scale) -> list[str]:
     return [
         *(f"decode-{name}" for name in scale.decode),
         *scale.slora.settings,
-        *("peer-lora", *VARIANTS, "cold-start", "truefoundry", *GROUPS),
+        *("peer-lora", *VARIANTS, "profile", "cold-start", "truefoundry", *GROUPS),
     ]
 
 

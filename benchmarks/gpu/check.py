@@ -1,6 +1,7 @@
 """The GPU tests on the device at hand, group by group within a budget, and what did not run.
 
-    python -m benchmarks.gpu.check [--memcheck] [--budget 500] [--groups NAME ...] [--out DIR]
+    python -m benchmarks.gpu.check [--memcheck] [--budget 500] [--groups NAME ...] [--jobs N]
+                                   [--out DIR]
 
 Without --memcheck: kernels against their twins, then the engine against the float32 reference. With
 it: the LoRA and attention tests under compute-sanitizer, which takes many times as long; without
@@ -11,6 +12,7 @@ counts against the result, which goes into the GPU's report (benchmarks.gpu) as 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import signal
@@ -36,6 +38,7 @@ SANITIZER = "compute-sanitizer"
 _PYTEST = ("-c", os.devnull, "--rootdir=.", "-p", "no:cacheprovider", "-q", "-m", "gpu")
 _SANITIZER_ERROR = 99
 _NO_TESTS = 5  # pytest's exit status
+_MAX_JOBS = 8  # each has a CUDA context of its own
 
 CHECK_GROUPS = {
     "lora": ("tests/kernels/test_lora_gpu.py",),
@@ -74,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--memcheck", action="store_true", help="under compute-sanitizer")
     parser.add_argument("--budget", type=float, default=500.0, help="seconds for all groups")
+    parser.add_argument("--jobs", type=int, default=_default_jobs(), help="tests at once")
     parser.add_argument("--groups", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--commit", default="", help="of the source tree, where git is not")
@@ -92,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"skipped: {SANITIZER} is not on the PATH; it comes with the CUDA toolkit")
             return 0
         prefix = (sanitizer, "--tool", "memcheck", "--error-exitcode", str(_SANITIZER_ERROR))
-    outcomes = run_groups({name: known[name] for name in chosen}, prefix, arguments.budget)
+    jobs = ("-n", str(arguments.jobs)) if arguments.jobs > 1 and not prefix else ()
+    groups = {name: (*known[name], *jobs) for name in chosen}
+    outcomes = run_groups(groups, prefix, arguments.budget)
     show(outcomes)
     name = device_name(torch.device("cuda"))
     setting = {"device": name, "device_type": "cuda", "shape": "real", "dtype": "bfloat16"}
@@ -101,6 +107,14 @@ def main(argv: list[str] | None = None) -> int:
     record.put(part, section_of(outcomes, set(known) - set(chosen), arguments.commit))
     print(f"written to {record.path}")
     return 0 if all(each.state == "passed" for each in outcomes.values()) else 1
+
+
+def _default_jobs() -> int:
+    """Compilation takes most of the time, and one core for each test; one where pytest-xdist is
+    not installed."""
+    if importlib.util.find_spec("xdist") is None:
+        return 1
+    return max(1, min(_MAX_JOBS, len(os.sched_getaffinity(0)) // 2))
 
 
 def run_groups(
