@@ -44,6 +44,7 @@ _MIXED = (8, 16, 32, 64)
 BATCHES: dict[str, list[list[tuple[int, int]]]] = {
     # (tokens, rank) of each segment
     "decode": [[(1, 16)] * 64, [(1, rank) for rank in _MIXED] * 8, [(16, 16)]],
+    "shared": [[(64, 16)], [(8, 16)] * 8, [(8, rank) for rank in _MIXED]],
     "prefill": [[(2048, 16)], [(256, rank) for rank in _MIXED], [(500, 16), *[(1, 16)] * 12]],
 }
 

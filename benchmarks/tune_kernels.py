@@ -80,7 +80,7 @@ def table_entry(tiles: LoraTiles, source: str) -> dict[str, Any]:
 
     return {
         "from": source,
-        "tiles": {"decode": regime(tiles.decode), "prefill": regime(tiles.prefill)},
+        "tiles": {name: regime(getattr(tiles, name)) for name in LoraTiles._fields},
     }
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     before = lora_tiles(device)
     after: dict[str, Regime] = {}
     try:
-        for name in ("decode", "prefill"):
+        for name in LoraTiles._fields:
             measure = _measuring(measured_cases(name, device), name)
             after[name] = tuned(getattr(before, name), measure)
     except BenchError as error:

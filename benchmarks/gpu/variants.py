@@ -18,6 +18,7 @@ from benchmarks.gpu.decode import (
     ALONE_ONE,
     BASE,
     DIFFERENT,
+    ONE,
     cases_of,
     engine_facts,
     measured,
@@ -31,7 +32,7 @@ from dataplane.engine import setup
 
 _WITHIN_S = 20.0
 _POOL_SHARES = (0.4, 0.6)  # of what is free when the first engine is built, and the second
-_CASES = (BASE, DIFFERENT, ALONE_BASE, ALONE_ONE)
+_CASES = (BASE, ONE, DIFFERENT, ALONE_BASE, ALONE_ONE)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kernels.lora.plan import MAX_SLICES
-
 _SMALL_SIZES = (1, 2, 4)
 _STEPS = ((8, 32), (16, 64), (32, 256), (64, 1 << 30))  # multiples of the first, up to the second
-_TYPICAL_RANKS = (16, 64, 256)  # of all projections of a group
+_TYPICAL_RANKS = (16, 64, 256)
+_MIN_SHARED = 16  # rows, of which fewer adapters are told apart
+_SHARED_BY = 4  # rows of an adapter, on average
 _SHORT_CONTEXT_TOKENS = 8192
 
 
@@ -20,7 +20,13 @@ class Variant(NamedTuple):
 
     size: int  # rows
     num_blocks: int  # of the longest sequence
-    total_rank: int  # of the largest projection group of any adapter; 0: without adapters
+    rank: int = 0  # of the largest projection of any adapter; 0: without adapters
+    num_adapters: int = 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are several rows to each adapter."""
+        return 0 < self.num_adapters < self.size
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class GraphBuckets:
 
     sizes: tuple[int, ...]
     num_blocks: tuple[int, ...]
-    total_ranks: tuple[int, ...]
+    ranks: tuple[int, ...]
 
     @staticmethod
     def of(max_running: int, max_context: int, page_tokens: int) -> GraphBuckets:
@@ -39,27 +45,34 @@ class GraphBuckets:
         return GraphBuckets(
             tuple(_sizes(max_running)),
             tuple(dict.fromkeys(-(-tokens // page_tokens) for tokens in contexts)),
-            tuple(MAX_SLICES * rank for rank in _TYPICAL_RANKS),
+            _TYPICAL_RANKS,
         )
 
     @property
     def variants(self) -> list[Variant]:
         """The largest first: the smaller ones then find their memory in what those left."""
-        return [
-            Variant(*each)
-            for each in itertools.product(
-                reversed(self.sizes), reversed(self.num_blocks), (*reversed(self.total_ranks), 0)
-            )
-        ]
+        found: list[Variant] = []
+        for size, blocks in itertools.product(reversed(self.sizes), reversed(self.num_blocks)):
+            adapters = itertools.product(reversed(self.ranks), reversed(_numbers_of_adapters(size)))
+            found += [Variant(size, blocks, *each) for each in adapters]
+            found.append(Variant(size, blocks))
+        return found
 
-    def variant(self, size: int, num_blocks: int, total_rank: int) -> Variant | None:
-        """The smallest that holds such a step; None when none does. total_rank: 0 for none."""
+    def variant(
+        self, size: int, num_blocks: int, rank: int = 0, num_adapters: int = 0
+    ) -> Variant | None:
+        """The smallest that holds such a step; None when none does. rank: 0 for none."""
         rows = _least(self.sizes, size)
         blocks = _least(self.num_blocks, num_blocks)
-        rank = _least(self.total_ranks, total_rank) if total_rank else 0
-        if rows is None or blocks is None or rank is None:
+        if rows is None or blocks is None:
             return None
-        return Variant(rows, blocks, rank)
+        if not rank:
+            return Variant(rows, blocks)
+        ranks = _least(self.ranks, rank)
+        adapters = _least(_numbers_of_adapters(rows), num_adapters)
+        if ranks is None or adapters is None:
+            return None
+        return Variant(rows, blocks, ranks, adapters)
 
 
 def _sizes(most: int) -> Iterable[int]:
@@ -75,6 +88,10 @@ def _sizes(most: int) -> Iterable[int]:
         if size < most:
             yield size
     yield most
+
+
+def _numbers_of_adapters(size: int) -> tuple[int, ...]:
+    return (size // _SHARED_BY, size) if size >= _MIN_SHARED else (size,)
 
 
 def _least(ascending: tuple[int, ...], wanted: int) -> int | None:

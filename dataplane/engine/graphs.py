@@ -22,10 +22,12 @@ from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.graph_inputs import StepInputs
 from dataplane.lora.resident import ResidentAdapter
 from dataplane.models.decoder import Decoder, LayerSegments
-from dataplane.models.shapes import GROUPS
+from dataplane.models.shapes import GROUPS, layer_groups
 from dataplane.pool.pool import PagePool
 from kernels.lora.bucket import LoraBucket
 from kernels.lora.metadata import LoraBatchMetadata
+from kernels.lora.plan import MAX_SLICES
+from kernels.lora.tuning import Regime, lora_tiles
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +97,9 @@ class DecodeGraphs:
         # Who replaces `forward` later means what is run from then on.
         self._forward = decoder.forward
         self._num_layers = decoder.config.num_layers
+        self._num_slices = {
+            name: len(group.projections) for name, group in layer_groups(decoder.config).items()
+        }
         device, most = pool.device, buckets.sizes[-1]
         self._inputs = {
             num_blocks: StepInputs(
@@ -106,19 +111,20 @@ class DecodeGraphs:
             )
             for num_blocks in buckets.num_blocks
         }
+        self._tiles = lora_tiles(device)
         self._lora = LoraBatchMetadata(
             LoraBucket(
                 max_tokens=most,
                 max_segments=most,
                 max_pages=pool.num_pages,
-                max_total_rank=buckets.total_ranks[-1],
+                max_total_rank=MAX_SLICES * buckets.ranks[-1],
                 max_segment_tokens=most,
                 alignment=_ALIGNMENT,
             ),
             self._num_layers,
             len(GROUPS),
             device,
-            decode_tiles=True,
+            regime=self._tiles.decode,
         )
         self._previous_ids = torch.zeros(max_running, dtype=torch.int64, device=device)
         self._logits = pool.data.new_zeros(most, decoder.config.vocab_size)
@@ -171,7 +177,8 @@ class DecodeGraphs:
         variant = self._buckets.variant(
             len(chunks),
             self._pool.blocks_for(max(chunk.end for chunk in chunks)),
-            max((each.layout.device_rows.max_total_rank for each in adapters), default=0),
+            max((each.layout.device_rows.max_rank for each in adapters), default=0),
+            len(adapters),
         )
         replay = self._replays.get(variant) if variant else None
         if variant is None or replay is None:
@@ -179,7 +186,8 @@ class DecodeGraphs:
         sends = [self._inputs[variant.num_blocks].prepare(chunks, sources, variant.size)]
         if adapters:
             rows = [each.layout.device_rows for each in adapters]
-            sends.append(self._lora.prepare(lora_spans(spans, adapters), rows))
+            block_tokens = self._regime(variant).block_tokens
+            sends.append(self._lora.prepare(lora_spans(spans, adapters), rows, block_tokens))
         self.num_steps += 1
         return GraphStep(len(chunks), sends, replay, self._previous_ids, self._logits)
 
@@ -198,13 +206,24 @@ class DecodeGraphs:
         return work
 
     def _layers(self, variant: Variant) -> list[LayerSegments]:
-        if not variant.total_rank:
+        if not variant.rank:
             return [{}] * self._num_layers
-        lora = self._lora.narrowed(variant.size, variant.total_rank)
+        lora = [
+            self._lora.narrowed(
+                variant.size,
+                self._num_slices[name] * variant.rank,
+                variant.num_adapters,
+                self._regime(variant),
+            )
+            for name in GROUPS
+        ]
         return [
-            {name: lora.group(layer, at) for at, name in enumerate(GROUPS)}
+            {name: lora[at].group(layer, at) for at, name in enumerate(GROUPS)}
             for layer in range(self._num_layers)
         ]
+
+    def _regime(self, variant: Variant) -> Regime:
+        return self._tiles.shared if variant.is_shared else self._tiles.decode
 
 
 def _can_be_replayed(adapter: ResidentAdapter) -> bool:

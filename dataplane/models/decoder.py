@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from kernels.layers.cpu import LayerStack
 from kernels.layers.weights import supports as supports_layers
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
-from kernels.lora.op import LoraSegments, lora_apply, lora_apply_beside, lora_expand, lora_shrink
+from kernels.lora.op import LoraSegments, lora_apply, lora_delta_beside, lora_expand, lora_shrink
 from kernels.lora.plan import SegmentGroup
 
 LayerSegments = Mapping[str, LoraSegments]
@@ -29,6 +30,8 @@ LayerAffine = Mapping[str, Sequence[AffineSegment]]
 """Projection group -> segments whose adapter rescales or shifts it (DoRA, biases)."""
 
 _NO_AFFINE: LayerAffine = {}
+
+_BESIDE_TOKENS = 256  # of a step whose adapters run beside the base model
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # as HF's configs name them
 
@@ -75,8 +78,8 @@ class Decoder:
         max_context: int,
         lora_stream: SideStream | None = None,
     ) -> None:
-        """weights: packed in place. lora_stream: adapters' first products run on it, beside the
-        base model's; a GPU's alone."""
+        """weights: packed in place. lora_stream: adapters' products of small steps run on it,
+        beside the base model's; a GPU's alone."""
         self.config = config
         self._lora_stream = lora_stream
         self.weights = weights
@@ -129,8 +132,9 @@ class Decoder:
                 batch.logit_rows,
             )
         else:
-            h, rows = self._layers(x, batch, pool, page_tokens), batch.logit_rows
-            x = add_rms_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps)
+            (h, delta), rows = self._layers(x, batch, pool, page_tokens), batch.logit_rows
+            delta = delta if delta is None else delta[rows]
+            x = add_rms_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps, delta)
             logits = linear(x, weights.head)
         if batch.lm_head:
             _add_lm_head(logits, x, batch, pool)
@@ -140,12 +144,13 @@ class Decoder:
 
     def _layers(
         self, x: torch.Tensor, batch: Batch, pool: torch.Tensor, page_tokens: int
-    ) -> torch.Tensor:
+    ) -> _Projected:
         """One op after the other. x: [num_tokens, hidden], becomes the residual stream before the
         last layer's output is added. Returns that output."""
         weights, eps = self.weights, self.config.rms_norm_eps
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         h = rms_norm(x, weights.layers[0].input_norm, eps)
+        delta: torch.Tensor | None = None
         project = partial(_project, self._lora_stream)
         for index, layer in enumerate(weights.layers):
             if batch.wait is not None:
@@ -153,24 +158,24 @@ class Decoder:
             pages = pool[index]
             lora = batch.layers[index]
             affine = batch.affine[index] if batch.affine else _NO_AFFINE
-            h = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
-            h = self._attention(h, batch, pages, layer, index, ropes, page_tokens)
-            h = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
+            qkv = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
+            h = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
+            h, delta = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
             if layer.attention_out_norm is not None:
-                h = rms_norm(h, layer.attention_out_norm, eps)
-            h = add_rms_norm(h, x, layer.mlp_norm, eps)
-            h = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
-            h = gated_activation(h, self._activation)
-            h = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
+                h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
+            h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
+            h, delta = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
+            h = gated_activation(h, self._activation, delta)
+            h, delta = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
             if layer.mlp_out_norm is not None:
-                h = rms_norm(h, layer.mlp_out_norm, eps)
+                h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
             if index + 1 < len(weights.layers):
-                h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps)
-        return h
+                h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
+        return _Projected(h, delta)
 
     def _attention(
         self,
-        qkv: torch.Tensor,
+        projected: _Projected,
         batch: Batch,
         pages: torch.Tensor,
         layer: LayerWeights,
@@ -178,8 +183,9 @@ class Decoder:
         ropes: Sequence[tuple[torch.Tensor, torch.Tensor]],
         page_tokens: int,
     ) -> torch.Tensor:
-        """qkv: [num_tokens, q_size + 2 * kv_size]. Returns [num_tokens, q_size]."""
+        """projected: [num_tokens, q_size + 2 * kv_size]. Returns [num_tokens, q_size]."""
         config = self.config
+        qkv, delta = projected
         kv_pages = pages.view(-1, 2, page_tokens, config.num_kv_heads, config.head_dim)
         cos, sin = ropes[config.layer_ropes[index]]
         q = rope_write_kv(
@@ -192,6 +198,7 @@ class Decoder:
             q_norm=layer.q_norm,
             k_norm=layer.k_norm,
             eps=config.rms_norm_eps,
+            delta=delta,
         )
         attended = paged_attention(
             q,
@@ -202,6 +209,17 @@ class Decoder:
             soft_cap=config.attention_soft_cap,
         )
         return attended.reshape(qkv.shape[0], config.q_size)
+
+
+class _Projected(NamedTuple):
+    """What a projection gave, and what its adapters add to that; None where it is in already."""
+
+    y: torch.Tensor
+    delta: torch.Tensor | None
+
+
+def _sum(y: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+    return y if delta is None else y + delta
 
 
 def _fits_stack(batch: Batch) -> bool:
@@ -238,16 +256,18 @@ def _project(
     group: str,
     lora: LayerSegments,
     affine: LayerAffine,
-) -> torch.Tensor:
+) -> _Projected:
     def base() -> torch.Tensor:
         y = linear(x, weight, bias)
         if group in affine:
             lora_affine(y, layer_pages, affine[group])
         return y
 
-    if side is not None and group in lora:
-        return lora_apply_beside(side, base, x, layer_pages, lora[group])
+    if side is not None and group in lora and len(x) <= _BESIDE_TOKENS:
+        out_features = weight.shape[0]
+        beside = lora_delta_beside(side, base, out_features, x, layer_pages, lora[group])
+        return _Projected(*beside)
     y = base()
     if group in lora:
         lora_apply(y, x, layer_pages, lora[group])
-    return y
+    return _Projected(y, None)

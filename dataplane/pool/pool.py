@@ -85,14 +85,13 @@ class PagePool:
         return missing <= 0 or self.idle.reclaim_worth_less(missing, worth) >= missing
 
     def take_block(self, owner: str) -> int | None:
-        """A page for KV, cleared: what an earlier owner left could be NaN, and even masked
-        attention would carry that into its result."""
+        """A page for KV. On CPU it is cleared: what an earlier owner left could be NaN, and even
+        masked attention would carry that into its result. On a GPU no kernel reads a slot that its
+        sequence has not written."""
         page = self.allocator.take_page(owner)
         if page is not None and self.data.is_cpu:
             # Not torch's threads: beside those of the running step they would be one too many each.
             self.data.view(torch.uint8).numpy()[:, page] = 0
-        elif page is not None:
-            self.data[:, page].zero_()
         return page
 
 

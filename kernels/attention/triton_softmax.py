@@ -60,19 +60,24 @@ def attend(
         else:
             k = tl.load(k_ptrs, mask=in_head[:, None], other=0.0)
             v = tl.load(v_ptrs, mask=in_head[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N] f32
+        scores = tl.dot(q, k, input_precision="ieee")  # [BLOCK_M, BLOCK_N] f32
+        factor = scale
         if HAS_CAP:
             # tanh; exact at both ends, where exp is infinite or 0
-            scores = cap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores)))
+            scores = cap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * (scores * scale))))
+            factor = 1.0
         if MASKED:
             seen = (keys[None, :] <= positions[:, None]) & live[None, :]
             if HAS_WINDOW:
                 seen = seen & (keys[None, :] > positions[:, None] - window)
             scores = tl.where(seen, scores, float("-inf"))
-        now = tl.maximum(largest, tl.max(scores, 1))
+        highest: tl.tensor = tl.max(scores, 1)  # pyright: ignore[reportAssignmentType]
+        now = tl.maximum(largest, highest * factor)
         # A query that has seen no key yet: -inf - -inf would be NaN.
         base = tl.where(now == float("-inf"), 0.0, now)
-        weights = tl.exp2(scores - base[:, None])
+        # Said outright, or the compiler would fuse it without a mask and not with one: a key's
+        # weight must have the same bits in both.
+        weights = tl.exp2(tl.fma(scores, factor, -base[:, None]))
         decay = tl.exp2(largest - base)
         total = total * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]

@@ -19,11 +19,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `kernels.fused.naive.add_rms_norm`: `residual` changes in place.
 
     x, residual: [num_tokens, features], one dtype, contiguous, not aliased
+    delta: of x's shape and dtype, what x still lacks: added on the way
 
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
@@ -32,13 +37,21 @@ def add_rms_norm(
         raise ValueError(
             f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
         )
-    return _of(x).add_rms_norm(x, residual, weight, eps)
+    if delta is None:
+        return _of(x).add_rms_norm(x, residual, weight, eps)
+    check_delta(x, delta)
+    if not uses_triton(x):
+        return _of(x).add_rms_norm(x + delta, residual, weight, eps)
+    return _of(x).add_rms_norm(x, residual, weight, eps, delta)
 
 
-def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+def gated_activation(
+    gate_up: torch.Tensor, activation: str, delta: torch.Tensor | None = None
+) -> torch.Tensor:
     """As `kernels.fused.naive.gated_activation`.
 
     gate_up: [num_tokens, 2 * features]; returns [num_tokens, features]
+    delta: as in `add_rms_norm`, of gate_up
 
     Raises: ValueError for an odd number of columns or an activation not in ACTIVATIONS.
     """
@@ -46,7 +59,18 @@ def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         raise ValueError(f"gate_up {tuple(gate_up.shape)} is not [num_tokens, 2 * features]")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
-    return _of(gate_up).gated_activation(gate_up, activation)
+    if delta is None:
+        return _of(gate_up).gated_activation(gate_up, activation)
+    check_delta(gate_up, delta)
+    if not uses_triton(gate_up):
+        return _of(gate_up).gated_activation(gate_up + delta, activation)
+    return _of(gate_up).gated_activation(gate_up, activation, delta)
+
+
+def check_delta(x: torch.Tensor, delta: torch.Tensor) -> None:
+    """Raises: ValueError unless `delta` can be added to `x` on the way."""
+    if x.shape != delta.shape or x.dtype != delta.dtype:
+        raise ValueError(f"x {x.dtype} {tuple(x.shape)}, delta {delta.dtype} {tuple(delta.shape)}")
 
 
 def _of(x: torch.Tensor) -> Any:

@@ -18,6 +18,7 @@ _CUBIC = 0.044715
 @triton.jit
 def gated_activation_kernel(
     gate_up_ptr,
+    delta_ptr,
     out_ptr,
     gate_up_stride,
     FEATURES: tl.constexpr,
@@ -25,6 +26,7 @@ def gated_activation_kernel(
     SILU: tl.constexpr,
     GELU_SCALE: tl.constexpr,
     GELU_CUBIC: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
 ):
     """grid (rows, blocks of columns). One program: BLOCK columns of one row, in f32."""
     row = tl.program_id(0).to(tl.int64)
@@ -32,14 +34,20 @@ def gated_activation_kernel(
     real = at < FEATURES
     gate_ptr = gate_up_ptr + row * gate_up_stride
     gate = tl.load(gate_ptr + at, mask=real, other=0.0).to(tl.float32)
-    up = tl.load(gate_ptr + FEATURES + at, mask=real, other=0.0)
+    up = tl.load(gate_ptr + FEATURES + at, mask=real, other=0.0).to(tl.float32)
+    if HAS_DELTA:
+        delta_ptr += row * 2 * FEATURES
+        gate += tl.load(delta_ptr + at, mask=real, other=0.0).to(tl.float32)
+        up += tl.load(delta_ptr + FEATURES + at, mask=real, other=0.0).to(tl.float32)
     # GELU's tanh form is a sigmoid of this: 0.5 * (1 + tanh(u)) = sigmoid(2 * u).
     slope = gate if SILU else GELU_SCALE * (gate + GELU_CUBIC * gate * gate * gate)
-    value = gate / (1.0 + tl.exp(-slope)) * up.to(tl.float32)
-    tl.store(out_ptr + row * FEATURES + at, value.to(up.dtype), mask=real)
+    value = gate / (1.0 + tl.exp(-slope)) * up
+    tl.store(out_ptr + row * FEATURES + at, value.to(out_ptr.dtype.element_ty), mask=real)
 
 
-def activation_constants(features: int, activation: str, block: int) -> dict[str, Any]:
+def activation_constants(
+    features: int, activation: str, block: int, has_delta: bool = False
+) -> dict[str, Any]:
     """gated_activation_kernel's constexprs."""
     return {
         "FEATURES": features,
@@ -47,11 +55,14 @@ def activation_constants(features: int, activation: str, block: int) -> dict[str
         "SILU": activation == "silu",
         "GELU_SCALE": _TWO_SQRT_2_OVER_PI,
         "GELU_CUBIC": _CUBIC,
+        "HAS_DELTA": has_delta,
     }
 
 
-def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """As `kernels.fused.naive.gated_activation`, rounded once."""
+def gated_activation(
+    gate_up: torch.Tensor, activation: str, delta: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As `kernels.fused.op.gated_activation`, rounded once."""
     if gate_up.stride(1) != 1:
         gate_up = gate_up.contiguous()
     rows, features = gate_up.shape[0], gate_up.shape[1] // 2
@@ -61,9 +72,10 @@ def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         block = settings["block"]
         gated_activation_kernel[(rows, triton.cdiv(features, block))](
             gate_up,
+            gate_up if delta is None else delta.contiguous(),
             out,
             gate_up.stride(0),
-            **activation_constants(features, activation, block),
+            **activation_constants(features, activation, block, delta is not None),
             **launch_options(settings),
         )
     return out

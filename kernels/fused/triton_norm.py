@@ -19,12 +19,14 @@ def rms_norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,
+    delta_ptr,
     out_ptr,
     x_stride,
     eps,
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
 ):
     """grid (rows,). One program: one row, held whole; sums in f32, rounded once."""
     row = tl.program_id(0).to(tl.int64)
@@ -33,9 +35,11 @@ def rms_norm_kernel(
     x = tl.load(x_ptr + row * x_stride + at, mask=real, other=0.0)
     if HAS_RESIDUAL:
         residual_ptr += row * FEATURES
-        old = tl.load(residual_ptr + at, mask=real, other=0.0)
+        total = tl.load(residual_ptr + at, mask=real, other=0.0).to(tl.float32)
+        if HAS_DELTA:
+            total += tl.load(delta_ptr + row * FEATURES + at, mask=real, other=0.0).to(tl.float32)
         # What is normed is what is kept, rounded.
-        x = (old.to(tl.float32) + x.to(tl.float32)).to(x.dtype)
+        x = (total + x.to(tl.float32)).to(x.dtype)
         tl.store(residual_ptr + at, x, mask=real)
     wide = x.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(wide * wide, 0) / FEATURES + eps)
@@ -48,10 +52,14 @@ def norm_case(features: int) -> str:
     return str(next((case for case in _CASES if features <= case), _CASES[-1]))
 
 
-def norm_constants(features: int, has_residual: bool) -> dict[str, Any]:
+def norm_constants(features: int, has_residual: bool, has_delta: bool = False) -> dict[str, Any]:
     """rms_norm_kernel's constexprs."""
-    block = triton.next_power_of_2(features)
-    return {"FEATURES": features, "BLOCK": block, "HAS_RESIDUAL": has_residual}
+    return {
+        "FEATURES": features,
+        "BLOCK": triton.next_power_of_2(features),
+        "HAS_RESIDUAL": has_residual,
+        "HAS_DELTA": has_delta,
+    }
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -59,23 +67,31 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    return _launch(rows, None, weight, eps).view(x.shape)
+    return _launch(rows, None, weight, eps, None).view(x.shape)
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `kernels.fused.naive.add_rms_norm`.
+    """As `kernels.fused.op.add_rms_norm`.
 
     Raises: ValueError for a residual that is not contiguous: it could not change in place.
     """
     if not residual.is_contiguous():
         raise ValueError(f"residual of strides {residual.stride()} is not contiguous")
-    return _launch(x.contiguous(), residual, weight, eps)
+    return _launch(x.contiguous(), residual, weight, eps, delta)
 
 
 def _launch(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    delta: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, features = x.shape
     out = x.new_empty(rows, features)
@@ -85,10 +101,11 @@ def _launch(
             x,
             x if residual is None else residual,
             weight.contiguous(),
+            x if delta is None else delta.contiguous(),
             out,
             x.stride(0),
             eps,
-            **norm_constants(features, residual is not None),
+            **norm_constants(features, residual is not None, delta is not None),
             **launch_options(settings),
         )
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels.fused.op import check_delta
 from kernels.gpu.dispatch import uses_triton
 from kernels.kv import cpu, naive
 
@@ -19,8 +20,11 @@ def rope_write_kv(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `kernels.kv.naive.rope_write_kv`.
+
+    delta: of qkv's shape and dtype, what qkv still lacks: added on the way
 
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
@@ -36,10 +40,26 @@ def rope_write_kv(
         raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {head_dim}")
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm come together")
+    if delta is not None:
+        check_delta(qkv, delta)
     if uses_triton(qkv):
-        from kernels.kv import triton_rope as implementation
-    else:
-        implementation = cpu if cpu.supports(qkv) else naive
+        from kernels.kv import triton_rope
+
+        return triton_rope.rope_write_kv(
+            qkv,
+            cos,
+            sin,
+            kv_pages,
+            page_index,
+            page_offset,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=eps,
+            delta=delta,
+        )
+    if delta is not None:
+        qkv = qkv + delta
+    implementation = cpu if cpu.supports(qkv) else naive
     return implementation.rope_write_kv(
         qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps
     )

@@ -23,6 +23,7 @@ def rope_write_kernel(
     sin_ptr,
     q_norm_ptr,
     k_norm_ptr,
+    delta_ptr,
     q_out_ptr,
     kv_ptr,
     page_index_ptr,
@@ -38,6 +39,7 @@ def rope_write_kernel(
     HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
 ):
     """grid (tokens, groups of HEADS heads of q, k and v). One program: HEADS heads of one token.
 
@@ -57,6 +59,13 @@ def rope_write_kernel(
     x = own.to(tl.float32)
     other = tl.load(row_ptr + partners[None, :], mask=real & turned[None, :], other=0.0)
     other = other.to(tl.float32)
+    if HAS_DELTA:
+        columns: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
+        delta_ptr += token * columns + heads[:, None] * HEAD_DIM
+        x += tl.load(delta_ptr + dims[None, :], mask=real, other=0.0).to(tl.float32)
+        own = x.to(own.dtype)
+        moved = tl.load(delta_ptr + partners[None, :], mask=real & turned[None, :], other=0.0)
+        other += moved.to(tl.float32)
     if HAS_NORM:
         inverse = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
         in_head = dims < HEAD_DIM
@@ -92,7 +101,7 @@ def rope_write_kernel(
 
 def rope_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, page_tokens: int,
-    has_norm: bool, heads: int,
+    has_norm: bool, heads: int, has_delta: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """rope_write_kernel's constexprs."""
     return {
@@ -104,6 +113,7 @@ def rope_constants(
         "HEADS": heads,
         "BLOCK_D": triton.next_power_of_2(head_dim),
         "HAS_NORM": has_norm,
+        "HAS_DELTA": has_delta,
     }
 
 
@@ -123,8 +133,9 @@ def rope_write_kv(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `kernels.kv.naive.rope_write_kv`, computed in float32 and rounded once.
+    """As `kernels.kv.op.rope_write_kv`, computed in float32 and rounded once.
 
     page_index: also -1, for padding: nothing is stored
 
@@ -147,6 +158,7 @@ def rope_write_kv(
         sin.contiguous(),
         q if q_norm is None else q_norm,
         q if k_norm is None else k_norm,
+        q if delta is None else delta.contiguous(),
         q,
         kv_pages,
         page_index,
@@ -162,6 +174,7 @@ def rope_write_kv(
             page_tokens,
             q_norm is not None,
             settings["heads"],
+            delta is not None,
         ),
         **launch_options(settings),
     )

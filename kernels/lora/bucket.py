@@ -20,6 +20,7 @@ class AdapterRows(NamedTuple):
     rows: np.ndarray[Any, Any]  # [num_layers, num_groups, num_fields] int32, contiguous
     alignment: int  # all offsets and columns are multiples of it: 1 or 8
     max_total_rank: int  # of any group
+    max_rank: int  # of any projection
 
     @staticmethod
     def of(rows: np.ndarray[Any, Any], row_format: RowFormat) -> AdapterRows:
@@ -29,6 +30,7 @@ class AdapterRows(NamedTuple):
             np.ascontiguousarray(rows, dtype=np.int32),
             row_alignment(rows[:, :, None], row_format),
             int(rows[..., rank_field].max(initial=0)) if rank_field >= 0 else 0,
+            int(rows[..., list(row_format.rank_fields)].max(initial=0)),
         )
 
 

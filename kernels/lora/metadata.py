@@ -33,7 +33,7 @@ from kernels.lora.plan import (
     SegmentGroup,
     plan_row,
 )
-from kernels.lora.tuning import lora_tiles
+from kernels.lora.tuning import Regime, lora_tiles
 
 METADATA_ARGUMENTS = ["tiles", "page_indptr", "page_ids", "plans"]
 """Of every kernel. Where in the buffer they begin differs from step to step, and no kernel may be
@@ -55,10 +55,12 @@ class _Step:
 
     spans: LoraSpans
     adapters: tuple[AdapterRows, ...]
+    block_tokens: int
 
-    def is_same(self, spans: LoraSpans, adapters: Sequence[AdapterRows]) -> bool:
+    def is_same(self, spans: LoraSpans, adapters: Sequence[AdapterRows], block_tokens: int) -> bool:
         return (
-            len(self.adapters) == len(adapters)
+            self.block_tokens == block_tokens
+            and len(self.adapters) == len(adapters)
             and all(map(_is, self.adapters, adapters))
             and all(map(_is, self.spans.runs, spans.runs))
             and np.array_equal(self.spans.spans, spans.spans)
@@ -80,13 +82,12 @@ class LoraBatchMetadata:
         device: torch.device,
         row_format: RowFormat = PLAN_ROW,
         *,
-        decode_tiles: bool = False,
+        regime: Regime | None = None,
     ) -> None:
-        """decode_tiles: also for segments that would have the larger tiles of prefill."""
+        """regime: how launches cut segments, if not by the longest of the bucket."""
         self.row_format = row_format
         self.bucket = bucket
-        tiles = lora_tiles(device)
-        self.regime = tiles.decode if decode_tiles else tiles.regime(bucket.max_segment_tokens)
+        self.regime = regime or lora_tiles(device).regime(bucket.max_segment_tokens)
         self.num_tiles = max_tiles(bucket, self.regime.block_tokens)
         self.max_total_rank = _whole(bucket.max_total_rank)
         self.num_tokens = 0
@@ -118,7 +119,7 @@ class LoraBatchMetadata:
         num_layers, num_groups = shape[:2]
         bucket = LoraBucket.of(spans, adapters)
         made = LoraBatchMetadata(bucket, num_layers, num_groups, device, row_format)
-        made._send(made._stage(spans, adapters))
+        made._send(made._stage(spans, adapters, made.regime.block_tokens))
         return made
 
     @staticmethod
@@ -143,38 +144,54 @@ class LoraBatchMetadata:
         """
         self.prepare(spans, rows)()
 
-    def prepare(self, spans: LoraSpans, rows: LoraRows) -> Callable[[], None]:
+    def prepare(
+        self, spans: LoraSpans, rows: LoraRows, block_tokens: int | None = None
+    ) -> Callable[[], None]:
         """The host's part of `fill`; what it returns is the stream's part. Steps must be sent in
-        the order in which they were prepared, all of them."""
+        the order in which they were prepared, all of them.
+
+        block_tokens: of the regime of the `narrowed` that is launched, if that has one of its own.
+        """
         adapters = adapter_rows(rows, self.row_format)
-        if self._step is not None and self._step.is_same(spans, adapters):
+        block_tokens = block_tokens or self.regime.block_tokens
+        if self._step is not None and self._step.is_same(spans, adapters, block_tokens):
             return _nothing
         needs = LoraBucket.of(spans, adapters)
         for name, need, has in zip(LoraBucket._fields, needs, self.bucket, strict=True):
             if need % has if name == "alignment" else need > has:
                 raise ValueError(f"the step's {name} is {need}, the bucket's {has}")
         check_spans(spans.spans.tolist(), needs.max_tokens)
-        staged = self._stage(spans, adapters)
+        staged = self._stage(spans, adapters, block_tokens)
         return lambda: self._send(staged)
 
-    def narrowed(self, max_tokens: int, max_total_rank: int) -> LoraBatchMetadata:
-        """The same buffer read by a smaller grid: for steps of so many tokens, each a segment or
-        not, and such ranks. It is filled through this one."""
+    def narrowed(
+        self,
+        max_tokens: int,
+        max_total_rank: int,
+        max_segments: int | None = None,
+        regime: Regime | None = None,
+    ) -> LoraBatchMetadata:
+        """The same buffer read by a smaller grid, or in another regime: for steps of so many
+        tokens, each a segment or not unless max_segments says how many there are, and such ranks.
+        It is filled through this one."""
         narrow = object.__new__(LoraBatchMetadata)
         narrow.__dict__.update(self.__dict__)
+        narrow.regime = regime or self.regime
         narrow.bucket = self.bucket._replace(
             max_tokens=max_tokens,
-            max_segments=min(max_tokens, self.bucket.max_segments),
+            max_segments=min(max_segments or max_tokens, self.bucket.max_segments),
             max_total_rank=max_total_rank,
         )
-        narrow.num_tiles = max_tiles(narrow.bucket, self.regime.block_tokens)
+        narrow.num_tiles = max_tiles(narrow.bucket, narrow.regime.block_tokens)
         narrow.tiles = self.tiles[: narrow.num_tiles]
         narrow.max_total_rank = _whole(max_total_rank)
         return narrow
 
-    def _stage(self, spans: LoraSpans, adapters: Sequence[AdapterRows]) -> torch.Tensor:
+    def _stage(
+        self, spans: LoraSpans, adapters: Sequence[AdapterRows], block_tokens: int
+    ) -> torch.Tensor:
         """What `_send` copies: the buffer up to the step's last row, on the host."""
-        tiles = tile_map(spans.spans, self.regime.block_tokens)
+        tiles = tile_map(spans.spans, block_tokens)
         num_segments = len(adapters)
         numel = self._starts[-1] + num_segments * self._row_ints
         # Pinned memory comes from torch's cache, which keeps it until the copy has been made.
@@ -189,7 +206,7 @@ class LoraBatchMetadata:
         if adapters:
             wide = rows.reshape(num_segments, self._row_ints)
             np.stack([each.rows.reshape(-1) for each in adapters], out=wide)
-        self._step = _Step(spans, tuple(adapters))
+        self._step = _Step(spans, tuple(adapters), block_tokens)
         self.num_tokens = int(spans.spans[:, 1].max(initial=0))
         self.max_adapter_pages = int(np.diff(spans.page_indptr).max(initial=0))
         return staging

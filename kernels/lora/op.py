@@ -21,7 +21,7 @@ __all__ = [
     "LoraHidden",
     "LoraSegments",
     "lora_apply",
-    "lora_apply_beside",
+    "lora_delta_beside",
     "lora_expand",
     "lora_shrink",
 ]
@@ -63,16 +63,18 @@ def lora_apply(
     lora_expand(y, lora_shrink(x, layer_pages, segments), layer_pages, segments)
 
 
-def lora_apply_beside(
+def lora_delta_beside(
     side: SideStream,
     base: Callable[[], torch.Tensor],
+    out_features: int,
     x: torch.Tensor,
     layer_pages: torch.Tensor,
     segments: LoraSegments,
-) -> torch.Tensor:
-    """`lora_apply` to what `base` returns, which is y; while `base` runs, the side stream shrinks.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `base` returns, which is y, and what `lora_apply` would add to it: 0 where no adapter
+    is. Adapters' products run on the side stream while `base` runs.
 
-    On a GPU only. Semantics, arguments and Raises: as lora_apply.
+    On a GPU only. Arguments and Raises: as lora_apply.
     """
     from kernels.lora.triton_expand import expand
     from kernels.lora.triton_shrink import new_hidden, shrink
@@ -80,12 +82,17 @@ def lora_apply_beside(
     group = group_metadata(segments, x, x.shape[1])
     check_launch(x, layer_pages, group.metadata)
     hidden = new_hidden(x, group)
-    side.fork(lambda: shrink(x, layer_pages, group, out=hidden))
+    delta = x.new_empty(x.shape[0], out_features)
+
+    def adapters() -> None:
+        delta.zero_()
+        shrink(x, layer_pages, group, out=hidden)
+        expand(delta, hidden, layer_pages, group)
+
+    side.fork(adapters)
     y = base()
-    check_launch(y, layer_pages, group.metadata)
     side.join()
-    expand(y, hidden, layer_pages, group)
-    return y
+    return y, delta
 
 
 def lora_shrink(

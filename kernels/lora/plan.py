@@ -80,6 +80,7 @@ class RowFormat(NamedTuple):
     positions: tuple[int, ...]  # fields that hold offsets or columns
     optional: bool  # a negative offset says that there is none
     rank_field: int  # the field that bounds the columns of the intermediate, or -1
+    rank_fields: tuple[int, ...] = ()  # of its projections
 
 
 PLAN_ROW = RowFormat(
@@ -87,6 +88,7 @@ PLAN_ROW = RowFormat(
     (1, *(3 + each * PLAN_SLICE_FIELDS + at for each in range(MAX_SLICES) for at in (2, 3, 4))),
     False,
     0,
+    tuple(3 + each * PLAN_SLICE_FIELDS + 1 for each in range(MAX_SLICES)),
 )
 
 

@@ -14,6 +14,8 @@ from kernels.lora.plan import MAX_SLICES, PLAN_SLICE_FIELDS
 from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
 from kernels.lora.tuning import tile_width
 
+SPLITS_AT_ONCE = 8
+
 
 @triton.jit(
     do_not_specialize=["row_stride", "num_splits"],
@@ -39,13 +41,15 @@ def expand_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid: (tiles of tokens, blocks of output columns over all projections of the group).
 
     One program: adds BLOCK_OUT columns of one projection for one tile of one segment's tokens,
     in float32, to y. h stays float32: a bfloat16 B is multiplied by h's upper and lower half,
-    another by h in PRECISION. Programs past a segment's projections, and empty tiles, end at once.
+    another by h in PRECISION. h's parts are read several at a time: one after the other, they would
+    take longer than B. Programs past a segment's projections, and empty tiles, end at once.
     """
     segment = tl.load(tiles + tl.program_id(0) * TILE_FIELDS)
     if segment < 0:
@@ -80,14 +84,15 @@ def expand_kernel(
         for rank_begin in range(0, rank, BLOCK_RANK):
             ranks = rank_begin + tl.arange(0, BLOCK_RANK)
             wanted = ranks < rank
-            h = tl.zeros([BLOCK_RANK], dtype=tl.float32)
-            at_h = hidden + ranks
-            for _ in range(num_splits):
-                h += tl.load(at_h, mask=wanted, other=0.0)
-                at_h += split_stride
             rows = b_offset + ranks * out_features + out_begin
             at = paged_tile(ids, rows, wanted, length, PAGE_ELEMS, BLOCK_OUT, ALIGN)
             b = tl.load(pages + at, mask=wanted[:, None] & inside[None, :], other=0.0)  # [R, N]
+            h = tl.zeros([BLOCK_RANK], dtype=tl.float32)
+            for first in range(0, num_splits, SPLITS_AT_ONCE):
+                for split in tl.static_range(SPLITS_AT_ONCE):  # pyright: ignore[reportGeneralTypeIssues]
+                    there = ranks < tl.where(first + split < num_splits, rank, 0)
+                    at_h = hidden + (first + split) * split_stride
+                    h += tl.load(at_h + ranks, mask=there, other=0.0)
             row += tl.sum(b.to(tl.float32) * h[:, None], axis=0)
         base_row = tl.load(y + columns, mask=inside)
         tl.store(y + columns, (base_row.to(tl.float32) + row).to(base_row.dtype), mask=inside)
@@ -98,14 +103,18 @@ def expand_kernel(
         for rank_begin in range(0, rank, BLOCK_RANK):
             ranks = rank_begin + tl.arange(0, BLOCK_RANK)
             wanted = ranks < rank
-            h = tl.zeros([BLOCK_TOKENS, BLOCK_RANK], dtype=tl.float32)
-            at_h = hidden + tokens[:, None] * hidden_stride + ranks[None, :]
-            for _ in range(num_splits):
-                h += tl.load(at_h, mask=present[:, None] & wanted[None, :], other=0.0)  # [T, R]
-                at_h += split_stride
             rows = b_offset + ranks * out_features + out_begin
             at = paged_tile(ids, rows, wanted, length, PAGE_ELEMS, BLOCK_OUT, ALIGN)
             b = tl.load(pages + at, mask=wanted[:, None] & inside[None, :], other=0.0)  # [R, N]
+            h = tl.zeros([BLOCK_TOKENS, BLOCK_RANK], dtype=tl.float32)
+            at_h = hidden + tokens[:, None] * hidden_stride + ranks[None, :]
+            for first in range(0, num_splits, SPLITS_AT_ONCE):
+                for split in tl.static_range(SPLITS_AT_ONCE):  # pyright: ignore[reportGeneralTypeIssues]
+                    there = ranks < tl.where(first + split < num_splits, rank, 0)
+                    part_h = at_h + (first + split) * split_stride
+                    h += tl.load(
+                        part_h, mask=present[:, None] & there[None, :], other=0.0
+                    )  # [T, R]
             if b.dtype == tl.bfloat16:
                 upper = h.to(tl.bfloat16)
                 lower = (h - upper.to(tl.float32)).to(tl.bfloat16)
@@ -158,6 +167,7 @@ def expand(
         BLOCK_TOKENS=metadata.regime.block_tokens,
         BLOCK_RANK=tile.block_rank,
         BLOCK_OUT=block_out,
+        SPLITS_AT_ONCE=SPLITS_AT_ONCE,
         PRECISION=dot_precision(y.dtype, torch.version.hip is not None),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -46,11 +46,17 @@ class Regime(NamedTuple):
 
 
 class LoraTiles(NamedTuple):
-    decode: Regime  # no segment is longer than decode.block_tokens
+    """A regime takes segments of up to block_tokens; prefill, of any length."""
+
+    decode: Regime  # many adapters, a token or a few of each
+    shared: Regime  # decode steps where each adapter has many tokens
     prefill: Regime
 
     def regime(self, max_segment_tokens: int) -> Regime:
-        return self.decode if max_segment_tokens <= self.decode.block_tokens else self.prefill
+        for each in (self.decode, self.shared):
+            if max_segment_tokens <= each.block_tokens:
+                return each
+        return self.prefill
 
 
 def lora_tiles(device: torch.device) -> LoraTiles:
@@ -83,7 +89,7 @@ def parse_tiles(entry: dict[str, Any]) -> LoraTiles:
             AffineTile(**part["affine"]),
         )
 
-    return LoraTiles(regime(entry["decode"]), regime(entry["prefill"]))
+    return LoraTiles(*(regime(entry[name]) for name in LoraTiles._fields))
 
 
 def tile_width(block: int, itemsize: int, page_elems: int, align: int) -> int:

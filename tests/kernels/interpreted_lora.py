@@ -23,7 +23,7 @@ from kernels.lora.tuning import AffineTile, ExpandTile, LoraTiles, Regime, Shrin
 from tests.kernels.lora_cases import LoraCase, Part, Shape
 
 REGIME = Regime(16, ShrinkTile(16, 32, 64, 4, 1), ExpandTile(16, 32, 4, 1), AffineTile(32, 4))
-TILES = LoraTiles(decode=REGIME, prefill=REGIME._replace(block_tokens=32))
+TILES = LoraTiles(REGIME, *[REGIME._replace(block_tokens=32)] * 2)
 ALIGNED = Shape(in_features=152, outs=(56, 24, 24), page_elems=208)
 ODD = Shape(in_features=75, outs=(45, 17), page_elems=67)
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32

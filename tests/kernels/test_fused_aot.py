@@ -19,52 +19,61 @@ def check(built: Built) -> None:
     assert built.spilled_bytes <= FEW_BYTES, built.registers
 
 
+@pytest.mark.parametrize("has_delta", [False, True])
 @pytest.mark.parametrize("features", [1000, 2048, 4096, 8192, 16384, 32768])
 @pytest.mark.parametrize("target", TARGETS)
-def test_norm_compiles(target: str, features: int) -> None:
+def test_norm_compiles(target: str, features: int, has_delta: bool) -> None:
     settings = tuned("fused", target, "rms_norm", norm_case(features))
     check(
         compile_kernel(
             rms_norm_kernel,
             target,
-            dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), "*bf16:16")
+            dict.fromkeys(
+                ("x_ptr", "residual_ptr", "weight_ptr", "delta_ptr", "out_ptr"), "*bf16:16"
+            )
             | {"x_stride": "i32:16", "eps": "fp32"},
-            norm_constants(features, True),
+            norm_constants(features, True, has_delta),
             launch_options(settings),
         )
     )
 
 
+@pytest.mark.parametrize("has_delta", [False, True])
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_activation_compiles(target: str, activation: str) -> None:
+def test_activation_compiles(target: str, activation: str, has_delta: bool) -> None:
     settings = tuned("fused", target, "gated_activation", "any")
     check(
         compile_kernel(
             gated_activation_kernel,
             target,
-            dict.fromkeys(("gate_up_ptr", "out_ptr"), "*bf16:16") | {"gate_up_stride": "i32:16"},
-            activation_constants(14336, activation, settings["block"]),
+            dict.fromkeys(("gate_up_ptr", "delta_ptr", "out_ptr"), "*bf16:16")
+            | {"gate_up_stride": "i32:16"},
+            activation_constants(14336, activation, settings["block"], has_delta),
             launch_options(settings),
         )
     )
 
 
+@pytest.mark.parametrize("has_delta", [False, True])
 @pytest.mark.parametrize(
     ("head_dim", "rotary_dim", "has_norm"), [(64, 64, False), (80, 32, True), (256, 256, True)]
 )
 @pytest.mark.parametrize("target", TARGETS)
-def test_rope_compiles(target: str, head_dim: int, rotary_dim: int, has_norm: bool) -> None:
+def test_rope_compiles(
+    target: str, head_dim: int, rotary_dim: int, has_norm: bool, has_delta: bool
+) -> None:
     settings = tuned("kv", target, "rope_write_kv", rope_case(head_dim))
-    values = ("qkv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr", "q_out_ptr", "kv_ptr")
+    values = ("qkv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr", "delta_ptr")
+    outputs = ("q_out_ptr", "kv_ptr")
     check(
         compile_kernel(
             rope_write_kernel,
             target,
-            dict.fromkeys(values, "*bf16:16")
+            dict.fromkeys((*values, *outputs), "*bf16:16")
             | dict.fromkeys(("page_index_ptr", "page_offset_ptr"), "*i64")
             | {"qkv_stride": "i32:16", "page_stride": "i32:16", "eps": "fp32"},
-            rope_constants(32, 8, head_dim, rotary_dim, 16, has_norm, settings["heads"]),
+            rope_constants(32, 8, head_dim, rotary_dim, 16, has_norm, settings["heads"], has_delta),
             launch_options(settings),
         )
     )

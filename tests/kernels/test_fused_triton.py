@@ -49,6 +49,14 @@ def test_norms(features: int, dtype: torch.dtype, triton_device: str) -> None:
     assert torch.equal(residual, total)
     assert torch.equal(actual, rms_norm(residual, weight, 1e-2))  # of what is kept, rounded
     torch.testing.assert_close(actual.double(), expected_norm(total, weight, 1e-2), **tolerance)
+    residual, delta = (rows_in_nan(3, features, dtype, triton_device, seed=at) for at in (2, 3))
+    residual = residual.contiguous()
+    total = residual.double() + x.double() + delta.double()
+    actual = add_rms_norm(x, residual, weight, 1e-2, delta)
+    torch.testing.assert_close(residual.double(), total, **tolerance)
+    assert torch.equal(actual, rms_norm(residual, weight, 1e-2))
+    with pytest.raises(ValueError, match="delta"):
+        add_rms_norm(x, residual, weight, 1e-2, delta[:, 1:])
 
 
 def test_norms_of_other_shapes(triton_device: str) -> None:
@@ -79,6 +87,13 @@ def test_gated_activations(activation: str, dtype: torch.dtype, triton_device: s
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(actual.double(), act * up, rtol=tolerance, atol=tolerance)
     assert gated_activation(gate_up[:0], activation).shape == (0, 37)
+    delta = rows_in_nan(3, 2 * 37, dtype, triton_device, seed=1)
+    gate, up = (gate_up.double() + delta.double()).chunk(2, dim=-1)
+    act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    actual = gated_activation(gate_up, activation, delta)
+    torch.testing.assert_close(actual.double(), act * up, rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match="delta"):
+        gated_activation(gate_up, activation, delta[:2])
 
 
 def test_gated_activations_at_the_ends(triton_device: str) -> None:

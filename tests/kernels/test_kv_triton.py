@@ -15,6 +15,7 @@ PAGE_TOKENS, NUM_PAGES = 8, 4
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
+@pytest.mark.parametrize("with_delta", [False, True])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "rotary_dim", "norms", "dtype"),
     [
@@ -32,6 +33,7 @@ def test_twin(
     rotary_dim: int,
     norms: str | None,
     dtype: torch.dtype,
+    with_delta: bool,
     triton_device: str,
 ) -> None:
     generator = torch.Generator().manual_seed(heads)
@@ -43,6 +45,7 @@ def test_twin(
     wide = torch.full((num_tokens, columns + 16), float("nan"), dtype=dtype, device=triton_device)
     qkv = wide[:, :columns]
     qkv.copy_(normal(num_tokens, columns))
+    delta = normal(num_tokens, columns)
     angles = torch.randn(num_tokens, rotary_dim // 2, generator=generator).repeat(1, 2)
     cos, sin = angles.cos().to(triton_device, dtype), angles.sin().to(triton_device, dtype)
     slots = torch.randperm(NUM_PAGES * PAGE_TOKENS, generator=generator)[:num_tokens]
@@ -67,10 +70,11 @@ def test_twin(
         q_norm=weights[0],
         k_norm=weights[1],
         eps=1e-3,
+        delta=delta if with_delta else None,
     )
+    total = (qkv.float() + delta.float()) if with_delta else qkv.float()
     q_in, k_in, v_in = (
-        part.float()
-        for part in qkv.view(num_tokens, -1, head_dim).split((heads, kv_heads, kv_heads), 1)
+        part for part in total.view(num_tokens, -1, head_dim).split((heads, kv_heads, kv_heads), 1)
     )
     if norms:
         q_in, k_in = (
@@ -82,7 +86,7 @@ def test_twin(
     stored = pool[1].float().permute(1, 0, 2, 3, 4).reshape(2, -1, kv_heads, head_dim)
     kept = [0, 1, 2, 4]
     torch.testing.assert_close(stored[0, slots[kept]], expected_k[kept], **tolerance)
-    assert torch.equal(stored[1, slots[kept]], v_in[kept])
+    assert torch.equal(stored[1, slots[kept]], v_in[kept].to(dtype).float())
     untouched = torch.ones(stored.shape[1], dtype=torch.bool)
     untouched[slots[kept]] = False
     assert bool(stored[:, untouched].isnan().all())

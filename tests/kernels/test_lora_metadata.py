@@ -115,7 +115,8 @@ def test_the_table_is_whole_and_its_tiles_fit_together() -> None:
         tiles = parse_tiles(entry["tiles"])
         assert tiles.regime(1) is tiles.decode
         assert tiles.regime(tiles.decode.block_tokens) is tiles.decode
-        assert tiles.regime(tiles.decode.block_tokens + 1) is tiles.prefill
+        assert tiles.regime(tiles.decode.block_tokens + 1) is tiles.shared
+        assert tiles.regime(tiles.shared.block_tokens + 1) is tiles.prefill
         for regime in tiles:
             shrink, expand = regime.shrink, regime.expand
             sizes = [regime.block_tokens, shrink.block_rank, shrink.block_k, expand.block_rank]
@@ -184,7 +185,7 @@ def test_a_step_is_sent_only_when_something_changed() -> None:
 
 def test_a_narrower_grid_reads_the_same_buffer() -> None:
     bucket = BUCKET._replace(max_segments=64, max_segment_tokens=64)
-    metadata = LoraBatchMetadata(bucket, 2, 3, CPU, decode_tiles=True)
+    metadata = LoraBatchMetadata(bucket, 2, 3, CPU, regime=tiles_of("default").decode)
     assert metadata.regime is tiles_of("default").decode
     narrow = metadata.narrowed(max_tokens=6, max_total_rank=17)
     assert (narrow.num_tiles, narrow.max_total_rank) == (6, 32)

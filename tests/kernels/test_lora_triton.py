@@ -11,9 +11,9 @@ from kernels.lora.bucket import TILE_FIELDS
 from kernels.lora.extras import AFFINE_SLICE_FIELDS
 from kernels.lora.plan import PLAN_SLICE_FIELDS
 from kernels.lora.triton_affine import affine_kernel
-from kernels.lora.triton_expand import dot_precision, expand_kernel
+from kernels.lora.triton_expand import SPLITS_AT_ONCE, dot_precision, expand_kernel
 from kernels.lora.triton_shrink import shrink_kernel
-from kernels.lora.tuning import Regime, tile_width, tiles_of
+from kernels.lora.tuning import LoraTiles, Regime, tile_width, tiles_of
 from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
 from tests.kernels.interpreter import run_interpreted
 
@@ -58,6 +58,7 @@ def compile_expand(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         | {"num_splits": "i32", "y_stride": "i32:16"}
         | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
         {"TILE_FIELDS": TILE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        | {"SPLITS_AT_ONCE": SPLITS_AT_ONCE}
         | {"SLICE_FIELDS": PLAN_SLICE_FIELDS, "ALIGN": align, "BLOCK_RANK": tile.block_rank}
         | {"BLOCK_TOKENS": regime.block_tokens}
         | {"BLOCK_OUT": tile_width(tile.block_out, dtype.itemsize, PAGE_ELEMS, align)}
@@ -84,7 +85,7 @@ def compile_affine(target: str, regime: Regime, dtype: torch.dtype, align: int) 
 COMPILE = {"shrink": compile_shrink, "expand": compile_expand, "affine": compile_affine}
 
 
-@pytest.mark.parametrize("regime", ["decode", "prefill"])
+@pytest.mark.parametrize("regime", LoraTiles._fields)
 @pytest.mark.parametrize("kernel", COMPILE)
 @pytest.mark.parametrize("target", TARGETS)
 def test_tuned_configurations_fit_the_device(target: str, kernel: str, regime: str) -> None:
@@ -95,7 +96,7 @@ def test_tuned_configurations_fit_the_device(target: str, kernel: str, regime: s
         assert built.spilled_bytes <= FEW_BYTES, (dtype, align, built.registers)
 
 
-@pytest.mark.parametrize("regime", ["decode", "prefill"])
+@pytest.mark.parametrize("regime", LoraTiles._fields)
 @pytest.mark.parametrize("kernel", COMPILE)
 @pytest.mark.parametrize("target", TARGETS)
 def test_aligned_weights_are_read_16_bytes_at_a_time(target: str, kernel: str, regime: str) -> None:
@@ -114,7 +115,7 @@ def test_aligned_weights_are_read_16_bytes_at_a_time(target: str, kernel: str, r
     assert len(re.findall(wide, text)) >= 2
 
 
-@pytest.mark.parametrize("regime", ["decode", "prefill"])
+@pytest.mark.parametrize("regime", LoraTiles._fields)
 @pytest.mark.parametrize("kernel", COMPILE)
 def test_the_default_fits_in_the_smallest_shared_memory(kernel: str, regime: str) -> None:
     """Of the devices without an entry: 64 KiB, as Turing has."""

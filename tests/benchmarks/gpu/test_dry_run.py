@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.decode import ALONE_BASE, ALONE_ONE, BASE, DIFFERENT, MIXED
+from benchmarks.gpu.decode import ALONE_BASE, ALONE_ONE, BASE, DIFFERENT, MIXED, ONE
 from benchmarks.gpu.parts import Budget, Skipped
 from benchmarks.gpu.scale import SCALES
 from benchmarks.gpu.variants import Variant, variants
@@ -172,7 +172,7 @@ def test_an_option_is_measured_on_and_off_in_turns(
     assert built == [(True, True), (False, False)]
     assert set(result["step_s"]) == {
         f"{case}, {state}"
-        for case in (BASE, DIFFERENT, ALONE_BASE, ALONE_ONE)
+        for case in (BASE, ONE, DIFFERENT, ALONE_BASE, ALONE_ONE)
         for state in ("with", "without")
     }
     line = next(each for each in result["ratios"] if each["name"].startswith(DIFFERENT))

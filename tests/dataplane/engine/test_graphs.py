@@ -20,12 +20,12 @@ from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 
-BUCKETS = GraphBuckets(sizes=(1, 2, 4), num_blocks=(4, 32), total_ranks=(12, 24))
+BUCKETS = GraphBuckets(sizes=(1, 2, 4), num_blocks=(4, 32), ranks=(4, 8))
 PROMPT = [5, 6, 7, 8, 9]
 ADAPTERS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("a", "all-linear", 4, {}),
-    ("b", "qv", 8, {}),  # total rank 16
-    ("wide", "attention", 9, {}),  # 27: no bucket holds it
+    ("b", "qv", 8, {}),
+    ("wide", "attention", 9, {}),  # no bucket holds it
     ("dora", "qv", 4, {"use_dora": True}),
     ("head", "with-head", 2, {}),
 ]
@@ -77,17 +77,28 @@ def test_sizes_go_up_to_the_largest_batch() -> None:
 
 def test_the_least_bucket_that_holds_a_step_is_taken() -> None:
     buckets = GraphBuckets.of(8, 10_000, 16)
-    assert buckets.num_blocks == (512, 625) and buckets.total_ranks == (48, 192, 768)
+    assert buckets.num_blocks == (512, 625) and buckets.ranks == (16, 64, 256)
     assert GraphBuckets.of(8, 8000, 16).num_blocks == (500,)
-    assert buckets.variant(3, 512, 0) == Variant(4, 512, 0)
-    assert buckets.variant(8, 513, 48) == Variant(8, 625, 48)
-    assert buckets.variant(1, 1, 49) == Variant(1, 512, 192)
-    for beyond in ((9, 1, 0), (1, 626, 0), (1, 1, 769)):
+    assert buckets.variant(3, 512) == Variant(4, 512)
+    assert buckets.variant(8, 513, 16, 3) == Variant(8, 625, 16, 8)
+    assert buckets.variant(1, 1, 17, 1) == Variant(1, 512, 64, 1)
+    for beyond in ((9, 1), (1, 626), (1, 1, 257, 1), (4, 1, 16, 5)):
         assert buckets.variant(*beyond) is None
     sizes = [each.size for each in buckets.variants]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(buckets.variants)) == len(sizes) == 4 * 2 * 4
-    assert {each.total_rank for each in buckets.variants} == {0, 48, 192, 768}
+    assert {each.rank for each in buckets.variants} == {0, 16, 64, 256}
+
+
+def test_few_adapters_of_many_rows_have_graphs_of_their_own() -> None:
+    buckets = GraphBuckets.of(32, 100, 16)
+    few, many = (buckets.variant(30, 1, 8, count) for count in (8, 9))
+    assert few == Variant(32, 7, 16, 8) and few.is_shared
+    assert many == Variant(32, 7, 16, 32) and not many.is_shared
+    small = buckets.variant(8, 1, 8, 1)
+    assert small == Variant(8, 7, 16, 8) and not small.is_shared
+    assert {few, many, small} <= set(buckets.variants)
+    assert not any(each.is_shared for each in buckets.variants if not each.rank)
 
 
 def test_decode_is_replayed_and_prefill_is_not(assets: dict[str, Path]) -> None:
@@ -138,7 +149,7 @@ def test_more_sequences_than_the_largest_graph_run_eagerly(assets: dict[str, Pat
 
 
 def test_a_sequence_longer_than_any_graph_runs_eagerly(assets: dict[str, Path]) -> None:
-    buckets = GraphBuckets((1,), (2,), (12,))  # 16 tokens
+    buckets = GraphBuckets((1,), (2,), (4,))  # 16 tokens
     rig, calm = rig_of(assets, buckets=buckets), Rig(assets["model"])
     for each in (rig, calm):
         each.submit(0, PROMPT, assets["a"], max_tokens=20, ignore_eos=True)
@@ -215,7 +226,7 @@ def test_tokens_are_those_of_eager_steps_whatever_happens(
 ) -> None:
     """Requests that come, stop, are aborted and preempted: rows and tables change all the time."""
     dice = random.Random(seed)
-    num_pages = dice.randrange(16, 25)
+    num_pages = dice.randrange(18, 25)  # the largest request needs 18
     limits = {"max_running": 5, "max_batch_tokens": 24}
     rig = rig_of(assets, num_pages=num_pages, **limits)
     calm = Rig(assets["model"], pipeline_depth=1)

@@ -83,7 +83,7 @@ def test_steps_that_are_replayed_choose_what_float32_would(assets: Assets) -> No
     if assets.device == "cuda":
         setup = GraphSetup(buckets, cuda_capture(torch.device("cuda")))
     else:
-        setup = Recorder().setup(GraphBuckets((4, 16), buckets.num_blocks, buckets.total_ranks))
+        setup = Recorder().setup(GraphBuckets((4, 16), buckets.num_blocks, buckets.ranks))
     # Adapters of lm_head run eagerly, and so would all that run beside it.
     rig, used, prompts = _served(assets, assets.adapters[:-1], graphs=setup)
     assert rig.engine.stats().num_graph_steps >= NEW_TOKENS // 2
