@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None, clock: Clock | None = None) -> int:
     process_settings.settle()
     device = torch.device(arguments.device)
     scale = SCALES[arguments.shape]
+    scale = replace(scale, share=scale.share * arguments.share)
     budget = Budget(arguments.budget, clock) if clock else Budget(arguments.budget)
     with tempfile.TemporaryDirectory(prefix="chorale-gpu-") as folder:
         bench = Bench(
@@ -109,6 +111,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=_DTYPES, default="")
     parser.add_argument("--budget", type=float, default=500.0, help="seconds for all parts")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of each part's rounds: fewer of them"
+    )
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--peer-lora", type=Path, metavar="DIR", help="vLLM's LoRA kernels")
@@ -118,6 +123,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments.parts = arguments.parts or names
     if unknown := sorted(set(arguments.parts) - set(names)):
         parser.error(f"--parts {' '.join(unknown)}: there are {', '.join(names)}")
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share {arguments.share:g}: it must be above 0 and at most 1")
     if not arguments.budget > 0:
         parser.error(f"--budget {arguments.budget:g}: it must be above 0 seconds")
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     setting = {"device": name, "device_type": "cuda", "shape": "real", "dtype": "bfloat16"}
     record = Record(arguments.out / report_name(name, "real"), setting)
     part = "memcheck" if arguments.memcheck else "check"
-    record.put(part, section_of(outcomes, set(known) - set(chosen), arguments.commit))
+    record.put(part, section_of(outcomes, record.sections.get(part), set(known), arguments.commit))
     print(f"written to {record.path}")
     return 0 if all(each.state == "passed" for each in outcomes.values()) else 1
 
@@ -200,19 +200,27 @@ def read_report(path: Path) -> Outcome:
     return outcome
 
 
-def section_of(outcomes: dict[str, Outcome], not_chosen: set[str], commit: str) -> dict[str, Any]:
-    """num_left_out: groups that did not run to their end."""
-    left_out = [name for name, each in outcomes.items() if each.state in ("cut off", "skipped")]
+def section_of(
+    outcomes: dict[str, Outcome], before: dict[str, Any] | None, known: set[str], commit: str
+) -> dict[str, Any]:
+    """Groups that were not run now stay as they were `before`, each with its own commit.
+    num_left_out: groups that did not run to their end."""
+    made = origin(commit)
+    kept = before["result"]["groups"] if before and "result" in before else {}
+    now = {name: {**asdict(each), "commit": made["commit"]} for name, each in outcomes.items()}
+    groups: dict[str, dict[str, Any]] = {**kept, **now}
+    left_out = known - groups.keys()
+    left_out |= {name for name, each in groups.items() if each["state"] in ("cut off", "skipped")}
     return {
         "state": "done",
         "result": {
-            "num_failed": sum(each.num_failed for each in outcomes.values()),
-            "num_left_out": len(left_out) + len(not_chosen),
-            "left_out": sorted([*left_out, *not_chosen]),
-            "groups": {name: asdict(each) for name, each in outcomes.items()},
+            "num_failed": sum(each["num_failed"] for each in groups.values()),
+            "num_left_out": len(left_out),
+            "left_out": sorted(left_out),
+            "groups": groups,
         },
-        "seconds": sum(each.seconds for each in outcomes.values()),
-        **origin(commit),
+        "seconds": sum(each["seconds"] for each in groups.values()),
+        **made,
     }
 
 

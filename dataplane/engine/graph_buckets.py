@@ -10,8 +10,8 @@ from typing import NamedTuple
 _SMALL_SIZES = (1, 2, 4)
 _STEPS = ((8, 32), (16, 64), (32, 256), (64, 1 << 30))  # multiples of the first, up to the second
 _TYPICAL_RANKS = (16, 64, 256)
-_MIN_SHARED = 16  # rows, of which fewer adapters are told apart
-_SHARED_BY = 4  # rows of an adapter, on average
+_MANY_ROWS = 16  # from here on, steps of few adapters have graphs of their own
+_FEW = 4  # rows of an adapter, on average, where adapters are few
 _SHORT_CONTEXT_TOKENS = 8192
 
 
@@ -25,8 +25,8 @@ class Variant(NamedTuple):
 
     @property
     def is_shared(self) -> bool:
-        """Whether there are several rows to each adapter."""
-        return 0 < self.num_adapters < self.size
+        """Whether each adapter has many rows."""
+        return 0 < self.num_adapters * _MANY_ROWS <= self.size
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _sizes(most: int) -> Iterable[int]:
 
 
 def _numbers_of_adapters(size: int) -> tuple[int, ...]:
-    return (size // _SHARED_BY, size) if size >= _MIN_SHARED else (size,)
+    return (1, size // _FEW, size) if size >= _MANY_ROWS else (size,)
 
 
 def _least(ascending: tuple[int, ...], wanted: int) -> int | None:

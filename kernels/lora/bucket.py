@@ -70,7 +70,9 @@ class LoraBucket(NamedTuple):
 
 def max_tiles(bucket: LoraBucket, block_tokens: int) -> int:
     """The most tiles that any step of the bucket cuts its segments into."""
-    return min(bucket.max_tokens, bucket.max_segments + bucket.max_tokens // block_tokens)
+    # A segment's first token takes a tile, and of its others every block_tokens another one.
+    most = max(0, bucket.max_tokens - bucket.max_segments) // block_tokens
+    return min(bucket.max_tokens, bucket.max_segments + most)
 
 
 def tile_map(spans: np.ndarray[Any, Any], block_tokens: int) -> np.ndarray[Any, Any]:

@@ -33,7 +33,7 @@ def test_counts_and_reasons_of_a_group(tmp_path: Path) -> None:
 def test_a_group_without_gpu_tests_is_left_out(tmp_path: Path) -> None:
     outcome = run_group([write(tmp_path / "test_one.py", "def test_good(): pass")], (), 100)
     assert outcome.state == "skipped" and outcome.num_failed == 0
-    assert section_of({"one": outcome}, set(), "")["result"]["left_out"] == ["one"]
+    assert section_of({"one": outcome}, None, {"one"}, "")["result"]["left_out"] == ["one"]
 
 
 def test_failures_are_named(tmp_path: Path) -> None:
@@ -78,9 +78,14 @@ def test_nothing_left_out_is_hidden() -> None:
         "engine": Outcome("cut off"),
         "rest": Outcome("failed", num_failed=2),
     }
-    result = section_of(outcomes, {"attention"}, "abc")["result"]
+    known = {"attention", *outcomes}
+    section = section_of(outcomes, None, known, "abc")
+    result = section["result"]
     assert result["num_failed"] == 2 and result["left_out"] == ["attention", "engine"]
     assert result["num_left_out"] == 2
+    later = section_of({"engine": Outcome("passed", num_passed=4)}, section, known, "def")
+    assert later["result"]["left_out"] == ["attention"] and later["result"]["num_failed"] == 2
+    assert later["result"]["groups"]["lora"] == result["groups"]["lora"]
 
 
 def test_a_machine_without_a_gpu_is_told_so(

@@ -92,13 +92,31 @@ def test_the_least_bucket_that_holds_a_step_is_taken() -> None:
 
 def test_few_adapters_of_many_rows_have_graphs_of_their_own() -> None:
     buckets = GraphBuckets.of(32, 100, 16)
-    few, many = (buckets.variant(30, 1, 8, count) for count in (8, 9))
-    assert few == Variant(32, 7, 16, 8) and few.is_shared
+    one, few, many = (buckets.variant(30, 1, 8, count) for count in (1, 8, 9))
+    assert one == Variant(32, 7, 16, 1) and one.is_shared
+    assert few == Variant(32, 7, 16, 8) and not few.is_shared
     assert many == Variant(32, 7, 16, 32) and not many.is_shared
     small = buckets.variant(8, 1, 8, 1)
     assert small == Variant(8, 7, 16, 8) and not small.is_shared
-    assert {few, many, small} <= set(buckets.variants)
+    assert {one, few, many, small} <= set(buckets.variants)
     assert not any(each.is_shared for each in buckets.variants if not each.rank)
+
+
+def test_rows_of_one_adapter_are_replayed_in_tiles_of_their_own(assets: dict[str, Path]) -> None:
+    """And those of few, and of many again: tiles are cut anew where only the number changes."""
+    buckets = GraphBuckets(sizes=(16,), num_blocks=(4,), ranks=(4, 8))
+    rigs = [rig_of(assets, buckets=buckets, max_running=16), Rig(assets["model"], max_running=16)]
+    turns: list[list[str | None]] = [["a"] * 16, ["a", "b", None, "a"] * 4, ["a"] * 16, ["b"] * 9]
+    for rig in rigs:
+        for turn, names in enumerate(turns):
+            for at, name in enumerate(names):
+                prompt = [5 + (turn * 16 + at * 7 + each) % 120 for each in range(3 + at % 4)]
+                adapter = assets[name] if name else None
+                rig.submit(100 * turn + at, prompt, adapter, max_tokens=4, ignore_eos=True)
+            rig.run()
+    replayed, eager = rigs
+    assert num_steps(replayed) == 3 * len(turns)
+    assert replayed.tokens == eager.tokens
 
 
 def test_decode_is_replayed_and_prefill_is_not(assets: dict[str, Path]) -> None:
