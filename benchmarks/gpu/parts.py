@@ -100,8 +100,8 @@ def _described(error: Exception) -> dict[str, str]:
 
 def origin(commit: str) -> dict[str, object]:
     origin = provenance()
-    if origin["commit"] == "unknown" and commit:
-        origin["commit"] = commit
+    if commit:
+        origin["commit"] = commit[:12]
     try:
         import triton
 
