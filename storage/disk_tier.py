@@ -29,6 +29,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from storage import pace
 from storage.adapter.manifest import digest_of
 from storage.durable import write_durably
 from storage.errors import AdapterFormatError, TierFullError, TierWriteError
@@ -42,6 +45,8 @@ _TEMP_PREFIX = ".tmp-"
 _LOCK = ".lock"
 _CLAIMS = ".claims"
 _RESERVATION = "reservation"
+
+_PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,7 @@ class DiskTier:
                 if not try_lock(here, fcntl.LOCK_SH):
                     return None  # it is being evicted at this moment
                 files = AdapterFiles(
-                    config=_read(here, CONFIG_NAME, self._limits.max_config_bytes),
+                    config=bytes(_read(here, CONFIG_NAME, self._limits.max_config_bytes)),
                     weights=_read(here, WEIGHTS_NAME, self._limits.max_weights_bytes),
                     uri=entry.absolute().as_uri(),
                 )
@@ -331,14 +336,18 @@ def _checked(digest: str) -> str:
     return digest
 
 
-def _read(directory: int, name: str, limit: int) -> bytes:
+def _read(directory: int, name: str, limit: int) -> memoryview:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=directory)
-    with open(fd, "rb") as file:
+    with open(fd, "rb", buffering=0) as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            return b""  # not what was written: fails verification
-        return file.read(status.st_size)
+            return memoryview(b"")  # not what was written: fails verification
+        view, at = np.empty(status.st_size, np.uint8).data, 0
+        while count := file.readinto(view[at : at + _PIECE_BYTES]):
+            at += count
+            pace.rest()
+        return view[:at].toreadonly()
 
 
 def _sync_dir(path: Path) -> None:

@@ -13,6 +13,8 @@ import mmap
 import os
 from pathlib import Path
 
+from storage import pace
+
 _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 4096  # what direct writes, their place and their memory are multiples of
 _DIRECT: int = getattr(os, "O_DIRECT", 0)  # Linux
@@ -32,6 +34,7 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
             _set_direct(fd, False)
         while written < len(view):
             written += os.write(fd, view[written : written + _PIECE_BYTES])
+            pace.rest()
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -63,6 +66,7 @@ def _write_direct(fd: int, view: memoryview) -> int:
                 return written
             raise
         written += count
+        pace.rest()
         if count % _BLOCK_BYTES:
             return written
     return written

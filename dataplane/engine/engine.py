@@ -113,6 +113,11 @@ class Engine:
         return self._scheduler.has_work or bool(self._pipeline) or bool(ended)
 
     @property
+    def is_running(self) -> bool:
+        """Whether steps compute; other threads may ask."""
+        return bool(self._scheduler.running)
+
+    @property
     def is_waiting_for_loads(self) -> bool:
         """Only requests whose adapter is still loading are left: nothing to compute now."""
         return not self._pipeline and self._scheduler.is_waiting_for_loads

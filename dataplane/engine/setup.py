@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from kernels.gpu.side_stream import SideStream
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
+from storage.pace import Pace
 from storage.sources import SourceOptions
 
 _DTYPES = {
@@ -37,6 +40,7 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _DEFAULT_CPU_POOL_BYTES = 1 << 30
+_LOAD_SHARE = 0.04  # of a core, for a thread that loads adapters while steps need all cores
 _CUDA_POOL_SHARE = 0.85  # of the memory that is free once the weights are loaded
 
 
@@ -83,6 +87,9 @@ def build_engine(
 
         groups = layer_groups(config).values()
         compile_lora(pool.data[0], {(each.in_features, each.out_features) for each in groups})
+    pace = None
+    if device.type == "cpu" and torch.get_num_threads() >= _num_cores():
+        pace = Pace(_LOAD_SHARE, lambda: False)
     loader = ThreadedLoader(
         adapter_builder(options.model_name, config, weights, pool),
         sources=SourceOptions(
@@ -96,6 +103,7 @@ def build_engine(
         disk_bytes=options.disk_cache_bytes,
         disk_dir=options.disk_cache_dir,
         on_result=on_loaded,
+        pace=pace,
     )
     engine = make_engine(
         options,
@@ -108,6 +116,8 @@ def build_engine(
         graphs=graphs,
         lora_stream=lora_stream,
     )
+    if pace is not None:
+        pace.is_needed = lambda: engine.is_running
     ready = Ready(
         model_name=options.model_name,
         fingerprint=fingerprint(config),
@@ -222,6 +232,13 @@ def adapter_builder(
         )
 
     return build
+
+
+def _num_cores() -> int:
+    """That this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def pick_device(name: str) -> torch.device:

@@ -25,6 +25,7 @@ from dataplane.models.weights import ModelWeights
 from kernels.lora.bucket import AdapterRows
 from kernels.lora.extras import AffineSlice
 from kernels.lora.plan import PLAN_ROW, ExpandSlice, GroupPlan, plan_row
+from storage import pace
 from storage.adapter.manifest import (
     AdapterManifest,
     ParsedAdapter,
@@ -207,6 +208,7 @@ def pack(
     }
     vectors = AffineVectors(config, base, adapter)
     for module in manifest.modules:
+        pace.rest()
         a = stored_tensor(adapter, module.a)
         b = stored_tensor(adapter, module.b).float() * module.scaling
         # Rounded before it is transposed: torch has a fast path for that within one dtype.
@@ -224,8 +226,8 @@ def pack(
         _write(flat[module.layer], plan.a_offset + part.rank_start * plan.in_features, a)
         _write(flat[module.layer], part.b_offset, b)
     _write_vectors(config, flat, layout, vectors)
-    # Many times faster than to ask each element; NaN counts as both.
-    if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(flat)):
+    # Many times faster than to ask each element.
+    if not all(_is_finite(layer) for layer in flat):
         raise AdapterRefusedError(
             "WEIGHTS_OVERFLOW",
             f"a weight of the adapter is too large for {dtype}; serve with --dtype bfloat16 or"
@@ -233,6 +235,12 @@ def pack(
             {"digest": manifest.digest, "dtype": str(dtype)},
         )
     return HostAdapter(manifest.digest, layout, pages)
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """NaN counts as both extremes."""
+    pace.rest()
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(values))
 
 
 def _write_vectors(

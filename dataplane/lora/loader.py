@@ -2,7 +2,8 @@
 
 Parsing and packing run on threads of their own that compute with one core each, as torch's thread
 pool is the step loop's, and like those that read and verify files they give way to the step loop:
-one that took its full share of a core would hold up every parallel region of a step.
+one that took its full share of a core would hold up every parallel region of a step. Where steps
+compute on all cores, they keep a pace; elsewhere a lower priority is enough.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
 from storage.host_tier import HostTier
 from storage.loader import AdapterRef, LoadTimings, Residency, TieredLoader
+from storage.pace import Pace
 from storage.sources import SourceOptions, SourceRouter, build_router
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,8 @@ class ThreadedLoader:
     """Runs storage's tiers in an event loop on a thread of its own.
 
     sources: beside uploads, which come from the control plane at HOST:PORT with the fleet token.
-    on_result: called on that thread after each result, to wake the engine.
+    on_result: called on that thread after each result, to wake the engine. pace: of
+    all other threads; None where cores are left for them.
     """
 
     def __init__(
@@ -105,8 +108,10 @@ class ThreadedLoader:
         disk_bytes: int,
         disk_dir: str,
         on_result: Callable[[], None],
+        pace: Pace | None = None,
     ) -> None:
         self._build = build
+        self._give_way = _lower_priority if pace is None else pace.keep
         self._sources = sources
         self._blobs = BlobSource(control_plane, fleet_token) if control_plane else None
         self._router: SourceRouter | None = None
@@ -131,7 +136,7 @@ class ThreadedLoader:
         disk = DiskTier(Path(self._disk_dir), self._disk_bytes) if self._disk_dir else None
         others = {"blob": self._blobs} if self._blobs else {}
         self._router = build_router(self._sources, others=others)
-        self._builders = _single_core_threads()
+        self._builders = _single_core_threads(self._give_way)
         self._tiers = TieredLoader(
             self._router,
             disk,
@@ -199,7 +204,9 @@ class ThreadedLoader:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.set_default_executor(
-            ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="adapter-io", initializer=_give_way)
+            ThreadPoolExecutor(
+                _IO_THREADS, thread_name_prefix="adapter-io", initializer=self._give_way
+            )
         )
         try:
             self._loop.run_forever()
@@ -270,7 +277,7 @@ class ThreadedLoader:
         return adapter, adapter.nbytes
 
 
-def _single_core_threads() -> ThreadPoolExecutor:
+def _single_core_threads(give_way: Callable[[], None]) -> ThreadPoolExecutor:
     """Threads in which torch uses one core. torch keeps the number by thread, but a thread takes
     over what was set last anywhere when it first asks: so all of them start and ask now, and then
     it is set back."""
@@ -278,7 +285,7 @@ def _single_core_threads() -> ThreadPoolExecutor:
     all_started = threading.Barrier(_BUILD_THREADS + 1)
 
     def begin() -> None:
-        _give_way()
+        give_way()
         torch.get_num_threads()
         torch.set_num_threads(1)
         all_started.wait()
@@ -291,7 +298,7 @@ def _single_core_threads() -> ThreadPoolExecutor:
     return executor
 
 
-def _give_way() -> None:
-    """Lowers this thread's priority."""
+def _lower_priority() -> None:
+    """Of this thread."""
     if sys.platform == "linux":  # elsewhere niceness is the process's
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -12,10 +12,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+from storage import pace
 from storage.adapter.config import AdapterConfig
 from storage.adapter.weights import TensorRef
 
 _TAG = b"chorale-adapter-1\n"
+
+_PIECE_BYTES = 1 << 20
 
 
 def adapter_digest(
@@ -53,7 +56,9 @@ def adapter_digest(
     hasher.update(len(text).to_bytes(8, "little"))
     hasher.update(text)
     for _, ref in tensors:
-        hasher.update(weights[ref.start : ref.end])
+        for start in range(ref.start, ref.end, _PIECE_BYTES):
+            hasher.update(weights[start : min(start + _PIECE_BYTES, ref.end)])
+            pace.rest()
     return hasher.hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from storage import pace
 from storage.adapter.json_input import load_object
 from storage.errors import (
     AdapterTooLargeError,
@@ -25,7 +26,7 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _EXPONENT_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 _MAX_DIMS = 8
 _MAX_NAME_CHARS = 512
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def check_finite(view: memoryview, ref: TensorRef) -> None:
                 "the adapter diverged in training or was damaged; save a sound checkpoint",
                 metadata={"tensor": ref.name[:200], "element": str(index)},
             )
+        pace.rest()
 
 
 def _refuse_pickle(magic: bytes) -> None:
