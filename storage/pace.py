@@ -7,6 +7,7 @@ millisecond or two, calls `rest` after each, and sleeps there for the rest of it
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -30,12 +31,26 @@ class Pace:
         _threads.pace = self
         _threads.worked_s = time.thread_time()
 
+    def keep_in_tasks(self) -> None:
+        """From now on, `rest_in_task` rests at this pace in the event loop of this thread."""
+        _threads.task_pace = self
+        _threads.worked_s = time.thread_time()
+
     def rest(self) -> None:
-        worked_s = time.thread_time() - _threads.worked_s
-        end_s = time.monotonic() + min(worked_s * (1.0 / self._share - 1.0), _LONGEST_S)
+        end_s = self._end_s()
         while (left_s := end_s - time.monotonic()) > 0.0 and self.is_needed():
             time.sleep(min(left_s, _LOOK_S))
         _threads.worked_s = time.thread_time()
+
+    async def rest_in_task(self) -> None:
+        end_s = self._end_s()
+        while (left_s := end_s - time.monotonic()) > 0.0 and self.is_needed():
+            await asyncio.sleep(min(left_s, _LOOK_S))
+
+    def _end_s(self) -> float:
+        now_s = time.thread_time()
+        worked_s, _threads.worked_s = now_s - _threads.worked_s, now_s
+        return time.monotonic() + min(worked_s * (1.0 / self._share - 1.0), _LONGEST_S)
 
 
 def rest() -> None:
@@ -43,3 +58,10 @@ def rest() -> None:
     pace: Pace | None = getattr(_threads, "pace", None)
     if pace is not None:
         pace.rest()
+
+
+async def rest_in_task() -> None:
+    """As `rest`, in a task: what all tasks of its event loop worked counts, once."""
+    pace: Pace | None = getattr(_threads, "task_pace", None)
+    if pace is not None:
+        await pace.rest_in_task()

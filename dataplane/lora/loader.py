@@ -94,7 +94,7 @@ class ThreadedLoader:
 
     sources: beside uploads, which come from the control plane at HOST:PORT with the fleet token.
     on_result: called on that thread after each result, to wake the engine. pace: of
-    all other threads; None where cores are left for them.
+    its threads; None where cores are left for them.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class ThreadedLoader:
         pace: Pace | None = None,
     ) -> None:
         self._build = build
+        self._pace = pace
         self._give_way = _lower_priority if pace is None else pace.keep
         self._sources = sources
         self._blobs = BlobSource(control_plane, fleet_token) if control_plane else None
@@ -203,6 +204,8 @@ class ThreadedLoader:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
+        if self._pace is not None:
+            self._pace.keep_in_tasks()
         self._loop.set_default_executor(
             ThreadPoolExecutor(
                 _IO_THREADS, thread_name_prefix="adapter-io", initializer=self._give_way

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpcore2
 
+from storage import pace
 from storage.errors import AdapterTooLargeError, SourceUnreadableError, excerpt
 from storage.sources.access import Access, Progress
 from storage.sources.exchange import (
@@ -121,6 +122,7 @@ class Downloader:
                 async for chunk in response.response.aiter_stream():
                     _check_size(url, len(partial.data) + len(chunk), partial.total, max_bytes)
                     partial.data += chunk
+                    await pace.rest_in_task()
                     if access.on_progress is None:
                         continue
                     now_s = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 
@@ -94,6 +95,23 @@ def test_it_ends_as_soon_as_nobody_needs_it(clock: Clock) -> None:
         assert sum(clock.slept) == pytest.approx(0.04)
 
     on_a_thread(work)
+
+
+def test_tasks_of_one_loop_share_a_share(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+
+    async def work() -> None:
+        Pace(0.1, lambda: True).keep_in_tasks()
+        for _ in range(2):
+            clock.work(0.003)
+            await pace.rest_in_task()
+            await pace.rest_in_task()  # of another one: that work is paid for
+        pace.rest()  # the loop itself never stands still
+
+    monkeypatch.setattr(pace.asyncio, "sleep", sleep)
+    on_a_thread(lambda: asyncio.run(work()))
+    assert sum(clock.slept) == pytest.approx(2 * 0.027)
 
 
 def test_other_threads_do_not_rest(clock: Clock) -> None:
