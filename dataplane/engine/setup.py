@@ -40,7 +40,7 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _DEFAULT_CPU_POOL_BYTES = 1 << 30
-_LOAD_SHARE = 0.04  # of a core, for a thread that loads adapters while steps need all cores
+_LOAD_SHARE = 0.06  # of a core, for a thread that loads adapters while steps need all cores
 _CUDA_POOL_SHARE = 0.85  # of the memory that is free once the weights are loaded
 
 
