@@ -13,6 +13,7 @@ from chorale.errors import ChoraleError, NotFoundError, UnavailableError
 from chorale.status import from_rpc_error
 from chorale.v1 import blob_pb2 as pb
 from chorale.v1.blob_pb2_grpc import BlobServiceStub
+from storage import pace
 from storage.errors import (
     AdapterTooLargeError,
     SourceNotFoundError,
@@ -75,6 +76,7 @@ class BlobSource:
                         if max(total, len(data) + len(answer.data)) > max_bytes:
                             raise _too_large(digest, name, total, max_bytes)
                         data.extend(answer.data)
+                        await pace.rest_in_task()
                         if access.on_progress is not None:
                             access.on_progress(Progress(name, len(data), total))
             except grpc.aio.AioRpcError as error:

@@ -28,7 +28,7 @@ def add_rms_norm(
     """As `kernels.fused.naive.add_rms_norm`: `residual` changes in place.
 
     x, residual: [num_tokens, features], one dtype, contiguous, not aliased
-    delta: of x's shape and dtype, what x still lacks: added on the way
+    delta: of x's shape and dtype, what x still lacks: added on the way; by Triton kernels alone
 
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
@@ -40,8 +40,6 @@ def add_rms_norm(
     if delta is None:
         return _of(x).add_rms_norm(x, residual, weight, eps)
     check_delta(x, delta)
-    if not uses_triton(x):
-        return _of(x).add_rms_norm(x + delta, residual, weight, eps)
     return _of(x).add_rms_norm(x, residual, weight, eps, delta)
 
 
@@ -62,13 +60,13 @@ def gated_activation(
     if delta is None:
         return _of(gate_up).gated_activation(gate_up, activation)
     check_delta(gate_up, delta)
-    if not uses_triton(gate_up):
-        return _of(gate_up).gated_activation(gate_up + delta, activation)
     return _of(gate_up).gated_activation(gate_up, activation, delta)
 
 
 def check_delta(x: torch.Tensor, delta: torch.Tensor) -> None:
     """Raises: ValueError unless `delta` can be added to `x` on the way."""
+    if not uses_triton(x):
+        raise ValueError(f"delta on {x.device}: add it before, only Triton kernels take it")
     if x.shape != delta.shape or x.dtype != delta.dtype:
         raise ValueError(f"x {x.dtype} {tuple(x.shape)}, delta {delta.dtype} {tuple(delta.shape)}")
 

@@ -24,7 +24,7 @@ def rope_write_kv(
 ) -> torch.Tensor:
     """As `kernels.kv.naive.rope_write_kv`.
 
-    delta: of qkv's shape and dtype, what qkv still lacks: added on the way
+    delta: of qkv's shape and dtype, what qkv still lacks: added on the way; by Triton kernels alone
 
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
@@ -57,8 +57,6 @@ def rope_write_kv(
             eps=eps,
             delta=delta,
         )
-    if delta is not None:
-        qkv = qkv + delta
     implementation = cpu if cpu.supports(qkv) else naive
     return implementation.rope_write_kv(
         qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps

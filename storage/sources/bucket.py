@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
+from storage import pace
 from storage.errors import (
     AdapterTooLargeError,
     PickleRefusedError,
@@ -110,6 +111,7 @@ class BucketSource:
                 if len(piece) != end - len(data):
                     raise TransientError("a piece came short", progressed=len(data) > had)
                 data.extend(piece)
+                await pace.rest_in_task()
                 if access.on_progress:
                     access.on_progress(Progress(name, len(data), now.size))
             if await self._call(path, partial(_facts, system, path)) != facts:
