@@ -6,9 +6,12 @@ the first observation a step and a load are taken to cost nothing: no request is
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 Tier = Literal["host", "disk", "source"]
+Cost = Literal["decode", "prefill", "host", "disk", "source"]
+"""What is measured: both parts of steps, and loads by tier."""
 
 _KEEP = 0.98  # weight of the past at each step
 _KEEP_LOADS = 0.8
@@ -28,18 +31,27 @@ class CostModel:
         self._prefill = _Line()
         self._loads: dict[Tier, _Mean] = {}
         self._load_bytes: dict[Tier, _Ratio] = {}
+        self.num_observed: Counter[Cost] = Counter()
+        self._doubted: set[Cost] = set()
+
+    def doubt(self, cost: Cost) -> None:
+        """What was measured so far counts no more once it is measured again."""
+        self._doubted.add(cost)
 
     def observe_step(self, seconds: float, *, num_prefill: int, num_decode: int) -> None:
         """num_prefill: tokens in prefill chunks. num_decode: sequences that computed one token."""
         if num_prefill == 0:
+            self._observed("decode")
             self._decode.observe(num_decode, seconds)
         else:
+            self._observed("prefill")
             # What is left over the decode rows is the prefill's.
             decode_s = self._decode.at(num_decode) if num_decode else 0.0
             self._prefill.observe(num_prefill, max(seconds - decode_s, 0.0))
 
     def observe_load(self, tier: Tier, seconds: float, nbytes: int) -> None:
-        """An adapter was asked for and arrived `seconds` later from `tier`."""
+        """The loader was asked for an adapter, which arrived `seconds` later from `tier`."""
+        self._observed(tier)
         self._loads.setdefault(tier, _Mean(_KEEP_LOADS)).observe(seconds)
         self._load_bytes.setdefault(tier, _Ratio(_KEEP_LOADS)).observe(seconds, nbytes)
 
@@ -59,7 +71,7 @@ class CostModel:
         return 1.0 / seconds if seconds else 0.0
 
     def load_s(self, tier: Tier) -> float:
-        """Typical time from asking for an adapter until it is in host memory."""
+        """Typical time from asking the loader for an adapter until it is in host memory."""
         mean = self._loads.get(tier)
         return mean.value if mean else 0.0
 
@@ -73,6 +85,19 @@ class CostModel:
             if each in self._load_bytes:
                 return self._load_bytes[each].value * nbytes
         return nbytes / _NOMINAL_BYTES_PER_S[tier]
+
+    def _observed(self, cost: Cost) -> None:
+        self.num_observed[cost] += 1
+        if cost not in self._doubted:
+            return
+        self._doubted.remove(cost)
+        if cost == "decode":
+            self._decode = _Line()
+        elif cost == "prefill":
+            self._prefill = _Line()
+        else:
+            self._loads.pop(cost, None)
+            self._load_bytes.pop(cost, None)
 
 
 class _Mean:

@@ -24,6 +24,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.bounds import judge, print_judged
 from benchmarks.gpu.cold import cold_start
 from benchmarks.gpu.decode import decode
+from benchmarks.gpu.interference import interference
 from benchmarks.gpu.kernels import GROUPS, kernels
 from benchmarks.gpu.parts import Budget, Clock, Part, run_parts
 from benchmarks.gpu.peer import peer_lora
@@ -85,6 +86,7 @@ def parts(bench: Bench) -> list[Part]:
         ),
         Part("profile", 40, partial(profile, bench)),
         Part("cold-start", 45, partial(cold_start, bench)),
+        Part("interference", 110, partial(interference, bench)),
         Part("truefoundry", 40, partial(truefoundry, bench)),
         Part("kernels-attention", 45, partial(kernels, bench, "kernels-attention")),
         Part("kernels-lora", 75, partial(kernels, bench, "kernels-lora")),
@@ -96,7 +98,7 @@ def part_names(scale: Scale) -> list[str]:
     return [
         *(f"decode-{name}" for name in scale.decode),
         *scale.slora.settings,
-        *("peer-lora", *VARIANTS, "profile", "cold-start", "truefoundry", *GROUPS),
+        *("peer-lora", *VARIANTS, "profile", "cold-start", "interference", "truefoundry", *GROUPS),
     ]
 
 

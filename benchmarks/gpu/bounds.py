@@ -1,4 +1,4 @@
-"""The lines of issue 4 that must hold, by what the sections of a report say."""
+"""What must hold on a GPU, by what the sections of a report say."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.gpu import interference
 from benchmarks.gpu.decode import DIFFERENT
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.scale import Scale
+from benchmarks.interference_cases import CHURN, TRICKLE
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ def bounds(scale: Scale) -> list[Bound]:
             at_most=0.8,
         )
     )
+    lines += [
+        Bound(
+            f"interference: {name}",
+            "interference",
+            lambda section, case=case: section[case]["ratios"][0]["median"],
+            at_most=interference.BOUND,
+        )
+        for case, name in (("trickle", TRICKLE), ("churn", CHURN))
+    ]
     for part, what in (("check", "gpu-check"), ("memcheck", "gpu-sanitize")):
         lines.append(
             Bound(

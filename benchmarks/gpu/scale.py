@@ -26,6 +26,21 @@ class Slora:
 
 
 @dataclass(frozen=True)
+class Interference:
+    """Of benchmarks.interference_cases; the churning adapters are of q/k/v/o."""
+
+    model: str
+    streams: int
+    stream_tokens: int
+    megabytes: int
+    trickle_s: float
+    churn_s: float
+    adapters: int
+    fits: int
+    rounds: int
+
+
+@dataclass(frozen=True)
 class Scale:
     """streams: of the decode parts, each with `prompt_tokens` and `new_tokens`."""
 
@@ -41,6 +56,7 @@ class Scale:
     truefoundry_requests: int  # a round
     cold: str
     cold_prompt_tokens: int
+    interference: Interference
     graphs: str
     kernels: str  # of benchmarks.kernel_cases.SHAPES
     share: float = 1.0  # of the time that parts otherwise spend on their rounds
@@ -77,6 +93,17 @@ SCALES = {
         truefoundry_requests=100,
         cold="llama-3-8b",
         cold_prompt_tokens=128,
+        interference=Interference(
+            "llama-3-8b",
+            streams=16,
+            stream_tokens=4096,
+            megabytes=500,
+            trickle_s=10.0,
+            churn_s=5.0,
+            adapters=60,
+            fits=20,
+            rounds=2,
+        ),
         graphs="llama-3-8b",
         kernels="real",
     ),
@@ -100,6 +127,17 @@ SCALES = {
         truefoundry_requests=3,
         cold="tiny",
         cold_prompt_tokens=6,
+        interference=Interference(
+            "tiny",
+            streams=2,
+            stream_tokens=1024,
+            megabytes=1,
+            trickle_s=0.3,
+            churn_s=0.3,
+            adapters=6,
+            fits=3,
+            rounds=1,
+        ),
         graphs="tiny",
         kernels="tiny",
         share=0.01,

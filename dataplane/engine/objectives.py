@@ -3,12 +3,14 @@
 A waiting request is hopeless when even started now, alone, it would miss its objective: the rest of
 its adapter's load, its prefill less what is cached, and the tokens it generates for certain, by the
 measured `CostModel`. Nothing is hopeless before there are measurements, and nothing without an
-objective ever is.
+objective ever is; a probe is only once its time is over.
 """
 
 from __future__ import annotations
 
-from dataplane.cost_model import CostModel
+import math
+
+from dataplane.cost_model import Cost, CostModel
 from dataplane.engine.sequence import Sequence
 from dataplane.errors import DeadlineError, HopelessError
 from dataplane.pool.lazy_heap import LazyHeap
@@ -29,10 +31,9 @@ class Objectives:
 
         ready_in_s: until its adapter is at hand. num_cached: tokens that need no computing.
         """
-        latest_s = self.latest_start_s(sequence, num_cached)
+        latest_s = self._latest_start_s(sequence, ready_in_s, num_cached)
         if latest_s is not None:
-            # A load goes on by itself: it takes from the time left only what it lasts beyond now.
-            self._due.push(sequence, latest_s - ready_in_s)
+            self._due.push(sequence, latest_s)
 
     def start(self, sequence: Sequence) -> None:
         """It runs: from now on only its deadline ends it."""
@@ -60,20 +61,53 @@ class Objectives:
     def is_hopeless(
         self, sequence: Sequence, now_s: float, ready_in_s: float, num_cached: int
     ) -> bool:
-        latest_s = self.latest_start_s(sequence, num_cached)
-        return latest_s is not None and now_s + ready_in_s > latest_s
+        latest_s = self._latest_start_s(sequence, ready_in_s, num_cached)
+        return latest_s is not None and now_s > latest_s
 
-    def latest_start_s(self, sequence: Sequence, num_cached: int) -> float | None:
-        """The last moment at which its prefill could begin; None without an objective."""
-        prefill_s = self._costs.prefill_s(len(sequence.tokens) - num_cached, self._max_batch_tokens)
-        latest_s: float | None = None
-        if sequence.first_token_by_s is not None and not sequence.num_output:
-            latest_s = sequence.first_token_by_s - prefill_s
-        if sequence.deadline_s is not None:
-            more = max(0, sequence.min_output - sequence.num_output - 1)
-            finish_s = sequence.deadline_s - prefill_s - more * self._costs.step_s(1)
-            latest_s = finish_s if latest_s is None else min(latest_s, finish_s)
-        return latest_s
+    def is_over(self, sequence: Sequence, now_s: float) -> bool:
+        """Its own time has passed, whatever anything costs."""
+        return now_s > min(_ends_s(sequence, 0.0, 0.0), default=math.inf)
+
+    def dearest(
+        self, sequence: Sequence, load: tuple[Cost, float] | None, num_cached: int
+    ) -> Cost:
+        """Which cost takes most of its time. load: of its adapter, the tier and the seconds."""
+        parts: dict[Cost, float] = {
+            "prefill": self._prefill_s(sequence, num_cached),
+            "decode": self._decode_s(sequence) if sequence.deadline_s is not None else 0.0,
+        }
+        if load is not None:
+            parts[load[0]] = load[1]
+        return max(parts, key=lambda each: parts[each])
+
+    def _latest_start_s(
+        self, sequence: Sequence, ready_in_s: float, num_cached: int
+    ) -> float | None:
+        """The last moment at which it is not hopeless; None without an objective. A load goes on by
+        itself: it takes from the time left only what it lasts beyond now."""
+        first_s = decode_s = 0.0
+        if not sequence.is_probe:
+            first_s = ready_in_s + self._prefill_s(sequence, num_cached)
+            decode_s = self._decode_s(sequence)
+        return min(_ends_s(sequence, first_s, decode_s), default=None)
+
+    def _prefill_s(self, sequence: Sequence, num_cached: int) -> float:
+        return self._costs.prefill_s(len(sequence.tokens) - num_cached, self._max_batch_tokens)
+
+    def _decode_s(self, sequence: Sequence) -> float:
+        """Of the tokens after the first that it generates for certain."""
+        more = max(0, sequence.min_output - sequence.num_output - 1)
+        return more * self._costs.step_s(1)
+
+
+def _ends_s(sequence: Sequence, first_s: float, decode_s: float) -> list[float]:
+    """When it must begin to have its first token and its last in time, if they take so long."""
+    ends_s: list[float] = []
+    if sequence.first_token_by_s is not None and not sequence.num_output:
+        ends_s.append(sequence.first_token_by_s - first_s)
+    if sequence.deadline_s is not None:
+        ends_s.append(sequence.deadline_s - first_s - decode_s)
+    return ends_s
 
 
 def deadline_error(sequence: Sequence, now_s: float) -> DeadlineError:

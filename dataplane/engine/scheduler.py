@@ -23,6 +23,7 @@ from dataplane.engine.growth import Growth
 from dataplane.engine.holdings import Holdings
 from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
+from dataplane.engine.probes import Probes
 from dataplane.engine.room import Room
 from dataplane.engine.sequence import Sequence
 from dataplane.engine.waiting import Waiting
@@ -75,6 +76,7 @@ class Scheduler:
             self._affinity, max_cluster_delay_s=max_cluster_delay_s, ageing_s=priority_ageing_s
         )
         self._objectives = Objectives(costs, max_batch_tokens)
+        self._probes = Probes(costs)
         self._holdings = Holdings(pool, supply.resident, prefixes)
         self._growth = Growth(pool.page_tokens)
         self._room = Room(pool, supply, prefixes, self._growth)
@@ -243,6 +245,12 @@ class Scheduler:
         num_cached = len(cached) * self._pool.page_tokens
         if not self._objectives.is_hopeless(sequence, now_s, ready_in_s, num_cached):
             return None
+        if not sequence.is_probe and not self._objectives.is_over(sequence, now_s):
+            load = (self._supply.tier(sequence.queue_key), ready_in_s) if ready_in_s else None
+            dearest = self._objectives.dearest(sequence, load, num_cached)
+            sequence.is_probe = self._probes.may_try(dearest, now_s)
+            if sequence.is_probe:
+                return None
         self.counters.num_hopeless += 1
         self._overload_until_s = now_s + _OVERLOAD_S
         backlog_s = self._costs.prefill_s(self._num_waiting_tokens, self._max_batch_tokens)

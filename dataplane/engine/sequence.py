@@ -39,6 +39,7 @@ class Sequence:
     last_step: int = 0  # the last launched step that it is part of, as `Holdings` counts them
     block_table: list[int] = field(default_factory=list[int])
     shared: list[CachedBlock] = field(default_factory=list["CachedBlock"])
+    is_probe: bool = False  # runs although it seems hopeless: see `probes`
     num_cached: int = 0  # tokens that it found computed when it first ran
     scheduled_s: float | None = None  # first
     adapter_ready_s: float | None = None

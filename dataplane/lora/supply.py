@@ -36,9 +36,9 @@ class Loads(NamedTuple):
 @dataclass
 class _Load:
     adapter: Adapter
-    tier: Tier
-    asked_s: float
     priority: float
+    tier: Tier = "source"  # as the loader was asked, at asked_s
+    asked_s: float = 0.0
     nbytes: int = 0  # known once it has arrived before
 
 
@@ -83,7 +83,7 @@ class AdapterSupply:
                 self._arrived[digest] = adapter
                 self._to_place.append(digest)
                 loads.arrived.append(digest)
-        self._start_queued()
+        self._start_queued(now_s)
         self.prefetches.go_on(now_s)
         return loads
 
@@ -95,8 +95,8 @@ class AdapterSupply:
             return
         load = self._loading.get(digest) or self._queued.get(digest)
         if load is None:
-            load = self._queued[digest] = _Load(adapter, self.tier(digest), now_s, priority)
-            self._start_queued()
+            load = self._queued[digest] = _Load(adapter, priority)
+            self._start_queued(now_s)
         elif priority > load.priority:
             load.priority = priority
             if digest in self._loading:
@@ -108,12 +108,15 @@ class AdapterSupply:
         self.prefetches.used(digest, now_s)
 
     def ready_in_s(self, digest: str, now_s: float) -> float:
-        """Predicted time until it can be made resident; 0 when it can be now."""
+        """Predicted time until it can be made resident; 0 when it can be now. While it is queued,
+        that is a load's: how long it stays queued depends on requests that end, as their own
+        admission does."""
         if digest in self._arrived or self._is_resident(digest):
             return 0.0
-        load = self._loading.get(digest) or self._queued.get(digest)
-        tier, asked_s = (load.tier, load.asked_s) if load else (self.tier(digest), now_s)
-        return max(0.0, asked_s + self._costs.load_s(tier) - now_s)
+        load = self._loading.get(digest)
+        if load is None:
+            return self._costs.load_s(self.tier(digest))
+        return max(0.0, load.asked_s + self._costs.load_s(load.tier) - now_s)
 
     def pages_missing(self, digest: str) -> int | None:
         """Pages that must be free to make it resident: 0 when it is, None while it is not here."""
@@ -212,7 +215,7 @@ class AdapterSupply:
         resident = self.resident.get(digest)
         return resident is not None and not resident.leaving
 
-    def _start_queued(self) -> None:
+    def _start_queued(self, now_s: float) -> None:
         while self._queued:
             # One that is being unloaded is had anew once it is gone.
             startable = [each for each in self._queued if self.resident.get(each) is None]
@@ -224,6 +227,7 @@ class AdapterSupply:
                 return
             del self._queued[digest]
             self._loading[digest] = load
+            load.tier, load.asked_s = self.tier(digest), now_s
             self._loader.request(load.adapter, priority=load.priority)
 
     def _has_place(self, load: _Load) -> bool:

@@ -42,7 +42,7 @@ def test_every_line_of_the_issue_is_there_and_open_until_measured(tmp_path: Path
     lines = judged(tmp_path)
     assert set(lines.values()) == {None}
     words = ["roofline", "tax of 1", "ranks mixed", "2000 adapters to 5", "a peer's", "gpu-check"]
-    for word in [*words, "gpu-sanitize"]:
+    for word in [*words, "gpu-sanitize", "trickling", "churn"]:
         assert any(word in name for name in lines), word
     for model in ("llama-2-7b", "llama-3-8b"):
         assert sum(name.startswith(f"{model}:") for name in lines) == 4
@@ -79,6 +79,15 @@ def test_more_adapters_may_cost_their_bytes_and_two_hundredths() -> None:
 def test_slora_lines(tmp_path: Path, slower: float, holds: bool) -> None:
     lines = judged(tmp_path, slora_s2={"slower": slower, "may_be_slower": 1.12})
     assert [value for name, value in lines.items() if "slora-s2" in name] == [holds]
+
+
+def test_interference_lines(tmp_path: Path) -> None:
+    def case(ratio: float) -> dict[str, Any]:
+        return {"ratios": [{"median": ratio}]}
+
+    lines = judged(tmp_path, interference={"trickle": case(1.05), "churn": case(1.06)})
+    found = [holds for name, holds in lines.items() if name.startswith("interference")]
+    assert found == [True, False]
 
 
 def test_the_worst_model_counts_against_a_peer(tmp_path: Path) -> None:

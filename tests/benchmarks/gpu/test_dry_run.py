@@ -16,6 +16,7 @@ from benchmarks.gpu.decode import ALONE_BASE, ALONE_ONE, BASE, DIFFERENT, MIXED,
 from benchmarks.gpu.parts import Budget, Skipped
 from benchmarks.gpu.scale import SCALES
 from benchmarks.gpu.variants import Variant, variants
+from benchmarks.interference_cases import CASES
 from dataplane.channel import EngineOptions
 from dataplane.engine import setup
 from tests.benchmarks.gpu.fake_peer import write_fake_peer
@@ -107,12 +108,15 @@ def test_slora_really_touches_all_adapters(runs: Runs) -> None:
         assert result["may_be_slower"] >= 1.02
 
 
-def test_cold_start_and_truefoundry_and_kernels(runs: Runs) -> None:
+def test_cold_start_interference_truefoundry_and_kernels(runs: Runs) -> None:
     cold = runs.second["sections"]["cold-start"]["result"]
     assert set(cold["first_token_s"]) == {"warm", "host", "disk", "disk less the raw read"}
     rounds = len(cold["first_token_s"]["disk"])
     assert all(len(each) == rounds for each in cold["disk_parts_s"].values())
     assert cold["copy_alone_s"] > 0
+    for case, gaps in runs.second["sections"]["interference"]["result"].items():
+        if case in CASES:
+            assert all(each["num_gaps"] > 20 for each in gaps["gap_s"].values())
     latency = runs.second["sections"]["truefoundry"]["result"]["mean_latency_s"]
     assert set(latency) == {"base only", "1 adapter", "3 adapters"}
     ops = [case["op"] for case in runs.second["sections"]["kernels-lora"]["result"]["cases"]]

@@ -247,7 +247,9 @@ def test_a_rare_adapter_takes_turns_with_a_popular_one() -> None:
 def test_clustering_prefers_the_running_adapter_for_no_longer_than_its_bound() -> None:
     delay_s = 0.3
 
-    def starts(max_cluster_delay_s: float) -> tuple[Simulation, list[str]]:
+    def starts(
+        max_cluster_delay_s: float, objective_s: float | None = None
+    ) -> tuple[Simulation, list[str]]:
         # Room for one adapter besides the sequences: going from one to the other is a reload.
         simulation = Simulation(
             num_pages=30,
@@ -256,7 +258,9 @@ def test_clustering_prefers_the_running_adapter_for_no_longer_than_its_bound() -
             adapter_pages={"a": 12, "b": 12},
         )
         for handle in range(40):
-            simulation.submit(handle, 8, max_tokens=8, adapter="ab"[handle % 2])
+            simulation.submit(
+                handle, 8, max_tokens=8, adapter="ab"[handle % 2], first_token_in_s=objective_s
+            )
         simulation.run()
         return simulation, ["ab"[handle % 2] for handle in simulation.order]
 
@@ -271,6 +275,13 @@ def test_clustering_prefers_the_running_adapter_for_no_longer_than_its_bound() -
     first_b = min(at for h, at in clustered.started_s.items() if h % 2)
     longest_run_s = 10 * (STEP_S + 0.01)
     assert first_b - 100.0 <= delay_s + 2 * longest_run_s
+
+    # Who can wait for the first token can be passed over in turn, unless nobody is to be.
+    _, with_time = starts(delay_s, 20.0)
+    assert switches(with_time) < switches(with_delay)
+    _, in_a_hurry = starts(10.0, 8 * delay_s)
+    assert switches(in_a_hurry) > switches(starts(10.0)[1])
+    assert switches(starts(0.0, 20.0)[1]) == switches(without)
 
 
 def test_higher_priority_first_and_lower_after_its_time() -> None:
