@@ -1,13 +1,11 @@
 """The same work by transformers and peft, in turns with Chorale's engine.
 
-    python -m benchmarks.peft_baseline [--shape small] [--rounds 3] [--truefoundry] [--out DIR]
+    python -m benchmarks.peft_baseline [--shape small] [--rounds 3] [--out DIR]
 
 peft serves adapters in two ways: one batch whose rows name their adapters (`adapter_names`), here
 of 8, and one request after the other with `set_adapter` between. Beside them run transformers' base
 model in batches of 8, and Chorale's engine with all streams at once, all adapters different, and
 base only. All in one process, one dtype, with as many threads, on the same fixtures.
-
-With --truefoundry also the latency of single requests, 70 tokens in and 10 out, adapters in turn.
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ from dataplane.engine import process_settings
 
 SCHEMA = "chorale-peft-baseline/1"
 PEFT_BATCH = 8
-TRUEFOUNDRY = (70, 10)
 
 
 class Peft:
@@ -52,10 +49,13 @@ class Peft:
 
         base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
         first, *others = adapters
-        self._model = PeftModel.from_pretrained(base, first.source, adapter_name=first.name)
-        for adapter in others:
-            self._model.load_adapter(adapter.source, adapter_name=adapter.name)
         # peft keeps adapters in float32 unless told; the peer is to run at its best.
+        as_stored: dict[str, Any] = {"autocast_adapter_dtype": False}
+        self._model = PeftModel.from_pretrained(
+            base, first.source, adapter_name=first.name, **as_stored
+        )
+        for adapter in others:
+            self._model.load_adapter(adapter.source, adapter_name=adapter.name, **as_stored)
         self._model.to(dtype).eval()
         self._vocab_size = vocab_size
         self._prompts = count()
@@ -110,7 +110,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--truefoundry", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
     process_settings.settle()  # the peers' work too
@@ -120,7 +119,7 @@ def main() -> None:
         parser.error(f"--concurrency must be at least {PEFT_BATCH}, peft's batch")
     arguments.device, arguments.idle = "cpu", 0
     with tempfile.TemporaryDirectory(prefix="chorale-bench-") as folder:
-        report = run(Setup.of(arguments, Path(folder)), with_truefoundry=arguments.truefoundry)
+        report = run(Setup.of(arguments, Path(folder)))
     show(report)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def main() -> None:
         )
 
 
-def run(setup: Setup, *, with_truefoundry: bool) -> dict[str, Any]:
+def run(setup: Setup) -> dict[str, Any]:
     """The report. Raises: BenchError."""
     adapters = setup.adapters("peft", [setup.rank] * setup.concurrency)
     adapter_bytes = len(adapters) * setup.shape.adapter_bytes(setup.rank)
@@ -154,7 +153,7 @@ def run(setup: Setup, *, with_truefoundry: bool) -> dict[str, Any]:
                 tokens, lambda: peft.base(PEFT_BATCH, *size)
             ),
         }
-        rates = _warm_and_run(turns, setup.rounds)
+        rates = warm_and_run(turns, setup.rounds)
         promised = setup.is_promised
         ratios = [
             Ratio(
@@ -175,7 +174,7 @@ def run(setup: Setup, *, with_truefoundry: bool) -> dict[str, Any]:
                 "transformers, base only, batch of 8",
             ),
         ]
-        report = {
+        return {
             "schema": SCHEMA,
             "benchmark": "peft_baseline",
             **provenance(),
@@ -185,47 +184,6 @@ def run(setup: Setup, *, with_truefoundry: bool) -> dict[str, Any]:
             "output_tokens_per_s": rates,
             "ratios": judged(ratios, rates),
         }
-        if with_truefoundry:
-            report["truefoundry"] = _truefoundry(setup, session, peft, adapters[:PEFT_BATCH])
-    return report
-
-
-def _truefoundry(
-    setup: Setup, session: Any, peft: Peft, adapters: Sequence[Adapter]
-) -> dict[str, Any]:
-    """Mean seconds of single requests, in the process: no network on either side."""
-    prompt_tokens, new_tokens = TRUEFOUNDRY
-    size = (prompt_tokens, new_tokens)
-
-    def chorale(chosen: Sequence[Adapter | None]) -> Callable[[], float]:
-        def mean() -> float:
-            taken = [
-                session.closed_loop([each], prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-                for each in chosen
-            ]
-            return statistics.fmean(times.elapsed_s for times in taken)
-
-        return mean
-
-    turns = {
-        "chorale, base only": chorale([None] * len(adapters)),
-        "chorale, adapters in turn": chorale(adapters),
-        "transformers, base only": _mean(len(adapters), lambda _: peft.base(1, *size)),
-        "peft, adapters in turn": _mean(
-            len(adapters), lambda index: peft.switching([adapters[index].name], *size)
-        ),
-    }
-    seconds = _warm_and_run(turns, setup.rounds)
-    ratios = [
-        Ratio(
-            "latency with adapters to base only",
-            "chorale, adapters in turn",
-            "chorale, base only",
-            at_most=1.15 if setup.shape_name == "small" else None,
-        ),
-        Ratio("latency to peft's", "chorale, adapters in turn", "peft, adapters in turn"),
-    ]
-    return {"mean_latency_s": seconds, "ratios": judged(ratios, seconds)}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -237,13 +195,10 @@ def show(report: dict[str, Any]) -> None:
     for name, rates in report["output_tokens_per_s"].items():
         print(f"{name:<56}{statistics.median(rates):>8.1f}  output tokens/s")
     print_ratios(report["ratios"])
-    if "truefoundry" in report:
-        for name, seconds in report["truefoundry"]["mean_latency_s"].items():
-            print(f"{name:<56}{statistics.median(seconds) * 1e3:>8.1f}  ms")
-        print_ratios(report["truefoundry"]["ratios"])
 
 
-def _warm_and_run(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def warm_and_run(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """One turn of each that does not count, then `rounds` interleaved."""
     for turn in turns.values():
         turn()
     return interleaved(turns, rounds)
@@ -256,16 +211,6 @@ def _rate(num_tokens: int, work: Callable[[], None]) -> Callable[[], float]:
         return num_tokens / (time.perf_counter() - started_s)
 
     return rate
-
-
-def _mean(number: int, work: Callable[[int], None]) -> Callable[[], float]:
-    def mean() -> float:
-        started_s = time.perf_counter()
-        for index in range(number):
-            work(index)
-        return (time.perf_counter() - started_s) / number
-
-    return mean
 
 
 if __name__ == "__main__":

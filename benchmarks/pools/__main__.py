@@ -1,6 +1,6 @@
 """One pool for KV and adapters against pools that split the same bytes.
 
-    python -m benchmarks.pools [--time simulated|real] [--shape small] [--pages 400] [--out DIR]
+    python -m benchmarks.pools [--time simulated|real] [--shape small] [--pages 200] [--out DIR]
 
 A `slora` run on a pool that is tight, whose mix shifts from KV-heavy (few adapters, long answers)
 to adapter-heavy (many adapters of all ranks, short requests) and back. The engine, its scheduler,
@@ -8,7 +8,7 @@ prefix cache and eviction are the same in all runs; only the pool differs: one f
 share for adapters, or fixed slots that each cost as many pages as the largest adapter.
 
 Requests come at --load times what the pool's bytes could carry if all of them were in use all
-the time, by the costs measured at the start: a little more than that shows what each can do. A
+the time, by the costs measured at the start: more than that shows what each can do. A
 request counts when its first token came within --objective seconds and it was completed. Who can no
 longer make it is aborted, by all alike.
 
@@ -67,10 +67,10 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--time", choices=["simulated", "real"], default="simulated")
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--pages", type=int, default=400, help="of the pool, 16 tokens each")
+    parser.add_argument("--pages", type=int, default=200, help="of the pool, 16 tokens each")
     parser.add_argument("--adapters", type=int, default=64, help="of the adapter-heavy phase")
-    parser.add_argument("--few", type=int, default=2, help="adapters of the KV-heavy phases")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64], help="in turn")
+    parser.add_argument("--few", type=int, default=1, help="adapters of the KV-heavy phases")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32], help="in turn")
     parser.add_argument("--targets", nargs="+", choices=ALL_LINEAR, default=list(ALL_LINEAR))
     parser.add_argument(
         "--long",
@@ -84,12 +84,12 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         "--short",
         type=span,
         nargs=2,
-        default=[(16, 64), (16, 64)],
+        default=[(16, 64), (64, 192)],
         metavar="LOW:HIGH",
         help="of adapter-heavy requests",
     )
     parser.add_argument("--phase", type=float, default=150.0, help="seconds of each phase")
-    parser.add_argument("--load", type=float, default=1.2, help="over what the bytes could do")
+    parser.add_argument("--load", type=float, default=1.4, help="over what the bytes could do")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--cv", type=float, default=1.0)
     parser.add_argument("--objective", type=float, default=6.0, help="first token, seconds")

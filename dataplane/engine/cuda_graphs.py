@@ -12,7 +12,7 @@ from dataplane.models.config import ModelConfig
 
 _GRAPH_BYTES = 16 << 20
 """Set aside for each graph's own nodes: with a stream for LoRA they took 13 MiB each on an H100,
-without 2.5. What graphs took is in `DecodeGraphs.report`."""
+without 2.5. What graphs took is in `StepGraphs.report`."""
 _MAX_SPLITS = 128  # of a sequence's keys in decode attention
 _SPLIT_TOKENS = 256
 
@@ -46,12 +46,12 @@ def reserved_bytes(
 ) -> int:
     """What to leave free beside the page pool for graphs of these buckets: the activations of the
     largest, the buffers at fixed addresses, and each graph's nodes."""
-    size, blocks = buckets.sizes[-1], buckets.num_blocks[-1]
+    size, blocks = buckets.most_rows, buckets.contexts[-1]
     logits = 2 * size * config.vocab_size * itemsize
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * config.q_size
     splits = min(_MAX_SPLITS, -(-blocks * page_tokens // _SPLIT_TOKENS))
     attention = size * config.q_size * splits * 4
-    tables = sum(buckets.num_blocks) * size * 4
+    tables = sum(buckets.contexts) * size * 4
     return (
         logits + size * width * itemsize + attention + tables + _GRAPH_BYTES * len(buckets.variants)
     )

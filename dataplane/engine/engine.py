@@ -28,7 +28,7 @@ from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.device import DeviceTime, device_for
-from dataplane.engine.graphs import DecodeGraphs, GraphReport, GraphStep
+from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
 from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
@@ -71,7 +71,7 @@ class Engine:
         max_cluster_delay_s: float = 0.25,
         priority_ageing_s: float = 10.0,
         pipeline_depth: int = DEPTH,
-        graphs: DecodeGraphs | None = None,
+        graphs: StepGraphs | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """pipeline_depth: steps in flight at once; with 1 nothing overlaps. graphs: of `decoder`

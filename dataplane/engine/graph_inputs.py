@@ -1,4 +1,4 @@
-"""What captured decode steps read, at fixed addresses: one row for each sequence, then padding."""
+"""What captured steps read, at fixed addresses: one row for each token, then padding."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _FIELDS = 6  # tokens, sources, positions, pages, offsets, lengths
 
 
 class StepInputs:
-    """Room for `max_size` sequences of at most `num_blocks` pages.
+    """Room for `max_size` tokens of sequences of at most `num_blocks` pages.
 
-    A padding row is a sequence of one token in `padding_page`, which nobody owns: it writes there,
-    reads only there, and its logits are cut off. The host keeps a copy of all, so that a step sends
-    block tables only when one of them has changed.
+    To attention each row is a sequence that ends with its token: all keys of a layer are written
+    before any are read. A padding row is one of a single token in `padding_page`, which nobody
+    owns: it writes there, reads only there, and its logits are cut off. The host keeps a copy of
+    all, so that a step sends block tables only when one of them has changed.
     """
 
     def __init__(
@@ -50,30 +51,34 @@ class StepInputs:
         self._known: list[list[int]] = [[] for _ in range(max_size)]  # tables, as they were sent
 
     def prepare(self, chunks: Seq[Chunk], sources: Seq[int], size: int) -> Callable[[], None]:
-        """Rows of one token each, then padding up to `size`. What it returns sends them, in one
-        copy on the current stream; steps must be sent in the order in which they were prepared.
+        """A row for each token of the chunks, then padding up to `size`. What it returns sends
+        them, in one copy on the current stream; steps must be sent in the order in which they were
+        prepared.
 
-        sources: where each token is among those that the step before sampled; -1 where it is known.
+        sources: where the token of each chunk is among those that the step before sampled; -1
+        where it is known, as all are of a chunk of several.
         """
-        assert len(chunks) <= size
         length = self._page_tokens
         rows = [
             (
-                chunk.sequence.tokens[chunk.start] if source < 0 else 0,
+                chunk.sequence.tokens[position] if source < 0 else 0,
                 source,
-                chunk.start,
-                chunk.sequence.block_table[chunk.start // length],
-                chunk.start % length,
-                chunk.end,
+                position,
+                chunk.sequence.block_table[position // length],
+                position % length,
+                position + 1,
             )
             for chunk, source in zip(chunks, sources, strict=True)
+            for position in range(chunk.start, chunk.end)
         ]
+        assert len(rows) <= size
         padding = (0, -1, 0, self._padding[0], 0, 1)
         rows += [padding] * (size - len(rows))
         self._host_fields[:, :size] = np.array(rows, dtype=self._host.dtype).T
-        tables = [
-            chunk.sequence.block_table[: -(-chunk.end // self._page_tokens)] for chunk in chunks
-        ]
+        tables: list[list[int]] = []
+        for chunk in chunks:
+            table = chunk.sequence.block_table[: -(-chunk.end // length)]
+            tables += [table] * chunk.num_tokens
         tables += [self._padding] * (size - len(tables))
         changed = any([*starmap(self._set_table, enumerate(tables))])
         return self._staged(self._num_fields + changed * size * self._num_blocks)

@@ -1,17 +1,24 @@
-"""Decode steps captured once and replayed: the host launches one graph instead of each kernel.
+"""Small steps captured once and replayed: the host launches one graph instead of each kernel.
 
-A step is replayed when each of its sequences has one token, and its adapters are plain LoRA within
-the layers, aligned, and in the pool as a whole. Everything else runs eagerly: prefill, mixed steps,
-DoRA, biases, adapters of lm_head, and steps that must wait for layers.
+A step is replayed when its tokens are few, as those of decode and of short prompts are, and its
+adapters are plain LoRA within the layers, and aligned. The device then waits for the whole of an
+adapter that is still on its way. Everything else runs eagerly: long prompts, DoRA, biases, and
+adapters of lm_head.
+
+Each token is a row of its own, also of a prompt. Its attention reads the keys before it anew for
+each row, which is little where prompts are short, and much less than a host takes to launch every
+kernel of a step.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,10 +27,12 @@ from dataplane.engine.batch import adapter_spans, lora_spans
 from dataplane.engine.chunk import Chunk
 from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.graph_inputs import StepInputs
+from dataplane.lora.copier import waiter
 from dataplane.lora.resident import ResidentAdapter
 from dataplane.models.decoder import Decoder, LayerSegments
 from dataplane.models.shapes import GROUPS, layer_groups
 from dataplane.pool.pool import PagePool
+from dataplane.staging import staged
 from kernels.lora.bucket import LoraBucket
 from kernels.lora.metadata import LoraBatchMetadata
 from kernels.lora.plan import MAX_SLICES
@@ -34,6 +43,7 @@ _log = logging.getLogger(__name__)
 Replay = Callable[[], None]
 
 _ALIGNMENT = 8
+_MAX_PROMPT_KEYS = 1 << 15  # that a step's prompt rows read in each layer; not measured
 
 
 class Capture(NamedTuple):
@@ -61,7 +71,7 @@ class GraphReport(NamedTuple):
 class GraphStep:
     """A step that will be replayed. It must be run, once, in the order in which steps were made."""
 
-    num_rows: int
+    _logit_rows: torch.Tensor | int  # whose next tokens are asked for, or how many: the first ones
     _sends: Seq[Callable[[], None]]
     _replay: Replay
     _previous_ids: torch.Tensor  # what the graph reads
@@ -70,17 +80,18 @@ class GraphStep:
     def run(self, previous_ids: torch.Tensor | None) -> torch.Tensor:
         """previous_ids: [any] int64, device: what the step before sampled.
 
-        Returns logits [num_rows, vocab_size], to be read before the next step is run.
+        Returns logits [num_logits, vocab_size], to be read before the next step is run.
         """
         for send in self._sends:
             send()
         if previous_ids is not None:
             self._previous_ids[: len(previous_ids)].copy_(previous_ids)
         self._replay()
-        return self._logits[: self.num_rows]
+        rows = self._logit_rows
+        return self._logits[:rows] if isinstance(rows, int) else self._logits[rows]
 
 
-class DecodeGraphs:
+class StepGraphs:
     """Of one decoder over one pool, which has a padding page."""
 
     def __init__(
@@ -100,7 +111,7 @@ class DecodeGraphs:
         self._num_slices = {
             name: len(group.projections) for name, group in layer_groups(decoder.config).items()
         }
-        device, most = pool.device, buckets.sizes[-1]
+        device, most = pool.device, buckets.most_rows
         self._inputs = {
             num_blocks: StepInputs(
                 most,
@@ -109,7 +120,7 @@ class DecodeGraphs:
                 padding_page=pool.padding_page,
                 device=device,
             )
-            for num_blocks in buckets.num_blocks
+            for num_blocks in buckets.contexts
         }
         self._tiles = lora_tiles(device)
         self._lora = LoraBatchMetadata(
@@ -168,14 +179,15 @@ class DecodeGraphs:
         chunks: those of one adapter adjacent. sources: as `StepInputs.prepare` takes them.
         adapter_of: by digest.
         """
-        if any(chunk.num_tokens > 1 or not chunk.samples for chunk in chunks):
+        num_rows = sum(chunk.num_tokens for chunk in chunks)
+        if num_rows > self._buckets.most_rows or _prompt_keys(chunks) > _MAX_PROMPT_KEYS:
             return None
         spans = adapter_spans(chunks)
         adapters = [adapter_of(digest) for digest, _, _ in spans]
         if not all(map(_can_be_replayed, adapters)):
             return None
         variant = self._buckets.variant(
-            len(chunks),
+            num_rows,
             self._pool.blocks_for(max(chunk.end for chunk in chunks)),
             max((each.layout.device_rows.max_rank for each in adapters), default=0),
             len(adapters),
@@ -188,8 +200,11 @@ class DecodeGraphs:
             rows = [each.layout.device_rows for each in adapters]
             block_tokens = self._regime(variant).block_tokens
             sends.append(self._lora.prepare(lora_spans(spans, adapters), rows, block_tokens))
+        if wait := waiter([each.copy for each in adapters if each.is_copying]):
+            sends.append(partial(wait, self._num_layers - 1))
         self.num_steps += 1
-        return GraphStep(len(chunks), sends, replay, self._previous_ids, self._logits)
+        rows_asked = _logit_rows(chunks, self._pool.device)
+        return GraphStep(rows_asked, sends, replay, self._previous_ids, self._logits)
 
     def _work(self, variant: Variant) -> Callable[[], None]:
         inputs = self._inputs[variant.num_blocks]
@@ -229,4 +244,19 @@ class DecodeGraphs:
 def _can_be_replayed(adapter: ResidentAdapter) -> bool:
     layout = adapter.layout
     plain = not (layout.affine or layout.head)
-    return plain and layout.device_rows.alignment == _ALIGNMENT and not adapter.is_copying
+    return plain and layout.device_rows.alignment == _ALIGNMENT
+
+
+def _prompt_keys(chunks: Seq[Chunk]) -> int:
+    """That rows of chunks of several tokens read."""
+    many = (chunk for chunk in chunks if chunk.num_tokens > 1)
+    return sum(chunk.num_tokens * (chunk.start + chunk.end + 1) // 2 for chunk in many)
+
+
+def _logit_rows(chunks: Seq[Chunk], device: torch.device) -> torch.Tensor | int:
+    """As `GraphStep` takes them."""
+    if all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks):
+        return len(chunks)
+    ends = itertools.accumulate(chunk.num_tokens for chunk in chunks)
+    rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+    return staged(rows, torch.int64, device)

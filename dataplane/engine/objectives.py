@@ -68,9 +68,7 @@ class Objectives:
         """Its own time has passed, whatever anything costs."""
         return now_s > min(_ends_s(sequence, 0.0, 0.0), default=math.inf)
 
-    def dearest(
-        self, sequence: Sequence, load: tuple[Cost, float] | None, num_cached: int
-    ) -> Cost:
+    def dearest(self, sequence: Sequence, load: tuple[Cost, float] | None, num_cached: int) -> Cost:
         """Which cost takes most of its time. load: of its adapter, the tier and the seconds."""
         parts: dict[Cost, float] = {
             "prefill": self._prefill_s(sequence, num_cached),

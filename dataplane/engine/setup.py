@@ -15,7 +15,7 @@ from dataplane.channel import EngineOptions, ModuleShape, Ready
 from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
 from dataplane.engine.engine import Engine
 from dataplane.engine.graph_buckets import GraphBuckets
-from dataplane.engine.graphs import Capture, DecodeGraphs
+from dataplane.engine.graphs import Capture, StepGraphs
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.warm_up import warm_up as warm_up_forward
 from dataplane.errors import DataPlaneError, UnsupportedModelError
@@ -164,7 +164,7 @@ def make_engine(
         warm_up_forward(decoder, pool)
     captured = None
     if graphs is not None:
-        captured = DecodeGraphs(decoder, pool, graphs.buckets, graphs.capture, options.max_running)
+        captured = StepGraphs(decoder, pool, graphs.buckets, graphs.capture, options.max_running)
         captured.capture_all()
     return Engine(
         decoder,
@@ -207,7 +207,9 @@ def graph_setup(
             " --no-cuda-graphs",
             {"device": str(device)},
         )
-    buckets = GraphBuckets.of(options.max_running, max_context, options.page_tokens)
+    buckets = GraphBuckets.of(
+        options.max_running, max_context, options.page_tokens, options.max_batch_tokens
+    )
     return GraphSetup(buckets, cuda_capture(device))
 
 

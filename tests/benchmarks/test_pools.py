@@ -153,6 +153,7 @@ def test_the_command_measures_and_judges(tmp_path: Path) -> None:
     given = ["--shape=tiny", "--pages=140", "--adapters=4", "--few=1", "--phase=0.3", "--rounds=1"]
     given += ["--shares", "0.1", "0.6", "--slots", "1", "2", "--dtype=float32", "--device=cpu"]
     given += ["--long", "8:16", "40:80", "--short", "8:16", "4:8", "--time=real", "--threads=1"]
+    given += ["--ranks", "8", "16", "32", "64"]
     report = pools.measure(pools.parse(given), tmp_path)
     assert set(report["runs"]) == {"one pool", "10% for adapters", "60% for adapters", "1 slots"}
     assert set(report["cannot_serve"]) == {"2 slots"}

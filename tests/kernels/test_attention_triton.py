@@ -105,6 +105,24 @@ def test_a_sequence_has_the_same_bits_in_any_batch(window: int | None, triton_de
         assert torch.equal(actual, together[start + first : start + last])
 
 
+def test_tokens_of_a_prompt_may_be_rows_like_those_of_decode(triton_device: str) -> None:
+    """As captured steps have them: each a sequence that ends there, over the prompt's pages."""
+    batch = paged_batch(
+        MIXED, heads=4, kv_heads=2, head_dim=32, page_tokens=8, dtype=torch.float32,
+        device=triton_device,
+    )  # fmt: skip
+    single = [
+        Queries(row, row + 1, query.seq_len - query.end + row + 1, query.block_table)
+        for query in batch.queries
+        for row in range(query.start, query.end)
+    ]
+    metadata = attention_metadata(single, batch.q.device)
+    assert not metadata.prefill
+    actual = paged_attention(batch.q, batch.kv_pages, metadata, scale=0.3, sliding_window=20)
+    expected = batch.expected(0.3, 20)
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-5, atol=2e-5)
+
+
 def test_large_scores_stay_finite(triton_device: str) -> None:
     batch = paged_batch(
         [(40, 20), (70, 1)], heads=2, kv_heads=1, head_dim=16, page_tokens=8,

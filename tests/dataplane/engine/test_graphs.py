@@ -1,4 +1,4 @@
-"""Captured decode steps: which steps they are, and that nobody's tokens change."""
+"""Captured steps: which steps they are, and that nobody's tokens change."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dataplane.channel import EngineOptions
+from dataplane.engine import graphs
 from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.setup import graph_setup
 from dataplane.errors import DataPlaneError
@@ -67,7 +68,7 @@ def num_steps(rig: Rig) -> int:
 
 def test_sizes_go_up_to_the_largest_batch() -> None:
     def sizes(max_running: int) -> tuple[int, ...]:
-        return GraphBuckets.of(max_running, 2048, 16).sizes
+        return GraphBuckets.of(max_running, 2048, 16, 512).sizes
 
     assert sizes(1) == (1,) and sizes(3) == (1, 2, 3) and sizes(4) == (1, 2, 4)
     assert sizes(20) == (1, 2, 4, 8, 16, 20)
@@ -76,9 +77,9 @@ def test_sizes_go_up_to_the_largest_batch() -> None:
 
 
 def test_the_least_bucket_that_holds_a_step_is_taken() -> None:
-    buckets = GraphBuckets.of(8, 10_000, 16)
+    buckets = GraphBuckets.of(8, 10_000, 16, 8)
     assert buckets.num_blocks == (512, 625) and buckets.ranks == (16, 64, 256)
-    assert GraphBuckets.of(8, 8000, 16).num_blocks == (500,)
+    assert GraphBuckets.of(8, 8000, 16, 512).num_blocks == (500,)
     assert buckets.variant(3, 512) == Variant(4, 512)
     assert buckets.variant(8, 513, 16, 3) == Variant(8, 625, 16, 8)
     assert buckets.variant(1, 1, 17, 1) == Variant(1, 512, 64, 1)
@@ -90,8 +91,28 @@ def test_the_least_bucket_that_holds_a_step_is_taken() -> None:
     assert {each.rank for each in buckets.variants} == {0, 16, 64, 256}
 
 
+def test_rows_beyond_the_most_sequences_are_for_prompts() -> None:
+    buckets = GraphBuckets.of(8, 10_000, 16, 512)
+    assert buckets.prompt_sizes == (16, 32, 64, 128, 192) and buckets.most_rows == 192
+    assert buckets.contexts == (128, 512, 625)
+    assert buckets.variant(8, 600) == Variant(8, 625)
+    assert buckets.variant(9, 128) == Variant(16, 128)
+    assert buckets.variant(9, 129) is None and buckets.variant(193, 1) is None
+    one, many = (buckets.variant(100, 1, 8, count) for count in (1, 8))
+    assert one == Variant(128, 128, 16, 1) and one.is_shared
+    assert many == Variant(128, 128, 16, 8)
+    assert {one, many} <= set(buckets.variants)
+    sizes = [each.size for each in buckets.variants]
+    assert sizes == sorted(sizes, reverse=True) and len(set(buckets.variants)) == len(sizes)
+    # Where so many tokens never meet in a step there are no graphs for them.
+    assert GraphBuckets.of(64, 100, 16, 512).prompt_sizes == (128, 192, 256)
+    assert GraphBuckets.of(64, 100, 16, 130).prompt_sizes == (128,)
+    assert GraphBuckets.of(64, 100, 16, 64).prompt_sizes == ()
+    assert GraphBuckets.of(1, 100, 16, 512).variants[0] == Variant(192, 7, 256, 1)
+
+
 def test_few_adapters_of_many_rows_have_graphs_of_their_own() -> None:
-    buckets = GraphBuckets.of(32, 100, 16)
+    buckets = GraphBuckets.of(32, 100, 16, 32)
     one, few, many = (buckets.variant(30, 1, 8, count) for count in (1, 8, 9))
     assert one == Variant(32, 7, 16, 1) and one.is_shared
     assert few == Variant(32, 7, 16, 8) and not few.is_shared
@@ -119,7 +140,7 @@ def test_rows_of_one_adapter_are_replayed_in_tiles_of_their_own(assets: dict[str
     assert replayed.tokens == eager.tokens
 
 
-def test_decode_is_replayed_and_prefill_is_not(assets: dict[str, Path]) -> None:
+def test_what_has_more_rows_than_any_graph_runs_eagerly(assets: dict[str, Path]) -> None:
     recorder = Recorder()
     rig = rig_of(assets, recorder)
     assert recorder.num_captured == len(BUCKETS.variants) == 18
@@ -175,7 +196,9 @@ def test_a_sequence_longer_than_any_graph_runs_eagerly(assets: dict[str, Path]) 
     assert num_steps(rig) == 11 and rig.tokens == calm.tokens
 
 
-def test_an_adapter_is_replayed_only_once_all_its_layers_are_in(assets: dict[str, Path]) -> None:
+def test_a_replay_waits_for_the_whole_of_an_adapter_that_is_on_its_way(
+    assets: dict[str, Path],
+) -> None:
     rig = rig_of(assets)
     rig.submit(0, PROMPT, assets["a"], max_tokens=12, ignore_eos=True)
     for _ in range(3):
@@ -196,10 +219,68 @@ def test_an_adapter_is_replayed_only_once_all_its_layers_are_in(assets: dict[str
     resident.copy = OnItsWay()  # pyright: ignore[reportAttributeAccessIssue]
     rig.step()
     rig.step()
-    assert num_steps(rig) == before and OnItsWay.waited[:2] == [0, 1]
+    assert num_steps(rig) == before + 2
     resident.copy = done
     rig.run()
-    assert num_steps(rig) > before
+    assert len(rig.tokens[0]) == 12
+    assert OnItsWay.waited == [1, 1], "for the last layer, once a step"
+
+
+PROMPT_BUCKETS = GraphBuckets((1, 2, 4), (4, 32), (4, 8), prompt_sizes=(8, 16), prompt_blocks=8)
+
+
+def test_short_prompts_are_replayed_beside_decode(assets: dict[str, Path]) -> None:
+    rig, calm = rig_of(assets, buckets=PROMPT_BUCKETS), Rig(assets["model"])
+    for each in (rig, calm):
+        each.submit(0, PROMPT, assets["a"], max_tokens=9, ignore_eos=True)
+        for handle, name in enumerate(["b", "a", None], 1):
+            each.step()
+            prompt = [20 + 3 * handle + at for at in range(3 + handle)]
+            each.submit(
+                handle, prompt, assets[name] if name else None, max_tokens=5, ignore_eos=True
+            )
+        each.run()
+    assert num_steps(rig) == 9 and rig.tokens == calm.tokens, "none of the steps ran eagerly"
+
+
+@pytest.mark.parametrize(
+    ("length", "replayed"),
+    [(8, True), (9, True), (16, True), (17, False)],
+)
+def test_a_prompt_takes_a_row_for_each_token(
+    assets: dict[str, Path], length: int, replayed: bool
+) -> None:
+    prompt = [3 + 5 * at % 120 for at in range(length)]
+    rig, calm = (
+        rig_of(assets, buckets=PROMPT_BUCKETS, max_batch_tokens=32),
+        Rig(assets["model"]),
+    )
+    for each in (rig, calm):
+        each.submit(0, prompt, assets["a"], max_tokens=1, ignore_eos=True)
+        each.run()
+    assert num_steps(rig) == replayed and rig.tokens == calm.tokens
+
+
+def test_a_prompt_in_chunks_asks_for_a_token_at_its_end_only(assets: dict[str, Path]) -> None:
+    prompt = [3 + 5 * at % 120 for at in range(40)]
+    limits = {"max_running": 4, "max_batch_tokens": 12}
+    rig, calm = rig_of(assets, buckets=PROMPT_BUCKETS, **limits), Rig(assets["model"])
+    for each in (rig, calm):
+        each.submit(0, prompt, assets["b"], max_tokens=3, ignore_eos=True)
+        each.run()
+    # 8 blocks are 64 tokens: chunks of 12, 12, 12 and 4 tokens, and two steps of one.
+    assert num_steps(rig) == 6 and rig.tokens == calm.tokens
+
+
+def test_prompts_that_read_many_keys_run_eagerly(
+    assets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_MAX_PROMPT_KEYS", 8 * 9 // 2)
+    for length, replayed in ((8, True), (9, False)):
+        rig = rig_of(assets, buckets=PROMPT_BUCKETS)
+        rig.submit(0, [5 + at for at in range(length)], None, max_tokens=1, ignore_eos=True)
+        rig.run()
+        assert num_steps(rig) == replayed
 
 
 def test_graphs_without_memory_are_left_out(assets: dict[str, Path]) -> None:
@@ -246,7 +327,8 @@ def test_tokens_are_those_of_eager_steps_whatever_happens(
     dice = random.Random(seed)
     num_pages = dice.randrange(18, 25)  # the largest request needs 18
     limits = {"max_running": 5, "max_batch_tokens": 24}
-    rig = rig_of(assets, num_pages=num_pages, **limits)
+    buckets = dice.choice([BUCKETS, PROMPT_BUCKETS])
+    rig = rig_of(assets, buckets=buckets, num_pages=num_pages, **limits)
     calm = Rig(assets["model"], pipeline_depth=1)
     aborted: set[int] = set()
     for handle in range(12):

@@ -80,11 +80,12 @@ def test_logits_are_near_those_of_float32(assets: Assets) -> None:
 
 
 def test_steps_that_are_replayed_choose_what_float32_would(assets: Assets) -> None:
-    buckets = GraphBuckets.of(64, CONTEXT, PAGE_TOKENS)
+    buckets = GraphBuckets.of(64, CONTEXT, PAGE_TOKENS, 96)
     if assets.device == "cuda":
         setup = GraphSetup(buckets, cuda_capture(torch.device("cuda")))
     else:
-        setup = Recorder().setup(GraphBuckets((4, 16), buckets.num_blocks, buckets.ranks))
+        few = GraphBuckets((4, 16), buckets.num_blocks, buckets.ranks, (48,), buckets.num_blocks[0])
+        setup = Recorder().setup(few)
     # Adapters of lm_head run eagerly, and so would all that run beside it.
     rig, used, prompts = _served(assets, assets.adapters[:-1], graphs=setup)
     assert rig.engine.stats().num_graph_steps >= NEW_TOKENS // 2
