@@ -5,7 +5,7 @@
 peft serves adapters in two ways: one batch whose rows name their adapters (`adapter_names`), here
 of 8, and one request after the other with `set_adapter` between. Beside them run transformers' base
 model in batches of 8, and Chorale's engine with all streams at once, all adapters different, and
-base only. All in one process, one dtype, with as many threads, on the same fixtures.
+base only. peft has a process of its own; one dtype, as many threads, the same fixtures.
 """
 
 from __future__ import annotations
@@ -14,88 +14,23 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.cases import Setup
 from benchmarks.load.provenance import provenance
-from benchmarks.load.workload import FIRST_TOKEN_ID
 from benchmarks.models import SHAPES
+from benchmarks.peft_model import peft_process
 from benchmarks.rounds import Ratio, interleaved, judged, print_ratios
 from benchmarks.session import device_name
-from dataplane.channel import Adapter
 from dataplane.engine import process_settings
 
 SCHEMA = "chorale-peft-baseline/1"
 PEFT_BATCH = 8
-
-
-class Peft:
-    """A transformers model with adapters loaded by peft, greedy, never stopping early."""
-
-    def __init__(
-        self, model_dir: Path, adapters: Sequence[Adapter], *, dtype: torch.dtype, vocab_size: int
-    ) -> None:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-        first, *others = adapters
-        # peft keeps adapters in float32 unless told; the peer is to run at its best.
-        as_stored: dict[str, Any] = {"autocast_adapter_dtype": False}
-        self._model = PeftModel.from_pretrained(
-            base, first.source, adapter_name=first.name, **as_stored
-        )
-        for adapter in others:
-            self._model.load_adapter(adapter.source, adapter_name=adapter.name, **as_stored)
-        self._model.to(dtype).eval()
-        self._vocab_size = vocab_size
-        self._prompts = count()
-
-    def base(self, num_rows: int, prompt_tokens: int, new_tokens: int) -> None:
-        with self._model.disable_adapter():
-            self._generate(num_rows, prompt_tokens, new_tokens)
-
-    def mixed(self, names: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:
-        """One batch, a row for each name."""
-        self._generate(len(names), prompt_tokens, new_tokens, adapter_names=list(names))
-
-    def switching(self, names: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:
-        """One request after the other, each under its adapter."""
-        for name in names:
-            self._model.set_adapter(name)
-            self._generate(1, prompt_tokens, new_tokens)
-
-    def _generate(self, num_rows: int, prompt_tokens: int, new_tokens: int, **options: Any) -> None:
-        from transformers import GenerationConfig
-
-        exactly = GenerationConfig(
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-        )
-        generator = np.random.default_rng((11, next(self._prompts)))
-        shape = (num_rows, prompt_tokens)
-        prompts = torch.from_numpy(generator.integers(FIRST_TOKEN_ID, self._vocab_size, shape))
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of eos and pad ids, which nothing here depends on
-            made = self._model.generate(
-                input_ids=prompts,
-                attention_mask=torch.ones_like(prompts),
-                generation_config=exactly,
-                **options,
-            )
-        assert made.shape == (num_rows, prompt_tokens + new_tokens), made.shape
 
 
 def main() -> None:
@@ -112,7 +47,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
-    process_settings.settle()  # the peers' work too
+    process_settings.settle()
     if min(arguments.rank, arguments.prompt_tokens, arguments.new_tokens, arguments.rounds) < 1:
         parser.error("--rank, --prompt-tokens, --new-tokens and --rounds must be at least 1")
     if arguments.concurrency < PEFT_BATCH:
@@ -134,11 +69,14 @@ def run(setup: Setup) -> dict[str, Any]:
     adapter_bytes = len(adapters) * setup.shape.adapter_bytes(setup.rank)
     with ExitStack() as stack:
         session = setup.session(stack, adapter_bytes=adapter_bytes)
-        peft = Peft(
-            setup.model(),
-            adapters[:PEFT_BATCH],
-            dtype=getattr(torch, setup.dtype),
-            vocab_size=setup.shape.vocab_size,
+        peft = stack.enter_context(
+            peft_process(
+                setup.model(),
+                adapters[:PEFT_BATCH],
+                dtype=getattr(torch, setup.dtype),
+                vocab_size=setup.shape.vocab_size,
+                num_threads=setup.num_threads,
+            )
         )
         streams = setup.concurrency
         names = [adapter.name for adapter in adapters[:PEFT_BATCH]]
@@ -204,13 +142,9 @@ def warm_and_run(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str
     return interleaved(turns, rounds)
 
 
-def _rate(num_tokens: int, work: Callable[[], None]) -> Callable[[], float]:
-    def rate() -> float:
-        started_s = time.perf_counter()
-        work()
-        return num_tokens / (time.perf_counter() - started_s)
-
-    return rate
+def _rate(num_tokens: int, work: Callable[[], float]) -> Callable[[], float]:
+    """work: returns its seconds."""
+    return lambda: num_tokens / work()
 
 
 if __name__ == "__main__":

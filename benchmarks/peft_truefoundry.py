@@ -4,7 +4,7 @@
 
 `truefoundry`: 70 tokens in, 10 out, one request at a time, adapters in turn. Base only, one and
 --adapters adapters, by Chorale's engine and by peft, which holds all of them in memory and switches
-with `set_adapter`. All in one process, one dtype, with as many threads, on the same fixtures; no
+with `set_adapter`, in a process of its own. One dtype, as many threads, the same fixtures; no
 network on either side. Each of Chorale's adapters was used once before.
 """
 
@@ -15,7 +15,6 @@ import itertools
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +25,8 @@ import torch
 from benchmarks.cases import Setup
 from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES
-from benchmarks.peft_baseline import Peft, warm_and_run
+from benchmarks.peft_baseline import warm_and_run
+from benchmarks.peft_model import PeftProcess, peft_process
 from benchmarks.rounds import Ratio, judged, print_ratios
 from benchmarks.session import Session, device_name
 from dataplane.channel import Adapter
@@ -36,7 +36,7 @@ SCHEMA = "chorale-peft-truefoundry/1"
 PROMPT_TOKENS, NEW_TOKENS = 70, 10
 MAX_TO_BASE = 1.15  # of 8 adapters on `small`
 MAX_TO_ONE = 1.05
-_REQUESTS_A_TURN = 8
+_REQUESTS_A_TURN = 16
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ def main() -> None:
     for name in ("adapters", "rank", "rounds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1")
-    process_settings.settle()  # the peer's work too
+    process_settings.settle()
     arguments.device, arguments.idle, arguments.concurrency = "cpu", 0, 1
     arguments.prompt_tokens, arguments.new_tokens = PROMPT_TOKENS, NEW_TOKENS
     with tempfile.TemporaryDirectory(prefix="chorale-bench-") as folder:
@@ -75,11 +75,14 @@ def run(setup: Setup, num_adapters: int) -> dict[str, Any]:
     many = f"{num_adapters} adapters"
     with ExitStack() as stack:
         session = setup.session(stack, adapter_bytes=adapter_bytes, host_bytes=2 * adapter_bytes)
-        peft = Peft(
-            setup.model(),
-            adapters,
-            dtype=getattr(torch, setup.dtype),
-            vocab_size=setup.shape.vocab_size,
+        peft = stack.enter_context(
+            peft_process(
+                setup.model(),
+                adapters,
+                dtype=getattr(torch, setup.dtype),
+                vocab_size=setup.shape.vocab_size,
+                num_threads=setup.num_threads,
+            )
         )
         for adapter in adapters:
             _request(session, adapter)
@@ -132,30 +135,27 @@ def show(report: dict[str, Any]) -> None:
     print_ratios(report["ratios"])
 
 
-def _request(session: Session, adapter: Adapter | None) -> None:
-    session.closed_loop([adapter], prompt_tokens=PROMPT_TOKENS, new_tokens=NEW_TOKENS)
+def _request(session: Session, adapter: Adapter | None) -> float:
+    return session.closed_loop(
+        [adapter], prompt_tokens=PROMPT_TOKENS, new_tokens=NEW_TOKENS
+    ).elapsed_s
 
 
 def _chorale(session: Session, adapters: Sequence[Adapter | None]) -> Callable[[], float]:
     return _turn(adapters, lambda adapter: _request(session, adapter))
 
 
-def _peft(peft: Peft, adapters: Sequence[Adapter]) -> Callable[[], float]:
+def _peft(peft: PeftProcess, adapters: Sequence[Adapter]) -> Callable[[], float]:
     names = [adapter.name for adapter in adapters]
     return _turn(names, lambda name: peft.switching([name], PROMPT_TOKENS, NEW_TOKENS))
 
 
-def _turn(items: Sequence[_T], serve: Callable[[_T], None]) -> Callable[[], float]:
+def _turn(items: Sequence[_T], serve: Callable[[_T], float]) -> Callable[[], float]:
     """Some requests, going on where the last turn ended: their mean seconds."""
-    items_in_turn = itertools.cycle(items)
-
-    def mean() -> float:
-        started_s = time.perf_counter()
-        for item in itertools.islice(items_in_turn, _REQUESTS_A_TURN):
-            serve(item)
-        return (time.perf_counter() - started_s) / _REQUESTS_A_TURN
-
-    return mean
+    in_turn = itertools.cycle(items)
+    return lambda: statistics.fmean(
+        serve(item) for item in itertools.islice(in_turn, _REQUESTS_A_TURN)
+    )
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.cases import Setup, closed, idle, many, overlap, ranks
+from benchmarks.errors import BenchError
 from benchmarks.fixtures import main as fixtures_main
 from benchmarks.fixtures import write_fixtures
 from benchmarks.models import ALL_LINEAR, ATTENTION, SHAPES
-from benchmarks.peft_baseline import Peft
+from benchmarks.peft_model import Peft, peft_process
 from benchmarks.session import adapter_at
 from benchmarks.tokenizer import byte_tokenizer
 from storage.adapter.manifest import parse_adapter
@@ -167,9 +169,16 @@ def test_many_adapters_are_each_used_before_they_are_measured(tmp_path: Path) ->
 def test_peft_serves_the_same_fixtures(tmp_path: Path) -> None:
     fixtures = write_fixtures(tmp_path, TINY, num_adapters=2, ranks=(4,))
     adapters = [adapter_at(path) for path in fixtures.adapters]
-    peft = Peft(fixtures.model, adapters, dtype=torch.float32, vocab_size=TINY.vocab_size)
+    made: dict[str, Any] = {"dtype": torch.float32, "vocab_size": TINY.vocab_size}
+    peft = Peft(fixtures.model, adapters, **made)
     names = [adapter.name for adapter in adapters]
     # Each of them checks that it made exactly the tokens that were asked for.
     peft.base(2, 6, 3)
     peft.mixed(names, 6, 3)
     peft.switching(names, 6, 3)
+    with peft_process(fixtures.model, adapters, **made) as elsewhere:
+        assert min(elsewhere.base(2, 6, 3), elsewhere.switching(names, 6, 3)) > 0
+        assert elsewhere.mixed(names, 6, 3) > 0
+        with pytest.raises(BenchError) as failed:
+            elsewhere.switching(["nobody"], 6, 3)
+    assert failed.value.reason == "PEER_FAILED"
