@@ -36,7 +36,7 @@ SCHEMA = "chorale-peft-truefoundry/1"
 PROMPT_TOKENS, NEW_TOKENS = 70, 10
 MAX_TO_BASE = 1.15  # of 8 adapters on `small`
 MAX_TO_ONE = 1.05
-_REQUESTS_A_TURN = 16
+_REQUESTS_A_TURN = 8
 
 _T = TypeVar("_T")
 

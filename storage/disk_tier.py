@@ -25,9 +25,10 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -47,6 +48,13 @@ _CLAIMS = ".claims"
 _RESERVATION = "reservation"
 
 _PIECE_BYTES = 4 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +106,38 @@ class DiskTier:
         """The files, proven to have `digest`; None if absent. A damaged entry is dropped.
 
         again: the second look of one reader, whose first one has counted the miss."""
-        files = await asyncio.to_thread(self._get, _checked(digest))
+
+        async def only_read(_: AdapterFiles) -> None: ...
+
+        found = await self.get_and(only_read, digest, again=again)
+        return found[0] if found else None
+
+    async def get_and(
+        self,
+        use: Callable[[AdapterFiles], Awaitable[T]],
+        digest: str,
+        *,
+        again: bool = False,
+    ) -> tuple[AdapterFiles, T] | None:
+        """As `get`, and what `use` makes of the files, which runs while they are still proven: what
+        it made, or raised, counts only if they are sound."""
+        files = await asyncio.to_thread(self._read, _checked(digest))
         if files is not None:
-            self._hits += 1
-        elif not again:
+            proof = asyncio.create_task(asyncio.to_thread(self._prove, digest, files))
+            try:
+                made = await _outcome(use(files))
+                is_sound = await proof
+            except BaseException:
+                proof.cancel()
+                raise
+            if is_sound:
+                self._hits += 1
+                if isinstance(made, _Failed):
+                    raise made.error
+                return files, made
+        if not again:
             self._misses += 1
-        return files
+        return None
 
     async def put(self, digest: str, files: AdapterFiles) -> None:
         """Store `files`, whose digest the caller has computed. Durable when it returns.
@@ -157,7 +191,8 @@ class DiskTier:
             corrupt_dropped=self._corrupt_dropped,
         )
 
-    def _get(self, digest: str) -> AdapterFiles | None:
+    def _read(self, digest: str) -> AdapterFiles | None:
+        """What the entry holds, whether sound or not."""
         entry = self._root / digest
         damaged = False
         try:
@@ -174,11 +209,7 @@ class DiskTier:
             except FileNotFoundError:
                 damaged = os.path.samestat(os.fstat(here), os.stat(entry))
             else:
-                if self._is_sound(digest, files):
-                    self._sizes[digest] = files.size_bytes
-                    self._touch(entry)
-                    return files
-                damaged = True
+                return files
             finally:
                 os.close(here)
         except FileNotFoundError:
@@ -189,10 +220,23 @@ class DiskTier:
             damaged = problem.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
         self._sizes.pop(digest, None)
         if damaged:
-            _log.warning("disk tier drops damaged entry %s", digest)
-            self._corrupt_dropped += 1
-            self._drop(digest)
+            self._drop_damaged(digest)
         return None
+
+    def _prove(self, digest: str, files: AdapterFiles) -> bool:
+        """Whether they are sound; a damaged entry is dropped."""
+        if self._is_sound(digest, files):
+            self._sizes[digest] = files.size_bytes
+            self._touch(self._root / digest)
+            return True
+        self._sizes.pop(digest, None)
+        self._drop_damaged(digest)
+        return False
+
+    def _drop_damaged(self, digest: str) -> None:
+        _log.warning("disk tier drops damaged entry %s", digest)
+        self._corrupt_dropped += 1
+        self._drop(digest)
 
     def _is_sound(self, digest: str, files: AdapterFiles) -> bool:
         try:
@@ -327,6 +371,13 @@ class DiskTier:
         self._last_use_ns = max(self._last_use_ns + 1, time.time_ns())
         with contextlib.suppress(OSError):
             os.utime(entry, ns=(self._last_use_ns, self._last_use_ns))
+
+
+async def _outcome(work: Awaitable[T]) -> T | _Failed:
+    try:
+        return await work
+    except Exception as error:
+        return _Failed(error)
 
 
 def _checked(digest: str) -> str:

@@ -51,9 +51,9 @@ class AdapterRef:
 @dataclass(frozen=True, slots=True)
 class LoadTimings:
     """One completed load. tier: "disk" or "source". Seconds of wall time: queue_s waiting for its
-    turn, read_s reading with disk verification, parse_s parsing with the checks of all values,
-    build_s making the pages; the last three include waits for a thread. origin: as LoadCount has
-    it. ended_s: on the loader's clock."""
+    turn, parse_s parsing with the checks of all values, build_s making the pages, read_s the rest:
+    reading, and disk verification as far as it outlasts those two; all but queue_s include waits
+    for a thread. origin: as LoadCount has it. ended_s: on the loader's clock."""
 
     digest: str
     tier: str
@@ -70,6 +70,14 @@ class LoadTimings:
 class Residency:
     host: frozenset[str]
     disk: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made(Generic[T]):
+    value: T
+    size_bytes: int
+    parse_s: float
+    build_s: float
 
 
 class _Flight(Generic[T]):
@@ -273,7 +281,8 @@ class TieredLoader(Generic[T]):
                 access = Access(ref.token, flight.transfer.note)
                 files = await self._router.fetch(ref.source, access)
                 async with self._work_slots.at(lambda: flight.priority):
-                    value = await self._finish(ref, flight, files, "source", started, queue_s)
+                    made = await self._make(ref, flight, files, "source")
+                    value = self._ended(ref, flight, made, "source", started, queue_s)
                 await self._begin_write(ref.digest, files, claim)
                 claim = None  # the write's now
                 return value
@@ -289,44 +298,54 @@ class TieredLoader(Generic[T]):
         asked = self._clock()
         async with self._work_slots.at(lambda: flight.priority):
             started = self._clock()
-            files = await self._disk.get(ref.digest, again=again)
-            if files is None:
-                return None
-            return (await self._finish(ref, flight, files, "disk", started, started - asked),)
 
-    async def _finish(
+            async def make(files: AdapterFiles) -> _Made[T]:
+                return await self._make(ref, flight, files, "disk")
+
+            found = await self._disk.get_and(make, ref.digest, again=again)
+            if found is None:
+                return None
+            _, made = found
+            return (self._ended(ref, flight, made, "disk", started, started - asked),)
+
+    async def _make(
+        self, ref: AdapterRef, flight: _Flight[T], files: AdapterFiles, tier: str
+    ) -> _Made[T]:
+        loop = asyncio.get_running_loop()
+        flight.state = "building"
+        began = self._clock()
+        parsed = await loop.run_in_executor(self._executor, self._parse, files, ref, tier)
+        parsed_at = self._clock()
+        value, size_bytes = await loop.run_in_executor(self._executor, self._build, parsed)
+        return _Made(value, size_bytes, parsed_at - began, self._clock() - parsed_at)
+
+    def _ended(
         self,
         ref: AdapterRef,
         flight: _Flight[T],
-        files: AdapterFiles,
+        made: _Made[T],
         tier: str,
         started: float,
         queue_s: float,
     ) -> T:
-        loop = asyncio.get_running_loop()
-        flight.state = "building"
-        read = self._clock()
-        parsed = await loop.run_in_executor(self._executor, self._parse, files, ref, tier)
-        parsed_at = self._clock()
-        value, size_bytes = await loop.run_in_executor(self._executor, self._build, parsed)
-        built = self._clock()
+        now = self._clock()
         timings = LoadTimings(
             digest=ref.digest,
             tier=tier,
-            size_bytes=size_bytes,
-            read_s=read - started,
-            parse_s=parsed_at - read,
-            build_s=built - parsed_at,
+            size_bytes=made.size_bytes,
+            read_s=now - started - made.parse_s - made.build_s,
+            parse_s=made.parse_s,
+            build_s=made.build_s,
             queue_s=queue_s,
             origin="disk" if tier == "disk" else origin_kind(ref.source),
-            ended_s=built,
+            ended_s=now,
         )
-        self._costs.observe(tier, built - started, size_bytes)
-        self._keep(ref.digest, value, size_bytes, flight.speculative)
+        self._costs.observe(tier, now - started, made.size_bytes)
+        self._keep(ref.digest, made.value, made.size_bytes, flight.speculative)
         self._recent.append(timings)
         self.history.ended(
             timings.origin,
-            num_bytes=size_bytes,
+            num_bytes=made.size_bytes,
             queue_s=queue_s,
             read_s=timings.read_s,
             parse_s=timings.parse_s,
@@ -334,7 +353,7 @@ class TieredLoader(Generic[T]):
         )
         if self._on_load is not None:
             self._on_load(timings)
-        return value
+        return made.value
 
     async def _begin_write(self, digest: str, files: AdapterFiles, claim: Claim | None) -> None:
         """Store behind the caller's back. A disk that lags is waited for a moment, lest files pile

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +126,61 @@ async def test_damaged_entries_are_dropped_not_served(
     assert await tier.get(DIGESTS[0]) is not None
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_what_is_made_while_files_are_proven_counts_only_if_they_are_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool, fails: bool
+) -> None:
+    tier = tier_of(tmp_path)
+    await fill(tier, 0)
+    if damaged:
+        path = tmp_path / DIGESTS[0] / WEIGHTS_NAME
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    made = threading.Event()
+    prove = tier._is_sound
+
+    def prove_late(*given: Any) -> bool:
+        assert made.wait(20.0), "nothing is made until all is proven"
+        return prove(*given)
+
+    monkeypatch.setattr(tier, "_is_sound", prove_late)
+
+    async def make(files: AdapterFiles) -> int:
+        made.set()
+        if fails:
+            raise LookupError("cannot be made")
+        return files.size_bytes
+
+    if damaged:
+        assert await tier.get_and(make, DIGESTS[0]) is None
+        assert tier.stats().corrupt_dropped == tier.stats().misses == 1
+    elif fails:
+        with pytest.raises(LookupError):
+            await tier.get_and(make, DIGESTS[0])
+        assert tier.stats().corrupt_dropped == 0
+    else:
+        files, size = await tier.get_and(make, DIGESTS[0]) or (None, 0)
+        assert files is not None and files.size_bytes == size
+    assert made.is_set()
+
+
+async def test_who_gives_up_does_not_wait_for_the_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = tier_of(tmp_path)
+    await fill(tier, 0)
+    go_on = threading.Event()
+    monkeypatch.setattr(tier, "_is_sound", lambda *_: go_on.wait(20.0))
+    getting = asyncio.create_task(tier.get(DIGESTS[0]))
+    await asyncio.sleep(0.05)
+    getting.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(getting, 5.0)
+    finally:
+        go_on.set()
+
+
 async def test_discard_removes_an_entry(tmp_path: Path) -> None:
     tier = tier_of(tmp_path)
     await fill(tier, 0, 1)
@@ -180,6 +237,7 @@ async def test_root_that_cannot_be_made_is_typed(tmp_path: Path) -> None:
 CRASHING_WRITER = """
 import asyncio, os, sys
 from pathlib import Path
+from typing import Any
 from storage import disk_tier
 from tests.storage.test_disk_tier import fill, tier_of
 honest = disk_tier.write_durably
