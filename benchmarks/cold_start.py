@@ -5,8 +5,8 @@
 One engine, no network; the three cases take turns. From disk the files are read anew: the page
 cache is told to forget them. Prints where the time went (each a median): queue: waiting for a turn
 to load; read: the raw read of the same bytes; verify: the digest, as far as it outlasts those two
-beside which it runs: parse, the checks of all values, and convert, into pool layout; copy: into pages
-between steps; wait: in the forward pass, for layers.
+beside which it runs: parse, the checks of all values, and convert, into pool layout; copy: into
+pages between steps; wait: in the forward pass, for layers.
 """
 
 from __future__ import annotations

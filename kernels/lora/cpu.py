@@ -17,6 +17,7 @@ from kernels.cpu.compile import compiled
 from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
 from kernels.lora.plan import (
     BLOCK_TOKENS,
+    MAX_SLICES,
     PLAN_FIELDS,
     PLAN_SLICE_FIELDS,
     ExpandSlice,
@@ -30,11 +31,15 @@ from kernels.lora.plan import (
 _ROWS = 4
 """Rows of A or B that are widened and used together: each token's input is read once for all."""
 
+_BLOCKS_A_THREAD = 4
+"""With fewer, threads take the projections of a block apart: a lone decode row is one block."""
+
 # What the threads are told: counters, sizes, and addresses.
 (
     _NEXT,
     _THREAD,
     _NUM_BLOCKS,
+    _NUM_PARTS,
     _NUM_SEGMENTS,
     _NUM_TOKENS,
     _IN_FEATURES,
@@ -53,7 +58,7 @@ _ROWS = 4
     PLANS,
     _SCRATCH,
     _NUM_ARGUMENTS,
-) = range(21)
+) = range(22)
 
 
 def supports(x: torch.Tensor) -> bool:
@@ -102,11 +107,14 @@ def lora_arguments(
     inputs and outputs; from `y` on addresses. Once these are made, no more threads may run than
     torch has now, and what is told for greater ones moves the scratch of these."""
     size = BLOCK_TOKENS * (max_rank + width) + _ROWS * width
-    _scratch.grow(torch.get_num_threads() * size)
+    num_threads = torch.get_num_threads()
+    _scratch.grow(num_threads * size)
+    few = len(common.blocks) < _BLOCKS_A_THREAD * num_threads
     return (
         0,
         0,
         len(common.blocks),
+        MAX_SLICES if few else 1,
         len(common.spans),
         num_tokens,
         in_features,
@@ -215,12 +223,22 @@ def _axpys(factors: Any, rows: Any, size: Any, total: Any) -> None:  # pragma: n
 
 @compiled
 def _one_token(
-    pages: Any, ids: Any, plan: Any, in_features: Any, x: Any, y: Any, hidden: Any, out: Any
+    pages: Any,
+    ids: Any,
+    plan: Any,
+    slices: Any,
+    ranks: Any,
+    in_features: Any,
+    x: Any,
+    y: Any,
+    hidden: Any,
+    out: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Rows are used once: straight from their pages. x: [in_features] float32, y: the row of
-    the output, hidden: [rank], out: [features] float32."""
+    """Rows are used once: straight from their pages. slices, ranks: (first, end) of what is asked
+    for. x: [in_features] float32, y: the row of the output, hidden: [rank], out: [features]
+    float32."""
     page_elems = pages.shape[1]
-    for r in range(plan[0]):
+    for r in range(ranks[0], ranks[1]):
         total = np.float32(0.0)
         offset, done = plan[1] + r * in_features, 0
         while done < in_features:
@@ -231,7 +249,7 @@ def _one_token(
             done += length
             offset += length
         hidden[r] = total
-    for each in range(plan[2]):
+    for each in range(slices[0], slices[1]):
         field = 3 + each * PLAN_SLICE_FIELDS
         rank_start, rank, b_offset = plan[field], plan[field + 1], plan[field + 2]
         out_start, out_features = plan[field + 3], plan[field + 4]
@@ -260,7 +278,7 @@ def lora_worker(dtype: torch.dtype) -> Any:
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
-        """Takes blocks until none is left.
+        """Takes blocks, or parts of them, until none is left.
 
         wide holds a block's inputs, then its output of one projection. Scratch is indexed whole: a
         slice of a slice would hide from the compiler that it is contiguous.
@@ -283,14 +301,23 @@ def lora_worker(dtype: torch.dtype) -> Any:
         at += BLOCK_TOKENS * width * 4
         rows = threads.array(at, FLOATS, (_ROWS, width))
         while True:
-            block = threads.take(a, _NEXT)
-            if block >= a[_NUM_BLOCKS]:
+            item = threads.take(a, _NEXT)
+            if item >= a[_NUM_BLOCKS] * a[_NUM_PARTS]:
                 return
+            block = item // a[_NUM_PARTS]
             segment, start, num_tokens = blocks[block, 0], blocks[block, 1], blocks[block, 2]
             plan = plans[segment]
             total_rank, num_slices = plan[0], plan[2]
             if total_rank == 0:
                 continue
+            slices, ranks = (0, num_slices), (0, total_rank)
+            if a[_NUM_PARTS] > 1:
+                part = item % a[_NUM_PARTS]
+                if part >= num_slices:
+                    continue
+                field = 3 + part * PLAN_SLICE_FIELDS
+                slices = (part, part + 1)
+                ranks = (plan[field], plan[field] + plan[field + 1])
             ids = page_ids[page_indptr[segment] : page_indptr[segment + 1]]
             for t in range(num_tokens):
                 first = (start + t) * a[_X_STRIDE]
@@ -298,20 +325,31 @@ def lora_worker(dtype: torch.dtype) -> Any:
             if num_tokens == 1:
                 first = start * a[_Y_STRIDE]
                 target = y[first : first + a[_Y_STRIDE]]
-                _one_token(pages, ids, plan, in_features, wide[0], target, hidden[0], rows[0])
+                _one_token(
+                    pages,
+                    ids,
+                    plan,
+                    slices,
+                    ranks,
+                    in_features,
+                    wide[0],
+                    target,
+                    hidden[0],
+                    rows[0],
+                )
                 continue
-            whole = total_rank - total_rank % _ROWS
-            for r in range(0, whole, _ROWS):
+            whole = ranks[1] - (ranks[1] - ranks[0]) % _ROWS
+            for r in range(ranks[0], whole, _ROWS):
                 for each in range(_ROWS):
                     _gather(pages, ids, plan[1] + (r + each) * in_features, in_features, rows[each])
                 for t in range(num_tokens):
                     _dots(rows, wide[t], in_features, hidden[t, r : r + _ROWS])
-            for r in range(whole, total_rank):
+            for r in range(whole, ranks[1]):
                 _gather(pages, ids, plan[1] + r * in_features, in_features, rows[0])
                 for t in range(num_tokens):
                     hidden[t, r] = _dot(rows[0], wide[t, :in_features])
-            for part in range(num_slices):
-                field = 3 + part * PLAN_SLICE_FIELDS
+            for each_slice in range(slices[0], slices[1]):
+                field = 3 + each_slice * PLAN_SLICE_FIELDS
                 rank_start, rank, b_offset = plan[field], plan[field + 1], plan[field + 2]
                 out_start, out_features = plan[field + 3], plan[field + 4]
                 for t in range(num_tokens):
