@@ -13,8 +13,8 @@ In this order:
 Clustering may change the third: of one tenant's adapters, one in the running batch is preferred to
 one that is merely in the pool, and that to one that must be copied there first. A request that was
 passed over in this way first `max_cluster_delay_s` ago is passed over no more; who has an objective
-for its first token can be for a fifth of that time instead, be it more or less. Nothing idles for
-it: who is passed over is admitted in the same step if there is room.
+for its first token can be for a fifth of that time instead, up to four times as long. Nothing idles
+for it: who is passed over is admitted in the same step if there is room.
 
 Adapters that are not here are parked: their requests are skipped until `unpark`.
 """
@@ -31,6 +31,7 @@ from dataplane.pool.lazy_heap import LazyHeap
 
 _LOOK_AHEAD = 16  # adapters of a tenant that clustering looks at
 _CLUSTER_SHARE = 0.2  # of the time to its first token, that a request may be passed over
+_MAX_CLUSTER_DELAYS = 4
 
 
 class Pick(NamedTuple):
@@ -186,9 +187,10 @@ class Waiting:
         return since_s is not None and now_s - since_s >= self._patience_s(sequence)
 
     def _patience_s(self, sequence: Sequence) -> float:
-        if sequence.first_token_by_s is None or not self._max_cluster_delay_s:
+        if sequence.first_token_by_s is None:
             return self._max_cluster_delay_s
-        return _CLUSTER_SHARE * (sequence.first_token_by_s - sequence.arrival_s)
+        share_s = _CLUSTER_SHARE * (sequence.first_token_by_s - sequence.arrival_s)
+        return min(share_s, _MAX_CLUSTER_DELAYS * self._max_cluster_delay_s)
 
     def _enqueue(self, sequence: Sequence, number: int) -> None:
         level = self._levels.get(number)
