@@ -23,7 +23,7 @@ from benchmarks.errors import BenchError
 from benchmarks.load.workload import FIRST_TOKEN_ID
 from dataplane.channel import Adapter
 
-_START_TIMEOUT_S = 1800.0  # peft takes about a second for each adapter of a large model
+_START_TIMEOUT_S = 1800.0  # peft is slow to load many adapters
 
 
 class Peft:

@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import threading
 import time
 import uuid
@@ -30,11 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from storage import pace
 from storage.adapter.manifest import digest_of
-from storage.durable import write_durably
+from storage.durable import sync_dir, write_durably
+from storage.entry_file import read_entry_file
 from storage.errors import AdapterFormatError, TierFullError, TierWriteError
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
@@ -46,8 +43,6 @@ _TEMP_PREFIX = ".tmp-"
 _LOCK = ".lock"
 _CLAIMS = ".claims"
 _RESERVATION = "reservation"
-
-_PIECE_BYTES = 4 << 20
 
 T = TypeVar("T")
 
@@ -106,11 +101,7 @@ class DiskTier:
         """The files, proven to have `digest`; None if absent. A damaged entry is dropped.
 
         again: the second look of one reader, whose first one has counted the miss."""
-
-        async def only_read(_: AdapterFiles) -> None: ...
-
-        found = await self.get_and(only_read, digest, again=again)
-        return found[0] if found else None
+        return await self.get_and(_as_they_are, digest, again=again)
 
     async def get_and(
         self,
@@ -118,9 +109,9 @@ class DiskTier:
         digest: str,
         *,
         again: bool = False,
-    ) -> tuple[AdapterFiles, T] | None:
-        """As `get`, and what `use` makes of the files, which runs while they are still proven: what
-        it made, or raised, counts only if they are sound."""
+    ) -> T | None:
+        """As `get`, but for what `use` makes of the files. It runs while they are still proven:
+        what it made, or raised, counts only if they are sound."""
         files = await asyncio.to_thread(self._read, _checked(digest))
         if files is not None:
             proof = asyncio.create_task(asyncio.to_thread(self._prove, digest, files))
@@ -134,7 +125,7 @@ class DiskTier:
                 self._hits += 1
                 if isinstance(made, _Failed):
                     raise made.error
-                return files, made
+                return made
         if not again:
             self._misses += 1
         return None
@@ -202,13 +193,15 @@ class DiskTier:
                 if not try_lock(here, fcntl.LOCK_SH):
                     return None  # it is being evicted at this moment
                 files = AdapterFiles(
-                    config=bytes(_read(here, CONFIG_NAME, self._limits.max_config_bytes)),
-                    weights=_read(here, WEIGHTS_NAME, self._limits.max_weights_bytes),
+                    config=bytes(read_entry_file(here, CONFIG_NAME, self._limits.max_config_bytes)),
+                    weights=read_entry_file(here, WEIGHTS_NAME, self._limits.max_weights_bytes),
                     uri=entry.absolute().as_uri(),
                 )
             except FileNotFoundError:
                 damaged = os.path.samestat(os.fstat(here), os.stat(entry))
             else:
+                self._sizes[digest] = files.size_bytes  # while nobody can evict it
+                self._touch(entry)
                 return files
             finally:
                 os.close(here)
@@ -225,13 +218,10 @@ class DiskTier:
 
     def _prove(self, digest: str, files: AdapterFiles) -> bool:
         """Whether they are sound; a damaged entry is dropped."""
-        if self._is_sound(digest, files):
-            self._sizes[digest] = files.size_bytes
-            self._touch(self._root / digest)
-            return True
-        self._sizes.pop(digest, None)
-        self._drop_damaged(digest)
-        return False
+        sound = self._is_sound(digest, files)
+        if not sound:
+            self._drop_damaged(digest)
+        return sound
 
     def _drop_damaged(self, digest: str) -> None:
         _log.warning("disk tier drops damaged entry %s", digest)
@@ -255,7 +245,7 @@ class DiskTier:
                 write_durably(temp / CONFIG_NAME, files.config)
                 write_durably(temp / WEIGHTS_NAME, files.weights)
                 (temp / _RESERVATION).unlink()
-                _sync_dir(temp)
+                sync_dir(temp)
                 self._touch(temp)
                 try:
                     temp.rename(final)
@@ -263,7 +253,7 @@ class DiskTier:
                     if not final.is_dir():
                         raise
                     # Another process stored the same content first.
-            _sync_dir(self._root)
+            sync_dir(self._root)
             self._sizes[digest] = files.size_bytes
 
     @contextlib.contextmanager
@@ -373,6 +363,10 @@ class DiskTier:
             os.utime(entry, ns=(self._last_use_ns, self._last_use_ns))
 
 
+async def _as_they_are(files: AdapterFiles) -> AdapterFiles:
+    return files
+
+
 async def _outcome(work: Awaitable[T]) -> T | _Failed:
     try:
         return await work
@@ -385,28 +379,6 @@ def _checked(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"not a digest: {digest[:80]!r}")
     return digest
-
-
-def _read(directory: int, name: str, limit: int) -> memoryview:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, dir_fd=directory)
-    with open(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            return memoryview(b"")  # not what was written: fails verification
-        view, at = np.empty(status.st_size, np.uint8).data, 0
-        while count := file.readinto(view[at : at + _PIECE_BYTES]):
-            at += count
-            pace.rest()
-        return view[:at].toreadonly()
-
-
-def _sync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _entry_bytes(path: str) -> int:

@@ -70,3 +70,12 @@ def _write_direct(fd: int, view: memoryview) -> int:
         if count % _BLOCK_BYTES:
             return written
     return written
+
+
+def sync_dir(path: Path) -> None:
+    """Makes the names in it durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from storage.adapter.manifest import ParsedAdapter, parse_adapter
@@ -22,9 +22,10 @@ from storage.errors import (
     excerpt,
 )
 from storage.files import AdapterFiles
+from storage.flight import AdapterRef, Flight
 from storage.host_tier import HostTier, HostTierStats
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
-from storage.load_history import LoadHistory, LoadUnderWay, Transfer, origin_kind
+from storage.load_history import LoadHistory, LoadUnderWay, origin_kind
 from storage.locks import Claim
 from storage.reload_costs import ReloadCosts
 from storage.slots import PrioritySlots
@@ -36,16 +37,6 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEPT_TIMINGS = 256
 _MAX_PENDING_WRITES = 4
 _WRITE_PATIENCE_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterRef:
-    """Which adapter (`digest`) and where to get it when no tier has it (`source`, a URI), with the
-    token of whoever wants it."""
-
-    digest: str
-    source: str
-    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +69,6 @@ class _Made(Generic[T]):
     size_bytes: int
     parse_s: float
     build_s: float
-
-
-class _Flight(Generic[T]):
-    def __init__(self, ref: AdapterRef, priority: float, clock: Callable[[], float]) -> None:
-        self.ref = ref
-        self.priority = priority
-        self.state = "queued"  # then "fetching", "building"
-        self.began_s = clock()
-        self.transfer = Transfer(clock)
-        self.speculative = True  # nobody but prefetches waits for it
-        self.waiters = 0
-        self.task: asyncio.Task[T]
 
 
 class TieredLoader(Generic[T]):
@@ -138,7 +117,7 @@ class TieredLoader(Generic[T]):
         self._executor = executor
         self._costs = costs or ReloadCosts()
         self._writes: set[asyncio.Task[None]] = set()
-        self._flights: dict[str, _Flight[T]] = {}
+        self._flights: dict[str, Flight[T]] = {}
         self._recent: deque[LoadTimings] = deque(maxlen=_KEPT_TIMINGS)
         self.history = LoadHistory(clock)
         self._closed = False
@@ -222,20 +201,20 @@ class TieredLoader(Generic[T]):
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.flush()
 
-    def _join(self, ref: AdapterRef, priority: float) -> _Flight[T]:
+    def _join(self, ref: AdapterRef, priority: float) -> Flight[T]:
         flight = self._flights.get(ref.digest)
         if flight is not None:
             flight.priority = max(flight.priority, priority)
             return flight
         if self._closed:
             raise LoaderClosedError("the loader is closed")
-        flight = self._flights[ref.digest] = _Flight[T](ref, priority, self._clock)
+        flight = self._flights[ref.digest] = Flight[T](ref, priority, self._clock)
         task = asyncio.create_task(self._load(ref, flight), name=f"load-{ref.digest[:12]}")
         flight.task = task
         task.add_done_callback(lambda _: self._land(ref.digest, flight))
         return flight
 
-    def _land(self, digest: str, flight: _Flight[T]) -> None:
+    def _land(self, digest: str, flight: Flight[T]) -> None:
         if self._flights.get(digest) is flight:
             del self._flights[digest]
         if flight.task.cancelled():
@@ -244,7 +223,7 @@ class TieredLoader(Generic[T]):
         elif (error := flight.task.exception()) is not None:
             self.history.failed(digest, origin_kind(flight.ref.source), error)
 
-    async def _wait(self, digest: str, flight: _Flight[T]) -> T:
+    async def _wait(self, digest: str, flight: Flight[T]) -> T:
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
@@ -261,7 +240,7 @@ class TieredLoader(Generic[T]):
                     del self._flights[digest]
                 flight.task.cancel()
 
-    async def _load(self, ref: AdapterRef, flight: _Flight[T]) -> T:
+    async def _load(self, ref: AdapterRef, flight: Flight[T]) -> T:
         found = await self._from_disk(ref, flight)
         if found is not None:
             return found[0]
@@ -291,7 +270,7 @@ class TieredLoader(Generic[T]):
                 claim.release()
 
     async def _from_disk(
-        self, ref: AdapterRef, flight: _Flight[T], *, again: bool = False
+        self, ref: AdapterRef, flight: Flight[T], *, again: bool = False
     ) -> tuple[T] | None:
         if self._disk is None:
             return None
@@ -302,14 +281,13 @@ class TieredLoader(Generic[T]):
             async def make(files: AdapterFiles) -> _Made[T]:
                 return await self._make(ref, flight, files, "disk")
 
-            found = await self._disk.get_and(make, ref.digest, again=again)
-            if found is None:
+            made = await self._disk.get_and(make, ref.digest, again=again)
+            if made is None:
                 return None
-            _, made = found
             return (self._ended(ref, flight, made, "disk", started, started - asked),)
 
     async def _make(
-        self, ref: AdapterRef, flight: _Flight[T], files: AdapterFiles, tier: str
+        self, ref: AdapterRef, flight: Flight[T], files: AdapterFiles, tier: str
     ) -> _Made[T]:
         loop = asyncio.get_running_loop()
         flight.state = "building"
@@ -322,7 +300,7 @@ class TieredLoader(Generic[T]):
     def _ended(
         self,
         ref: AdapterRef,
-        flight: _Flight[T],
+        flight: Flight[T],
         made: _Made[T],
         tier: str,
         started: float,

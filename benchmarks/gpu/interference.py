@@ -24,7 +24,7 @@ def interference(bench: Bench) -> dict[str, Any]:
         model.shape,
         folder,
         streams=settings.streams,
-        rounds=settings.rounds,
+        rounds=max(1, round(settings.rounds * scale.share)),
         megabytes=settings.megabytes,
         trickle_s=settings.trickle_s,
         churn_s=settings.churn_s,

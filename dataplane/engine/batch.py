@@ -68,7 +68,9 @@ class BatchBuilder:
             page_offset=position_tensor % page_tokens,
             attention=attention_metadata(queries, self._pool.device),
             layers=self._layer_segments(spans),
-            affine=affine_layers(self.adapter, spans, self._config.num_layers, self._pool.data),
+            affine=affine_layers(
+                self._resident.held, spans, self._config.num_layers, self._pool.data
+            ),
             logit_rows=self._int64(logit_rows),
             lm_head=self._head_slices(logit_spans),
             wait=self._resident.waiter(digest for digest, _, _ in spans),
@@ -77,7 +79,7 @@ class BatchBuilder:
     def _layer_segments(self, spans: Seq[AdapterSpan]) -> Seq[LayerSegments]:
         if not spans:
             return [{}] * self._config.num_layers
-        adapters = [self.adapter(digest) for digest, _, _ in spans]
+        adapters = [self._resident.held(digest) for digest, _, _ in spans]
         if uses_triton(self._pool.data):
             return self._on_device.segments(spans, adapters)
         common = lora_spans(spans, adapters)
@@ -99,10 +101,10 @@ class BatchBuilder:
         return layers
 
     def _head_slices(self, spans: Seq[AdapterSpan]) -> list[HeadSlice]:
-        spans = [each for each in spans if self.adapter(each[0]).layout.head]
+        spans = [each for each in spans if self._resident.held(each[0]).layout.head]
         if not spans:
             return []
-        adapters = [self.adapter(digest) for digest, _, _ in spans]
+        adapters = [self._resident.held(digest) for digest, _, _ in spans]
         common = lora_spans(spans, adapters)
         segments: Seq[LoraSegments]
         if uses_triton(self._pool.data):
@@ -120,12 +122,6 @@ class BatchBuilder:
             HeadSlice(layer, *columns, segments[layer], affine_head(placed, layer))
             for layer, columns in enumerate(self._head_columns)
         ]
-
-    def adapter(self, digest: str) -> ResidentAdapter:
-        """Of a running sequence, by its digest."""
-        resident = self._resident.get(digest)
-        assert resident is not None  # held by the running sequence
-        return resident
 
     def _int64(self, values: Seq[object]) -> torch.Tensor:
         return staged(values, torch.int64, self._pool.device)

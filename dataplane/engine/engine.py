@@ -291,7 +291,7 @@ class Engine:
         if self.graphs is None:
             return None
         sources = [self._pipeline.unread_row(chunk.sequence) for chunk in chunks]
-        return self.graphs.step(chunks, sources, self._batches.adapter)
+        return self.graphs.step(chunks, sources, self._resident)
 
     def _row(self, sequence: Sequence) -> Row:
         sampling = sequence.sampling

@@ -67,8 +67,12 @@ class GraphBuckets:
         )
 
     @property
+    def all_sizes(self) -> tuple[int, ...]:
+        return (*self.sizes, *self.prompt_sizes)
+
+    @property
     def most_rows(self) -> int:
-        return max((*self.sizes, *self.prompt_sizes))
+        return self.all_sizes[-1]
 
     @property
     def contexts(self) -> tuple[int, ...]:
@@ -80,7 +84,7 @@ class GraphBuckets:
     def variants(self) -> list[Variant]:
         """The largest first: the smaller ones then find their memory in what those left."""
         found: list[Variant] = []
-        for size in reversed((*self.sizes, *self.prompt_sizes)):
+        for size in reversed(self.all_sizes):
             for blocks in reversed(self._blocks_of(size)):
                 numbers = self._numbers_of_adapters(size)
                 adapters = itertools.product(reversed(self.ranks), reversed(numbers))
@@ -92,7 +96,7 @@ class GraphBuckets:
         self, size: int, num_blocks: int, rank: int = 0, num_adapters: int = 0
     ) -> Variant | None:
         """The smallest that holds such a step; None when none does. rank: 0 for none."""
-        rows = _least((*self.sizes, *self.prompt_sizes), size)
+        rows = _least(self.all_sizes, size)
         if rows is None:
             return None
         blocks = _least(self._blocks_of(rows), num_blocks)

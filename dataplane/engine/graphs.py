@@ -27,8 +27,7 @@ from dataplane.engine.batch import adapter_spans, lora_spans
 from dataplane.engine.chunk import Chunk
 from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.graph_inputs import StepInputs
-from dataplane.lora.copier import waiter
-from dataplane.lora.resident import ResidentAdapter
+from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
 from dataplane.models.decoder import Decoder, LayerSegments
 from dataplane.models.shapes import GROUPS, layer_groups
 from dataplane.pool.pool import PagePool
@@ -172,22 +171,20 @@ class StepGraphs:
         self,
         chunks: Seq[Chunk],
         sources: Seq[int],
-        adapter_of: Callable[[str], ResidentAdapter],
+        resident: ResidentAdapters,
     ) -> GraphStep | None:
         """None when the step must run eagerly.
 
         chunks: those of one adapter adjacent. sources: as `StepInputs.prepare` takes them.
-        adapter_of: by digest.
         """
-        num_rows = sum(chunk.num_tokens for chunk in chunks)
-        if num_rows > self._buckets.most_rows or _prompt_keys(chunks) > _MAX_PROMPT_KEYS:
+        if _prompt_keys(chunks) > _MAX_PROMPT_KEYS:
             return None
         spans = adapter_spans(chunks)
-        adapters = [adapter_of(digest) for digest, _, _ in spans]
+        adapters = [resident.held(digest) for digest, _, _ in spans]
         if not all(map(_can_be_replayed, adapters)):
             return None
         variant = self._buckets.variant(
-            num_rows,
+            sum(chunk.num_tokens for chunk in chunks),
             self._pool.blocks_for(max(chunk.end for chunk in chunks)),
             max((each.layout.device_rows.max_rank for each in adapters), default=0),
             len(adapters),
@@ -200,7 +197,7 @@ class StepGraphs:
             rows = [each.layout.device_rows for each in adapters]
             block_tokens = self._regime(variant).block_tokens
             sends.append(self._lora.prepare(lora_spans(spans, adapters), rows, block_tokens))
-        if wait := waiter([each.copy for each in adapters if each.is_copying]):
+        if wait := resident.waiter(digest for digest, _, _ in spans):
             sends.append(partial(wait, self._num_layers - 1))
         self.num_steps += 1
         rows_asked = _logit_rows(chunks, self._pool.device)

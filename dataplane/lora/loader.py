@@ -29,8 +29,9 @@ from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader_report import LoaderReport, recent_loads, report_of
 from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
+from storage.flight import AdapterRef
 from storage.host_tier import HostTier
-from storage.loader import AdapterRef, LoadTimings, Residency, TieredLoader
+from storage.loader import LoadTimings, Residency, TieredLoader
 from storage.pace import Pace
 from storage.sources import SourceOptions, SourceRouter, build_router
 

@@ -84,6 +84,12 @@ class ResidentAdapters:
     def get(self, digest: str) -> ResidentAdapter | None:
         return self._by_digest.get(digest)
 
+    def held(self, digest: str) -> ResidentAdapter:
+        """Of a running sequence."""
+        resident = self.get(digest)
+        assert resident is not None
+        return resident
+
     def wanted(self, digest: str, now_s: float) -> None:
         """A request that names the adapter has come: one use, though it may yet have to wait."""
         self._uses_of(digest).add(now_s)

@@ -20,8 +20,9 @@ from storage.adapter.manifest import digest_of
 from storage.disk_tier import DiskTier
 from storage.errors import TierFullError
 from storage.files import AdapterFiles
+from storage.flight import AdapterRef
 from storage.host_tier import HostTier
-from storage.loader import AdapterRef, TieredLoader
+from storage.loader import TieredLoader
 from storage.sources import ANYBODY, Access, SourceRouter
 from tests.storage.samples import files
 from tests.storage.test_disk_tier import DIGESTS, SAMPLES, SIZE, fill, on_disk, tier_of
@@ -108,7 +109,7 @@ async def test_an_entry_is_not_evicted_under_its_reader(
     mine, other = tier_of(tmp_path, entries=2), tier_of(tmp_path, entries=2)
     await fill(mine, 0, 1)
     reading, go_on = threading.Event(), threading.Event()
-    honest = disk_tier._read
+    honest = disk_tier.read_entry_file
 
     def slow(directory: int, name: str, limit: int) -> bytes:
         reading.set()
@@ -116,7 +117,7 @@ async def test_an_entry_is_not_evicted_under_its_reader(
         return honest(directory, name, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk_tier, "_read", slow)
+        patch.setattr(disk_tier, "read_entry_file", slow)
         found = asyncio.create_task(mine.get(DIGESTS[0]))
         await asyncio.to_thread(reading.wait)
         await fill(other, 2)  # entry 0 is the oldest, but in use: entry 1 goes

@@ -159,8 +159,7 @@ async def test_what_is_made_while_files_are_proven_counts_only_if_they_are_sound
             await tier.get_and(make, DIGESTS[0])
         assert tier.stats().corrupt_dropped == 0
     else:
-        files, size = await tier.get_and(make, DIGESTS[0]) or (None, 0)
-        assert files is not None and files.size_bytes == size
+        assert await tier.get_and(make, DIGESTS[0]) == files(0).size_bytes
     assert made.is_set()
 
 
@@ -199,7 +198,7 @@ async def test_running_out_of_descriptors_costs_no_entry(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk_tier, "_read", exhausted)
+        patch.setattr(disk_tier, "read_entry_file", exhausted)
         assert await tier.get(DIGESTS[0]) is None
     assert await tier.get(DIGESTS[0]) is not None
 
@@ -237,7 +236,6 @@ async def test_root_that_cannot_be_made_is_typed(tmp_path: Path) -> None:
 CRASHING_WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from typing import Any
 from storage import disk_tier
 from tests.storage.test_disk_tier import fill, tier_of
 honest = disk_tier.write_durably
@@ -335,13 +333,13 @@ async def test_reading_does_not_block_the_loop(
 ) -> None:
     tier = tier_of(tmp_path)
     await fill(tier, 0)
-    honest = disk_tier._read
+    honest = disk_tier.read_entry_file
 
     def slow(directory: int, name: str, limit: int) -> bytes:
         time.sleep(0.1)
         return honest(directory, name, limit)
 
-    monkeypatch.setattr(disk_tier, "_read", slow)
+    monkeypatch.setattr(disk_tier, "read_entry_file", slow)
     task = asyncio.create_task(tier.get(DIGESTS[0]))
     ticks = 0
     while not task.done():

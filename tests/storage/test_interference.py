@@ -20,8 +20,9 @@ from storage.errors import (
     SourceUnavailableError,
 )
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
+from storage.flight import AdapterRef
 from storage.host_tier import HostTier
-from storage.loader import AdapterRef, TieredLoader
+from storage.loader import TieredLoader
 from storage.sources import LocalDirectorySource, SourceOptions, build_router, local
 from storage.sources.retry import Patience
 from storage.sources.slots import origin_of

@@ -16,8 +16,9 @@ from storage.errors import (
     StorageError,
 )
 from storage.files import WEIGHTS_NAME, AdapterFiles
+from storage.flight import AdapterRef
 from storage.host_tier import HostTier
-from storage.loader import AdapterRef, LoadTimings, TieredLoader
+from storage.loader import LoadTimings, TieredLoader
 from storage.reload_costs import ReloadCosts
 from storage.sources import ANYBODY, Access, Progress, SourceRouter
 from tests.storage.samples import config, files, key, lora_tensors, safetensors
