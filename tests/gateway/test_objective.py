@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
-from chorale import AsyncClient, InvalidArgumentError, ResourceExhaustedError
+from chorale import AsyncClient, InvalidArgumentError, ResourceExhaustedError, Tokens
 from tests.gateway.http_errors import COMPLETION, error_of
-from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
+from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway
 
 
@@ -48,13 +50,21 @@ async def test_over_before_it_is_placed_reaches_no_data_plane(
 async def test_a_stream_that_moves_after_its_first_token_has_none_any_more(
     client: AsyncClient, fleet: FakeFleet
 ) -> None:
+    arrived = asyncio.Event()
+
     async def die(plane: FakeDataPlane, done: int) -> None:
         if done == 3:
+            await arrived.wait()  # what a server had not sent when it was killed is lost
             await plane.kill()
 
     fleet.planes[0].before_token = die
-    done = await client.complete("x", max_tokens=6, ttft_slo=60.0)
-    assert done.text == text_of(story(DRAWN_SEED, 6))
+    received: list[int] = []
+    async for event in client.generate("x", max_tokens=6, ttft_slo=60.0):
+        if isinstance(event, Tokens):
+            received += event.token_ids
+        if len(received) == 3:
+            arrived.set()
+    assert received == story(DRAWN_SEED, 6)
     assert 0 < left_s(fleet.planes[0])[0] <= 60
     (moved,) = fleet.planes[1].requests
     assert len(moved.generated_token_ids) == 3 and not moved.HasField("ttft_slo")
