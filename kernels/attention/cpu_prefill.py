@@ -19,7 +19,8 @@ from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
 from kernels.cpu.floats import BITS, FLOATS, aligned_floats, load, store
 from kernels.linear.cpu import is_best
-from kernels.linear.tile import PANEL, SIZES, wide_tile_12
+from kernels.linear.tile import PANEL, wide_tile_12
+from kernels.linear.tiling import SIZES
 
 _TILE = SIZES[-1]
 _MAX_TILES = 8

@@ -20,6 +20,7 @@ SUPPORTED_DTYPES = (torch.float32, torch.bfloat16)
 # Stand for an element type where a kernel makes an array of an address (threads.array).
 FLOATS = np.empty(0, dtype=np.float32)
 BITS = np.empty(0, dtype=np.uint16)  # bfloat16
+WORDS = np.empty(0, dtype=np.uint32)
 
 
 def aligned_floats(size: int) -> np.ndarray[Any, Any]:
@@ -70,6 +71,18 @@ def _narrow(typing_context: Any, value: Any) -> Any:
         return builder.trunc(builder.lshr(word, ir.Constant(int32, 16)), ir.IntType(16))
 
     return types.uint16(types.float32), generate
+
+
+@_intrinsic
+def pair_of_halves(typing_context: Any, value: Any) -> Any:
+    """A float32, rounded to float16, twice: the bits of both in a uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half = builder.fptrunc(arguments[0], ir.HalfType())
+        word = builder.zext(builder.bitcast(half, ir.IntType(16)), ir.IntType(32))
+        return builder.or_(word, builder.shl(word, ir.Constant(ir.IntType(32), 16)))
+
+    return types.uint32(types.float32), generate
 
 
 @overload(load)

@@ -22,6 +22,7 @@ from kernels.kv import cpu as kv
 from kernels.layers import weights
 from kernels.layers.phases import LORA_PHASES, Last, Phase
 from kernels.layers.weights import Layer, address
+from kernels.linear import arguments as gemm
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
 from kernels.lora.op import LoraSegments
@@ -56,7 +57,7 @@ class LayerStack:
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         first = layers[0]
         self._hidden = first.input_norm.shape[0]
-        self._intermediate = first.down.shape[1]
+        self._intermediate = linear.features_of(first.down)[0]
         # Each as the columns of a program's arguments: one address per layer.
         self._addresses = {
             name: np.array([address(getattr(layer, name)) for layer in layers], dtype=np.int64)
@@ -122,9 +123,9 @@ class LayerStack:
         return self._logits(x, logit_rows)
 
     def _logits(self, x: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        num_rows, num_panels = rows.shape[0], self._head.shape[0]
+        num_rows = rows.shape[0]
         normed = x.new_empty(num_rows, self._hidden)
-        logits = x.new_empty(num_rows, num_panels * linear.PANEL)
+        logits = x.new_empty(num_rows, linear.features_of(self._head)[1])
         if num_rows == 0:
             return normed, logits
         projected, spread = self._buffers["projected"].data_ptr(), self._spread.ctypes.data
@@ -140,12 +141,12 @@ class LayerStack:
         arguments = self._last.arguments[0]
         arguments[Last.NORM, : len(told)] = told
         arguments[Last.NORM, fused.ROWS] = rows.data_ptr()
-        told = linear.interleave_arguments(num_rows, self._hidden, normed.data_ptr(), spread)
+        told = gemm.interleave_arguments(num_rows, self._hidden, normed.data_ptr(), spread)
         arguments[Last.SPREAD, : len(told)] = told
-        told = linear.multiply_arguments(
+        told = gemm.multiply_arguments(
             num_rows,
             self._hidden,
-            num_panels,
+            self._head.shape[0],
             spread,
             self._head.data_ptr(),
             0,
@@ -159,24 +160,25 @@ class LayerStack:
         layer, workers = self._layers[0], self._program.workers
         norm_dtype = layer.input_norm.dtype
         norm = fused.norm_worker(torch.bfloat16, norm_dtype)().address
-        spread, multiply = linear.interleave_work().address, linear.multiply_work().address
         head_norm = layer.q_norm.dtype if layer.q_norm is not None else torch.bfloat16
         for phase, worker in (
             (Phase.NORM, norm),
-            (Phase.SPREAD_NORMED, spread),
-            (Phase.QKV, multiply),
             (Phase.ROPE, kv.rope_worker(torch.bfloat16, head_norm)().address),
-            (Phase.SPREAD_ATTENDED, spread),
-            (Phase.O, multiply),
             (Phase.MLP_NORM, norm),
-            (Phase.SPREAD_MLP, spread),
-            (Phase.GATE_UP, multiply),
             (Phase.ACTIVATION, fused.activation_worker(torch.bfloat16, activation)().address),
-            (Phase.SPREAD_ACTIVATED, spread),
-            (Phase.DOWN, multiply),
         ):
             workers[:, phase] = worker
-        self._last.workers[0] = norm, spread, multiply
+        for spread, phase, name in (
+            (Phase.SPREAD_NORMED, Phase.QKV, "qkv"),
+            (Phase.SPREAD_ATTENDED, Phase.O, "o"),
+            (Phase.SPREAD_MLP, Phase.GATE_UP, "gate_up"),
+            (Phase.SPREAD_ACTIVATED, Phase.DOWN, "down"),
+        ):
+            layout = linear.layout_of(getattr(layer, name))  # which its shape decides
+            workers[:, spread] = layout.interleave().address
+            workers[:, phase] = layout.multiply().address
+        layout = linear.layout_of(self._head)
+        self._last.workers[0] = norm, layout.interleave().address, layout.multiply().address
         for phase, name in (
             (Phase.ATTENTION_OUT_NORM, "attention_out_norm"),
             (Phase.MLP_OUT_NORM, "mlp_out_norm"),
@@ -201,7 +203,7 @@ class LayerStack:
             )
         )
         widest = max(hidden, q_size, inter)
-        size = linear.interleaved_size(num_tokens, widest)
+        size = gemm.interleaved_size(num_tokens, widest)
         if self._spread.size < size:
             self._spread = aligned_floats(size)
         spread, eps = self._spread.ctypes.data, self._eps.ctypes.data
@@ -212,13 +214,13 @@ class LayerStack:
 
         def project(spread_phase: Phase, phase: Phase, name: str, of: int, out: int) -> None:
             weight: torch.Tensor = getattr(self._layers[0], name)
-            panels, features, _ = weight.shape
-            told = linear.interleave_arguments(num_tokens, features, of, spread)
+            panels, (features, _) = weight.shape[0], linear.features_of(weight)
+            told = gemm.interleave_arguments(num_tokens, features, of, spread)
             self._set(spread_phase, told, {})
-            told = linear.multiply_arguments(num_tokens, features, panels, spread, 0, 0, out)
+            told = gemm.multiply_arguments(num_tokens, features, panels, spread, 0, 0, out)
             columns = {
-                linear.WEIGHTS: self._addresses[name],
-                linear.BIAS: self._addresses[f"{name}_bias"],
+                gemm.WEIGHTS: self._addresses[name],
+                gemm.BIAS: self._addresses[f"{name}_bias"],
             }
             self._set(phase, told, columns)
 

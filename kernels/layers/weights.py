@@ -50,7 +50,7 @@ NAMES = (
 
 
 def supports(layers: Sequence[Layer], head: torch.Tensor) -> bool:
-    """Whether all weights have the layout of kernels.linear.cpu."""
+    """Whether all weights have layouts of kernels.linear.cpu."""
     return linear.is_packed(head) and all(
         linear.is_packed(weight)
         for layer in layers

@@ -20,8 +20,9 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     The result is opaque: only `linear` and `unpack` take it. The same tensor where there is no
     better layout.
     """
-    if cpu.can_pack(weight):
-        return cpu.pack(weight)
+    layout = cpu.layout_for(weight)
+    if layout is not None:
+        return layout.pack(weight)
     if weight.device.type != "cpu" or weight.dtype not in _PACKED_DTYPES:
         return weight
     if not torch.backends.mkldnn.is_available():
@@ -32,7 +33,8 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] as it was before `pack`."""
+    """[out, in] as it was before `pack`; but for what a float16 layout lost of an output's weights
+    that are below a 4-millionth of its largest."""
     if weight.is_mkldnn:
         return weight.to_dense()
     return cpu.unpack(weight) if weight.dim() == 3 else weight

@@ -12,11 +12,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.linear.tiling import SIZES
+
 LANES = 16
 PANEL = 2 * LANES
 """Output features of a panel: two vectors of float32."""
-SIZES = (1, 2, 4, 6, 8, 12)
-"""Tokens of a tile. 12 rows of 2 vectors of sums, and a row of a panel, fill the registers."""
 PREFETCH = 64
 """Inputs ahead that weights are asked for: the processor itself does not look past a 4 KiB page."""
 

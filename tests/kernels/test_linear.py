@@ -9,7 +9,7 @@ from kernels.linear.op import linear, pack, unpack
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 3, 5, 7, 8, 11, 13, 33, 300])
-@pytest.mark.parametrize("out_features", [50, 96])
+@pytest.mark.parametrize("out_features", [50, 96, 128])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_packed_equals_plain(
     dtype: torch.dtype, num_tokens: int, out_features: int, with_bias: bool
@@ -33,12 +33,31 @@ def test_float32_on_cpu_is_packed() -> None:
     assert pack(torch.zeros(4, 4)).is_mkldnn == torch.backends.mkldnn.is_available()
 
 
-@pytest.mark.skipif(not cpu.is_best(), reason="for AVX-512 without AMX")
-def test_own_layout_is_used_and_independent_of_the_number_of_threads() -> None:
+@pytest.fixture(params=["wide", "half"])
+def layout(request: pytest.FixtureRequest) -> cpu.Layout:
+    """Each that this processor computes in."""
+    each = {"wide": cpu.WIDE, "half": cpu.HALF}[request.param]
+    if each not in cpu.layouts():
+        pytest.skip("for AVX-512 without AMX" if request.param == "wide" else "for AVX512-FP16")
+    return each
+
+
+def test_the_fastest_layout_that_fits_is_taken() -> None:
+    for out_features, expected in ((128, cpu.layouts()[:1]), (96, (cpu.WIDE,)), (50, ())):
+        weight = torch.zeros(out_features, 8, dtype=torch.bfloat16)
+        layout = cpu.layout_for(weight)
+        if not cpu.is_best() or not expected:
+            assert layout is None
+        else:
+            assert layout is expected[0]
+            assert cpu.is_packed(pack(weight)) and cpu.layout_of(pack(weight)) is layout
+            assert cpu.features_of(pack(weight)) == (8, out_features)
+
+
+def test_rows_are_their_own_and_threads_make_no_difference(layout: cpu.Layout) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 72, generator=generator).bfloat16()
-    packed = pack(torch.randn(320, 72, generator=generator).bfloat16())
-    assert packed.shape == (10, 72, 32)
+    x = torch.randn(90, 1100, generator=generator).bfloat16()
+    packed = layout.pack(torch.randn(320, 1100, generator=generator).bfloat16())
     num_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -49,5 +68,54 @@ def test_own_layout_is_used_and_independent_of_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(num_threads)
     # Each token's result is its own, whoever else is in the batch.
-    for rows in (1, 3, 13):
+    for rows in (1, 2, 3, 6, 8, 13, 40):
         assert torch.equal(linear(x[:rows], packed), alone[:rows])
+
+
+@pytest.mark.parametrize("in_features", [1, 31, 32, 33, 72, 1024, 1100, 3000])
+def test_loses_little_more_than_rounding(layout: cpu.Layout, in_features: int) -> None:
+    """The mean error of results is at most a quarter above that of exact ones that are rounded."""
+    generator = torch.Generator().manual_seed(in_features)
+    x = torch.randn(64, in_features, generator=generator).bfloat16()
+    weight = (torch.randn(256, in_features, generator=generator) * 0.02).bfloat16()
+    exact = x.double() @ weight.double().T
+    rounding = (exact.bfloat16().double() - exact).square().mean().sqrt()
+    error = (linear(x, layout.pack(weight)).double() - exact).square().mean().sqrt()
+    assert error <= 1.25 * rounding
+
+
+@pytest.mark.parametrize("of_x", [1e-30, 1e-4, 1.0, 1e4, 1e25])
+@pytest.mark.parametrize("of_weight", [1e-6, 1.0, 1e5])
+def test_no_range_is_too_large_or_small(layout: cpu.Layout, of_x: float, of_weight: float) -> None:
+    """All of one sign and size, so that sums grow as far as they can; rows and outputs of very
+    different sizes, and one of zeros."""
+    sizes = torch.tensor([[1.0], [1e-3], [0.0], [1e3]])
+    x = (torch.full((4, 2048), 1.99) * of_x * sizes).bfloat16()
+    weight = torch.full((64, 2048), 1.99 * of_weight)
+    weight[1::4] *= 1e-3
+    weight[2::4] = 0
+    weight = weight.bfloat16()
+    exact = x.double() @ weight.double().T
+    result = linear(x, layout.pack(weight)).double()
+    torch.testing.assert_close(result, exact, rtol=0.01, atol=0.0)
+    assert torch.equal(layout.unpack(layout.pack(weight)), weight)
+
+
+def test_what_is_no_number_stays_so_in_its_row(layout: cpu.Layout) -> None:
+    x = torch.ones(5, 40, dtype=torch.bfloat16)
+    x[1, 3], x[2, 5], x[4, 0] = float("nan"), float("inf"), float("-inf")
+    result = linear(x, layout.pack(torch.ones(64, 40, dtype=torch.bfloat16)))
+    assert result[1].isnan().all()
+    assert (result[2] == float("inf")).all() and (result[4] == float("-inf")).all()
+    assert (result[0] == 40).all() and (result[3] == 40).all()
+
+
+def test_packed_weights_come_back(layout: cpu.Layout) -> None:
+    """In float16 but for the lowest bits of what is tiny beside the output's largest."""
+    generator = torch.Generator().manual_seed(1)
+    weight = (torch.randn(256, 300, generator=generator) * 0.02).bfloat16()
+    weight[5, 7] = 1e-9
+    back = layout.unpack(layout.pack(weight))
+    largest = weight.abs().amax(1, keepdim=True).float()
+    assert ((back.float() - weight.float()).abs() <= largest * 2.0**-29).all()
+    assert (back != weight).sum() <= (1 if layout is cpu.HALF else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -51,9 +52,10 @@ class Adapter:
             rank_start += rank
             offset += rank * out_features
         self.plan = GroupPlan(total_rank, in_features, 0, tuple(slices))
-        assert flat.numel() <= len(page_ids) * PAGE_ELEMS
+        page_elems = layer_pages.shape[1]
+        assert flat.numel() <= len(page_ids) * page_elems
         for index, page in enumerate(page_ids):
-            part = flat[index * PAGE_ELEMS : (index + 1) * PAGE_ELEMS]
+            part = flat[index * page_elems : (index + 1) * page_elems]
             layer_pages[page, : part.numel()] = part
         self.pages = PageRun.of(page_ids, layer_pages.device)
 
@@ -164,28 +166,46 @@ def test_bfloat16_in_numba_rounds_as_torch() -> None:
     assert torch.equal(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
+class Sizes(NamedTuple):
+    page_elems: int
+    pages_each: int
+    in_features: int
+    outs: tuple[int, int]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", ["consecutive", "scattered"])
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 16, 40], [17, 2, 5], [33, 1, 3]])
-def test_numba_kernel_equals_its_twin(lengths: list[int], order: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(96, 60, 40, (48, 16)),  # rows that go on in another page, nothing fills a tile
+        Sizes(100, 80, 16, (128, 64)),  # rows of several pages, whole tiles
+        Sizes(1000, 16, 72, (144, 64)),  # rows that lie together, and some that do not
+        Sizes(9000, 2, 11, (70, 130)),  # less than a vector
+    ],
+)
+def test_numba_kernel_equals_its_twin(
+    sizes: Sizes, lengths: list[int], order: str, dtype: torch.dtype
+) -> None:
     """Segments of one token, of a block, of several; an adapter without the group."""
     generator = torch.Generator().manual_seed(5)
-    in_features, outs = 40, [(0, 48), (48, 16)]
-    pages_each = 30
-    layer_pages = torch.full((4 * pages_each, PAGE_ELEMS), float("nan"), dtype=dtype)
+    first_out, second_out = sizes.outs
+    pages_each = sizes.pages_each
+    layer_pages = torch.full((4 * pages_each, sizes.page_elems), float("nan"), dtype=dtype)
     ids = list(range(4 * pages_each))
     if order == "scattered":
         random.Random(2).shuffle(ids)
-    ranks = [(3, 16), (16, 1), (24, 8)]
+    outs = [(0, first_out), (first_out, second_out)]
     adapters = [
         Adapter(
             layer_pages,
             ids[index * pages_each : (index + 1) * pages_each],
-            in_features,
+            sizes.in_features,
             [(rank, *out) for rank, out in zip(pair, outs, strict=True)],
             generator,
         )
-        for index, pair in enumerate(ranks)
+        for index, pair in enumerate([(3, 16), (16, 1), (29, 8)])
     ]
     without = PageRun.of(ids[3 * pages_each :], layer_pages.device)
     bounds, start = [], 1  # row 0 is base-only
@@ -194,24 +214,28 @@ def test_numba_kernel_equals_its_twin(lengths: list[int], order: str, dtype: tor
         start += length
     runs = [*(adapter.pages for adapter in adapters), without]
     plans = [*(adapter.plan for adapter in adapters), None]
-    group = SegmentGroup(
-        LoraSpans.of(bounds, runs),
-        np.array([plan_row(plan) for plan in plans], dtype=np.int64),
-        plans,
-    )
+    rows = np.array([plan_row(plan) for plan in plans], dtype=np.int64)
+    group = SegmentGroup(LoraSpans.of(bounds, runs), rows, plans)
     assert len(group) == 3
-    x = torch.randn(start, in_features, generator=generator).to(dtype)
-    y = torch.randn(start, 64, generator=generator).to(dtype)
-    expected = y.float()
+    x = torch.randn(start, sizes.in_features, generator=generator).to(dtype)
+    base = torch.randn(start, first_out + second_out, generator=generator).to(dtype)
+    expected = base.float().clone()
     lora_expand(
         expected,
         lora_shrink(x.float(), layer_pages.float(), list(group)),
         layer_pages.float(),
         list(group),
     )
-    untouched = [y[0].clone(), y[-1].clone()]
+    y = base.clone()
     lora_apply(y, x, layer_pages, group)
     tolerance = 1e-4 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance * 20)
-    assert torch.equal(y[0], untouched[0]) and torch.equal(y[-1], untouched[1])
+    assert torch.equal(y[0], base[0]) and torch.equal(y[-1], base[-1])
     assert cpu.supports(x)
+    # A token gets the same, to the bit, whoever else is in its block.
+    for (first, end), run, plan, row in zip(bounds, runs, plans, rows, strict=True):
+        for token in {first, (first + end) // 2, end - 1}:
+            alone = base[token : token + 1].clone()
+            one = SegmentGroup(LoraSpans.of([(0, 1)], [run]), row[None], [plan])
+            lora_apply(alone, x[token : token + 1], layer_pages, one)
+            assert torch.equal(alone[0], y[token])

@@ -1,0 +1,183 @@
+"""Weights in bfloat16, products in float32: for processors with AVX-512.
+
+Without AMX such a processor multiplies float32 twice as fast as bfloat16, and a decode step is
+bound by the bytes of the weights. So weights stay bfloat16 in memory, are widened on their way to
+the registers, and products are float32. A panel is PANEL output features, all inputs, one after the
+other: what one tile of tokens reads in order. For many tiles a part of a panel is widened once,
+into the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernels.cpu import threads
+from kernels.cpu.compile import compiled
+from kernels.cpu.floats import BITS, FLOATS, load, store
+from kernels.linear.arguments import (
+    BIAS,
+    CHUNK,
+    GROUP_TILES,
+    I_FEATURES,
+    I_NEXT,
+    I_NUM_ARGUMENTS,
+    I_NUM_TILES,
+    I_NUM_TOKENS,
+    I_OUT,
+    I_TILES,
+    I_X,
+    IN_FEATURES,
+    NEXT,
+    NUM_ARGUMENTS,
+    NUM_PANELS,
+    NUM_TILES,
+    NUM_TOKENS,
+    PART,
+    SCRATCH,
+    SCRATCH_SIZE,
+    SUMS_SIZE,
+    THREAD,
+    TILES,
+    WEIGHTS,
+    X,
+    Y,
+)
+from kernels.linear.tile import (
+    PANEL,
+    tile_1,
+    tile_2,
+    tile_4,
+    tile_6,
+    tile_8,
+    tile_12,
+    wide_tile_6,
+    wide_tile_8,
+    wide_tile_12,
+)
+from kernels.linear.tiling import FEW_TILES, SIZES
+
+_LARGEST = SIZES[-1]
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """[out, in] -> [out / PANEL, in, PANEL]"""
+    return weight.view(-1, PANEL, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+def unpack(panels: torch.Tensor) -> torch.Tensor:
+    """[out / PANEL, in, PANEL] -> [out, in]"""
+    return panels.transpose(1, 2).reshape(-1, panels.shape[1])
+
+
+@threads.worker
+def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    """Takes chunks of tiles' features until none is left, and widens them to [features, rows]."""
+    a = threads.told(pointer, I_NUM_ARGUMENTS)
+    num_tokens, features, num_tiles = a[I_NUM_TOKENS], a[I_FEATURES], a[I_NUM_TILES]
+    tiles = threads.array(a[I_TILES], a, (num_tiles, 3))
+    x = threads.array(a[I_X], BITS, (num_tokens, features))
+    num_chunks = (features + CHUNK - 1) // CHUNK
+    while True:
+        task = threads.take(a, I_NEXT)
+        if task >= num_tiles * num_chunks:
+            return
+        tile, chunk = task // num_chunks, task % num_chunks
+        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, features)
+        first, rows = tiles[tile, 0], tiles[tile, 1]
+        out = threads.array(a[I_OUT] + tiles[tile, 2] * features * 4, FLOATS, (features, rows))
+        for row in range(rows):
+            if first + row < num_tokens:
+                source = x[first + row]
+                for k in range(begin, end):
+                    out[k, row] = load(source[k])
+            else:
+                for k in range(begin, end):
+                    out[k, row] = np.float32(0.0)
+
+
+@compiled
+def _store_tile(
+    sums: Any, rows: Any, y: Any, first: Any, panel: Any, all_bias: Any, has_bias: Any
+) -> None:  # pragma: no cover - compiled
+    """sums: [rows, PANEL]; all_bias: of all outputs."""
+    bias = all_bias[panel * PANEL : (panel + 1) * PANEL]
+    for row in range(rows):
+        target = y[first + row, panel * PANEL : (panel + 1) * PANEL]
+        if has_bias:
+            # Rounded before, as a bias that is added to what was stored.
+            for k in range(PANEL):
+                store(target, k, sums[row, k])
+            for k in range(PANEL):
+                store(target, k, load(target[k]) + load(bias[k]))
+        else:
+            for k in range(PANEL):
+                store(target, k, sums[row, k])
+
+
+@threads.worker
+def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    """Takes panels, for each group of tiles, until none is left."""
+    a = threads.told(pointer, NUM_ARGUMENTS)
+    num_tokens, in_features = a[NUM_TOKENS], a[IN_FEATURES]
+    num_panels, num_tiles = a[NUM_PANELS], a[NUM_TILES]
+    tiles = threads.array(a[TILES], a, (num_tiles, 3))
+    sums_at = a[SCRATCH] + threads.take(a, THREAD) * (SCRATCH_SIZE * 4)
+    wide_at = sums_at + SUMS_SIZE * 4
+    all_sums = threads.array(sums_at, FLOATS, (GROUP_TILES, _LARGEST, PANEL))
+    wide = threads.array(wide_at, FLOATS, (PART * PANEL,))
+    y = threads.array(a[Y], BITS, (num_tokens, num_panels * PANEL))
+    has_bias = a[BIAS] != 0
+    bias = threads.array(a[BIAS] if has_bias else a[Y], BITS, (num_panels * PANEL,))
+    panel_size = in_features * PANEL
+    num_groups = (num_tiles + GROUP_TILES - 1) // GROUP_TILES
+    while True:
+        task = threads.take(a, NEXT)
+        if task >= num_panels * num_groups:
+            return
+        group, panel = task // num_panels, task % num_panels
+        weights_at = a[WEIGHTS] + panel * panel_size * 2
+        if num_tiles <= FEW_TILES:
+            for tile in range(num_tiles):
+                first, rows = tiles[tile, 0], tiles[tile, 1]
+                inputs = a[X] + tiles[tile, 2] * (in_features * 4)
+                if rows == 1:
+                    tile_1(inputs, weights_at, sums_at, in_features)
+                elif rows == 2:
+                    tile_2(inputs, weights_at, sums_at, in_features)
+                elif rows == 4:
+                    tile_4(inputs, weights_at, sums_at, in_features)
+                elif rows == 6:
+                    tile_6(inputs, weights_at, sums_at, in_features)
+                elif rows == 8:
+                    tile_8(inputs, weights_at, sums_at, in_features)
+                else:
+                    tile_12(inputs, weights_at, sums_at, in_features)
+                count = min(rows, num_tokens - first)
+                _store_tile(all_sums[0], count, y, first, panel, bias, has_bias)
+            continue
+        first_tile = group * GROUP_TILES
+        end_tile = min(first_tile + GROUP_TILES, num_tiles)
+        all_sums[: end_tile - first_tile] = np.float32(0.0)
+        for begin in range(0, in_features, PART):
+            size = min(PART, in_features - begin)
+            # An array of its own: indices that could be negative keep loops from vector units.
+            part = threads.array(weights_at + begin * PANEL * 2, BITS, (size * PANEL,))
+            for k in range(size * PANEL):
+                wide[k] = load(part[k])
+            for tile in range(first_tile, end_tile):
+                rows = tiles[tile, 1]
+                inputs = a[X] + (tiles[tile, 2] * in_features + begin * rows) * 4
+                target = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
+                if rows == 6:
+                    wide_tile_6(inputs, wide_at, target, size)
+                elif rows == 8:
+                    wide_tile_8(inputs, wide_at, target, size)
+                else:
+                    wide_tile_12(inputs, wide_at, target, size)
+        for tile in range(first_tile, end_tile):
+            first = tiles[tile, 0]
+            count = min(tiles[tile, 1], num_tokens - first)
+            _store_tile(all_sums[tile - first_tile], count, y, first, panel, bias, has_bias)
