@@ -49,9 +49,12 @@ def make_tile(rows: int) -> Any:
             builder.module, ir.FunctionType(_HALVES, [_HALVES] * 3), f"llvm.fma.v{LANES}f16"
         )
         zeros = ir.Constant(_HALVES, [0.0] * LANES)
-        runs, products, fold, after = (
-            builder.append_basic_block(name) for name in ("runs", "products", "fold", "after")
+        runs, products, after = (
+            builder.append_basic_block(name) for name in ("runs", "products", "after")
         )
+        fold = builder.append_basic_block("fold")
+        kept = cgutils.alloca_once(builder, ir.ArrayType(_HALVES, rows * sums_of_row))
+        kept.align = _LINE_BYTES
         before = builder.block
         builder.branch(runs)
 
@@ -97,9 +100,8 @@ def make_tile(rows: int) -> Any:
         builder.cbranch(builder.icmp_signed("<", following, end), products, fold)
 
         builder.position_at_end(fold)
-        for index, total in enumerate(now):
-            _add_to(builder, total, builder.gep(sums, [ir.Constant(_INT64, index * LANES)]))
-        first.add_incoming(end, fold)
+        _add_to(builder, sums, now, kept, in_features)
+        first.add_incoming(end, builder.block)
         builder.cbranch(builder.icmp_signed("<", end, in_features), runs, after)
 
         builder.position_at_end(after)
@@ -121,17 +123,23 @@ def _everywhere(builder: Any, pair: Any) -> Any:
     return builder.bitcast(builder.shuffle_vector(first, none, zeros), _HALVES)
 
 
-def _add_to(builder: Any, total: Any, target: Any) -> None:
-    """target[LANES] float32 += total"""
+def _add_to(builder: Any, sums: Any, totals: list[Any], kept: Any, in_features: Any) -> None:
+    """sums float32 += totals, by way of memory: what is widened on loading saves the shuffles that
+    halves of registers take."""
     half = LANES // 2
-    mask = ir.VectorType(_INT32, half)
-    for part in range(2):
-        lanes = ir.Constant(mask, list(range(part * half, (part + 1) * half)))
-        piece = builder.shuffle_vector(total, ir.Constant(_HALVES, ir.Undefined), lanes)
-        pointer = builder.bitcast(
-            builder.gep(target, [ir.Constant(_INT64, part * half)]), ir.PointerType(_FLOATS)
+    halves = ir.PointerType(ir.VectorType(ir.HalfType(), half))
+    source, target = builder.bitcast(kept, halves), builder.bitcast(sums, ir.PointerType(_FLOATS))
+    for index, total in enumerate(totals):
+        at = builder.gep(kept, [ir.Constant(_INT64, 0), ir.Constant(_INT64, index)])
+        builder.store(total, at, align=_LINE_BYTES)
+    # Adds 0, which the compiler cannot know: it would unroll the loop, and shuffle registers again.
+    nothing = builder.lshr(in_features, ir.Constant(_INT64, 62))
+    count = builder.add(nothing, ir.Constant(_INT64, 2 * len(totals)))
+    with cgutils.for_range(builder, count) as loop:
+        pointer = builder.gep(target, [loop.index])
+        wide = builder.fpext(
+            builder.load(builder.gep(source, [loop.index]), align=half * 2), _FLOATS
         )
-        wide = builder.fpext(piece, _FLOATS)
         builder.store(builder.fadd(builder.load(pointer, align=4), wide), pointer, align=4)
 
 
