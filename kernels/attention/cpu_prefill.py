@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kernels.attention.metadata import AttentionMetadata
+from kernels.attention.softmax import exponentials, highest_of
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
@@ -183,33 +184,22 @@ def warm_up(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
 
 @compiled
 def _weigh(
-    scores: Any,
-    lower: Any,
-    upper: Any,
-    scale: Any,
-    soft_cap: Any,
-    highest: Any,
-    weights: Any,
-    row: Any,
+    scores: Any, lower: Any, upper: Any, soft_cap: Any, before: Any
 ) -> Any:  # pragma: no cover - compiled
-    """One row's keys [lower, upper) of a panel. Returns the highest score so far and the sum of the
-    panel's weights, which are relative to it; other keys weigh nothing."""
+    """In place, one row's keys [lower, upper) of a panel. Returns the highest score so far and the
+    sum of the panel's weights, which are relative to it; other keys weigh nothing."""
     zero = np.float32(0.0)
-    for k in range(PANEL):
-        score = scores[k] * scale
-        if soft_cap > zero:
-            score = soft_cap * tanh(score / soft_cap)
-        scores[k] = score if lower <= k < upper else np.float32(-np.inf)
-    for k in range(PANEL):
-        highest = max(highest, scores[k])
-    for k in range(PANEL):
-        scores[k] = exp(scores[k] - highest)
-    total = zero
-    for k in range(PANEL):
-        weight = scores[k] if lower <= k < upper else zero
-        total += weight
-        weights[k, row] = weight
-    return highest, total
+    if soft_cap > zero:
+        for k in range(PANEL):
+            scores[k] = soft_cap * tanh(scores[k] / soft_cap)
+    scores[:lower] = np.float32(-np.inf)
+    scores[upper:] = np.float32(-np.inf)
+    at = scores.ctypes.data
+    now = max(before, highest_of(at, PANEL))
+    total = exponentials(at, PANEL, now)
+    scores[:lower] = zero
+    scores[upper:] = zero
+    return now, total
 
 
 @cache
@@ -276,7 +266,7 @@ def prefill_worker(head_dim: int, group: int) -> Any:
                     if at_row < num_rows:
                         source = q[first_row + at_row // group, kv_head, at_row % group]
                         for k in range(head_dim):
-                            target[k, row] = load(source[k])
+                            target[k, row] = load(source[k]) * scale
                     else:
                         for k in range(head_dim):
                             target[k, row] = zero
@@ -309,9 +299,9 @@ def prefill_worker(head_dim: int, group: int) -> Any:
                         if lower >= upper:
                             continue
                         before = highest[tile, row]
-                        now, total = _weigh(
-                            scores[row], lower, upper, scale, soft_cap, before, weights, row
-                        )
+                        now, total = _weigh(scores[row], lower, upper, soft_cap, before)
+                        for k in range(num_keys):
+                            weights[k, row] = scores[row, k]
                         highest[tile, row] = now
                         if before == now:
                             totals[tile, row] += total

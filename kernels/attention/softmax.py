@@ -1,4 +1,4 @@
-"""The softmax of decode attention on CPU, as vector instructions: numba's own loops take vectors of
+"""The softmax of attention on CPU, as vector instructions: numba's own loops take vectors of
 half the size, and the highest score one at a time."""
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def weigh_scores(scores: Any, count: Any, soft_cap: Any) -> Any:  # pragma: no c
     for k in range(count, scores.size):
         scores[k] = np.float32(-np.inf)
     at = scores.ctypes.data
-    return exponentials(at, scores.size, highest(at, scores.size))
+    return exponentials(at, scores.size, highest_of(at, scores.size))
 
 
 @vector_intrinsic
-def highest(typing_context: Any, scores: Any, count: Any) -> Any:
+def highest_of(typing_context: Any, scores: Any, count: Any) -> Any:
     """max(scores[count]) float32; count: a multiple of LANES. NaN may be passed over."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
