@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.attention.vectors import INT32, INT64, LANES, VECTOR, WORDS, Code, vector_intrinsic
+from kernels.attention.vectors import INT32, INT64, LANES, VECTOR, Code, vector_intrinsic
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import tanh, vector_exp
 
@@ -85,6 +85,6 @@ def _across(builder: Any, lanes: Any, combine: Callable[[Any, Any], Any]) -> Any
     width = LANES
     while width > 1:
         width //= 2
-        turned = ir.Constant(WORDS, [(lane + width) % LANES for lane in range(LANES)])
-        lanes = combine(builder.shuffle_vector(lanes, lanes, turned), lanes)
+        turned = [(lane + width) % LANES for lane in range(LANES)]
+        lanes = combine(Code(builder).shuffled(lanes, lanes, turned), lanes)
     return builder.extract_element(lanes, ir.Constant(INT32, 0))

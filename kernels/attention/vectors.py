@@ -66,11 +66,14 @@ class Code:
         kind = ir.VectorType(value.type, LANES)
         undefined = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(undefined, value, ir.Constant(INT32, 0))
-        return self.builder.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * LANES))
+        return self.shuffled(first, undefined, [0] * LANES)
 
     def row(self, address: Any) -> tuple[Any, Any]:
         """LINE elements of a row: those at even places and those at odd ones."""
-        words = self.load(address, WORDS, align=2)
+        return self.halves(self.load(address, WORDS, align=2))
+
+    def halves(self, words: Any) -> tuple[Any, Any]:
+        """The lower and the upper elements of words, as float32."""
         even = self.builder.shl(words, ir.Constant(WORDS, [16] * LANES))
         odd = self.builder.and_(words, ir.Constant(WORDS, [0xFFFF0000] * LANES))
         return self.builder.bitcast(even, VECTOR), self.builder.bitcast(odd, VECTOR)
@@ -88,19 +91,16 @@ class Code:
             pointer = self.builder.inttoptr(self.at(address, start, 1), self._bytes)
             self.builder.call(self._prefetch, [pointer, *options])
 
-    def folded(self, a: Any, b: Any, low: list[int], high: list[int]) -> Any:
-        """Halves of two vectors' lanes added: one vector, with half as many addends of each."""
-        builder = self.builder
-        return builder.fadd(
-            *(builder.shuffle_vector(a, b, ir.Constant(WORDS, mask)) for mask in (low, high))
-        )
+    def shuffled(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """These lanes of both, b's numbered after a's."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(WORDS, lanes))
 
     def totals(self, vectors: list[Any]) -> Any:
         """Lane i: the sum of vector i. LANES vectors."""
         for low, distance in _FOLDS:
             high = [lane + distance for lane in low]
             vectors = [
-                self.folded(a, b, low, high)
+                self.builder.fadd(self.shuffled(a, b, low), self.shuffled(a, b, high))
                 for a, b in zip(vectors[::2], vectors[1::2], strict=True)
             ]
         return vectors[0]

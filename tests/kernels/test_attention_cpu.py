@@ -1,4 +1,4 @@
-"""Decode attention on CPU: lengths, groups and windows, those that fill its runs and others."""
+"""Attention on CPU: lengths, groups and windows, those that fill runs and registers and others."""
 
 from __future__ import annotations
 
@@ -101,6 +101,35 @@ def test_same_bits_in_any_batch_on_any_number_of_threads(heads: int, kv_heads: i
                 assert torch.equal(attend(alone, 40)[0], together[query.start])
         finally:
             torch.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    [(3, 3, 64), (8, 2, 128), (7, 1, 96), (14, 1, 32), (4, 2, 80)],
+)
+@pytest.mark.parametrize(
+    ("page_tokens", "window", "soft_cap"), [(16, None, None), (5, 21, None), (RUN + 3, 70, 0.9)]
+)
+def test_prefill(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_tokens: int,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    lengths = [(length, length) for length in (2, 12, 13, 32, 33, 130)]
+    batch = paged_batch(
+        [*lengths, (31, 3), (100, 35), (150, 97)],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        page_tokens=page_tokens,
+        dtype=torch.bfloat16,
+        device="cpu",
+    )
+    expected = batch.expected(head_dim**-0.5, window, soft_cap)
+    assert_close(attend(batch, window, soft_cap), expected)
 
 
 def test_nan_stays_nan() -> None:
