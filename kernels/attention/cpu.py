@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import binding
 
 from kernels.attention.metadata import AttentionMetadata
+from kernels.attention.softmax import weigh_scores
+from kernels.attention.tile import RUN, score, weigh
+from kernels.attention.vectors import LANES, LINE, gather, spread
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
-from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, aligned_floats, load, store
 
 # What the threads are told: a counter, sizes, and addresses.
 (
@@ -26,7 +30,7 @@ from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
     _PAGE_TOKENS,
     _MAX_BLOCKS,
     WINDOW,
-    _LONGEST,
+    _STRIDE,
     _OUT,
     _Q,
     KV_PAGES,
@@ -35,8 +39,9 @@ from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
     _SEQ_LENS,
     _FACTORS,
     _SCRATCH,
+    _SCRATCH_SIZE,
     _NUM_ARGUMENTS,
-) = range(20)
+) = range(21)
 
 
 def supports(q: torch.Tensor) -> bool:
@@ -99,7 +104,12 @@ def decode_arguments(
     num_threads = torch.get_num_threads()
     # Few sequences are split by heads, so that every thread has some.
     parts = 1 if num_decode >= 2 * num_threads else min(num_threads, num_kv_heads)
-    _scratch.grow(num_threads * num_heads * (longest + 2 * head_dim))
+    # Of scores: an odd number of cache lines, as the scores of a position would share one set of
+    # a cache at a power of two.
+    stride = (-(-longest // RUN) + 1 | 1) * RUN
+    scratch_size = num_heads * (stride + 2 * head_dim + 1) + 2 * (2 * stride)
+    scratch_size = -(-scratch_size // LANES) * LANES
+    _scratch.grow(num_threads * scratch_size)
     return (
         0,
         0,
@@ -111,7 +121,7 @@ def decode_arguments(
         page_tokens,
         max_blocks,
         longest if window is None else window,
-        longest,
+        stride,
         out,
         q,
         kv_pages,
@@ -120,6 +130,7 @@ def decode_arguments(
         metadata.decode_seq_lens.data_ptr(),
         factors,
         _scratch.buffer.ctypes.data,
+        scratch_size,
     )
 
 
@@ -142,20 +153,117 @@ def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
 class _Scratch:
     """Buffers kept between calls (one engine thread), grown as needed.
 
-    buffer: float32, for each thread [num_heads, longest] scores, and its heads' queries and sums,
-    each [num_heads, head_dim].
+    buffer: float32, for each thread [num_heads, stride] scores, its heads' queries and sums, each
+    [num_heads, head_dim], [2 * stride] addresses of rows, int64, and [num_heads] totals.
     """
 
     def __init__(self) -> None:
-        self.buffer = np.empty(0, dtype=np.float32)
+        self.buffer = aligned_floats(0)
 
     def grow(self, size: int) -> None:
         if self.buffer.size < size:
             # Doubled, as every step of a growing sequence asks for more.
-            self.buffer = np.empty(2 * size, dtype=np.float32)
+            self.buffer = aligned_floats(2 * size)
 
 
 _scratch = _Scratch()
+
+
+def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
+    """The kernel for heads of `head_dim` elements, `group` of which share a key head."""
+    is_tiled = dtype is torch.bfloat16 and head_dim % LINE == 0 and _has_wide_vectors()
+    return tiled_worker(head_dim, group) if is_tiled else plain_worker(head_dim, group, dtype)
+
+
+@cache
+def _has_wide_vectors() -> bool:
+    return bool(binding.get_host_cpu_features().get("avx512f", False))
+
+
+@cache
+def tiled_worker(head_dim: int, group: int) -> Any:
+    """For bfloat16, rows that are whole LINEs, and processors with vectors of LANES float32."""
+
+    @threads.worker
+    def work(pointer: Any) -> None:  # pragma: no cover - compiled
+        """Takes sequences, or parts of their heads, until none is left; keys and values run by run,
+        almost in the order of memory."""
+        a = threads.told(pointer, _NUM_ARGUMENTS)
+        kv_heads, parts, page_tokens = a[_NUM_KV_HEADS], a[_PARTS], a[_PAGE_TOKENS]
+        heads, stride = kv_heads * group, a[_STRIDE]
+        head_bytes = head_dim * 2
+        token_bytes, num_decode = kv_heads * head_bytes, a[_NUM_DECODE]
+        batch_rows = threads.array(a[_ROWS], a, (num_decode,))
+        tables = threads.array(a[_BLOCK_TABLES], a, (num_decode, a[_MAX_BLOCKS]))
+        seq_lens = threads.array(a[_SEQ_LENS], a, (num_decode,))
+        factors = threads.array(a[_FACTORS], FLOATS, (2,))
+        scores_at = a[_SCRATCH] + threads.take(a, _THREAD) * a[_SCRATCH_SIZE] * 4
+        queries_at = scores_at + heads * stride * 4
+        sums_at = queries_at + heads * head_dim * 4
+        rows_at = sums_at + heads * head_dim * 4
+        scores = threads.array(scores_at, FLOATS, (heads, stride))
+        sums = threads.array(sums_at, FLOATS, (heads, head_dim))
+        rows = threads.array(rows_at, a, (2 * stride,))
+        totals = threads.array(rows_at + 2 * stride * 8, FLOATS, (heads,))
+        while True:
+            task = threads.take(a, _NEXT)
+            if task >= num_decode * parts:
+                return
+            n, part = divmod(task, parts)
+            first = max(seq_lens[n] - a[WINDOW], 0)
+            count = seq_lens[n] - first
+            padded = (count + RUN - 1) // RUN * RUN
+            block, slot = divmod(first, page_tokens)
+            for k in range(count):
+                page = tables[n, block] * 2
+                rows[k] = a[KV_PAGES] + (page * page_tokens + slot) * token_bytes
+                rows[padded + k] = rows[k] + page_tokens * token_bytes
+                slot += 1
+                if slot == page_tokens:
+                    block, slot = block + 1, 0
+            rows[count:padded] = rows[count - 1]
+            rows[padded + count : 2 * padded + RUN] = rows[padded + count - 1]
+            first_kv_head = part * kv_heads // parts
+            end_kv_head = (part + 1) * kv_heads // parts
+            first_head, end_head = first_kv_head * group, end_kv_head * group
+            batch_row = batch_rows[n] * heads
+            for head in range(first_head, end_head):
+                query_at = a[_Q] + (batch_row + head) * head_bytes
+                spread(queries_at + head * head_dim * 4, query_at, factors[0], head_dim)
+            for k in range(0, padded, RUN):
+                for kv_head in range(first_kv_head, end_kv_head):
+                    head = kv_head * group
+                    score(
+                        scores_at + (head * stride + k) * 4,
+                        stride,
+                        queries_at + head * head_dim * 4,
+                        rows_at + k * 8,
+                        kv_head * head_bytes,
+                        head_dim,
+                        group,
+                    )
+            for head in range(first_head, end_head):
+                totals[head] = weigh_scores(scores[head, :padded], count, factors[1])
+            sums[first_head:end_head] = np.float32(0.0)
+            for k in range(0, count, RUN):
+                for kv_head in range(first_kv_head, end_kv_head):
+                    head = kv_head * group
+                    weigh(
+                        sums_at + head * head_dim * 4,
+                        scores_at + (head * stride + k) * 4,
+                        stride,
+                        rows_at + (padded + k) * 8,
+                        kv_head * head_bytes,
+                        min(RUN, count - k),
+                        head_dim,
+                        group,
+                    )
+            for head in range(first_head, end_head):
+                out_at = a[_OUT] + (batch_row + head) * head_bytes
+                factor = np.float32(1.0) / totals[head]
+                gather(out_at, sums_at + head * head_dim * 4, factor, head_dim)
+
+    return work
 
 
 @compiled
@@ -180,9 +288,8 @@ def _softmax(scores: Any, scale: Any, soft_cap: Any) -> None:  # pragma: no cove
 
 
 @cache
-def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
-    """The kernel for heads of `head_dim` elements, `group` of which share a key head: with sizes
-    that the compiler knows, rows stay in vector registers."""
+def plain_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
+    """For any type and processor: with sizes that the compiler knows, rows stay in registers."""
     like = BITS if dtype is torch.bfloat16 else FLOATS
 
     @threads.worker
@@ -190,7 +297,7 @@ def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
         """Takes sequences, or parts of their heads, until none is left; keys and values in the
         order of memory."""
         a = threads.told(pointer, _NUM_ARGUMENTS)
-        kv_heads, longest, parts = a[_NUM_KV_HEADS], a[_LONGEST], a[_PARTS]
+        kv_heads, stride, parts = a[_NUM_KV_HEADS], a[_STRIDE], a[_PARTS]
         page_tokens = a[_PAGE_TOKENS]
         heads = kv_heads * group
         shape = (a[_NUM_TOKENS], heads, head_dim)
@@ -206,10 +313,9 @@ def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
         tables = threads.array(a[_BLOCK_TABLES], a, (num_decode, a[_MAX_BLOCKS]))
         seq_lens = threads.array(a[_SEQ_LENS], a, (num_decode,))
         factors = threads.array(a[_FACTORS], FLOATS, (2,))
-        size = heads * (longest + 2 * head_dim)
-        at = a[_SCRATCH] + threads.take(a, _THREAD) * size * 4
-        scores = threads.array(at, FLOATS, (heads, longest))
-        at += heads * longest * 4
+        at = a[_SCRATCH] + threads.take(a, _THREAD) * a[_SCRATCH_SIZE] * 4
+        scores = threads.array(at, FLOATS, (heads, stride))
+        at += heads * stride * 4
         queries = threads.array(at, FLOATS, (heads, head_dim))
         at += heads * head_dim * 4
         sums = threads.array(at, FLOATS, (heads, head_dim))

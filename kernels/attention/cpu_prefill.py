@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 from kernels.attention.metadata import AttentionMetadata
+from kernels.attention.softmax import exponentials, highest_of
+from kernels.attention.turn import turn_rows, turn_tile
+from kernels.attention.vectors import LINE, gather, spread
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
@@ -23,6 +26,7 @@ from kernels.linear.tile import PANEL, wide_tile_12
 from kernels.linear.tiling import SIZES
 
 _TILE = SIZES[-1]
+assert PANEL == LINE  # sums of values are spread, as values are
 _MAX_TILES = 8
 """Tiles of rows that share a block of keys once it is widened and turned."""
 
@@ -156,10 +160,10 @@ def _num_tiles(group: int) -> int:
 
 def _scratch_size(head_dim: int, group: int) -> int:
     """float32 of one thread: queries and sums of a block, highest scores and totals, a panel of
-    keys, panels of values, a tile of scores and one of weights."""
+    keys, panels of values, a tile of scores and one of weights, addresses of rows."""
     rows, wide_dim = _num_tiles(group) * _TILE, -(-head_dim // PANEL) * PANEL
     keys_and_values = (head_dim + wide_dim) * PANEL
-    return rows * (head_dim + wide_dim + 2) + keys_and_values + 2 * _TILE * PANEL + 64
+    return rows * (head_dim + wide_dim + 2) + keys_and_values + 2 * _TILE * PANEL + 2 * PANEL + 64
 
 
 class _Scratch:
@@ -184,33 +188,31 @@ def warm_up(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
 
 @compiled
 def _weigh(
-    scores: Any,
-    lower: Any,
-    upper: Any,
-    scale: Any,
-    soft_cap: Any,
-    highest: Any,
-    weights: Any,
-    row: Any,
+    scores: Any, lower: Any, upper: Any, soft_cap: Any, before: Any
 ) -> Any:  # pragma: no cover - compiled
-    """One row's keys [lower, upper) of a panel. Returns the highest score so far and the sum of the
-    panel's weights, which are relative to it; other keys weigh nothing."""
+    """In place, one row's keys [lower, upper) of a panel. Returns the highest score so far and the
+    sum of the panel's weights, which are relative to it; other keys weigh nothing."""
     zero = np.float32(0.0)
-    for k in range(PANEL):
-        score = scores[k] * scale
-        if soft_cap > zero:
-            score = soft_cap * tanh(score / soft_cap)
-        scores[k] = score if lower <= k < upper else np.float32(-np.inf)
-    for k in range(PANEL):
-        highest = max(highest, scores[k])
-    for k in range(PANEL):
-        scores[k] = exp(scores[k] - highest)
-    total = zero
-    for k in range(PANEL):
-        weight = scores[k] if lower <= k < upper else zero
-        total += weight
-        weights[k, row] = weight
-    return highest, total
+    if soft_cap > zero:
+        for k in range(PANEL):
+            scores[k] = soft_cap * tanh(scores[k] / soft_cap)
+    scores[:lower] = np.float32(-np.inf)
+    scores[upper:] = np.float32(-np.inf)
+    at = scores.ctypes.data
+    now = max(before, highest_of(at, PANEL))
+    total = exponentials(at, PANEL, now)
+    scores[:lower] = zero
+    scores[upper:] = zero
+    return now, total
+
+
+@compiled
+def _turn_any(target: Any, rows: Any, factor: Any) -> None:  # pragma: no cover - compiled
+    """As `turn_rows`, for rows that are not whole LINEs."""
+    for row in range(target.shape[1]):
+        source = threads.array(rows[row], BITS, (target.shape[0],))
+        for k in range(source.size):
+            target[k, row] = load(source[k]) * factor
 
 
 @cache
@@ -227,6 +229,8 @@ def prefill_worker(head_dim: int, group: int) -> Any:
     weights_start = scores_start + _TILE * PANEL
     highest_start = weights_start + _TILE * PANEL
     totals_start = highest_start + max_tiles * _TILE
+    rows_start = totals_start + max_tiles * _TILE
+    has_whole_lines = head_dim % LINE == 0
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
@@ -237,7 +241,6 @@ def prefill_worker(head_dim: int, group: int) -> Any:
         page_tokens, window = a[_PAGE_TOKENS], a[WINDOW]
         shape = (a[_NUM_TOKENS], kv_heads, group, head_dim)
         out = threads.array(a[_OUT], BITS, shape)
-        q = threads.array(a[_Q], BITS, shape)
         kv_shape = (a[_NUM_PAGES], 2, page_tokens, kv_heads, head_dim)
         kv_pages = threads.array(a[KV_PAGES], BITS, kv_shape)
         blocks = threads.array(a[_BLOCKS], a, (num_blocks, 4))
@@ -255,9 +258,10 @@ def prefill_worker(head_dim: int, group: int) -> Any:
         scores_at = at + scores_start * 4
         scores = threads.array(scores_at, FLOATS, (_TILE, PANEL))
         weights_at = at + weights_start * 4
-        weights = threads.array(weights_at, FLOATS, (PANEL, _TILE))
         highest = threads.array(at + highest_start * 4, FLOATS, (max_tiles, _TILE))
         totals = threads.array(at + totals_start * 4, FLOATS, (max_tiles, _TILE))
+        rows_at = at + rows_start * 4
+        rows = threads.array(rows_at, a, (PANEL,))
         values[:] = zero  # columns after head_dim stay so
         while True:
             task = threads.take(a, _NEXT)
@@ -269,32 +273,37 @@ def prefill_worker(head_dim: int, group: int) -> Any:
             num_rows = num_tokens * group
             num_tiles = (num_rows + _TILE - 1) // _TILE
             for tile in range(num_tiles):
+                highest[tile], totals[tile] = np.float32(-np.inf), zero
                 for row in range(_TILE):
-                    highest[tile, row] = np.float32(-np.inf)
-                    totals[tile, row] = zero
-                    at_row = tile * _TILE + row
-                    target = queries[tile]
-                    if at_row < num_rows:
-                        source = q[first_row + at_row // group, kv_head, at_row % group]
-                        for k in range(head_dim):
-                            target[k, row] = load(source[k])
-                    else:
-                        for k in range(head_dim):
-                            target[k, row] = zero
+                    at_row = min(tile * _TILE + row, num_rows - 1)  # what is left over repeats one
+                    head = kv_head * group + at_row % group
+                    head += (first_row + at_row // group) * kv_heads * group
+                    rows[row] = a[_Q] + head * (head_dim * 2)
+                if has_whole_lines:
+                    queries_at = at + tile * (head_dim * _TILE * 4)
+                    turn_rows(queries_at, rows_at, scale, head_dim, _TILE)
+                else:
+                    _turn_any(queries[tile], rows, scale)
                 sums[tile] = zero
             last = first_position + num_tokens - 1
             for first_key in range(max(0, first_position - window + 1), last + 1, PANEL):
                 num_keys = min(PANEL, last + 1 - first_key)
-                for j in range(num_keys):
-                    page = table[(first_key + j) // page_tokens]
-                    slot = (first_key + j) % page_tokens
-                    key, value = kv_pages[page, 0, slot, kv_head], kv_pages[page, 1, slot, kv_head]
-                    for k in range(head_dim):
-                        keys[k, j] = load(key[k])
-                    for part in range(num_panels):
-                        target = values[part, j]
-                        for k in range(min(PANEL, head_dim - part * PANEL)):
-                            target[k] = load(value[part * PANEL + k])
+                for j in range(PANEL):
+                    position = first_key + min(j, num_keys - 1)
+                    page, slot = table[position // page_tokens], position % page_tokens
+                    rows[j] = kv_pages[page, 0, slot, kv_head].ctypes.data
+                    value = kv_pages[page, 1, slot, kv_head]
+                    if has_whole_lines:
+                        for part in range(num_panels):
+                            target_at = values[part, j].ctypes.data
+                            spread(target_at, value.ctypes.data + part * (PANEL * 2), one, LINE)
+                    else:
+                        for k in range(head_dim):
+                            values[k // PANEL, j, k % PANEL] = load(value[k])
+                if has_whole_lines:
+                    turn_rows(keys_at, rows_at, one, head_dim, PANEL)
+                else:
+                    _turn_any(keys, rows, one)
                 for tile in range(num_tiles):
                     end_row = min((tile + 1) * _TILE, num_rows)
                     if first_position + (end_row - 1) // group < first_key:
@@ -302,17 +311,15 @@ def prefill_worker(head_dim: int, group: int) -> Any:
                     scores[:] = zero
                     queries_at = at + tile * (head_dim * _TILE * 4)
                     wide_tile_12(queries_at, keys_at, scores_at, head_dim)
-                    weights[:] = zero
-                    for row in range(end_row - tile * _TILE):
+                    for row in range(_TILE):
                         position = first_position + (tile * _TILE + row) // group
                         upper = min(num_keys, position + 1 - first_key)
                         lower = max(0, position - window + 1 - first_key)
-                        if lower >= upper:
+                        if lower >= upper or tile * _TILE + row >= num_rows:
+                            scores[row] = zero
                             continue
                         before = highest[tile, row]
-                        now, total = _weigh(
-                            scores[row], lower, upper, scale, soft_cap, before, weights, row
-                        )
+                        now, total = _weigh(scores[row], lower, upper, soft_cap, before)
                         highest[tile, row] = now
                         if before == now:
                             totals[tile, row] += total
@@ -323,6 +330,7 @@ def prefill_worker(head_dim: int, group: int) -> Any:
                                 target = sums[tile, part, row]
                                 for k in range(PANEL):
                                     target[k] *= factor
+                    turn_tile(weights_at, scores_at, _TILE, PANEL)
                     for part in range(num_panels):
                         wide_tile_12(
                             weights_at,
@@ -334,10 +342,12 @@ def prefill_worker(head_dim: int, group: int) -> Any:
                 tile, row = at_row // _TILE, at_row % _TILE
                 factor = one / totals[tile, row]
                 result = out[first_row + at_row // group, kv_head, at_row % group]
-                for part in range(num_panels):
-                    source = sums[tile, part, row]
-                    target = result[part * PANEL : min((part + 1) * PANEL, head_dim)]
-                    for k in range(target.size):
-                        store(target, k, source[k] * factor)
+                if has_whole_lines:
+                    for part in range(num_panels):
+                        source_at = sums[tile, part, row].ctypes.data
+                        gather(result.ctypes.data + part * (PANEL * 2), source_at, factor, LINE)
+                else:
+                    for k in range(head_dim):
+                        store(result, k, sums[tile, k // PANEL, row, k % PANEL] * factor)
 
     return work

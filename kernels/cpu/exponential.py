@@ -1,5 +1,5 @@
 """exp and tanh inside numba kernels, in a form that vector units can run: the C library's are calls
-for one number at a time."""
+for one number at a time. And exp of one vector, for kernels that are written in vectors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.cpu.compile import compiled
@@ -62,3 +63,31 @@ def exp(x: Any) -> Any:  # pragma: no cover - compiled
 def tanh(x: Any) -> Any:  # pragma: no cover - compiled
     """To about 1e-7 of 1, not of the result."""
     return _ONE - _TWO / (exp(_TWO * x) + _ONE)
+
+
+def vector_exp(builder: Any, x: Any) -> Any:
+    """As `exp`, the code for a vector of float32."""
+    kind, lanes = x.type, x.type.count
+    words = ir.VectorType(ir.IntType(32), lanes)
+
+    def call(name: str, *values: Any) -> Any:
+        signature = ir.FunctionType(kind, [kind] * len(values))
+        name = f"llvm.{name}.v{lanes}f32"
+        function = cgutils.get_or_insert_function(builder.module, signature, name)
+        return builder.call(function, values)
+
+    def constant(value: Any) -> Any:
+        return ir.Constant(kind, [float(value)] * lanes)
+
+    low, high = constant(_LOWEST), constant(_HIGHEST)
+    x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+    x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+    n = call("floor", call("fma", x, constant(_LOG2_E), constant(_HALF)))
+    r = call("fma", n, constant(-_LN2_HIGH), x)
+    r = call("fma", n, constant(-_LN2_LOW), r)
+    series = constant(_C7)
+    for coefficient in (_C6, _C5, _C4, _C3, _C2, _ONE, _ONE):
+        series = call("fma", series, r, constant(coefficient))
+    exponent = builder.add(builder.fptosi(n, words), ir.Constant(words, [127] * lanes))
+    power = builder.shl(exponent, ir.Constant(words, [23] * lanes))
+    return builder.fmul(series, builder.bitcast(power, kind))

@@ -1,0 +1,152 @@
+"""Vectors inside numba kernels, as LLVM's instructions: rows of bfloat16 beside float32.
+
+A row is read as words of two elements. So float32 beside rows is spread: of every LINE elements,
+those at even places come first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+LINE = 2 * LANES
+"""Elements of a row that are read at once: a cache line."""
+
+vector_intrinsic: Any = intrinsic(prefer_literal=True)
+
+FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
+
+_BLOCKS = range(0, LANES, 4)
+_FOLDS = (
+    ([block + lane for block in _BLOCKS for lane in (0, 16, 1, 17)], 2),
+    ([block + lane for block in _BLOCKS for lane in (0, 1, 16, 17)], 2),
+    ([block + lane for block in (0, 4, 16, 20) for lane in range(4)], 8),
+    ([block + lane for block in (0, 8, 16, 24) for lane in range(4)], 4),
+)
+"""Lanes of two vectors, and how far after each the one stands that is added to it: first within
+blocks of four lanes, as shuffles are cheapest there, then of whole blocks."""
+
+
+class Code:
+    """What loops of vectors are written in. Addresses are int64, in bytes."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self._fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        self._bytes = ir.PointerType(ir.IntType(8))
+        self._prefetch = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [self._bytes, INT32, INT32, INT32]),
+            "llvm.prefetch.p0i8",
+        )
+
+    def at(self, address: Any, index: Any, size: int) -> Any:
+        """address + index * size"""
+        if isinstance(index, int):
+            return self.builder.add(address, ir.Constant(INT64, index * size))
+        return self.builder.add(address, self.builder.mul(index, ir.Constant(INT64, size)))
+
+    def load(self, address: Any, kind: Any, align: int = 4) -> Any:
+        pointer = self.builder.inttoptr(address, ir.PointerType(kind))
+        return self.builder.load(pointer, align=align)
+
+    def store(self, value: Any, address: Any, align: int = 4) -> None:
+        pointer = self.builder.inttoptr(address, ir.PointerType(value.type))
+        self.builder.store(value, pointer, align=align)
+
+    def everywhere(self, value: Any) -> Any:
+        kind = ir.VectorType(value.type, LANES)
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(INT32, 0))
+        return self.shuffled(first, undefined, [0] * LANES)
+
+    def row(self, address: Any) -> tuple[Any, Any]:
+        """LINE elements of a row: those at even places and those at odd ones."""
+        return self.halves(self.load(address, WORDS, align=2))
+
+    def halves(self, words: Any) -> tuple[Any, Any]:
+        """The lower and the upper elements of words, as float32."""
+        even = self.builder.shl(words, ir.Constant(WORDS, [16] * LANES))
+        odd = self.builder.and_(words, ir.Constant(WORDS, [0xFFFF0000] * LANES))
+        return self.builder.bitcast(even, VECTOR), self.builder.bitcast(odd, VECTOR)
+
+    def two_vectors(self, address: Any) -> tuple[Any, Any]:
+        return self.load(address, VECTOR), self.load(self.at(address, LANES, 4), VECTOR)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.call(self._fma, [a, b, c])
+
+    def prefetch(self, address: Any, size: int) -> None:
+        """`size` bytes, to be read, into the second-level cache: the first has no room."""
+        options = [ir.Constant(INT32, value) for value in (0, 2, 1)]
+        for start in range(0, size, 2 * LINE):
+            pointer = self.builder.inttoptr(self.at(address, start, 1), self._bytes)
+            self.builder.call(self._prefetch, [pointer, *options])
+
+    def shuffled(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """These lanes of both, b's numbered after a's."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(WORDS, lanes))
+
+    def totals(self, vectors: list[Any]) -> Any:
+        """Lane i: the sum of vector i. LANES vectors."""
+        for low, distance in _FOLDS:
+            high = [lane + distance for lane in low]
+            vectors = [
+                self.builder.fadd(self.shuffled(a, b, low), self.shuffled(a, b, high))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        return vectors[0]
+
+
+@vector_intrinsic
+def spread(typing_context: Any, target: Any, source: Any, factor: Any, head_dim: Any) -> Any:
+    """target[head_dim] float32, spread = source[head_dim] bfloat16 * factor"""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = Code(builder)
+        factors = code.everywhere(arguments[2])
+        for k in range(0, head_dim.literal_value, LINE):
+            halves = code.row(code.at(arguments[1], k, 2))
+            for start, half in zip((k, k + LANES), halves, strict=True):
+                code.store(builder.fmul(half, factors), code.at(arguments[0], start, 4))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32, head_dim), generate
+
+
+@vector_intrinsic
+def gather(typing_context: Any, target: Any, source: Any, factor: Any, head_dim: Any) -> Any:
+    """target[head_dim] bfloat16, rounded to nearest even = source[head_dim] float32, spread, *
+    factor"""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = Code(builder)
+        factors = code.everywhere(arguments[2])
+
+        def constant(value: int) -> Any:
+            return ir.Constant(WORDS, [value] * LANES)
+
+        def rounded(k: int) -> Any:
+            """With the result in the upper halves of words, as in kernels.cpu.floats."""
+            value = builder.fmul(code.load(code.at(arguments[1], k, 4), VECTOR), factors)
+            word = builder.bitcast(value, WORDS)
+            odd = builder.and_(builder.lshr(word, constant(16)), constant(1))
+            near = builder.add(word, builder.add(odd, constant(0x7FFF)))
+            is_nan = builder.fcmp_unordered("uno", value, value)
+            return builder.select(is_nan, builder.or_(word, constant(0x00400000)), near)
+
+        for k in range(0, head_dim.literal_value, LINE):
+            even = builder.lshr(rounded(k), constant(16))
+            odd = builder.and_(rounded(k + LANES), constant(0xFFFF0000))
+            code.store(builder.or_(even, odd), code.at(arguments[0], k, 2), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32, head_dim), generate
