@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         np.array([each.start for each in decode], dtype),
         padded_tables([each.block_table for each in decode], dtype),
         np.array([each.seq_len for each in decode], dtype),
-        np.cumsum([0, *(each.end - each.start for each in prefill)], dtype=dtype),
+        np.array([0, *accumulate(each.end - each.start for each in prefill)], dtype),
         np.array([each.start for each in prefill], dtype),
         np.array([each.seq_len for each in prefill], dtype),
         padded_tables([each.block_table for each in prefill], dtype),
@@ -76,7 +77,7 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
     return AttentionMetadata(
         prefill=tuple(
             PrefillChunk(each.start, each.end, each.seq_len, table[: len(each.block_table)])
-            for each, table in zip(prefill, prefill_tables, strict=True)
+            for each, table in zip(prefill, prefill_tables if prefill else (), strict=True)
         ),
         decode_rows=rows,
         decode_block_tables=tables,
@@ -105,6 +106,8 @@ def ragged_prefill(chunks: Sequence[PrefillChunk], device: torch.device) -> Ragg
 def padded_tables(tables: Sequence[Sequence[int]], dtype: type[np.signedinteger]) -> np.ndarray:
     """[len(tables), the longest's length]; each row goes on with its table's last page."""
     width = max(map(len, tables), default=0)
+    if all(len(table) == width for table in tables):
+        return np.array(tables, dtype).reshape(len(tables), width)
     padded = np.empty((len(tables), width), dtype)
     for row, table in zip(padded, tables, strict=True):
         row[: len(table)] = table
@@ -113,16 +116,17 @@ def padded_tables(tables: Sequence[Sequence[int]], dtype: type[np.signedinteger]
 
 
 def to_device(parts: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Arrays of one type as tensors on `device`: one copy, each part 16-byte aligned in it."""
+    """Arrays of one type as tensors on `device`: on CPU these very arrays, elsewhere of one copy,
+    each part 16-byte aligned in it."""
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in parts]
     step = 16 // parts[0].itemsize
     starts = np.cumsum([0, *(-(-part.size // step) * step for part in parts)])
     packed = np.zeros(int(starts[-1]), parts[0].dtype)
     for start, part in zip(starts, parts, strict=False):
         packed[start : start + part.size] = part.reshape(-1)
-    sent = torch.from_numpy(packed)
-    if device.type != "cpu":
-        # The caching allocator of pinned memory keeps the source until the copy is done.
-        sent = sent.pin_memory().to(device, non_blocking=True)
+    # The caching allocator of pinned memory keeps the source until the copy is done.
+    sent = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
     return [
         sent[start : start + part.size].view(part.shape)
         for start, part in zip(starts.tolist(), parts, strict=False)
