@@ -33,7 +33,6 @@ class BatchBuilder:
         queries: list[Queries] = []
         logit_rows: list[int] = []
         spans = adapter_spans(chunks)
-        logit_spans: list[AdapterSpan] = []
         for chunk in chunks:
             sequence, start = chunk.sequence, len(token_ids)
             first, last = chunk.start, chunk.end
@@ -45,10 +44,9 @@ class BatchBuilder:
             blocks = sequence.block_table[: self._pool.blocks_for(last)]
             queries.append(Queries(start, end, last, blocks))
             if chunk.samples:
-                if sequence.adapter:
-                    row = len(logit_rows)
-                    _extend(logit_spans, sequence.adapter.digest, row, row + 1)
                 logit_rows.append(end - 1)
+        all_sample = len(logit_rows) == len(token_ids)
+        logit_spans = spans if all_sample else _logit_spans(chunks)
         layers = self._adapters.layers(spans)
         return Batch(
             token_ids=self._int64(token_ids),
@@ -76,6 +74,15 @@ def adapter_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:
         if chunk.sequence.adapter:
             _extend(spans, chunk.sequence.adapter.digest, start, end)
         start = end
+    return spans
+
+
+def _logit_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:
+    """As `adapter_spans`, of the rows whose next token is asked for."""
+    spans: list[AdapterSpan] = []
+    for row, chunk in enumerate(each for each in chunks if each.samples):
+        if chunk.sequence.adapter:
+            _extend(spans, chunk.sequence.adapter.digest, row, row + 1)
     return spans
 
 

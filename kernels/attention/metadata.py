@@ -66,23 +66,29 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         np.array([each.start for each in decode], dtype),
         padded_tables([each.block_table for each in decode], dtype),
         np.array([each.seq_len for each in decode], dtype),
-        np.array([0, *accumulate(each.end - each.start for each in prefill)], dtype),
+    ]
+    if not prefill:
+        rows, tables, seq_lens = to_device(parts, device)
+        return AttentionMetadata((), rows, tables, seq_lens)
+    indptr = [0, *accumulate(each.end - each.start for each in prefill)]
+    parts += [
+        np.array(indptr, dtype),
         np.array([each.start for each in prefill], dtype),
         np.array([each.seq_len for each in prefill], dtype),
         padded_tables([each.block_table for each in prefill], dtype),
     ]
-    rows, tables, seq_lens, indptr, first_rows, prefill_lens, prefill_tables = to_device(
+    rows, tables, seq_lens, query_indptr, first_rows, prefill_lens, prefill_tables = to_device(
         parts, device
     )
     return AttentionMetadata(
         prefill=tuple(
             PrefillChunk(each.start, each.end, each.seq_len, table[: len(each.block_table)])
-            for each, table in zip(prefill, prefill_tables if prefill else (), strict=True)
+            for each, table in zip(prefill, prefill_tables, strict=True)
         ),
         decode_rows=rows,
         decode_block_tables=tables,
         decode_seq_lens=seq_lens,
-        ragged=RaggedPrefill(indptr, first_rows, prefill_lens, prefill_tables, int(parts[3][-1])),
+        ragged=RaggedPrefill(query_indptr, first_rows, prefill_lens, prefill_tables, indptr[-1]),
     )
 
 
