@@ -247,8 +247,6 @@ class ResidentAdapters:
 
     def waiter(self, digests: Iterable[str]) -> Callable[[int], None] | None:
         """Waits for a layer of those of them that are on their way; None when all are in."""
-        if not self.copier.num_copies:
-            return None
         copies = [self._by_digest[each].copy for each in dict.fromkeys(digests)]
         return waiter([copy for copy in copies if copy.remaining_bytes])
 
