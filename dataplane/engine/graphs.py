@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 import torch
 
-from dataplane.engine.batch import adapter_spans, lora_spans
+from dataplane.engine.batch import adapter_spans
 from dataplane.engine.chunk import Chunk
 from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.graph_inputs import StepInputs
+from dataplane.engine.step_adapters import lora_spans
 from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
 from dataplane.models.decoder import Decoder, LayerSegments
 from dataplane.models.shapes import GROUPS, layer_groups

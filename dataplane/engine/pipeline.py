@@ -85,10 +85,10 @@ class Pipeline:
         before = self._flights[-1].launched if self._flights else None
         forward = step.run if isinstance(step, GraphStep) else self._eager(chunks, step)
 
-        @torch.inference_mode()
         def work() -> Picks:
             previous = before.result.ids if before else None
-            return pick(forward(previous), plan, previous)
+            with torch.inference_mode():
+                return pick(forward(previous), plan, previous)
 
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         self._flights.append(
@@ -107,17 +107,12 @@ class Pipeline:
 
     def _eager(self, chunks: Seq[Chunk], batch: Batch) -> Callable[[Tensor | None], Tensor]:
         targets, sources = self._unread(chunks)
-        device = self._pool.device
-        feed = (
-            (staged(targets, torch.int64, device), staged(sources, torch.int64, device))
-            if targets
-            else None
-        )
+        feed = _feed(targets, sources, self._pool.device) if targets else None
 
         def forward(previous_ids: Tensor | None) -> Tensor:
             if feed is not None:
                 assert previous_ids is not None
-                batch.token_ids.index_copy_(0, feed[0], previous_ids[feed[1]])
+                feed(batch.token_ids, previous_ids)
             return self._decoder.forward(batch, self._pool.data, self._pool.page_tokens)
 
         return forward
@@ -135,3 +130,22 @@ class Pipeline:
                 sources.append(source)
             start += chunk.num_tokens
         return targets, sources
+
+
+def _feed(
+    targets: list[int], sources: list[int], device: torch.device
+) -> Callable[[Tensor, Tensor], None]:
+    """What copies [sources] of its second argument to [targets] of its first one, on the device."""
+    if device.type == "cpu":
+
+        def copy(token_ids: Tensor, previous_ids: Tensor) -> None:
+            # Each call of torch would let another thread have the interpreter.
+            token_ids.numpy()[targets] = previous_ids.numpy()[sources]
+
+    else:
+        to, of = (staged(each, torch.int64, device) for each in (targets, sources))
+
+        def copy(token_ids: Tensor, previous_ids: Tensor) -> None:
+            token_ids.index_copy_(0, to, previous_ids[of])
+
+    return copy

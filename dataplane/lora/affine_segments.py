@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,30 +16,33 @@ from kernels.lora.plan import LoraSpans
 
 
 def affine_layers(
-    adapter_of: Callable[[str], ResidentAdapter],
+    adapters: Sequence[ResidentAdapter],
     spans: Sequence[tuple[str, int, int]],
     num_layers: int,
     pool: torch.Tensor,
 ) -> list[Mapping[str, AffineGroup]]:
     """Segments per layer and projection group; empty when no adapter of the batch has any.
 
-    spans: adapter digest and token rows [start, end), in order of start.
+    spans: of the adapters: digest and token rows [start, end), in order of start.
     pool: on the device where they will be used.
     """
-    adapters = [(adapter_of(digest), start, end) for digest, start, end in spans]
-    adapters = [each for each in adapters if each[0].layout.affine]
-    if not adapters:
+    placed = [
+        (adapter, start, end)
+        for adapter, (_, start, end) in zip(adapters, spans, strict=True)
+        if adapter.layout.affine
+    ]
+    if not placed:
         return []
     on_device = LoraBatchMetadata.where_read(
-        LoraSpans.of([each[1:] for each in adapters], [each[0].pages for each in adapters]),
-        _rows([each[0] for each in adapters], num_layers),
+        LoraSpans.of([each[1:] for each in placed], [each[0].pages for each in placed]),
+        _rows([each[0] for each in placed], num_layers),
         pool,
         AFFINE_ROW,
     )
     layers: list[Mapping[str, AffineGroup]] = []
     for layer in range(num_layers):
         groups: dict[str, list[AffineSegment]] = {}
-        for adapter, start, end in adapters:
+        for adapter, start, end in placed:
             for name, slices in adapter.layout.affine[layer].items():
                 groups.setdefault(name, []).append(AffineSegment(start, end, adapter.pages, slices))
         layers.append(

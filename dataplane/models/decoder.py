@@ -21,8 +21,8 @@ from kernels.layers.cpu import LayerStack
 from kernels.layers.weights import supports as supports_layers
 from kernels.linear.op import linear
 from kernels.lora.extras import AffineSegment, lora_affine
+from kernels.lora.layered import LayeredSegments
 from kernels.lora.op import LoraSegments, lora_apply, lora_delta_beside, lora_expand, lora_shrink
-from kernels.lora.plan import SegmentGroup
 
 LayerSegments = Mapping[str, LoraSegments]
 """Projection group -> LoRA segments of the batch, in one layer."""
@@ -127,7 +127,7 @@ class Decoder:
                 pool,
                 page_tokens,
                 batch.attention,
-                batch.layers,
+                batch.layers if isinstance(batch.layers, LayeredSegments) else None,
                 batch.wait,
                 batch.logit_rows,
             )
@@ -226,7 +226,7 @@ def _fits_stack(batch: Batch) -> bool:
     return (
         batch.token_ids.numel() > 0
         and not batch.affine
-        and all(isinstance(each, SegmentGroup) for layer in batch.layers for each in layer.values())
+        and (isinstance(batch.layers, LayeredSegments) or not any(batch.layers))
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from dataplane.channel import TokenLogprobs
 from dataplane.sampling.filters import filter_logits, penalize
 from dataplane.sampling.plan import Draws, SamplingPlan
-from kernels.sampling.op import draw
+from kernels.sampling.op import draw, likeliest
 
 
 class Sampled(NamedTuple):
@@ -76,11 +76,11 @@ def pick(
     logits: [num_rows, vocab], the model's dtype, on the device of the plan
     previous_ids: [any] int64: what the step before sampled; what `Row.unread` points into
     """
-    best, ids = logits.max(dim=-1)
+    ids, finite = likeliest(logits)
     if plan.special is not None:
         picked = _pick_special(logits[plan.special].float(), plan, previous_ids)
         ids = ids.index_copy(0, plan.special, picked)
-    return Picks(plan, ids, best.isfinite(), _logprobs(logits, plan, ids))
+    return Picks(plan, ids, finite, _logprobs(logits, plan, ids))
 
 
 def _pick_special(

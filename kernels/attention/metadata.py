@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +66,18 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         np.array([each.start for each in decode], dtype),
         padded_tables([each.block_table for each in decode], dtype),
         np.array([each.seq_len for each in decode], dtype),
-        np.cumsum([0, *(each.end - each.start for each in prefill)], dtype=dtype),
+    ]
+    if not prefill:
+        rows, tables, seq_lens = to_device(parts, device)
+        return AttentionMetadata((), rows, tables, seq_lens)
+    indptr = [0, *accumulate(each.end - each.start for each in prefill)]
+    parts += [
+        np.array(indptr, dtype),
         np.array([each.start for each in prefill], dtype),
         np.array([each.seq_len for each in prefill], dtype),
         padded_tables([each.block_table for each in prefill], dtype),
     ]
-    rows, tables, seq_lens, indptr, first_rows, prefill_lens, prefill_tables = to_device(
+    rows, tables, seq_lens, query_indptr, first_rows, prefill_lens, prefill_tables = to_device(
         parts, device
     )
     return AttentionMetadata(
@@ -81,7 +88,7 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         decode_rows=rows,
         decode_block_tables=tables,
         decode_seq_lens=seq_lens,
-        ragged=RaggedPrefill(indptr, first_rows, prefill_lens, prefill_tables, int(parts[3][-1])),
+        ragged=RaggedPrefill(query_indptr, first_rows, prefill_lens, prefill_tables, indptr[-1]),
     )
 
 
@@ -105,6 +112,8 @@ def ragged_prefill(chunks: Sequence[PrefillChunk], device: torch.device) -> Ragg
 def padded_tables(tables: Sequence[Sequence[int]], dtype: type[np.signedinteger]) -> np.ndarray:
     """[len(tables), the longest's length]; each row goes on with its table's last page."""
     width = max(map(len, tables), default=0)
+    if all(len(table) == width for table in tables):
+        return np.array(tables, dtype).reshape(len(tables), width)
     padded = np.empty((len(tables), width), dtype)
     for row, table in zip(padded, tables, strict=True):
         row[: len(table)] = table
@@ -113,16 +122,17 @@ def padded_tables(tables: Sequence[Sequence[int]], dtype: type[np.signedinteger]
 
 
 def to_device(parts: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Arrays of one type as tensors on `device`: one copy, each part 16-byte aligned in it."""
+    """Arrays of one type as tensors on `device`: on CPU these very arrays, elsewhere of one copy,
+    each part 16-byte aligned in it."""
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in parts]
     step = 16 // parts[0].itemsize
     starts = np.cumsum([0, *(-(-part.size // step) * step for part in parts)])
     packed = np.zeros(int(starts[-1]), parts[0].dtype)
     for start, part in zip(starts, parts, strict=False):
         packed[start : start + part.size] = part.reshape(-1)
-    sent = torch.from_numpy(packed)
-    if device.type != "cpu":
-        # The caching allocator of pinned memory keeps the source until the copy is done.
-        sent = sent.pin_memory().to(device, non_blocking=True)
+    # The caching allocator of pinned memory keeps the source until the copy is done.
+    sent = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
     return [
         sent[start : start + part.size].view(part.shape)
         for start, part in zip(starts.tolist(), parts, strict=False)

@@ -72,13 +72,13 @@ def array(address: Any, like: Any, shape: Any) -> Any:  # pragma: no cover - com
     return _carray(_pointer_to(address, like), shape)
 
 
-def run(work: Callable[[], Any], arguments: np.ndarray[Any, Any]) -> None:
+def run(work: Callable[[], Any], arguments: np.ndarray[Any, Any], *, alone: bool = False) -> None:
     """Calls a `worker` with the arguments on every thread, and returns when all have.
 
-    arguments: int64, contiguous
+    arguments: int64, contiguous. alone: on this thread only, as so little work is done soonest
     """
     num_threads = torch.get_num_threads()
-    if _gomp_parallel is None or num_threads == 1:
+    if alone or _gomp_parallel is None or num_threads == 1:
         work().ctypes(arguments.ctypes.data_as(_INT64_POINTER))
     else:
         _gomp_parallel(work().address, arguments.ctypes.data, num_threads, 0)

@@ -11,6 +11,7 @@ from kernels.fused import cpu as fused
 from kernels.kv import cpu as kv
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
+from kernels.sampling import cpu as sampling
 
 
 def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -18,7 +19,7 @@ def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
     compiled. Seconds the first time ever."""
     if dtype in SUPPORTED_DTYPES:
         attention.warm_up(dtype, num_heads, num_kv_heads, head_dim)
-        for kernels in (fused, kv, lora):
+        for kernels in (fused, kv, lora, sampling):
             kernels.warm_up(dtype)
     if dtype is torch.bfloat16:
         linear.warm_up()

@@ -25,8 +25,7 @@ from kernels.layers.weights import Layer, address
 from kernels.linear import arguments as gemm
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
-from kernels.lora.op import LoraSegments
-from kernels.lora.plan import SegmentGroup
+from kernels.lora.layered import LayeredSegments
 
 
 class LayerStack:
@@ -77,6 +76,8 @@ class LayerStack:
         self._last = Program(1, len(Last))
         self._fixed_workers(activation)
         self._told: tuple[int, ...] = ()  # what the fixed part of the arguments is for
+        # What LoRA's part is for, kept as an object: what it points to lives as long.
+        self._told_lora: tuple[LayeredSegments, tuple[int, ...], tuple[int, ...]] | None = None
         self._buffers: dict[str, torch.Tensor] = {}
         self._spread = aligned_floats(0)
 
@@ -89,14 +90,14 @@ class LayerStack:
         pool: torch.Tensor,
         page_tokens: int,
         metadata: AttentionMetadata,
-        segments: Sequence[Mapping[str, LoraSegments]],
+        segments: LayeredSegments | None,
         wait: Callable[[int], None] | None,
         logit_rows: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x: [num_tokens, hidden], num_tokens > 0, contiguous; is overwritten.
 
-        pool: [num_layers, num_pages, page_elems], contiguous. segments: of each layer, by group,
-        SegmentGroups over one LoraSpans. wait: called with a layer's number before it runs.
+        pool: [num_layers, num_pages, page_elems], contiguous. segments: by the groups' names, None
+        where no row has an adapter. wait: called with a layer's number before it runs.
         logit_rows: [num_logits], each once; indices are int64.
         Returns the normed outputs of these rows, [num_logits, hidden], and the base model's logits,
         [num_logits, vocab_size].
@@ -321,22 +322,13 @@ class LayerStack:
             workers[:, Phase.DECODE] = worker().address
 
     def _tell_lora(
-        self,
-        segments: Sequence[Mapping[str, LoraSegments]],
-        num_tokens: int,
-        pool: torch.Tensor,
+        self, segments: LayeredSegments | None, num_tokens: int, pool: torch.Tensor
     ) -> None:
         workers = self._program.workers
-        pages = self._pages(pool)
-        plans = {
-            name: [_plans(layer.get(name)) for layer in segments]
-            for name in ("qkv", "o", "gate_up", "down")
-        }
-        some = [each for group in plans.values() for each in group if each is not None]
-        if not some:
+        if segments is None:
             workers[:, LORA_PHASES] = 0
+            self._told_lora = None
             return
-        max_rank = int(np.concatenate(some)[:, 0].max())
         width = max(buffer.shape[1] for buffer in self._buffers.values())
         for phase, name, x, y in (
             (Phase.LORA_QKV, "qkv", "normed", "qkv"),
@@ -344,18 +336,10 @@ class LayerStack:
             (Phase.LORA_GATE_UP, "gate_up", "normed", "gate_up"),
             (Phase.LORA_DOWN, "down", "activated", "projected"),
         ):
-            addresses = np.array(
-                [0 if p is None else p.__array_interface__["data"][0] for p in plans[name]]
-            )
-            if not addresses.any():
-                workers[:, phase] = 0
-                continue
-            group = next(layer[name] for layer in segments if name in layer)
-            assert isinstance(group, SegmentGroup)
             source, target = self._buffers[x], self._buffers[y]
             told = lora.lora_arguments(
-                group.common,
-                max_rank,
+                segments.common,
+                segments.max_rank,
                 width,
                 num_tokens,
                 source.shape[1],
@@ -368,7 +352,14 @@ class LayerStack:
                 0,
                 0,
             )
-            self._set(phase, told, {lora.PAGES: pages, lora.PLANS: addresses})
+            if phase == Phase.LORA_QKV:
+                # The same segments, and the buffers, the pool and the scratch where they were: the
+                # other groups' arguments are the same, too.
+                before, self._told_lora = self._told_lora, (segments, self._told, told)
+                if before and before[0] is segments and before[1:] == (self._told, told):
+                    return
+            addresses = segments.addresses(name)
+            self._set(phase, told, {lora.PAGES: self._pages(pool), lora.PLANS: addresses})
             worker = lora.lora_worker(torch.bfloat16)().address
             workers[:, phase] = np.where(addresses != 0, worker, 0)
 
@@ -392,10 +383,3 @@ class LayerStack:
             buffer = torch.empty(rows, columns, dtype=torch.bfloat16)
             self._buffers[name] = buffer
         return buffer.data_ptr()
-
-
-def _plans(group: LoraSegments | None) -> np.ndarray[Any, Any] | None:
-    if group is None:
-        return None
-    assert isinstance(group, SegmentGroup) and group.plans.flags.c_contiguous
-    return group.plans

@@ -1,8 +1,19 @@
-"""Drawing tokens from probabilities: plain torch."""
+"""Choosing tokens by logits or probabilities: plain torch."""
 
 from __future__ import annotations
 
 import torch
+
+
+def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first of each row's highest logits, and whether the row says anything.
+
+    logits: [n, vocab]
+    Returns ids, [n] int64, any token where the row is not finite; and [n] bool: the highest logit
+    is finite, and none is NaN.
+    """
+    best, ids = logits.max(dim=-1)
+    return ids, best.isfinite()
 
 
 def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

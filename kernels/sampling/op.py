@@ -1,11 +1,21 @@
-"""Drawing tokens: checks, then the implementation for the device."""
+"""Choosing tokens: checks, then the implementation for the device."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.gpu.dispatch import uses_triton
-from kernels.sampling import naive
+from kernels.sampling import cpu, naive
+
+
+def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `kernels.sampling.naive.likeliest`.
+
+    Raises: ValueError when logits are not [n, vocab] of some vocabulary.
+    """
+    if logits.dim() != 2 or not logits.shape[1]:
+        raise ValueError(f"logits {tuple(logits.shape)} are not [n, vocab]")
+    return (cpu if cpu.supports(logits) else naive).likeliest(logits)
 
 
 def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

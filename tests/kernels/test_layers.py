@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from kernels.cpu.program import COUNTERS
+from kernels.layers.phases import LORA_PHASES, Phase
 from kernels.linear import cpu as linear
+from kernels.lora import cpu as lora
 from tests.helpers.engine import Rig
 from tests.helpers.models import VOCAB, add_adapter, make_model, save_model
 
@@ -62,3 +67,53 @@ def test_waits_for_every_layer_in_order(tmp_path: Path) -> None:
     rig.submit(0, [5, 6, 7], max_tokens=2, ignore_eos=True)
     rig.run()
     assert waited == [0, 1, 2] * 2
+
+
+def test_tells_lora_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one group is told shows whether anything that all are told was moved."""
+    model = make_model("llama")
+    model_dir = save_model(model, tmp_path / "model")
+    for seed, name in enumerate("ab"):
+        targets = ["q_proj", "o_proj"]
+        add_adapter(model, name, tmp_path / name, rank=8, target_modules=targets, seed=seed)
+    rig = Rig(model_dir, dtype=torch.bfloat16, pipeline_depth=1)
+    stack = rig.engine._decoder._stack
+    assert stack is not None
+    arguments = lora.lora_arguments
+    calls: list[tuple[Any, ...]] = []
+    answers: list[tuple[int, ...]] = []
+
+    def noting(*values: Any) -> tuple[int, ...]:
+        calls.append(values)
+        answers.append(arguments(*values))
+        return answers[-1]
+
+    monkeypatch.setattr(lora, "lora_arguments", noting)
+
+    def step() -> int:
+        before = len(calls)
+        rig.step()
+        return len(calls) - before
+
+    rig.submit(0, [5, 6, 7], tmp_path / "a", max_tokens=20, ignore_eos=True)
+    assert [step(), step(), step(), step()] == [4, 4, 1, 1]  # the prompt, then the same row
+    # Another stack's greater ranks move the scratch that all share.
+    common, max_rank, *others = calls[-1]
+    arguments(common, 1000 * max_rank, *others)
+    assert [step(), step()] == [4, 1]
+    _, told_o, _, told_down, _ = answers[-5:]
+    for phase, told in ((Phase.LORA_O, told_o), (Phase.LORA_DOWN, told_down)):
+        own = [at for at in range(COUNTERS, len(told)) if at not in (lora.PAGES, lora.PLANS)]
+        assert (stack._program.arguments[:, phase, own] == np.array(told)[own]).all()
+    rig.submit(1, [5, 6, 7], max_tokens=2, ignore_eos=True)
+    assert step() == 4  # other rows
+    rig.submit(2, [5, 6, 7], tmp_path / "b", max_tokens=2, ignore_eos=True)
+    assert step() == 4  # another adapter
+    rig.run()
+    calls.clear()
+    rig.submit(3, [5, 6, 7], max_tokens=3, ignore_eos=True)
+    rig.run()
+    assert not calls and not stack._program.workers[:, LORA_PHASES].any()
+    rig.submit(4, [5], tmp_path / "a", max_tokens=2, ignore_eos=True)
+    rig.run()
+    assert len(calls) == 5 and stack._program.workers[:, [Phase.LORA_QKV, Phase.LORA_O]].all()

@@ -1,4 +1,4 @@
-"""Drawing tokens: the semantics, whichever implementation the process has."""
+"""Choosing tokens: the semantics, whichever implementation the process has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.sampling import naive
-from kernels.sampling.op import draw
+from kernels.sampling.op import draw, likeliest
 
 
 def probabilities_of(num_rows: int, vocab: int, kept: float) -> torch.Tensor:
@@ -82,3 +82,47 @@ def test_what_does_not_fit_is_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=r"probabilities|vocabulary"):
             draw(*bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [1, 2, 511, 512, 513, 5000])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 9])
+def test_the_first_of_the_highest_logits(dtype: torch.dtype, vocab: int, num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    # Few values, so that many logits are the highest; then all below zero, and all above.
+    for shift in (0, -40, 40):
+        logits = torch.randint(-9, 9, (num_rows, vocab), generator=generator).to(dtype) + shift
+        ids, finite = likeliest(logits)
+        assert ids.dtype == torch.int64 and finite.dtype == torch.bool
+        assert ids.tolist() == [row.index(max(row)) for row in logits.tolist()]
+        assert finite.tolist() == [True] * num_rows
+        apart = torch.cat((logits, logits + 1), dim=1)[:, :vocab]
+        assert torch.equal(likeliest(apart)[0], ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_of_both_signs_are_one_logit(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[-1.0, -0.0, 0.0], [-1.0, 0.0, -0.0]], dtype=dtype)
+    assert likeliest(rows)[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at", [0, 600, 999])
+def test_what_is_not_finite_is_said(dtype: torch.dtype, at: int) -> None:
+    infinity, nan = float("inf"), float("nan")
+    rows = torch.zeros(6, 1000, dtype=dtype)
+    rows[0, at], rows[1, at], rows[2, at], rows[3, at] = infinity, nan, -infinity, -nan
+    rows[3, at].copysign_(torch.tensor(-1.0, dtype=dtype))
+    rows[4] = -infinity
+    rows[5] = nan
+    for each in (likeliest(rows), naive.likeliest(rows)):
+        ids, finite = each
+        assert finite.tolist() == [False, False, True, False, False, False]
+        assert ((ids >= 0) & (ids < 1000)).all()
+    assert likeliest(rows)[0][0] == at
+
+
+def test_logits_of_nothing_are_refused() -> None:
+    for bad in (torch.zeros(4), torch.zeros(2, 0)):
+        with pytest.raises(ValueError, match="logits"):
+            likeliest(bad)
