@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
-from kernels.cpu.compile import compiled
+from kernels.cpu.compile import compiled, compiled_in_order
 from kernels.cpu.exponential import exp, tanh
 from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
 
@@ -107,7 +107,13 @@ def _scaled(row: Any, weight: Any, eps: Any, out: Any) -> None:  # pragma: no co
     for k in range(row.size):
         value = load(row[k])
         total += value * value
-    factor = np.float32(1.0) / np.sqrt(total / np.float32(row.size) + eps)
+    _multiply(row, np.float32(1.0) / np.sqrt(total / np.float32(row.size) + eps), weight, out)
+
+
+@compiled_in_order
+def _multiply(row: Any, factor: Any, weight: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """`out` may be `row`, which is another loop of the same function: in order, so that it rounds
+    as the other one."""
     for k in range(row.size):
         store(out, k, load(row[k]) * factor * load(weight[k]))
 

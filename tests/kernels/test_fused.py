@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels.cpu import threads
+from kernels.fused import cpu
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -82,3 +85,16 @@ def test_misfits_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             call()
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_in_place_on_cpu_gives_the_same_bits(weight_dtype: torch.dtype) -> None:
+    """The program of layers norms in place what the ops called one by one write elsewhere."""
+    x, weight = normal(500, 768).bfloat16(), normal(768, seed=1).to(weight_dtype)
+    expected, eps = rms_norm(x, weight, 1e-6), np.array([1e-6], dtype=np.float32)
+    address = x.data_ptr()
+    arguments = cpu.norm_arguments(
+        500, 768, address, 0, weight.data_ptr(), eps.ctypes.data, address
+    )
+    threads.run(cpu.norm_worker(torch.bfloat16, weight_dtype), np.array(arguments))
+    assert torch.equal(x, expected)
