@@ -16,6 +16,10 @@ from numba.extending import intrinsic
 LANES = 16
 COLUMNS = 4 * LANES
 """Output features of an expanding tile."""
+_AHEAD = 128
+"""Elements of a row that weights are asked for ahead, by tiles of so few tokens that they wait for
+memory: the processor itself follows too few rows at once."""
+_FEW_TOKENS = 2
 
 _intrinsic: Any = intrinsic  # its stub keeps the typing context among the parameters
 _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -40,6 +44,8 @@ def shrink_tile(tokens: int, ranks: int) -> Any:
 
         def products(k: Any, totals: list[Any]) -> list[Any]:
             at = builder.mul(k, ir.Constant(_INT64, LANES))
+            for row in rows if tokens <= _FEW_TOKENS else ():
+                _prefetch(builder, row, builder.add(at, ir.Constant(_INT64, _AHEAD)))
             weights = [_load(builder, row, at, is_bfloat16) for row in rows]
             values = [_load(builder, each, at, False) for each in inputs]
             fma = _fma(builder)
@@ -91,6 +97,8 @@ def expand_tile(tokens: int) -> Any:
 
         def products(r: Any, totals: list[Any]) -> list[Any]:
             row = builder.gep(rows, [builder.mul(r, row_stride)])
+            for part in range(0, vectors, 2) if tokens <= _FEW_TOKENS else ():
+                _prefetch(builder, row, ir.Constant(_INT64, _AHEAD + part * LANES))
             weights = [_load(builder, row, places[part], is_bfloat16) for part in range(vectors)]
             first = builder.mul(r, ir.Constant(_INT64, tokens))
             fma, now = _fma(builder), []
@@ -153,6 +161,14 @@ def _load(builder: Any, row: Any, at: Any, is_bfloat16: bool) -> Any:
     bits = builder.bitcast(pointer, ir.PointerType(ir.VectorType(ir.IntType(16), LANES)))
     wide = builder.zext(builder.load(bits, align=2), words)
     return builder.bitcast(builder.shl(wide, ir.Constant(words, [16] * LANES)), _VECTOR)
+
+
+def _prefetch(builder: Any, row: Any, at: Any) -> None:
+    bytes_ = ir.PointerType(ir.IntType(8))
+    kind = ir.FunctionType(ir.VoidType(), [bytes_, _INT32, _INT32, _INT32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    to_read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
+    builder.call(prefetch, [builder.bitcast(builder.gep(row, [at]), bytes_), to_read, keep, data])
 
 
 def _everywhere(builder: Any, value: Any) -> Any:
