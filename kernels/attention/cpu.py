@@ -12,11 +12,11 @@ from llvmlite import binding
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.softmax import weigh_scores
 from kernels.attention.tile import RUN, score, weigh
-from kernels.attention.vectors import LANES, LINE, gather, spread
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
 from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, aligned_floats, load, store
+from kernels.cpu.vectors import LANES, LINE, gather, spread
 
 # What the threads are told: a counter, sizes, and addresses.
 (

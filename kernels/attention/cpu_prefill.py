@@ -16,11 +16,11 @@ import torch
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.softmax import exponentials, highest_of
 from kernels.attention.turn import turn_rows, turn_tile
-from kernels.attention.vectors import LINE, gather, spread
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
 from kernels.cpu.floats import BITS, FLOATS, aligned_floats, load, store
+from kernels.cpu.vectors import LINE, gather, spread
 from kernels.linear.cpu import is_best
 from kernels.linear.tile import PANEL, wide_tile_12
 from kernels.linear.tiling import SIZES

@@ -12,9 +12,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.attention.vectors import INT32, INT64, LANES, VECTOR, Code, vector_intrinsic
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import tanh, vector_exp
+from kernels.cpu.vectors import INT32, INT64, LANES, VECTOR, Code, vector_intrinsic
 
 
 @compiled

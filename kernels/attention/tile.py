@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.attention.vectors import (
+from kernels.cpu.vectors import (
     FLOAT,
     INT32,
     INT64,

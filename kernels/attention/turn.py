@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.attention.vectors import (
+from kernels.cpu.vectors import (
     INT32,
     INT64,
     LANES,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
-from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, aligned_floats
 from kernels.lora.cpu_products import expand, scratch_size, shrink
 from kernels.lora.plan import (
     MAX_SLICES,
@@ -147,11 +147,11 @@ class _Scratch:
     `scratch_size` float32."""
 
     def __init__(self) -> None:
-        self.buffer = np.empty(0, dtype=np.float32)
+        self.buffer = aligned_floats(0)
 
     def grow(self, size: int) -> None:
         if self.buffer.size < size:
-            self.buffer = np.empty(size, dtype=np.float32)
+            self.buffer = aligned_floats(size)
 
 
 _scratch = _Scratch()

@@ -11,7 +11,8 @@ from kernels.cpu.compile import compiled, compiled_in_order
 from kernels.cpu.floats import FLOATS, load, store
 from kernels.lora.cpu_tiles import (
     COLUMNS,
-    LANES,
+    LINE,
+    add_line,
     expand_1,
     expand_2,
     expand_4,
@@ -24,15 +25,29 @@ from kernels.lora.cpu_tiles import (
     shrink_4x4,
     shrink_6x1,
     shrink_6x4,
+    widen_line,
 )
 from kernels.lora.plan import BLOCK_TOKENS
+
+_MOST_TOKENS = 6  # of a tile
 
 
 @compiled
 def scratch_size(max_rank: Any, width: Any) -> Any:
-    """float32 of one thread: intermediates, of each tile [rank, tokens]; inputs [tokens, width],
-    then outputs, of each tile and COLUMNS [tokens, COLUMNS]; a row that was copied [width]."""
-    return BLOCK_TOKENS * (max_rank + width + COLUMNS) + width
+    """float32 of one thread, whole vectors: rows' addresses and numbers [rank, 2] int64; sums of a
+    tile; intermediates, of each tile [rank, tokens]; inputs [tokens, width]; rows that were copied
+    [rank, width]."""
+    size = 4 * max_rank + _MOST_TOKENS * COLUMNS + BLOCK_TOKENS * (max_rank + width)
+    return (size + max_rank * width + 15) // 16 * 16
+
+
+@compiled
+def _parts(scratch: Any, max_rank: Any, width: Any) -> Any:
+    """The addresses of these, one after the other."""
+    sums = scratch + 4 * max_rank * 4
+    h = sums + _MOST_TOKENS * COLUMNS * 4
+    wide = h + BLOCK_TOKENS * max_rank * 4
+    return scratch, sums, h, wide, wide + BLOCK_TOKENS * width * 4
 
 
 @compiled
@@ -52,14 +67,16 @@ def shrink(
 ) -> None:  # pragma: no cover - compiled
     """Intermediates [first_rank, end_rank) of a block. x: from its first token's first input; ids:
     the adapter's pages; scratch: address."""
-    wide_at = scratch + BLOCK_TOKENS * max_rank * 4
-    copy_at = wide_at + BLOCK_TOKENS * (width + COLUMNS) * 4
+    _, _, all_h, wide_at, copy_at = _parts(scratch, max_rank, width)
+    whole = in_features // LINE * LINE
     for t in range(num_tokens):
-        wide = threads.array(wide_at + t * in_features * 4, FLOATS, (in_features,))
-        source = x[t * x_stride : t * x_stride + in_features]
-        for k in range(in_features):
-            wide[k] = load(source[k])
-    whole = in_features // LANES * LANES
+        source_at = x.ctypes.data + t * x_stride * x.itemsize
+        target_at = wide_at + t * in_features * 4
+        for k in range(0, whole, LINE):
+            widen_line(x, target_at + k * 4, source_at + k * x.itemsize)
+        wide = threads.array(target_at, FLOATS, (in_features,))
+        for k in range(whole, in_features):
+            wide[k] = load(x[t * x_stride + k])
     r = first_rank
     while r < end_rank:
         count, rows_at = _rows(pages, ids, a_offset + r * in_features, in_features, copy_at)
@@ -68,7 +85,7 @@ def shrink(
         while done < num_tokens:
             tokens = _tile_tokens(num_tokens - done)
             x_at = wide_at + done * in_features * 4
-            h_at = scratch + (done * max_rank + r * tokens) * 4
+            h_at = all_h + (done * max_rank + r * tokens) * 4
             if whole > 0:
                 _shrink_rows(pages, rows_at, in_features, x_at, whole, h_at, tokens, count)
             if whole < in_features:
@@ -94,37 +111,43 @@ def expand(
 ) -> None:  # pragma: no cover - compiled
     """Adds a projection's share to y, from the intermediates that start with first_rank. y: from
     the block's first token's first output of the projection."""
-    sums_at = scratch + BLOCK_TOKENS * max_rank * 4
-    copy_at = sums_at + BLOCK_TOKENS * (width + COLUMNS) * 4
-    num_parts = (out_features + COLUMNS - 1) // COLUMNS
-    size = num_parts * COLUMNS  # of a token's sums
-    threads.array(sums_at, FLOATS, (num_tokens * size,))[:] = np.float32(0.0)
-    r = 0
+    runs_at, sums_at, all_h, _, copies_at = _parts(scratch, max_rank, width)
+    runs = threads.array(runs_at, ids, (max_rank, 2))
+    num_runs, r = 0, 0
     while r < num_ranks:
+        copy_at = copies_at + r * width * 4
         count, rows_at = _rows(pages, ids, b_offset + r * out_features, out_features, copy_at)
         count = min(count, num_ranks - r)
+        runs[num_runs, 0], runs[num_runs, 1] = rows_at, count
+        num_runs += 1
+        r += count
+    for first in range(0, out_features, COLUMNS):
+        columns = min(COLUMNS, out_features - first)
         done = 0
         while done < num_tokens:
             tokens = _tile_tokens(num_tokens - done)
-            h_at = scratch + (done * max_rank + (first_rank + r) * tokens) * 4
-            tile_at = sums_at + done * size * 4
-            _expand_rows(pages, rows_at, out_features, h_at, count, tile_at, tokens)
-            done += tokens
-        r += count
-    done = 0
-    while done < num_tokens:
-        tokens = _tile_tokens(num_tokens - done)
-        for part in range(num_parts):
-            first = part * COLUMNS
-            columns = min(COLUMNS, out_features - first)
+            h_at = all_h + (done * max_rank + first_rank * tokens) * 4
+            threads.array(sums_at, FLOATS, (tokens * COLUMNS,))[:] = np.float32(0.0)
+            for run in range(num_runs):
+                rows_at, count = runs[run, 0] + first * pages.itemsize, runs[run, 1]
+                if columns == COLUMNS:
+                    _expand_rows(pages, rows_at, out_features, h_at, count, sums_at, tokens)
+                else:
+                    _expand_rest(
+                        pages, rows_at, out_features, h_at, count, sums_at, tokens, columns
+                    )
+                h_at += count * tokens * 4
             for t in range(tokens):
-                at = sums_at + (done * size + (part * tokens + t) * COLUMNS) * 4
-                addend = threads.array(at, FLOATS, (columns,))
                 start = (done + t) * y_stride + first
-                target = y[start : start + columns]
-                for k in range(columns):
-                    store(target, k, load(target[k]) + addend[k])
-        done += tokens
+                if columns == COLUMNS:
+                    for k in range(0, COLUMNS, LINE):
+                        target_at = y.ctypes.data + (start + k) * y.itemsize
+                        add_line(y, target_at, sums_at + (t * COLUMNS + k) * 4)
+                else:
+                    addend = threads.array(sums_at + t * COLUMNS * 4, FLOATS, (columns,))
+                    for k in range(columns):
+                        store(y, start + k, load(y[start + k]) + addend[k])
+            done += tokens
 
 
 @compiled
@@ -166,7 +189,7 @@ def _rows(
 def _shrink_rows(
     like: Any, rows: Any, stride: Any, x: Any, size: Any, h: Any, tokens: Any, count: Any
 ) -> None:  # pragma: no cover - compiled
-    """h[count, tokens]; size: whole vectors."""
+    """h[count, tokens]; size: whole LINEs."""
     r, step = 0, 4 if tokens >= 4 else 8
     row_bytes = stride * like.itemsize
     while r + step <= count:
@@ -197,7 +220,7 @@ def _shrink_rows(
 def _shrink_rest(
     like: Any, rows: Any, size: Any, x: Any, first: Any, h: Any, tokens: Any, count: Any
 ) -> None:  # pragma: no cover - compiled
-    """Inputs from `first` on, which fill no vector."""
+    """Inputs from `first` on, which fill no LINE."""
     weights = threads.array(rows, like, (count, size))
     inputs = threads.array(x, FLOATS, (tokens, size))
     sums = threads.array(h, FLOATS, (count, tokens))
@@ -211,28 +234,28 @@ def _shrink_rest(
 
 @compiled_in_order
 def _expand_rows(
-    like: Any, rows: Any, size: Any, h: Any, count: Any, sums: Any, tokens: Any
+    like: Any, rows: Any, stride: Any, h: Any, count: Any, sums: Any, tokens: Any
 ) -> None:  # pragma: no cover - compiled
-    """sums: [parts, tokens, COLUMNS] += h[count, tokens].T @ rows[count, size]"""
-    num_whole = size // COLUMNS
-    for part in range(num_whole):
-        rows_at = rows + part * COLUMNS * like.itemsize
-        sums_at = sums + part * tokens * COLUMNS * 4
-        if tokens == 6:
-            expand_6(like, rows_at, size, h, count, sums_at)
-        elif tokens == 4:
-            expand_4(like, rows_at, size, h, count, sums_at)
-        elif tokens == 2:
-            expand_2(like, rows_at, size, h, count, sums_at)
-        else:
-            expand_1(like, rows_at, size, h, count, sums_at)
-    first = num_whole * COLUMNS
-    if first == size:
-        return
-    weights = threads.array(rows, like, (count, size))
+    """sums[tokens, COLUMNS] += h[count, tokens].T @ rows[count, :COLUMNS]"""
+    if tokens == 6:
+        expand_6(like, rows, stride, h, count, sums)
+    elif tokens == 4:
+        expand_4(like, rows, stride, h, count, sums)
+    elif tokens == 2:
+        expand_2(like, rows, stride, h, count, sums)
+    else:
+        expand_1(like, rows, stride, h, count, sums)
+
+
+@compiled_in_order
+def _expand_rest(
+    like: Any, rows: Any, stride: Any, h: Any, count: Any, sums: Any, tokens: Any, columns: Any
+) -> None:  # pragma: no cover - compiled
+    """As `_expand_rows`, of fewer columns."""
     factors = threads.array(h, FLOATS, (count, tokens))
-    rest = threads.array(sums + num_whole * tokens * COLUMNS * 4, FLOATS, (tokens, COLUMNS))
+    totals = threads.array(sums, FLOATS, (tokens, COLUMNS))
     for r in range(count):
+        weights = threads.array(rows + r * stride * like.itemsize, like, (columns,))
         for t in range(tokens):
-            for k in range(size - first):
-                rest[t, k] += factors[r, t] * load(weights[r, first + k])
+            for k in range(columns):
+                totals[t, k] += factors[r, t] * load(weights[k])

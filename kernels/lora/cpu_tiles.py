@@ -1,66 +1,77 @@
 """The innermost loops of LoRA on CPU, as vector instructions: sums stay in registers.
 
-Every sum is made in one order, whatever the tile: what a token gets does not depend on who else is
-in its block.
+Where the pool is bfloat16, rows are read as words of two elements, and float32 beside them is
+spread (kernels.cpu.vectors). Every sum is made in one order, whatever the tile: what a token gets
+does not depend on who else is in its block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-LANES = 16
-COLUMNS = 4 * LANES
+from kernels.cpu.vectors import (
+    INT32,
+    INT64,
+    LANES,
+    LINE,
+    VECTOR,
+    WORDS,
+    Code,
+    vector_intrinsic,
+)
+
+COLUMNS = 2 * LINE
 """Output features of an expanding tile."""
-_AHEAD = 128
-"""Elements of a row that weights are asked for ahead, by tiles of so few tokens that they wait for
-memory: the processor itself follows too few rows at once."""
+_AHEAD_BYTES = 256
+"""That weights are asked for ahead, by tiles of so few tokens that they wait for memory: the
+processor itself follows too few rows at once."""
 _FEW_TOKENS = 2
 
-_intrinsic: Any = intrinsic  # its stub keeps the typing context among the parameters
-_INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_NONE = ir.Constant(_VECTOR, ir.Undefined)
-_ZEROS = ir.Constant(_VECTOR, [0.0] * LANES)
+_ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 
 
 def shrink_tile(tokens: int, ranks: int) -> Any:
     """h[ranks, tokens] = rows[ranks, :size] @ x[tokens, :size].T
 
     like: an array of the pool's dtype, float32 or the bits of bfloat16; rows: of A, row_stride
-    elements apart; x: float32, x_stride apart; size: whole vectors, at least one. Rows, x and h are
-    addresses, which need not be aligned.
+    elements apart; x: float32, x_stride apart, spread where the pool is bfloat16; size: whole
+    LINEs, at least one. Rows, x and h are addresses, which need not be aligned.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, rows_at, row_stride, x_at, x_stride, size, h_at = arguments
-        is_bfloat16 = signature.args[0].dtype == types.uint16
-        rows = [_row(builder, rows_at, row_stride, r, is_bfloat16) for r in range(ranks)]
-        inputs = [_row(builder, x_at, x_stride, t, False) for t in range(tokens)]
+        pool = _Pool(builder, signature.args[0])
+        code, item = pool.code, pool.item_bytes
+        rows = [_row(code, rows_at, row_stride, r, item) for r in range(ranks)]
+        inputs = [_row(code, x_at, x_stride, t, 4) for t in range(tokens)]
 
-        def products(k: Any, totals: list[Any]) -> list[Any]:
-            at = builder.mul(k, ir.Constant(_INT64, LANES))
-            for row in rows if tokens <= _FEW_TOKENS else ():
-                _prefetch(builder, row, builder.add(at, ir.Constant(_INT64, _AHEAD)))
-            weights = [_load(builder, row, at, is_bfloat16) for row in rows]
-            values = [_load(builder, each, at, False) for each in inputs]
-            fma = _fma(builder)
-            return [
-                builder.call(fma, [weight, value, totals[r * tokens + t]])
-                for r, weight in enumerate(weights)
-                for t, value in enumerate(values)
-            ]
+        def products(line: Any, sums: list[Any]) -> list[Any]:
+            weights: list[tuple[Any, Any]] = []
+            for row in rows:
+                at = code.at(row, line, LINE * item)
+                if tokens <= _FEW_TOKENS:
+                    code.prefetch(code.at(at, _AHEAD_BYTES, 1), LINE * item)
+                weights.append(pool.line(at))
+            values = [code.two_vectors(code.at(each, line, LINE * 4)) for each in inputs]
+            sums = list(sums)
+            for half in range(2):
+                for r, weight in enumerate(weights):
+                    for t, value in enumerate(values):
+                        at = r * tokens + t
+                        sums[at] = code.fma(weight[half], value[half], sums[at])
+            return sums
 
-        steps = builder.udiv(size, ir.Constant(_INT64, LANES))
-        sums = _loop(builder, steps, [_ZEROS] * (ranks * tokens), products)
-        h = builder.inttoptr(h_at, ir.PointerType(_FLOAT))
-        for index, total in enumerate(sums):
-            target = builder.gep(h, [ir.Constant(_INT64, index)])
-            builder.store(_added_up(builder, total), target, align=4)
+        lines = builder.udiv(size, ir.Constant(INT64, LINE))
+        sums = _loop(builder, lines, [_ZEROS] * (ranks * tokens), products)
+        for first in range(0, len(sums), LANES):
+            some = sums[first : first + LANES]
+            total = code.totals(some + [_ZEROS] * (LANES - len(some)))
+            mask = ir.Constant(ir.VectorType(INT32, len(some)), list(range(len(some))))
+            code.store(builder.shuffle_vector(total, total, mask), code.at(h_at, first, 4))
         return context.get_dummy_value()
 
     def tile(
@@ -75,47 +86,42 @@ def shrink_tile(tokens: int, ranks: int) -> Any:
     ) -> Any:
         return types.void(like, *[types.int64] * 6), generate
 
-    return _intrinsic(tile)
+    return vector_intrinsic(tile)
 
 
 def expand_tile(tokens: int) -> Any:
     """sums[tokens, COLUMNS] += h[ranks, tokens].T @ rows[ranks, :COLUMNS]
 
     like: as of `shrink_tile`; rows: of B, row_stride elements apart; ranks: at least 1. h and sums
-    are float32.
+    are float32; sums are spread where the pool is bfloat16.
     """
-    vectors = COLUMNS // LANES
+    lines, vectors = COLUMNS // LINE, COLUMNS // LANES
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, rows_at, row_stride, h_at, ranks, sums_at = arguments
-        is_bfloat16 = signature.args[0].dtype == types.uint16
-        element = ir.IntType(16) if is_bfloat16 else _FLOAT
-        rows = builder.inttoptr(rows_at, ir.PointerType(element))
-        h = builder.inttoptr(h_at, ir.PointerType(_FLOAT))
-        sums = builder.inttoptr(sums_at, ir.PointerType(_FLOAT))
-        places = [ir.Constant(_INT64, index * LANES) for index in range(tokens * vectors)]
+        pool = _Pool(builder, signature.args[0])
+        code, item = pool.code, pool.item_bytes
+        row_bytes = builder.mul(row_stride, ir.Constant(INT64, item))
 
-        def products(r: Any, totals: list[Any]) -> list[Any]:
-            row = builder.gep(rows, [builder.mul(r, row_stride)])
-            for part in range(0, vectors, 2) if tokens <= _FEW_TOKENS else ():
-                _prefetch(builder, row, ir.Constant(_INT64, _AHEAD + part * LANES))
-            weights = [_load(builder, row, places[part], is_bfloat16) for part in range(vectors)]
-            first = builder.mul(r, ir.Constant(_INT64, tokens))
-            fma, now = _fma(builder), []
+        def products(r: Any, sums: list[Any]) -> list[Any]:
+            row = builder.add(rows_at, builder.mul(r, row_bytes))
+            if tokens <= _FEW_TOKENS:
+                code.prefetch(code.at(row, _AHEAD_BYTES, 1), COLUMNS * item)
+            weights = [
+                w for line in range(lines) for w in pool.line(code.at(row, line, LINE * item))
+            ]
+            factors_at = code.at(h_at, r, tokens * 4)
+            sums = list(sums)
             for t in range(tokens):
-                at = builder.gep(h, [builder.add(first, ir.Constant(_INT64, t))])
-                factor = _everywhere(builder, builder.load(at, align=4))
-                now += [
-                    builder.call(fma, [factor, weight, totals[t * vectors + part]])
-                    for part, weight in enumerate(weights)
-                ]
-            return now
+                factor = code.everywhere(code.load(code.at(factors_at, t, 4), ir.FloatType()))
+                for part, weight in enumerate(weights):
+                    sums[t * vectors + part] = code.fma(factor, weight, sums[t * vectors + part])
+            return sums
 
-        starts = [_load(builder, sums, place, False) for place in places]
-        totals = _loop(builder, ranks, starts, products)
-        for place, total in zip(places, totals, strict=True):
-            pointer = builder.bitcast(builder.gep(sums, [place]), ir.PointerType(_VECTOR))
-            builder.store(total, pointer, align=4)
+        places = [code.at(sums_at, index * LANES, 4) for index in range(tokens * vectors)]
+        starts = [code.load(place, VECTOR) for place in places]
+        for place, total in zip(places, _loop(builder, ranks, starts, products), strict=True):
+            code.store(total, place)
         return context.get_dummy_value()
 
     def tile(
@@ -123,75 +129,81 @@ def expand_tile(tokens: int) -> Any:
     ) -> Any:
         return types.void(like, *[types.int64] * 5), generate
 
-    return _intrinsic(tile)
+    return vector_intrinsic(tile)
 
 
-def _loop(builder: Any, count: Any, starts: list[Any], body: Any) -> list[Any]:
-    """What body(index, totals) makes of the totals, `count` times, at least once."""
+@vector_intrinsic
+def widen_line(typing_context: Any, like: Any, target: Any, source: Any) -> Any:
+    """target[LINE] float32, spread where the pool is bfloat16 = source[LINE] of the pool's dtype"""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pool = _Pool(builder, signature.args[0])
+        for part, values in enumerate(pool.line(arguments[2])):
+            pool.code.store(values, pool.code.at(arguments[1], part * LANES, 4))
+        return context.get_dummy_value()
+
+    return types.void(like, types.int64, types.int64), generate
+
+
+@vector_intrinsic
+def add_line(typing_context: Any, like: Any, target: Any, addend: Any) -> Any:
+    """target[LINE] of the pool's dtype += addend[LINE] float32, spread where that is bfloat16"""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pool = _Pool(builder, signature.args[0])
+        addends = pool.code.two_vectors(arguments[2])
+        both = zip(pool.line(arguments[1]), addends, strict=True)
+        first, second = (builder.fadd(value, addend) for value, addend in both)
+        if pool.is_bfloat16:
+            pool.code.store(pool.code.rounded_words(first, second), arguments[1], align=2)
+        else:
+            pool.code.store(first, arguments[1])
+            pool.code.store(second, pool.code.at(arguments[1], LANES, 4))
+        return context.get_dummy_value()
+
+    return types.void(like, types.int64, types.int64), generate
+
+
+class _Pool:
+    """Elements of the pool, as vectors of float32."""
+
+    def __init__(self, builder: Any, like: Any) -> None:
+        self.code = Code(builder)
+        self.is_bfloat16 = like.dtype == types.uint16
+        self.item_bytes = 2 if self.is_bfloat16 else 4
+
+    def line(self, address: Any) -> tuple[Any, Any]:
+        """LINE elements; of bfloat16 those at even places come first."""
+        if self.is_bfloat16:
+            return self.code.halves(self.code.load(address, WORDS, align=2))
+        return self.code.two_vectors(address)
+
+
+def _row(code: Code, address: Any, stride: Any, index: int, item_bytes: int) -> Any:
+    elements = code.builder.mul(stride, ir.Constant(INT64, index))
+    return code.at(address, elements, item_bytes)
+
+
+def _loop(
+    builder: Any, count: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """What body(index, sums) makes of the sums, `count` times, at least once."""
     before = builder.block
     loop, after = builder.append_basic_block("products"), builder.append_basic_block("sums")
     builder.branch(loop)
     builder.position_at_end(loop)
-    index = builder.phi(_INT64)
-    index.add_incoming(ir.Constant(_INT64, 0), before)
-    totals = [builder.phi(_VECTOR) for _ in starts]
-    now = body(index, totals)
-    for total, start, total_now in zip(totals, starts, now, strict=True):
-        total.add_incoming(start, before)
-        total.add_incoming(total_now, loop)
-    following = builder.add(index, ir.Constant(_INT64, 1))
+    index = builder.phi(INT64)
+    index.add_incoming(ir.Constant(INT64, 0), before)
+    sums = [builder.phi(VECTOR) for _ in starts]
+    now = body(index, sums)
+    for phi, start, sum_now in zip(sums, starts, now, strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(sum_now, loop)
+    following = builder.add(index, ir.Constant(INT64, 1))
     index.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
     builder.position_at_end(after)
     return now
-
-
-def _row(builder: Any, address: Any, stride: Any, index: int, is_bfloat16: bool) -> Any:
-    element = ir.IntType(16) if is_bfloat16 else _FLOAT
-    pointer = builder.inttoptr(address, ir.PointerType(element))
-    return builder.gep(pointer, [builder.mul(stride, ir.Constant(_INT64, index))])
-
-
-def _load(builder: Any, row: Any, at: Any, is_bfloat16: bool) -> Any:
-    """LANES elements as float32."""
-    pointer = builder.gep(row, [at])
-    if not is_bfloat16:
-        return builder.load(builder.bitcast(pointer, ir.PointerType(_VECTOR)), align=4)
-    words = ir.VectorType(_INT32, LANES)
-    bits = builder.bitcast(pointer, ir.PointerType(ir.VectorType(ir.IntType(16), LANES)))
-    wide = builder.zext(builder.load(bits, align=2), words)
-    return builder.bitcast(builder.shl(wide, ir.Constant(words, [16] * LANES)), _VECTOR)
-
-
-def _prefetch(builder: Any, row: Any, at: Any) -> None:
-    bytes_ = ir.PointerType(ir.IntType(8))
-    kind = ir.FunctionType(ir.VoidType(), [bytes_, _INT32, _INT32, _INT32])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    to_read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
-    builder.call(prefetch, [builder.bitcast(builder.gep(row, [at]), bytes_), to_read, keep, data])
-
-
-def _everywhere(builder: Any, value: Any) -> Any:
-    first = builder.insert_element(_NONE, value, ir.Constant(_INT32, 0))
-    mask = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-    return builder.shuffle_vector(first, _NONE, mask)
-
-
-def _added_up(builder: Any, vector: Any) -> Any:
-    """Halves onto halves."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        lanes = [*range(width, 2 * width), *[0] * (LANES - width)]
-        mask = ir.Constant(ir.VectorType(_INT32, LANES), lanes)
-        vector = builder.fadd(vector, builder.shuffle_vector(vector, _NONE, mask))
-    return builder.extract_element(vector, ir.Constant(_INT32, 0))
-
-
-def _fma(builder: Any) -> Any:
-    return cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
-    )
 
 
 shrink_6x4, shrink_4x4, shrink_2x8, shrink_1x8 = (

@@ -78,6 +78,25 @@ class Code:
         odd = self.builder.and_(words, ir.Constant(WORDS, [0xFFFF0000] * LANES))
         return self.builder.bitcast(even, VECTOR), self.builder.bitcast(odd, VECTOR)
 
+    def rounded_words(self, even: Any, odd: Any) -> Any:
+        """What `halves` gives float32 of, rounded to nearest even as in kernels.cpu.floats."""
+        low = self.builder.lshr(self._rounded(even), ir.Constant(WORDS, [16] * LANES))
+        high = self.builder.and_(self._rounded(odd), ir.Constant(WORDS, [0xFFFF0000] * LANES))
+        return self.builder.or_(low, high)
+
+    def _rounded(self, value: Any) -> Any:
+        """Words whose upper half is the bfloat16."""
+
+        def constant(number: int) -> Any:
+            return ir.Constant(WORDS, [number] * LANES)
+
+        builder = self.builder
+        word = builder.bitcast(value, WORDS)
+        odd = builder.and_(builder.lshr(word, constant(16)), constant(1))
+        near = builder.add(word, builder.add(odd, constant(0x7FFF)))
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        return builder.select(is_nan, builder.or_(word, constant(0x00400000)), near)
+
     def two_vectors(self, address: Any) -> tuple[Any, Any]:
         return self.load(address, VECTOR), self.load(self.at(address, LANES, 4), VECTOR)
 
@@ -131,22 +150,10 @@ def gather(typing_context: Any, target: Any, source: Any, factor: Any, head_dim:
         code = Code(builder)
         factors = code.everywhere(arguments[2])
 
-        def constant(value: int) -> Any:
-            return ir.Constant(WORDS, [value] * LANES)
-
-        def rounded(k: int) -> Any:
-            """With the result in the upper halves of words, as in kernels.cpu.floats."""
-            value = builder.fmul(code.load(code.at(arguments[1], k, 4), VECTOR), factors)
-            word = builder.bitcast(value, WORDS)
-            odd = builder.and_(builder.lshr(word, constant(16)), constant(1))
-            near = builder.add(word, builder.add(odd, constant(0x7FFF)))
-            is_nan = builder.fcmp_unordered("uno", value, value)
-            return builder.select(is_nan, builder.or_(word, constant(0x00400000)), near)
-
         for k in range(0, head_dim.literal_value, LINE):
-            even = builder.lshr(rounded(k), constant(16))
-            odd = builder.and_(rounded(k + LANES), constant(0xFFFF0000))
-            code.store(builder.or_(even, odd), code.at(arguments[0], k, 2), align=2)
+            halves = code.two_vectors(code.at(arguments[1], k, 4))
+            words = code.rounded_words(*(builder.fmul(half, factors) for half in halves))
+            code.store(words, code.at(arguments[0], k, 2), align=2)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.float32, head_dim), generate
