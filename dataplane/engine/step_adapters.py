@@ -6,10 +6,10 @@ never changed, so a step in flight may go on using it.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Generic, NamedTuple, TypeVar
+from weakref import ref
 
 import numpy as np
 
@@ -101,8 +101,8 @@ class StepAdapters:
 
 class _Kept(Generic[_Made]):
     """What was last made of spans and their adapters. These are compared as objects: an adapter
-    that was evicted and has come back, maybe to other pages, is another one, and while the old one
-    is kept here none can be mistaken for it."""
+    that was evicted and has come back, maybe to other pages, is another one. They are not kept
+    alive: of one that is gone no other can be taken for it."""
 
     def __init__(
         self,
@@ -111,16 +111,18 @@ class _Kept(Generic[_Made]):
     ) -> None:
         self._resident = resident
         self._make = make
-        self._last: tuple[Seq[AdapterSpan], Seq[ResidentAdapter], _Made] | None = None
+        self._last: tuple[Seq[AdapterSpan], Seq[ref[ResidentAdapter]], _Made] | None = None
 
     def of(self, spans: Seq[AdapterSpan]) -> _Made:
         adapters = [self._resident.held(digest) for digest, _, _ in spans]
         if self._last is not None:
             last_spans, last_adapters, made = self._last
-            if spans == last_spans and all(map(operator.is_, adapters, last_adapters)):
+            if spans == last_spans and all(
+                last() is adapter for last, adapter in zip(last_adapters, adapters, strict=True)
+            ):
                 return made
         made = self._make(spans, adapters)
-        self._last = spans, adapters, made
+        self._last = spans, [ref(adapter) for adapter in adapters], made
         return made
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import binding
 
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.softmax import weigh_scores
@@ -15,6 +14,7 @@ from kernels.attention.tile import RUN, score, weigh
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
+from kernels.cpu.features import has
 from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, aligned_floats, load, store
 from kernels.cpu.vectors import LANES, LINE, gather, spread
 
@@ -171,13 +171,8 @@ _scratch = _Scratch()
 
 def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:
     """The kernel for heads of `head_dim` elements, `group` of which share a key head."""
-    is_tiled = dtype is torch.bfloat16 and head_dim % LINE == 0 and _has_wide_vectors()
+    is_tiled = dtype is torch.bfloat16 and head_dim % LINE == 0 and has("avx512f")
     return tiled_worker(head_dim, group) if is_tiled else plain_worker(head_dim, group, dtype)
-
-
-@cache
-def _has_wide_vectors() -> bool:
-    return bool(binding.get_host_cpu_features().get("avx512f", False))
 
 
 @cache

@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from llvmlite import binding
 
+from kernels.cpu.features import has
 from kernels.cpu.program import Program
 from kernels.linear import half, wide
 from kernels.linear.arguments import (
@@ -56,7 +56,7 @@ HALF = Layout(
 @cache
 def is_best() -> bool:
     """Whether this processor is one that these kernels are for."""
-    return _has("avx512f") and not _has("amx-bf16")
+    return has("avx512f") and not has("amx-bf16")
 
 
 @cache
@@ -64,11 +64,7 @@ def layouts() -> tuple[Layout, ...]:
     """Of this processor, the fastest first."""
     if not is_best():
         return ()
-    return (HALF, WIDE) if _has("avx512fp16") else (WIDE,)
-
-
-def _has(feature: str) -> bool:
-    return bool(binding.get_host_cpu_features().get(feature, False))
+    return (HALF, WIDE) if has("avx512fp16") else (WIDE,)
 
 
 def layout_for(weight: torch.Tensor) -> Layout | None:

@@ -1,0 +1,13 @@
+"""What this processor can do."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from llvmlite import binding
+
+
+@cache
+def has(feature: str) -> bool:
+    """feature: LLVM's name of it, as "avx512f"."""
+    return bool(binding.get_host_cpu_features().get(feature, False))
