@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.cpu.floats import aligned_floats
+from kernels.linear.half_tile import PANEL as WIDEST
 from kernels.linear.half_tile import RUN
 from kernels.linear.tiling import SIZES, num_rows, tiles_of
 
@@ -14,11 +15,10 @@ PART = 128
 """Inputs of a panel that are widened at once: what a first-level cache holds beside the tile's."""
 CHUNK = 256
 """Features that a thread interleaves at once."""
-WIDEST_PANEL = 64
-
-SUMS_SIZE = GROUP_TILES * SIZES[-1] * WIDEST_PANEL
-SCRATCH_SIZE = SUMS_SIZE + PART * WIDEST_PANEL
-"""float32 for each thread: sums of a group's tiles, each [rows, panel]; a part [PART, panel]."""
+SUMS_SIZE = GROUP_TILES * SIZES[-1] * WIDEST
+SCRATCH_SIZE = SUMS_SIZE + PART * WIDEST
+"""float32 for each thread: sums of a group's tiles, each [rows, panel]; a part [PART, panel]; for
+the widest panels of all layouts."""
 
 (
     I_NEXT,
