@@ -76,7 +76,7 @@ def test_rows_that_are_not_whole_lines(head_dim: int) -> None:
 
 
 def test_processors_without_wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_has_wide_vectors", lambda: False)
+    monkeypatch.setattr(cpu, "has", lambda feature: False)
     batch = decodes(4, 2, 64, 16)
     assert_close(attend(batch), batch.expected(64**-0.5))
 
