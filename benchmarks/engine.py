@@ -36,13 +36,14 @@ CASES = {
     "many": cases.many,
     "overlap": cases.overlap,
 }
+DEFAULT_CASES = ["closed", "ranks", "idle"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["closed", "ranks", "idle"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=DEFAULT_CASES)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--rank", type=int, default=16)
@@ -64,7 +65,8 @@ def main() -> None:
     show(report)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        name = f"engine-{arguments.shape}-{report['device_type']}.json"
+        others = [] if arguments.cases == DEFAULT_CASES else arguments.cases
+        name = "-".join(["engine", *others, arguments.shape, report["device_type"]]) + ".json"
         (arguments.out / name).write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -74,7 +74,8 @@ def main() -> None:
     show(report)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        name = f"interference-{report['shape']}-{report['device_type']}.json"
+        cases = "-".join(arguments.cases)  # or one run would overwrite another case's
+        name = f"interference-{cases}-{report['shape']}-{report['device_type']}.json"
         (arguments.out / name).write_text(json.dumps(report, indent=1) + "\n")
 
 
