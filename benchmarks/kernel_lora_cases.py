@@ -69,7 +69,7 @@ def _maker(
         segments: list[Segment] = []
         for row, (plan, count) in enumerate(zip(plans, needed, strict=True)):
             own, ids = ids[:count], ids[count:]
-            segments.append(Segment(row, row + 1, PageRun.of(own, device), plan))
+            segments.append(Segment(row, row + 1, PageRun.of(own), plan))
         x = torch.randn(len(plans), plans[0].in_features, device=device).to(dtype)
         y = torch.zeros(len(plans), out_features, device=device, dtype=dtype)
         taken = on_device(segments, x)

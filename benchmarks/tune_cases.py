@@ -78,7 +78,7 @@ class Measured:
         self.affine_segments: list[AffineSegment] = []
         start = 0
         for (tokens, rank), count in zip(parts, pages_of, strict=True):
-            run, ids = PageRun.of(ids[:count], device), ids[count:]
+            run, ids = PageRun.of(ids[:count]), ids[count:]
             plan = self._plan(shape, rank)
             self.segments.append(Segment(start, start + tokens, run, plan))
             vectors = tuple(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -66,16 +67,14 @@ class Windows:
         return {rank: build(parse_adapter(*files)) for rank, files in self._ranks.items()}
 
     def block(self, widest: torch.Tensor) -> torch.Tensor:
-        """[num_layers, elems] random numbers, in which each adapter finds its window. widest: the
-        pages of the largest adapter, whose dtype and pinning the block has."""
-        device, elems = self.model.device, widest[0].numel() + self._count * STEP_ELEMS
-        block = torch.empty(
-            widest.shape[0], elems, dtype=widest.dtype, pin_memory=widest.is_pinned()
-        )
+        """Random numbers in a row, in which each adapter finds its window. widest: the pages of the
+        largest adapter, whose dtype and pinning the block has."""
+        device, elems = self.model.device, widest.numel() + self._count * STEP_ELEMS
+        block = torch.empty(elems, dtype=widest.dtype, pin_memory=widest.is_pinned())
         generator = torch.Generator(device).manual_seed(1)
-        for layer in block:  # the device is quicker with random numbers than the host
-            numbers = torch.empty(elems, dtype=block.dtype, device=device)
-            layer.copy_(numbers.normal_(std=self._scale, generator=generator))
+        for part in block.chunk(widest.shape[0]):  # the device is quicker with them than the host
+            numbers = torch.empty(len(part), dtype=block.dtype, device=device)
+            part.copy_(numbers.normal_(std=self._scale, generator=generator))
         return block
 
     def find(self, digest: str) -> tuple[int, int]:
@@ -102,7 +101,7 @@ class WindowLoader:
         samples = windows.samples(build)
         self._layouts = {rank: each.layout for rank, each in samples.items()}
         widest = max(samples.values(), key=lambda each: each.pages.shape[1]).pages
-        self._page_elems = widest.shape[2]
+        self._num_layers, _, self._page_elems = widest.shape
         self._block = windows.block(widest)
         self._on_result = on_result
         self._results: list[LoadResult] = []
@@ -117,10 +116,10 @@ class WindowLoader:
     def host_adapter(self, digest: str) -> HostAdapter:
         rank, index = self._windows.find(digest)
         layout = self._layouts[rank]
-        num_pages = layout.num_pages(self._page_elems)
+        shape = self._num_layers, layout.num_pages(self._page_elems), self._page_elems
         start = index * STEP_ELEMS
-        window = self._block[:, start : start + num_pages * self._page_elems]
-        return HostAdapter(digest, layout, window.unflatten(1, (num_pages, self._page_elems)))
+        window = self._block[start : start + math.prod(shape)]
+        return HostAdapter(digest, layout, window.view(shape))
 
     def request(
         self, adapter: Adapter, *, priority: float = 0.0, speculative: bool = False

@@ -118,7 +118,7 @@ def calls(case: Case, ops: PeerOps, device: torch.device, dtype: torch.dtype) ->
         padded = torch.zeros(num_pages * case.page_elems, device=device, dtype=dtype)
         padded[: flat.numel()] = flat
         pages[own] = padded.view(num_pages, -1)
-        segments.append(Segment(row, row + 1, PageRun.of(own, device), plan))
+        segments.append(Segment(row, row + 1, PageRun.of(own), plan))
     taken = on_device(segments, x)
     our_output, peer_output = (x.new_zeros(count, sum(case.outs)) for _ in range(2))
     meta = _meta(ops, count, device)

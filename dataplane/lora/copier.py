@@ -15,10 +15,13 @@ from typing import Protocol
 
 import torch
 
+from dataplane.staging import staged
 from kernels.cpu.floats import bits_of
 from kernels.lora.plan import PageRun
 
 _SLICE_BYTES = 1 << 20
+_CHUNK_BYTES = 8 << 20
+"""Of layers that go over the bus at once, some 0.3 ms: each copy takes the host as long as any."""
 _NOMINAL_BYTES_PER_S = 2e9
 _KEEP = 0.9  # weight of the past at each measurement of the rate
 
@@ -100,11 +103,11 @@ class CpuCopy:
         if run.first >= 0:
             self._pool_bits[layer, run.first + start : run.first + end] = bits_of(source)
         else:
-            self._pool_bits[layer, run.host_ids[start:end]] = bits_of(source)
+            self._pool_bits[layer, run.ids[start:end]] = bits_of(source)
 
 
 class CudaCopy:
-    """All of it queued at once on the copy stream, an event after each layer."""
+    """All of it queued at once on the copy stream, some layers at a time, an event after them."""
 
     def __init__(
         self,
@@ -113,24 +116,24 @@ class CudaCopy:
         run: PageRun,
         stream: torch.cuda.Stream,
     ) -> None:
-        self._source: torch.Tensor | None = source  # pinned; must live until the copy has ended
+        """source: contiguous and pinned: else the host would wait for all that was launched."""
+        self._source: torch.Tensor | None = source  # must live until the copy has ended
+        self._num_layers = source.shape[0]
         self._layer_bytes = source[0].numel() * source.element_size()
+        self._layers_at_once = max(1, _CHUNK_BYTES // max(self._layer_bytes, 1))
         self._stream = stream
         self._events: list[torch.cuda.Event] = []
         # What was launched before may still read what these pages held.
         stream.wait_stream(torch.cuda.current_stream(pool.device))
         with torch.cuda.stream(stream):
-            for layer in range(source.shape[0]):
-                if run.first >= 0:
-                    end = run.first + source.shape[1]
-                    pool[layer, run.first : end].copy_(source[layer], non_blocking=True)
-                else:
-                    staged = source[layer].to(pool.device, non_blocking=True)
-                    pool[layer].index_copy_(0, run.page_ids, staged)
+            place = _placing(pool, run)
+            for first in range(0, self._num_layers, self._layers_at_once):
+                layers = slice(first, first + self._layers_at_once)
+                place(layers, source[layers].to(pool.device, non_blocking=True))
                 event = torch.cuda.Event()
                 event.record(stream)
                 self._events.append(event)
-        self._num_in = 0
+        self._num_in = 0  # chunks
 
     @property
     def num_layers_in(self) -> int:
@@ -138,14 +141,15 @@ class CudaCopy:
             self._num_in += 1
         if self._num_in == len(self._events):
             self._source = None
-        return self._num_in
+        return min(self._num_in * self._layers_at_once, self._num_layers)
 
     @property
     def remaining_bytes(self) -> int:
-        return (len(self._events) - self.num_layers_in) * self._layer_bytes
+        return (self._num_layers - self.num_layers_in) * self._layer_bytes
 
     def wait(self, layer: int) -> None:
-        torch.cuda.current_stream(self._stream.device).wait_event(self._events[layer])
+        event = self._events[layer // self._layers_at_once]
+        torch.cuda.current_stream(self._stream.device).wait_event(event)
 
     def advance(self) -> int:
         return 0
@@ -153,6 +157,15 @@ class CudaCopy:
     def cancel(self) -> None:
         # What is queued cannot be called back: whoever writes there next comes after it.
         torch.cuda.current_stream(self._stream.device).wait_event(self._events[-1])
+
+
+def _placing(pool: torch.Tensor, run: PageRun) -> Callable[[slice, torch.Tensor], object]:
+    """What puts layers of an adapter, which are on the pool's device, into its pages there."""
+    if run.first >= 0:
+        end = run.first + len(run.ids)
+        return lambda layers, values: pool[layers, run.first : end].copy_(values)
+    page_ids = staged(run.ids, torch.int64, pool.device)
+    return lambda layers, values: pool[layers].index_copy_(1, page_ids, values)
 
 
 class PoolCopier:

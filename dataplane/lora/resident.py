@@ -121,7 +121,7 @@ class ResidentAdapters:
         page_ids = self._pool.allocator.take_run(host.pages.shape[1], _owner(host.digest))
         if page_ids is None:
             return None
-        run = PageRun.of(page_ids, self._pool.device)
+        run = PageRun.of(page_ids)
         resident = ResidentAdapter(
             host.digest,
             host.layout,

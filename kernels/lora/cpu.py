@@ -133,7 +133,7 @@ def lora_arguments(
 
 def warm_up(dtype: torch.dtype) -> None:
     """Compiles for this dtype, or loads what an earlier process compiled."""
-    run = PageRun.of([0], torch.device("cpu"))
+    run = PageRun.of([0])
     plan = GroupPlan(1, 1, 0, (ExpandSlice(0, 1, 1, 0, 1),))
     group = SegmentGroup(
         LoraSpans.of([(0, 1)], [run]), np.array([plan_row(plan)], dtype=np.int64), [plan]

@@ -25,7 +25,8 @@ def read_span(
         begin = pages.first * page_elems + offset
         return layer_pages.view(-1)[begin : begin + numel].view(rows, width)
     first, last = offset // page_elems, (offset + numel - 1) // page_elems
-    flat = layer_pages.index_select(0, pages.page_ids[first : last + 1]).view(-1)
+    touched = torch.from_numpy(pages.ids[first : last + 1]).to(layer_pages.device)
+    flat = layer_pages.index_select(0, touched).view(-1)
     begin = offset - first * page_elems
     return flat[begin : begin + numel].view(rows, width)
 

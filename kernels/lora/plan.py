@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, overload
 
 import numpy as np
-import torch
 
 
 class ExpandSlice(NamedTuple):
@@ -45,16 +44,14 @@ class GroupPlan(NamedTuple):
 class PageRun:
     """An adapter's pages, in order."""
 
-    page_ids: torch.Tensor  # [num_pages] int64, on the pool's device
+    ids: np.ndarray[Any, Any]  # [num_pages] int64
     first: int  # the first id when the ids are consecutive (reads need no copy), else -1
-    host_ids: np.ndarray[Any, Any]  # [num_pages] int64
 
     @staticmethod
-    def of(page_ids: list[int], device: torch.device) -> PageRun:
+    def of(page_ids: list[int]) -> PageRun:
         consecutive = all(b == a + 1 for a, b in itertools.pairwise(page_ids))
-        ids = torch.tensor(page_ids, dtype=torch.int64, device=device)
         first = page_ids[0] if consecutive and page_ids else -1
-        return PageRun(ids, first, np.array(page_ids, dtype=np.int64))
+        return PageRun(np.array(page_ids, dtype=np.int64), first)
 
 
 class Segment(NamedTuple):
@@ -128,11 +125,11 @@ class LoraSpans:
 
     @staticmethod
     def of(spans: list[tuple[int, int]], runs: list[PageRun]) -> LoraSpans:
-        counts = [len(run.host_ids) for run in runs]
+        counts = [len(run.ids) for run in runs]
         return LoraSpans(
             np.array(spans, dtype=np.int64).reshape(-1, 2),
             np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.int64),
-            np.concatenate([np.empty(0, dtype=np.int64), *(run.host_ids for run in runs)]),
+            np.concatenate([np.empty(0, dtype=np.int64), *(run.ids for run in runs)]),
             tuple(runs),
             max((end - start for start, end in spans), default=0),
         )

@@ -13,6 +13,7 @@ def segments_of(group: LoraGroup, in_features: int) -> list[Segment]:
     """
     metadata = group.metadata
     rows, page_indptr = group.rows.tolist(), metadata.page_indptr.tolist()
+    page_ids = metadata.page_ids.cpu().numpy()
     segments: list[Segment] = []
     for index, start, num_tokens in metadata.tiles.tolist():
         if index < 0 or not rows[index][0]:
@@ -23,8 +24,7 @@ def segments_of(group: LoraGroup, in_features: int) -> list[Segment]:
             for at in range(3, 3 + num_slices * PLAN_SLICE_FIELDS, PLAN_SLICE_FIELDS)
         ]
         # Where they end is not said, and no kernel reads past what the plan says.
-        page_ids = metadata.page_ids[page_indptr[index] :]
-        run = PageRun(page_ids, -1, page_ids.cpu().numpy())
+        run = PageRun(page_ids[page_indptr[index] :], -1)
         plan = GroupPlan(total_rank, in_features, a_offset, tuple(slices))
         segments.append(Segment(start, start + num_tokens, run, plan))
     return segments

@@ -15,7 +15,7 @@ PARTS = [(1, 8), (3, 16), (1, 4)]
 def test_a_wrong_result_is_an_error(kernel: str) -> None:
     case = Measured(GroupShape(64, (32, 32)), PARTS, torch.device("cpu"), page_elems=512)
     case.check(kernel)
-    case.pages[case.segments[0].pages.page_ids] += 0.5
+    case.pages[case.segments[0].pages.ids] += 0.5
     case.check(kernel)
     case.group.metadata.tiles[1, 0] = case.affine_group.metadata.tiles[1, 0] = 2
     with pytest.raises(BenchError, match=f"{kernel} with .* is wrong"):

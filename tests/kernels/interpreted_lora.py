@@ -152,9 +152,9 @@ def test_shrinks_over_column_slices_add_up(num_tokens: int) -> None:
     columns[:] = wide.base
     lora_expand(columns, hidden, wide.layer_pages, wide.segments)
     (segment,), (other,) = wide.segments, narrow.segments
-    flat = wide.layer_pages[segment.pages.page_ids].view(-1)
+    flat = wide.layer_pages[segment.pages.ids].view(-1)
     b = flat[6 * 90 :][: 6 * 40].view(6, 40)
-    a = narrow.layer_pages[other.pages.page_ids].view(-1)[: 6 * 30].view(6, 30)
+    a = narrow.layer_pages[other.pages.ids].view(-1)[: 6 * 30].view(6, 30)
     wide.delta[1:] += (narrow.x[1:] @ a.T @ b).double()
     wide.check(columns, wide.base)
     assert y[:, :33].isnan().all() and y[:, 73:].isnan().all()
@@ -231,7 +231,7 @@ def affine_case(
             AffineSlice(9 + 122, -1, 61, 8),
             AffineSlice(-1, 9 + 130, 80, 53),
         )[: 3 - index]
-        run = PageRun.of(ids, layer_pages.device)
+        run = PageRun.of(ids)
         end = start + length
         segments.append(AffineSegment(start, end, run, slices))
         wide, (_, second, third) = vectors.double(), slices + (None,) * index
@@ -270,9 +270,9 @@ def test_rescaling_of_a_layer_that_has_none() -> None:
 
 def test_what_a_launch_relies_on_is_checked() -> None:
     case = LoraCase(ALIGNED, [Part(2, (1, 1, 1))], FLOAT32)
-    pages, run, plan = case.layer_pages, case.segments[0].pages, case.segments[0].plan
+    pages, plan = case.layer_pages, case.segments[0].plan
     group = metadata.group_metadata(case.segments, case.x)
-    far = [Segment(0, 2, PageRun(run.page_ids, -1, np.zeros(1 << 24, dtype=np.int64)), plan)]
+    far = [Segment(0, 2, PageRun(np.zeros(1 << 24, dtype=np.int64), -1), plan)]
     for x, layer_pages, segments, message in (
         (case.x[:1], pages, group, "leave a batch of 1"),
         (case.x, pages.view(-1, 8), group, "page_elems is 8"),

@@ -100,7 +100,7 @@ class LoraCase:
         pages = self.layer_pages[page_ids]
         pages.view(-1)[: elems.numel()] = elems
         self.layer_pages[page_ids] = pages
-        run = PageRun.of(page_ids, self.layer_pages.device)
+        run = PageRun.of(page_ids)
         plan = GroupPlan(sum(ranks), shape.in_features, self.offset, tuple(slices))
         self.segments.append(Segment(start, end, run, plan))
 

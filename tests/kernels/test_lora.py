@@ -57,7 +57,7 @@ class Adapter:
         for index, page in enumerate(page_ids):
             part = flat[index * page_elems : (index + 1) * page_elems]
             layer_pages[page, : part.numel()] = part
-        self.pages = PageRun.of(page_ids, layer_pages.device)
+        self.pages = PageRun.of(page_ids)
 
     def delta(self, x: torch.Tensor, out_features: int) -> torch.Tensor:
         y = torch.zeros(x.shape[0], out_features, dtype=x.dtype, device=x.device)
@@ -122,7 +122,7 @@ def test_a_partial_group_leaves_other_projections_alone() -> None:
 def test_misfits_are_refused() -> None:
     layer_pages = torch.zeros(4, PAGE_ELEMS)
     plan = GroupPlan(1, 8, 0, (ExpandSlice(0, 1, 8, 0, 8),))
-    run = PageRun.of([0], torch.device("cpu"))
+    run = PageRun.of([0])
     x, y = torch.zeros(4, 8), torch.zeros(4, 8)
     good = Segment(0, 2, run, plan)
     for bad in (
@@ -207,7 +207,7 @@ def test_numba_kernel_equals_its_twin(
         )
         for index, pair in enumerate([(3, 16), (16, 1), (29, 8)])
     ]
-    without = PageRun.of(ids[3 * pages_each :], layer_pages.device)
+    without = PageRun.of(ids[3 * pages_each :])
     bounds, start = [], 1  # row 0 is base-only
     for length in (*lengths, 2):
         bounds.append((start, start + length))

@@ -17,7 +17,7 @@ def laid(values: torch.Tensor, layer_pages: torch.Tensor, page_ids: list[int]) -
     for index, page in enumerate(page_ids):
         part = values[index * PAGE_ELEMS : (index + 1) * PAGE_ELEMS]
         layer_pages[page, : part.numel()] = part
-    return PageRun.of(page_ids, layer_pages.device)
+    return PageRun.of(page_ids)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -76,16 +76,14 @@ def test_factors_near_one_survive_half_precision() -> None:
     """bfloat16 has no number between 1 and 1.0078: g itself would be lost."""
     scale = torch.full((PAGE_ELEMS,), 0.003, dtype=torch.bfloat16)
     y = torch.full((1, PAGE_ELEMS), 1.9921875, dtype=torch.bfloat16)
-    segment = AffineSegment(
-        0, 1, PageRun.of([0], torch.device("cpu")), (AffineSlice(0, -1, 0, PAGE_ELEMS),)
-    )
+    segment = AffineSegment(0, 1, PageRun.of([0]), (AffineSlice(0, -1, 0, PAGE_ELEMS),))
     lora_affine(y, scale.view(1, -1), [segment])
     assert (y == torch.tensor(1.9921875 * 1.003, dtype=torch.bfloat16)).all()
 
 
 def test_misfits_are_refused() -> None:
     layer_pages, y = torch.zeros(2, PAGE_ELEMS), torch.zeros(4, 8)
-    run = PageRun.of([0], torch.device("cpu"))
+    run = PageRun.of([0])
     part = (AffineSlice(0, -1, 0, 8),)
     good = AffineSegment(0, 2, run, part)
     for bad in (

@@ -27,7 +27,7 @@ BUCKET = LoraBucket(64, 4, 8, 32, max_segment_tokens=32, alignment=8)
 
 
 def spans_of(*spans: tuple[int, int]) -> LoraSpans:
-    runs = [PageRun.of([3 * at, 3 * at + 1], CPU) for at in range(len(spans))]
+    runs = [PageRun.of([3 * at, 3 * at + 1]) for at in range(len(spans))]
     return LoraSpans.of(list(spans), runs)
 
 
@@ -197,6 +197,6 @@ def test_a_narrower_grid_reads_the_same_buffer() -> None:
     for layer, at in [(0, 0), (1, 1), (1, 2)]:
         assert narrow.group(layer, at).rows[0].tolist() == rows[layer, at, 0].tolist()
     (segment,) = segments_of(narrow.group(1, 2), 64)
-    assert segment[:2] == (1, 4) and segment.pages.host_ids[:2].tolist() == [0, 1]
+    assert segment[:2] == (1, 4) and segment.pages.ids[:2].tolist() == [0, 1]
     assert segment.plan == GroupPlan(5, 64, 0, (ExpandSlice(0, 5, 320, 0, 64),))
     assert segments_of(narrow.group(0, 0), 64) == []

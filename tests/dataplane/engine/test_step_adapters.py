@@ -97,7 +97,7 @@ def test_an_adapter_that_came_back_is_another_one(assets: dict[str, Path]) -> No
     assert isinstance(segments, LayeredSegments)
     assert segments.common.page_ids.tolist() == new.page_ids
     (segment,) = head[0].segments
-    assert segment.pages.host_ids.tolist() == new.page_ids
+    assert segment.pages.ids.tolist() == new.page_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,7 +122,7 @@ def test_tokens_are_right_after_the_pages_have_moved(
 
 
 def test_layers_are_found_by_address() -> None:
-    run = PageRun.of([3], torch.device("cpu"))
+    run = PageRun.of([3])
     plans = np.zeros((3, 2, 1, PLAN_FIELDS), dtype=np.int64)
     plans[1, 0, 0, 0], plans[2, 1, 0, 0] = 4, 7
     plan = SimpleNamespace(total_rank=4)

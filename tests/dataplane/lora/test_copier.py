@@ -32,7 +32,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page_ids", [[4, 5, 6, 7, 8], [9, 2, 14, 3, 0]])
 def test_every_page_arrives_and_no_other_is_touched(page_ids: list[int]) -> None:
     pool, host = poisoned(), source()
-    copy = CpuCopy(host, pool, PageRun.of(page_ids, CPU))
+    copy = CpuCopy(host, pool, PageRun.of(page_ids))
     sizes = []
     while done := copy.advance():
         sizes.append(done)
@@ -45,7 +45,7 @@ def test_every_page_arrives_and_no_other_is_touched(page_ids: list[int]) -> None
 
 def test_waiting_brings_in_that_layer_and_no_more() -> None:
     pool, host = poisoned(), source()
-    copy = CpuCopy(host, pool, PageRun.of([0, 1, 2, 3, 4], CPU))
+    copy = CpuCopy(host, pool, PageRun.of([0, 1, 2, 3, 4]))
     copy.advance()
     copy.wait(1)
     assert copy.num_layers_in == 2
@@ -57,7 +57,7 @@ def test_waiting_brings_in_that_layer_and_no_more() -> None:
 def test_a_cancelled_copy_writes_nothing_more() -> None:
     pool = poisoned()
     copies = PoolCopier(pool)
-    copy = copies.begin(source(), PageRun.of([0, 1, 2, 3, 4], CPU))
+    copy = copies.begin(source(), PageRun.of([0, 1, 2, 3, 4]))
     copy.advance()
     copies.cancel(copy)
     pool.fill_(7.0)
@@ -69,7 +69,7 @@ def test_a_cancelled_copy_writes_nothing_more() -> None:
 def test_a_copy_may_be_advanced_and_waited_for_on_two_threads() -> None:
     for seed in range(20):
         pool, host = poisoned(), source(seed)
-        copy = CpuCopy(host, pool, PageRun.of([0, 1, 2, 3, 4], CPU))
+        copy = CpuCopy(host, pool, PageRun.of([0, 1, 2, 3, 4]))
 
         def drain(copy: CpuCopy = copy) -> None:
             while copy.advance():
@@ -86,7 +86,7 @@ def test_a_copy_may_be_advanced_and_waited_for_on_two_threads() -> None:
 def test_time_bounds_what_a_step_copies() -> None:
     clock = itertools.count()
     copies = PoolCopier(poisoned(64), clock=lambda: float(next(clock)))
-    copy = copies.begin(source(pages=40), PageRun.of(list(range(40)), CPU))
+    copy = copies.begin(source(pages=40), PageRun.of(list(range(40))))
     whole = copy.remaining_bytes
     slice_bytes = 2 * ELEMS * 4
     copies.advance(0.0)
@@ -97,8 +97,8 @@ def test_time_bounds_what_a_step_copies() -> None:
 
 def test_a_small_adapter_passes_a_large_one_which_gets_on() -> None:
     copies = PoolCopier(poisoned(64), clock=lambda: 0.0)
-    large = copies.begin(source(pages=40), PageRun.of(list(range(40)), CPU))
-    small = copies.begin(source(pages=4), PageRun.of(list(range(50, 54)), CPU))
+    large = copies.begin(source(pages=40), PageRun.of(list(range(40))))
+    small = copies.begin(source(pages=4), PageRun.of(list(range(50, 54))))
     ticks = itertools.count()
     copies._clock = lambda: float(next(ticks))
     whole = large.remaining_bytes
@@ -110,7 +110,7 @@ def test_a_small_adapter_passes_a_large_one_which_gets_on() -> None:
 def test_the_rate_is_measured() -> None:
     ticks = itertools.count()
     copies = PoolCopier(poisoned(64), clock=lambda: float(next(ticks)))
-    copy = copies.begin(source(pages=60), PageRun.of(list(range(60)), CPU))
+    copy = copies.begin(source(pages=60), PageRun.of(list(range(60))))
     before_s = copies.remaining_s(copy)
     for _ in range(40):
         copies.advance(1.0)
@@ -121,4 +121,4 @@ def test_the_rate_is_measured() -> None:
 
 def test_nothing_to_wait_for() -> None:
     assert waiter([]) is None
-    assert PoolCopier(poisoned()).begin(source(pages=0), PageRun.of([], CPU)).remaining_bytes == 0
+    assert PoolCopier(poisoned()).begin(source(pages=0), PageRun.of([])).remaining_bytes == 0
