@@ -5,7 +5,8 @@
 Tiny adapters, a pool that holds a few of them, host memory and disk a few more, a number of
 requests open at a time, some of which are aborted. Adapters are touched in random order and in
 Zipf's, half and half. The right answer of each adapter is what it says alone, in an engine whose
-tiers it has for itself. Any fault ends the run with an error; it prints what went through.
+tiers it has for itself. At last all that disk holds is read back from there. Any fault ends the run
+with an error; it prints what went through.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _PROMPT = (17, 3, 101, 45, 8)
 _NEW_TOKENS = 4
 _ABORTED = 0.03  # of the requests
 _RANKS = (1, 2, 4)
+_SETTLED_S = 10.0  # after the last request, until nothing is under way
 _CHECK_EVERY = 50  # steps between two proofs of the pool's books
 
 
@@ -125,7 +127,7 @@ class _Soak:
         self._concurrency = concurrency
         self._random = np.random.default_rng(seed)
         self._open: dict[int, tuple[Adapter, list[int]]] = {}
-        self._num_done = self._num_aborted = 0
+        self._num_done = self._num_aborted = self._num_read_back = 0
         self._most: dict[str, int] = {"host": 0, "disk": 0, "arrived": 0}
         self._supply: Any = loop.engine._supply
         self._tiers: Any = loop.parts.loader._tiers
@@ -144,25 +146,23 @@ class _Soak:
                 if num_steps % _CHECK_EVERY == 0:
                     self._check_bounds()
                     self._loop.engine.check_integrity()
-            handle = self._loop.submit(
-                adapter, prompt_tokens=0, new_tokens=_NEW_TOKENS, prompt=_PROMPT
-            )
-            self._open[handle] = (adapter, [])
+            self._begin(adapter)
             if self._random.random() < _ABORTED:
                 self._abort_one()
             if number % max(1, num_touches // 10) == 0:
                 rss.append(psutil.Process().memory_info().rss)
                 if tell:
                     print(f"{number} of {num_touches}, {self._num_done} right", file=sys.stderr)
-        while self._open:
-            self._take(self._loop.step())
+        self._finish()
         self._check_bounds()
+        self._read_back()
         self._check_end()
         return {
             "adapters": len(self._adapters),
             "distinct_touched": len(touched),
             "touches": num_touches,
-            "right": self._num_done,
+            "right": self._num_done - self._num_read_back,
+            "read_back": self._num_read_back,
             "aborted": self._num_aborted,
             "elapsed_s": time.perf_counter() - started_s,
             "most_bytes": self._most,
@@ -202,6 +202,26 @@ class _Soak:
                 )
             self._num_done += 1
 
+    def _finish(self) -> None:
+        while self._open:
+            self._take(self._loop.step())
+
+    def _read_back(self) -> None:
+        """Everything that is left on disk, from there: it says what it said."""
+        self._until_idle()
+        on_disk = self._loop.parts.loader.residency().disk
+        for adapter in self._adapters:
+            if adapter.digest in on_disk:
+                self._loop.forget_in_pool()
+                self._loop.forget_in_host(adapter)
+                self._begin(adapter)
+                self._finish()
+                self._num_read_back += 1
+
+    def _begin(self, adapter: Adapter) -> None:
+        handle = self._loop.submit(adapter, prompt_tokens=0, new_tokens=_NEW_TOKENS, prompt=_PROMPT)
+        self._open[handle] = (adapter, [])
+
     def _abort_one(self) -> None:
         handle = list(self._open)[int(self._random.integers(len(self._open)))]
         self._loop.engine.abort(handle)
@@ -209,8 +229,8 @@ class _Soak:
         self._num_aborted += 1
 
     def _check_bounds(self) -> None:
-        largest = max((each.nbytes for each in self._supply._arrived.values()), default=0)
-        arrived = sum(each.nbytes for each in self._supply._arrived.values())
+        largest = max((each.nbytes for each in self._supply._arrived), default=0)
+        arrived = self._supply._arrived.num_bytes
         held = {
             "host": (self._tiers._host.stats().entry_bytes, self._tiers._host._max_bytes),
             "disk": (self._tiers._disk.stats().entry_bytes, self._tiers._disk._max_bytes),
@@ -235,13 +255,16 @@ class _Soak:
             "writes": len(self._tiers._writes),
         }
 
-    def _check_end(self) -> None:
-        """Nothing is left but what the tiers keep."""
-        deadline_s = time.monotonic() + 10.0
+    def _until_idle(self) -> None:
+        deadline_s = time.monotonic() + _SETTLED_S
         while any(self._tables().values()) and time.monotonic() < deadline_s:
             self._loop.step()
         if any(self._tables().values()):
             raise BenchError("LEFT_OVER", f"after the last request: {self._tables()}")
+
+    def _check_end(self) -> None:
+        """Nothing is left but what the tiers keep."""
+        self._until_idle()
         self._loop.check_empty()
         self._loop.forget_in_pool()
         self._loop.check_empty()

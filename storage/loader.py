@@ -338,10 +338,12 @@ class TieredLoader(Generic[T]):
         up in memory; one that hangs goes without."""
         if self._disk is None or claim is None:
             return
-        if len(self._writes) >= _MAX_PENDING_WRITES:
-            await asyncio.wait(
-                self._writes, timeout=_WRITE_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
-            )
+        until_s = time.monotonic() + _WRITE_PATIENCE_S
+        # Others wait, too, and may be quicker to take the place of a write that has ended.
+        while (
+            len(self._writes) >= _MAX_PENDING_WRITES and (left_s := until_s - time.monotonic()) > 0
+        ):
+            await asyncio.wait(self._writes, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         if len(self._writes) >= _MAX_PENDING_WRITES:
             _log.warning("adapter %s is served without disk cache: the disk lags", digest)
             claim.release()

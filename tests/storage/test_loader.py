@@ -253,6 +253,27 @@ async def test_a_disk_that_hangs_holds_nobody_up(
     assert len(bench.loader.residency().disk) == 4, "as many as may be in memory for it"
 
 
+async def test_a_disk_that_is_slow_gets_all_that_many_loads_at_once_bring(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = bench.disk.put
+
+    async def slow(digest: str, files: AdapterFiles) -> None:
+        await asyncio.sleep(0.01)
+        await honest(digest, files)
+
+    monkeypatch.setattr(bench.disk, "put", slow)
+    refs: list[AdapterRef] = []
+    for seed in range(16):
+        sample = files(seed + 40)
+        uri = f"mem://many/{seed}"
+        bench.source.contents[uri] = sample
+        refs.append(AdapterRef(digest_of(sample.config, sample.weights), uri))
+    await asyncio.gather(*(bench.loader.load(ref) for ref in refs))
+    await bench.loader.flush()
+    assert bench.loader.residency().disk == {ref.digest for ref in refs}
+
+
 async def test_what_build_refuses_is_not_kept(bench: Bench) -> None:
     def refuse(parsed: ParsedAdapter) -> tuple[Value, int]:
         raise MemoryError(parsed.manifest.digest)
