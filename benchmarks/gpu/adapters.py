@@ -47,6 +47,7 @@ class Windows:
         self.model = model
         self.targets = targets
         self._ranks = {rank: _peft_bytes(model, rank, targets) for rank in sorted(set(ranks))}
+        self._num_bytes = {rank: model.adapter_bytes(rank, targets) for rank in self._ranks}
         self._count = count
         self._scale = scale
         self._known: dict[str, tuple[int, int]] = {}
@@ -60,7 +61,7 @@ class Windows:
 
     def num_bytes(self, adapter: Adapter) -> float:
         """Of its matrices."""
-        return self.model.adapter_bytes(self._known[adapter.digest][0], self.targets)
+        return self._num_bytes[self._known[adapter.digest][0]]
 
     def samples(self, build: Callable[[ParsedAdapter], HostAdapter]) -> dict[int, HostAdapter]:
         """One packed adapter of each rank."""
@@ -79,6 +80,10 @@ class Windows:
 
     def find(self, digest: str) -> tuple[int, int]:
         return self._known[digest]
+
+    @property
+    def num_known(self) -> int:
+        return len(self._known)
 
     @property
     def digests(self) -> frozenset[str]:
@@ -144,7 +149,7 @@ class WindowLoader:
         pass
 
     def residency(self) -> Residency:
-        if len(self._residency.host) != len(self._windows.digests):
+        if len(self._residency.host) != self._windows.num_known:
             self._residency = Residency(self._windows.digests, frozenset())
         return self._residency
 

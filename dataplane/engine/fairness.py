@@ -19,6 +19,7 @@ OUTPUT_WEIGHT = 2.0
 """Of one generated token."""
 
 _MAX_PAUSED = 1024
+"""Keys that pause before any are forgotten."""
 
 
 class VirtualTokens:
@@ -29,6 +30,7 @@ class VirtualTokens:
         self._waiting: dict[str, int] = {}
         self._order = LeastServed(self)  # of the keys that wait
         self._left_at = 0.0  # counter of the key that ceased to wait last
+        self._forget_above = _MAX_PAUSED  # paused keys
 
     def served(self, key: str) -> float:
         return self._served.get(key, 0.0)
@@ -65,13 +67,17 @@ class VirtualTokens:
 
     def _forget_equals(self) -> None:
         """A paused key at or below the floor would be lifted anyway: its counter says nothing."""
-        if len(self._served) > len(self._waiting) + _MAX_PAUSED:
-            floor = self.floor()
-            self._served = {
-                key: served
-                for key, served in self._served.items()
-                if served > floor or key in self._waiting
-            }
+        if len(self._served) <= len(self._waiting) + self._forget_above:
+            return
+        floor = self.floor()
+        self._served = {
+            key: served
+            for key, served in self._served.items()
+            if served > floor or key in self._waiting
+        }
+        # Those that are left are many as long as they are ahead: not to be gone through each time.
+        num_paused = len(self._served) - len(self._waiting)
+        self._forget_above = max(_MAX_PAUSED, 2 * num_paused)
 
 
 class LeastServed:

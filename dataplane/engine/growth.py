@@ -36,19 +36,20 @@ class Growth:
         needed just before one of these ends (as LightLLM's scheduler reasons). Last blocks that
         grow are taken to begin with one token, which is at most a page too much for each.
         """
-        size = self._page_tokens
+        size, expected_share = self._page_tokens, self._shares / self._weight
         held = most = num_tokens = 0
         lives: list[tuple[int, int]] = []
-        for each in sequences:
-            lives.append((self._remaining(each), len(each.tokens)))
+        for each in sequences:  # at each admission, all that run: nothing is asked for twice
+            length = len(each.tokens)
+            expected = math.ceil(expected_share * each.sampling.max_tokens)
+            lives.append((max(0, expected - length + each.num_prompt), length))
             held += len(each.block_table)
-            most += -(-len(each.tokens) // size)
-        for count, (steps, length) in enumerate(sorted(lives, reverse=True), 1):
+            most += -(-length // size)
+        lives.sort(reverse=True)
+        for count, (steps, length) in enumerate(lives, 1):
             num_tokens += length
             if steps:
-                most = max(most, (num_tokens + count * (steps + size - 1)) // size)
+                pages = (num_tokens + count * (steps + size - 1)) // size
+                if pages > most:
+                    most = pages
         return max(0, most - held)
-
-    def _remaining(self, sequence: Sequence) -> int:
-        expected = self._shares / self._weight * sequence.sampling.max_tokens
-        return max(0, math.ceil(expected) - sequence.num_output)

@@ -88,7 +88,7 @@ class HostAdapter:
     layout: AdapterLayout
     pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return self.pages.numel() * self.pages.element_size()
 

@@ -7,6 +7,7 @@ adapters stay queued, and one that arrives all the same is let go of and asked f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,37 @@ class _Load:
     nbytes: int = 0  # known once it has arrived before
 
 
+class _Arrived:
+    """Adapters in host memory that are wanted, until they are admitted or nobody waits for them."""
+
+    def __init__(self) -> None:
+        self._by_digest: dict[str, HostAdapter] = {}
+        self.num_bytes = 0
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._by_digest
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+    def __iter__(self) -> Iterator[HostAdapter]:
+        return iter(self._by_digest.values())
+
+    def get(self, digest: str) -> HostAdapter | None:
+        return self._by_digest.get(digest)
+
+    def add(self, adapter: HostAdapter) -> None:
+        self.take(adapter.digest)
+        self._by_digest[adapter.digest] = adapter
+        self.num_bytes += adapter.nbytes
+
+    def take(self, digest: str) -> HostAdapter | None:
+        adapter = self._by_digest.pop(digest, None)
+        if adapter is not None:
+            self.num_bytes -= adapter.nbytes
+        return adapter
+
+
 class AdapterSupply:
     """Tracks each wanted digest. Never blocks."""
 
@@ -53,7 +85,7 @@ class AdapterSupply:
         self._max_arrived_bytes = pool.data.numel() * pool.data.element_size()
         self._queued: dict[str, _Load] = {}
         self._loading: dict[str, _Load] = {}
-        self._arrived: dict[str, HostAdapter] = {}  # until admitted
+        self._arrived = _Arrived()
         self._to_place: list[str] = []
         self._unloading: dict[str, float] = {}  # digest -> when its last requests must end
         self.resident = ResidentAdapters(pool, self._reload_s)
@@ -80,7 +112,7 @@ class AdapterSupply:
             elif self._arrived and not self._has_place(load):
                 self._queued[digest] = load
             else:
-                self._arrived[digest] = adapter
+                self._arrived.add(adapter)
                 self._to_place.append(digest)
                 loads.arrived.append(digest)
         self._start_queued(now_s)
@@ -128,7 +160,11 @@ class AdapterSupply:
     def size_pages(self, digest: str) -> int:
         """Pages of an adapter that is resident or has arrived."""
         resident = self.resident.get(digest)
-        return len(resident.page_ids) if resident else self._arrived[digest].pages.shape[1]
+        if resident is not None:
+            return len(resident.page_ids)
+        arrived = self._arrived.get(digest)
+        assert arrived is not None
+        return arrived.pages.shape[1]
 
     def unusable_pages(self, digest: str) -> int:
         """Pages that KV blocks of its requests can never have: its own, and what is pinned."""
@@ -139,7 +175,7 @@ class AdapterSupply:
 
     def acquire(self, digest: str) -> None:
         """Makes an arrived adapter resident if need be, and holds it. Its pages must be free."""
-        host = self._arrived.pop(digest, None)
+        host = self._arrived.take(digest)
         if self.resident.get(digest) is None:
             assert host is not None
             installed = self.resident.install(host)
@@ -150,7 +186,7 @@ class AdapterSupply:
         """No waiting request names it any more: its load ends, unless a prefetch goes on with it,
         and an arrived adapter is let go of; the host tier may keep it."""
         self._queued.pop(digest, None)
-        self._arrived.pop(digest, None)
+        self._arrived.take(digest)
         if self._loading.pop(digest, None) and not self.prefetches.is_loading(digest):
             self._loader.cancel(digest)
 
@@ -231,8 +267,7 @@ class AdapterSupply:
             self._loader.request(load.adapter, priority=load.priority)
 
     def _has_place(self, load: _Load) -> bool:
-        held = sum(each.nbytes for each in self._arrived.values())
-        return held + load.nbytes < self._max_arrived_bytes
+        return self._arrived.num_bytes + load.nbytes < self._max_arrived_bytes
 
     def pin(self, adapter: Adapter, tier: PrefetchTier, now_s: float) -> None:
         """It is brought there and stays, in host memory in any case."""

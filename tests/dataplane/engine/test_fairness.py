@@ -69,3 +69,24 @@ def test_counters_of_the_absent_are_forgotten_once_they_say_nothing() -> None:
     assert len(tokens.keys()) < 1500
     tokens.enter("debtor")
     assert tokens.served("debtor") == 1e6
+
+
+def test_thousands_that_are_ahead_are_not_gone_through_at_each_end() -> None:
+    tokens = VirtualTokens()
+    tokens.enter("steady")
+    gone_through, counters = 0, tokens._served
+    for number in range(8000):
+        tokens.enter(f"ahead{number}")
+        tokens.charge(f"ahead{number}", 10.0)
+        tokens.leave(f"ahead{number}")
+        gone_through += tokens._served is not counters
+        counters = tokens._served
+    assert len(tokens.keys()) == 8001, "each says something"
+    assert 1 <= gone_through < 6
+    tokens.charge("steady", 100.0)
+    for number in range(20000):
+        tokens.enter("steady2")
+        tokens.leave("steady2")
+        tokens.enter(f"even{number}")
+        tokens.leave(f"even{number}")
+    assert len(tokens.keys()) < 20000, "and is forgotten once it does not"

@@ -60,7 +60,7 @@ def test_what_arrived_and_waits_is_bounded_by_the_pool() -> None:
         if simulation.scheduler.is_waiting_for_loads and simulation.loader.next_s:
             simulation.now_s = max(simulation.now_s, simulation.loader.next_s)
         simulation.step()
-        held = sum(each.nbytes for each in simulation.supply._arrived.values())
+        held = sum(each.nbytes for each in simulation.supply._arrived)
         most = max(most, held)
     assert len(simulation.tokens) == 12
     assert 0 < most <= bound
@@ -75,7 +75,7 @@ def test_queued_loads_start_by_priority() -> None:
     simulation.submit(2, adapter="b", max_tokens=2)
     simulation.now_s += 1.0
     simulation.step()
-    assert list(simulation.supply._arrived) == ["b"]
+    assert [each.digest for each in simulation.supply._arrived] == ["b"]
     simulation.supply.want(adapter("c"), simulation.now_s, priority=0)
     simulation.supply.want(adapter("d"), simulation.now_s, priority=3)
     assert simulation.loader.requests == ["a", "b", "c", "d"], "their size is not known yet"
