@@ -21,6 +21,7 @@ from kernels.cpu.vectors import (
     LINE,
     VECTOR,
     Code,
+    loop,
     vector_intrinsic,
 )
 
@@ -64,8 +65,8 @@ def score(
         scores, stride, queries, rows, offset = arguments[:5]
         for first, heads in _parts(group.literal_value):
             positions = LANES // (1 << (heads - 1).bit_length())
-            with cgutils.for_range(builder, ir.Constant(INT64, RUN // positions)) as loop:
-                start = builder.mul(loop.index, ir.Constant(INT64, positions))
+            with cgutils.for_range(builder, ir.Constant(INT64, RUN // positions)) as turn:
+                start = builder.mul(turn.index, ir.Constant(INT64, positions))
                 keys, ahead = (
                     [
                         builder.add(code.load(code.at(at, p, 8), INT64, align=8), offset)
@@ -137,31 +138,11 @@ def weigh(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code, dim = Code(builder), head_dim.literal_value
         sums, weights, stride, rows, offset, count = arguments[:6]
-        for first, heads in _parts(group.literal_value):
-            width = _width(dim, heads)
-            for k in range(0, dim, width):
-                vectors = [
-                    (head, at)
-                    for head in range(first, first + heads)
-                    for at in range(k, k + width, LANES)
-                ]
-                starts = [
-                    builder.mul(stride, ir.Constant(INT64, head))
-                    for head in range(first, first + heads)
-                ]
-                targets = [code.at(sums, head * dim + at, 4) for head, at in vectors]
-                totals = [code.load(target, VECTOR) for target in targets]
-                before = builder.block
-                loop = builder.append_basic_block("values")
-                after = builder.append_basic_block("weighed")
-                builder.branch(loop)
-                builder.position_at_end(loop)
-                index = builder.phi(INT64)
-                index.add_incoming(ir.Constant(INT64, 0), before)
-                now = [builder.phi(VECTOR) for _ in vectors]
-                for phi, total in zip(now, totals, strict=True):
-                    phi.add_incoming(total, before)
-                sums_now = list(now)
+
+        def add_rows(first: int, heads: int, k: int, width: int) -> None:
+            """To the sums of these heads, their elements [k, k + width)."""
+
+            def add_row(index: Any, totals: list[Any]) -> list[Any]:
                 row = builder.add(code.load(code.at(rows, index, 8), INT64, align=8), offset)
                 if first == 0:
                     ahead = code.at(rows, builder.add(index, ir.Constant(INT64, RUN)), 8)
@@ -172,20 +153,29 @@ def weigh(
                     for at in range(k, k + width, LINE)
                     for half in code.row(code.at(row, at, 2))
                 ]
-                for head in range(heads):
-                    at = code.at(weights, builder.add(starts[head], index), 4)
+                for head, start in enumerate(starts):
+                    at = code.at(weights, builder.add(start, index), 4)
                     weight = code.everywhere(code.load(at, FLOAT))
                     for part, half in enumerate(value):
                         each = head * len(value) + part
-                        sums_now[each] = code.fma(weight, half, sums_now[each])
-                for phi, total in zip(now, sums_now, strict=True):
-                    phi.add_incoming(total, loop)
-                following = builder.add(index, ir.Constant(INT64, 1))
-                index.add_incoming(following, loop)
-                builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-                builder.position_at_end(after)
-                for target, total in zip(targets, sums_now, strict=True):
-                    code.store(total, target)
+                        totals[each] = code.fma(weight, half, totals[each])
+                return totals
+
+            some = range(first, first + heads)
+            starts = [builder.mul(stride, ir.Constant(INT64, head)) for head in some]
+            targets = [
+                code.at(sums, head * dim + at, 4)
+                for head in some
+                for at in range(k, k + width, LANES)
+            ]
+            before = [code.load(target, VECTOR) for target in targets]
+            for target, total in zip(targets, loop(builder, count, before, add_row), strict=True):
+                code.store(total, target)
+
+        for first, heads in _parts(group.literal_value):
+            width = _width(dim, heads)
+            for k in range(0, dim, width):
+                add_rows(first, heads, k, width)
         return context.get_dummy_value()
 
     address, number = types.intp, types.int64

@@ -6,6 +6,7 @@ those at even places come first.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -31,6 +32,32 @@ _FOLDS = (
 )
 """Lanes of two vectors, and how far after each the one stands that is added to it: first within
 blocks of four lanes, as shuffles are cheapest there, then of whole blocks."""
+
+
+def loop(
+    builder: Any,
+    count: Any,
+    starts: Sequence[Any],
+    body: Callable[[Any, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """What body(index, values) makes of values that begin as `starts`, for each index below
+    `count`, an int64 that is at least 1. They stay in registers."""
+    before = builder.block
+    inside, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    index = builder.phi(INT64)
+    values = [builder.phi(start.type) for start in starts]
+    now = list(body(index, list(values)))
+    end = builder.block  # of the body, which may have blocks of its own
+    following = builder.add(index, ir.Constant(INT64, 1))
+    carried = ((index, ir.Constant(INT64, 0), following), *zip(values, starts, now, strict=True))
+    for phi, start, later in carried:
+        phi.add_incoming(start, before)
+        phi.add_incoming(later, end)
+    builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+    builder.position_at_end(after)
+    return now
 
 
 class Code:
@@ -103,9 +130,10 @@ class Code:
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self._fma, [a, b, c])
 
-    def prefetch(self, address: Any, size: int) -> None:
-        """`size` bytes, to be read, into the second-level cache: the first has no room."""
-        options = [ir.Constant(INT32, value) for value in (0, 2, 1)]
+    def prefetch(self, address: Any, size: int, *, near: bool = False) -> None:
+        """`size` bytes, to be read, into the second-level cache, where the first has no room; near:
+        into both."""
+        options = [ir.Constant(INT32, value) for value in (0, 3 if near else 2, 1)]
         for start in range(0, size, 2 * LINE):
             pointer = self.builder.inttoptr(self.at(address, start, 1), self._bytes)
             self.builder.call(self._prefetch, [pointer, *options])

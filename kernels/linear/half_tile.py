@@ -12,8 +12,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from kernels.cpu.vectors import INT32, INT64, VECTOR, Code, loop, vector_intrinsic
 from kernels.linear.tiling import SIZES
 
 LANES = 32
@@ -25,10 +25,8 @@ more than by rounding to bfloat16 alone, with 32 it is 12%."""
 PREFETCH = 32
 """Inputs ahead that weights are asked for: the processor itself does not look past a 4 KiB page."""
 
-_intrinsic: Any = intrinsic  # its stub keeps the typing context among the parameters
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
-_FLOATS = ir.VectorType(ir.FloatType(), LANES // 2)
+_ROW_BYTES = PANEL * 2
 _LINE_BYTES = 64
 
 
@@ -38,124 +36,77 @@ def make_tile(rows: int) -> Any:
     x: [runs, rows, RUN]; each float16 twice, side by side, so that one load fills a vector with it.
     panel: float16, sums: float32.
     """
-    sums_of_row = PANEL // LANES
+    parts = range(0, PANEL, LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x = builder.inttoptr(arguments[0], ir.PointerType(_INT32))
-        panel = builder.inttoptr(arguments[1], ir.PointerType(ir.HalfType()))
-        sums = builder.inttoptr(arguments[2], ir.PointerType(ir.FloatType()))
-        in_features = arguments[3]
+        code = Code(builder)
+        x, panel, sums, in_features = arguments
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(_HALVES, [_HALVES] * 3), f"llvm.fma.v{LANES}f16"
         )
-        zeros = ir.Constant(_HALVES, [0.0] * LANES)
-        runs, products, after = (
-            builder.append_basic_block(name) for name in ("runs", "products", "after")
-        )
-        fold = builder.append_basic_block("fold")
-        kept = cgutils.alloca_once(builder, ir.ArrayType(_HALVES, rows * sums_of_row))
+        zeros = [ir.Constant(_HALVES, [0.0] * LANES)] * (rows * len(parts))
+        kept = cgutils.alloca_once(builder, ir.ArrayType(_HALVES, len(zeros)))
         kept.align = _LINE_BYTES
-        before = builder.block
-        builder.branch(runs)
+        kept_at = builder.ptrtoint(kept, INT64)
 
-        builder.position_at_end(runs)
-        first = builder.phi(_INT64)
-        first.add_incoming(ir.Constant(_INT64, 0), before)
-        whole = builder.add(first, ir.Constant(_INT64, RUN))
-        is_whole = builder.icmp_signed("<", whole, in_features)
-        end = builder.select(is_whole, whole, in_features)
-        builder.branch(products)
+        def run(index: Any, none: list[Any]) -> list[Any]:
+            x_run = code.at(x, index, rows * RUN * 4)
+            panel_run = code.at(panel, index, RUN * _ROW_BYTES)
+            left = builder.sub(in_features, builder.mul(index, ir.Constant(INT64, RUN)))
+            is_last = builder.icmp_signed("<", left, ir.Constant(INT64, RUN))
+            size = builder.select(is_last, left, ir.Constant(INT64, RUN))
 
-        builder.position_at_end(products)
-        k = builder.phi(_INT64)
-        k.add_incoming(first, runs)
-        totals = [builder.phi(_HALVES) for _ in range(rows * sums_of_row)]
-        row_start = builder.mul(k, ir.Constant(_INT64, PANEL))
-        _prefetch(builder, builder.gep(panel, [row_start]))
-        weights = [
-            builder.load(
-                builder.bitcast(
-                    builder.gep(panel, [builder.add(row_start, ir.Constant(_INT64, part * LANES))]),
-                    ir.PointerType(_HALVES),
-                ),
-                align=2,
-            )
-            for part in range(sums_of_row)
-        ]
-        now: list[Any] = []
-        # [first / RUN, row, k - first]
-        x_start = builder.add(builder.mul(first, ir.Constant(_INT64, rows - 1)), k)
-        for row in range(rows):
-            at = builder.gep(x, [builder.add(x_start, ir.Constant(_INT64, row * RUN))])
-            token = _everywhere(builder, builder.load(at, align=4))
-            now += [
-                builder.call(fma, [token, weight, totals[row * sums_of_row + part]])
-                for part, weight in enumerate(weights)
-            ]
-        for total, total_now in zip(totals, now, strict=True):
-            total.add_incoming(zeros, runs)
-            total.add_incoming(total_now, products)
-        following = builder.add(k, ir.Constant(_INT64, 1))
-        k.add_incoming(following, products)
-        builder.cbranch(builder.icmp_signed("<", following, end), products, fold)
+            def products(k: Any, totals: list[Any]) -> list[Any]:
+                weights_at = code.at(panel_run, k, _ROW_BYTES)
+                code.prefetch(code.at(weights_at, PREFETCH, _ROW_BYTES), _ROW_BYTES, near=True)
+                weights = [code.load(code.at(weights_at, part, 2), _HALVES, 2) for part in parts]
+                sums_now: list[Any] = []
+                for row in range(rows):
+                    token = _everywhere(code, code.at(code.at(x_run, row, RUN * 4), k, 4))
+                    of_row = totals[len(sums_now) :][: len(weights)]
+                    sums_now += [
+                        builder.call(fma, [token, each, total])
+                        for each, total in zip(weights, of_row, strict=True)
+                    ]
+                return sums_now
 
-        builder.position_at_end(fold)
-        _add_to(builder, sums, now, kept, in_features)
-        first.add_incoming(end, builder.block)
-        builder.cbranch(builder.icmp_signed("<", end, in_features), runs, after)
+            _add_to(code, sums, loop(builder, size, zeros, products), kept_at, in_features)
+            return none
 
-        builder.position_at_end(after)
+        whole = builder.add(in_features, ir.Constant(INT64, RUN - 1))
+        loop(builder, builder.sdiv(whole, ir.Constant(INT64, RUN)), [], run)
         return context.get_dummy_value()
 
     def tile(typing_context: Any, x: Any, panel: Any, sums: Any, in_features: Any) -> Any:
         address = types.intp
         return types.void(address, address, address, types.int64), generate
 
-    return _intrinsic(tile)
+    return vector_intrinsic(tile)
 
 
-def _everywhere(builder: Any, pair: Any) -> Any:
-    """A vector of the two equal float16 that an int32 holds."""
-    words = ir.VectorType(_INT32, LANES // 2)
-    none = ir.Constant(words, ir.Undefined)
-    first = builder.insert_element(none, pair, ir.Constant(_INT32, 0))
-    zeros = ir.Constant(words, [0] * (LANES // 2))
-    return builder.bitcast(builder.shuffle_vector(first, none, zeros), _HALVES)
+def _everywhere(code: Code, address: Any) -> Any:
+    """A vector of the two equal float16 that stand there."""
+    return code.builder.bitcast(code.everywhere(code.load(address, INT32)), _HALVES)
 
 
-def _add_to(builder: Any, sums: Any, totals: list[Any], kept: Any, in_features: Any) -> None:
+def _add_to(code: Code, sums: Any, totals: list[Any], kept: Any, in_features: Any) -> None:
     """sums float32 += totals, by way of memory: what is widened on loading saves the shuffles that
-    halves of registers take."""
-    half = LANES // 2
-    halves = ir.PointerType(ir.VectorType(ir.HalfType(), half))
-    source, target = builder.bitcast(kept, halves), builder.bitcast(sums, ir.PointerType(_FLOATS))
+    halves of registers take. kept: room for them."""
+    builder, half = code.builder, LANES // 2
+    halves = ir.VectorType(ir.HalfType(), half)
     for index, total in enumerate(totals):
-        at = builder.gep(kept, [ir.Constant(_INT64, 0), ir.Constant(_INT64, index)])
-        builder.store(total, at, align=_LINE_BYTES)
+        code.store(total, code.at(kept, index, _LINE_BYTES), align=_LINE_BYTES)
     # Adds 0, which the compiler cannot know: it would unroll the loop, and shuffle registers again.
-    nothing = builder.lshr(in_features, ir.Constant(_INT64, 62))
-    count = builder.add(nothing, ir.Constant(_INT64, 2 * len(totals)))
-    with cgutils.for_range(builder, count) as loop:
-        pointer = builder.gep(target, [loop.index])
-        wide = builder.fpext(
-            builder.load(builder.gep(source, [loop.index]), align=half * 2), _FLOATS
-        )
-        builder.store(builder.fadd(builder.load(pointer, align=4), wide), pointer, align=4)
+    nothing = builder.lshr(in_features, ir.Constant(INT64, 62))
+    count = builder.add(nothing, ir.Constant(INT64, 2 * len(totals)))
 
+    def add(index: Any, none: list[Any]) -> list[Any]:
+        some = code.load(code.at(kept, index, half * 2), halves, align=half * 2)
+        at = code.at(sums, index, half * 4)
+        code.store(builder.fadd(code.load(at, VECTOR), builder.fpext(some, VECTOR)), at)
+        return none
 
-def _prefetch(builder: Any, row: Any) -> None:
-    """Of the row of a panel that is PREFETCH after this one."""
-    bytes_ = ir.PointerType(ir.IntType(8))
-    prefetch = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(ir.VoidType(), [bytes_, _INT32, _INT32, _INT32]),
-        "llvm.prefetch.p0i8",
-    )
-    to_read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
-    for line in range(PANEL * 2 // _LINE_BYTES):
-        offset = PREFETCH * PANEL + line * (_LINE_BYTES // 2)
-        ahead = builder.gep(row, [ir.Constant(_INT64, offset)])
-        builder.call(prefetch, [builder.bitcast(ahead, bytes_), to_read, keep, data])
+    loop(builder, count, [], add)
 
 
 tile_1, tile_2, tile_4, tile_6, tile_8, tile_12 = (make_tile(rows) for rows in SIZES)

@@ -11,6 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.cpu.compile import compiled
+from kernels.cpu.vectors import INT64, loop
 
 _intrinsic: Any = intrinsic  # its stub keeps the typing context among the parameters
 _SHORTS = 32
@@ -22,30 +23,23 @@ def _largest_of_vectors(typing_context: Any, address: Any, count: Any) -> Any:
     """Of uint16 without their highest bits; count: of vectors, at least 1."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        short, int64 = ir.IntType(16), ir.IntType(64)
+        short = ir.IntType(16)
         vector = ir.VectorType(short, _SHORTS)
         source = builder.inttoptr(arguments[0], ir.PointerType(vector))
         zeros, mask = (ir.Constant(vector, [value] * _SHORTS) for value in (0, 0x7FFF))
         largest = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector] * 2), f"llvm.umax.v{_SHORTS}i16"
         )
-        before = builder.block
-        loop, after = builder.append_basic_block("largest"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        at, total = builder.phi(int64), builder.phi(vector)
-        bits = builder.and_(builder.load(builder.gep(source, [at]), align=2), mask)
-        total_now = builder.call(largest, [total, bits])
-        following = builder.add(at, ir.Constant(int64, 1))
-        for phi, start, now in ((at, ir.Constant(int64, 0), following), (total, zeros, total_now)):
-            phi.add_incoming(start, before)
-            phi.add_incoming(now, loop)
-        builder.cbranch(builder.icmp_signed("<", following, arguments[1]), loop, after)
-        builder.position_at_end(after)
+
+        def of_vector(index: Any, values: list[Any]) -> list[Any]:
+            bits = builder.and_(builder.load(builder.gep(source, [index]), align=2), mask)
+            return [builder.call(largest, [values[0], bits])]
+
+        (total,) = loop(builder, arguments[1], [zeros], of_vector)
         kind = ir.FunctionType(short, [vector])
         name = f"llvm.vector.reduce.umax.v{_SHORTS}i16"
         reduce = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.zext(builder.call(reduce, [total_now]), int64)
+        return builder.zext(builder.call(reduce, [total]), INT64)
 
     return types.int64(types.intp, types.int64), generate
 

@@ -7,7 +7,6 @@ does not depend on who else is in its block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -21,6 +20,7 @@ from kernels.cpu.vectors import (
     VECTOR,
     WORDS,
     Code,
+    loop,
     vector_intrinsic,
 )
 
@@ -66,7 +66,7 @@ def shrink_tile(tokens: int, ranks: int) -> Any:
             return sums
 
         lines = builder.udiv(size, ir.Constant(INT64, LINE))
-        sums = _loop(builder, lines, [_ZEROS] * (ranks * tokens), products)
+        sums = loop(builder, lines, [_ZEROS] * (ranks * tokens), products)
         for first in range(0, len(sums), LANES):
             some = sums[first : first + LANES]
             total = code.totals(some + [_ZEROS] * (LANES - len(some)))
@@ -120,7 +120,7 @@ def expand_tile(tokens: int) -> Any:
 
         places = [code.at(sums_at, index * LANES, 4) for index in range(tokens * vectors)]
         starts = [code.load(place, VECTOR) for place in places]
-        for place, total in zip(places, _loop(builder, ranks, starts, products), strict=True):
+        for place, total in zip(places, loop(builder, ranks, starts, products), strict=True):
             code.store(total, place)
         return context.get_dummy_value()
 
@@ -182,28 +182,6 @@ class _Pool:
 def _row(code: Code, address: Any, stride: Any, index: int, item_bytes: int) -> Any:
     elements = code.builder.mul(stride, ir.Constant(INT64, index))
     return code.at(address, elements, item_bytes)
-
-
-def _loop(
-    builder: Any, count: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]
-) -> list[Any]:
-    """What body(index, sums) makes of the sums, `count` times, at least once."""
-    before = builder.block
-    loop, after = builder.append_basic_block("products"), builder.append_basic_block("sums")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    index = builder.phi(INT64)
-    index.add_incoming(ir.Constant(INT64, 0), before)
-    sums = [builder.phi(VECTOR) for _ in starts]
-    now = body(index, sums)
-    for phi, start, sum_now in zip(sums, starts, now, strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(sum_now, loop)
-    following = builder.add(index, ir.Constant(INT64, 1))
-    index.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-    builder.position_at_end(after)
-    return now
 
 
 shrink_6x4, shrink_4x4, shrink_2x8, shrink_1x8 = (
