@@ -20,9 +20,10 @@ from kernels.kv.op import rope_write_kv
 from kernels.layers.cpu import LayerStack
 from kernels.layers.weights import supports as supports_layers
 from kernels.linear.op import linear
+from kernels.lora.beside import LoraBeside
 from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.layered import LayeredSegments
-from kernels.lora.op import LoraSegments, lora_apply, lora_delta_beside, lora_expand, lora_shrink
+from kernels.lora.op import LoraSegments, lora_apply, lora_expand, lora_shrink
 
 LayerSegments = Mapping[str, LoraSegments]
 """Projection group -> LoRA segments of the batch, in one layer."""
@@ -151,7 +152,10 @@ class Decoder:
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         h = rms_norm(x, weights.layers[0].input_norm, eps)
         delta: torch.Tensor | None = None
-        project = partial(_project, self._lora_stream)
+        beside: LoraBeside | None = None
+        if self._lora_stream is not None and len(x) <= _BESIDE_TOKENS and any(batch.layers):
+            beside = LoraBeside(self._lora_stream)
+        project = partial(_project, beside)
         for index, layer in enumerate(weights.layers):
             if batch.wait is not None:
                 batch.wait(index)
@@ -171,6 +175,8 @@ class Decoder:
                 h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
             if index + 1 < len(weights.layers):
                 h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
+        if beside is not None:
+            beside.finish()
         return _Projected(h, delta)
 
     def _attention(
@@ -248,7 +254,7 @@ def _add_lm_head(logits: torch.Tensor, x: torch.Tensor, batch: Batch, pool: torc
 
 
 def _project(
-    side: SideStream | None,
+    beside: LoraBeside | None,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -263,10 +269,8 @@ def _project(
             lora_affine(y, layer_pages, affine[group])
         return y
 
-    if side is not None and group in lora and len(x) <= _BESIDE_TOKENS:
-        out_features = weight.shape[0]
-        beside = lora_delta_beside(side, base, out_features, x, layer_pages, lora[group])
-        return _Projected(*beside)
+    if beside is not None and group in lora:
+        return _Projected(*beside.project(base, weight.shape[0], x, layer_pages, lora[group]))
     y = base()
     if group in lora:
         lora_apply(y, x, layer_pages, lora[group])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
@@ -14,14 +13,10 @@ from kernels.lora.metadata import LoraGroup, group_metadata
 from kernels.lora.plan import Segment, SegmentGroup
 from kernels.lora.read_back import segments_of
 
-if TYPE_CHECKING:
-    from kernels.gpu.side_stream import SideStream
-
 __all__ = [
     "LoraHidden",
     "LoraSegments",
     "lora_apply",
-    "lora_delta_beside",
     "lora_expand",
     "lora_shrink",
 ]
@@ -61,38 +56,6 @@ def lora_apply(
         cpu.lora_apply(y, x, layer_pages, segments)
         return
     lora_expand(y, lora_shrink(x, layer_pages, segments), layer_pages, segments)
-
-
-def lora_delta_beside(
-    side: SideStream,
-    base: Callable[[], torch.Tensor],
-    out_features: int,
-    x: torch.Tensor,
-    layer_pages: torch.Tensor,
-    segments: LoraSegments,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `base` returns, which is y, and what `lora_apply` would add to it: 0 where no adapter
-    is. Adapters' products run on the side stream while `base` runs.
-
-    On a GPU only. Arguments and Raises: as lora_apply.
-    """
-    from kernels.lora.triton_expand import expand
-    from kernels.lora.triton_shrink import new_hidden, shrink
-
-    group = group_metadata(segments, x, x.shape[1])
-    check_launch(x, layer_pages, group.metadata)
-    hidden = new_hidden(x, group)
-    delta = x.new_empty(x.shape[0], out_features)
-
-    def adapters() -> None:
-        delta.zero_()
-        shrink(x, layer_pages, group, out=hidden)
-        expand(delta, hidden, layer_pages, group)
-
-    side.fork(adapters)
-    y = base()
-    side.join()
-    return y, delta
 
 
 def lora_shrink(

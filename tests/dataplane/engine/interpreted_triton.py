@@ -73,26 +73,42 @@ def _count_launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 class LateStream:
-    """A second stream that does its work as late as it may."""
+    """A second stream that does its work as late as it may; what comes afterwards, too, or at
+    once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_eager: bool) -> None:
         self.forked: list[Callable[[], object]] = []
-        self.num_joined = 0
+        self.num_joined = self.num_finished = 0
+        self._is_eager = is_eager
+        self._afterwards: list[Callable[[], object]] = []
 
-    def fork(self, work: Callable[[], object]) -> None:
+    def fork(self, work: Callable[[], object], afterwards: Callable[[], object]) -> None:
         assert not self.forked
+        self._catch_up()
         self.forked.append(work)
+        self._afterwards.append(afterwards)
 
     def join(self) -> None:
         self.forked.pop()()
         self.num_joined += 1
+        if self._is_eager:
+            self._catch_up()
+
+    def finish(self) -> None:
+        self._catch_up()
+        self.num_finished += 1
+
+    def _catch_up(self) -> None:
+        while self._afterwards:
+            self._afterwards.pop()()
 
 
+@pytest.mark.parametrize("is_eager", [False, True])
 def test_replayed_steps_and_a_second_stream_give_the_same_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_eager: bool
 ) -> None:
     """Adapters are read from the static buffers, by grids that are larger than the steps."""
-    shape = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 48}
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 48}
     model_dir = save_model(make_model("llama", **shape), tmp_path / "model")
     paths = [tmp_path / name for name in "ab"]
     for index, (path, rank) in enumerate(zip(paths, (8, 3), strict=True)):
@@ -109,7 +125,7 @@ def test_replayed_steps_and_a_second_stream_give_the_same_tokens(
         return rig
 
     expected = run(None).tokens
-    late = LateStream()
+    late = LateStream(is_eager=is_eager)
     made = Decoder.__init__
 
     def with_stream(self: Decoder, *arguments: Any) -> None:
@@ -121,5 +137,5 @@ def test_replayed_steps_and_a_second_stream_give_the_same_tokens(
     rig = run(recorder.setup(GraphBuckets((1, 4), (4,), (24,))))
     assert rig.tokens == expected
     assert rig.engine.stats().num_graph_steps == recorder.num_replayed == 4
-    assert late.num_joined > 0 and not late.forked
+    assert late.num_joined > late.num_finished > 0 and not late.forked
     assert launched["expand"] >= late.num_joined
