@@ -119,7 +119,7 @@ async def test_a_pin_ends_with_unload_and_with_removal(
     plane: ControlPlane, tmp_path: Path, how: str
 ) -> None:
     await plane.join()
-    await register(plane, tmp_path)
+    digest = await register(plane, tmp_path)
     await direct(plane, action=PIN)
     if how == "unload":
         await direct(plane, action=UNLOAD)
@@ -128,8 +128,44 @@ async def test_a_pin_ends_with_unload_and_with_removal(
     else:
         await register(plane, tmp_path, seed=2)
         await plane.registry.RemoveAdapter(registry_pb.RemoveAdapterRequest(name="a", version=1))
+    last = (await beat(plane, received=1))[-1]
+    assert last.action == (UNLOAD if how == "unload" else UNPIN), "who has it lets go of it"
+    assert last.digest == digest
     await plane.join("dp-1")
     assert await beat(plane, "dp-1") == []
+
+
+async def test_removal_unpins_where_its_base_model_is_served(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    other = TINY_BASE.__class__(
+        "other/model", TINY_BASE.num_layers, TINY_BASE.layer_modules, TINY_BASE.outer_modules
+    )
+    await plane.join("dp-0")
+    await plane.join("dp-1")
+    await plane.join("dp-2", base=other)
+    await register(plane, tmp_path)
+    await register(plane, tmp_path, name="mere", seed=2)
+    await direct(plane, action=PIN)
+    for name in ("a", "mere"):
+        await plane.registry.RemoveAdapter(registry_pb.RemoveAdapterRequest(name=name))
+    for name in ("dp-0", "dp-1"):
+        assert [each.action for each in await beat(plane, name)] == [PIN, UNPIN]
+    assert await beat(plane, "dp-2") == []
+
+
+async def test_unload_on_one_data_plane_leaves_the_pin_of_the_others(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    await plane.join("dp-0")
+    await plane.join("dp-1")
+    await register(plane, tmp_path)
+    await direct(plane, action=PIN)
+    assert await direct(plane, action=UNLOAD, data_plane_id="dp-0") == ["dp-0"]
+    assert [each.action for each in await beat(plane)] == [PIN, UNLOAD]
+    assert [each.action for each in await beat(plane, "dp-1")] == [PIN]
+    await plane.join("dp-1", incarnation=2)
+    assert [each.action for each in await beat(plane, "dp-1", incarnation=2)] == [PIN]
 
 
 async def test_refusals(plane: ControlPlane, tmp_path: Path) -> None:

@@ -72,7 +72,12 @@ end
 local function add_directive(id, json, expires_ms)
   local number = redis.call("HINCRBY", DATA_PLANE .. id, "num_directives", 1)
   redis.call("ZADD", DIRECTIVES .. id, number, number .. " " .. json)
-  if expires_ms > 0 then redis.call("PEXPIRE", DIRECTIVES .. id, expires_ms) end
+  redis.call("PEXPIRE", DIRECTIVES .. id, expires_ms)
+end
+
+-- Adds a directive for a data plane whose lease holds.
+local function tell(id, json)
+  add_directive(id, json, math.max(redis.call("PTTL", DATA_PLANE .. id), 1) * 2)
 end
 
 local function ticket_keys()

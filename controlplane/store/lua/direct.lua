@@ -20,8 +20,9 @@ for _, id in ipairs(told) do
   if redis.call("ZCARD", DIRECTIVES .. id) >= tonumber(max_waiting) then return {"FULL", id} end
 end
 for _, id in ipairs(told) do
-  add_directive(id, json, math.max(redis.call("PTTL", DATA_PLANE .. id), 1) * 2)
+  tell(id, json)
 end
 if pin == "set" then redis.call("HSET", PINS, digest, json) end
-if pin == "clear" then redis.call("HDEL", PINS, digest) end
+-- Where one alone is told to let go, the others keep it, and so do those that join later.
+if pin == "clear" and only == "" then redis.call("HDEL", PINS, digest) end
 return {"OK", told}

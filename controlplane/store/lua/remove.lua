@@ -1,10 +1,20 @@
 -- name, version ("0": the whole adapter) -> {"OK"} or {why not, detail}
 local name, version = ARGV[1], ARGV[2]
 local key = ADAPTER .. name
--- Data planes that join later are not to fetch what is gone. Content that is registered under
--- another name too loses its pin with this one.
+-- Data planes that hold what is gone are not to keep it for ever, and those that join later are not
+-- to fetch it. Content that is registered under another name too loses its pin with this one.
 local function forget_pin(identity)
-  redis.call("HDEL", PINS, string.match(identity, "^([^:]*):"))
+  local digest = string.match(identity, "^([^:]*):")
+  local json = redis.call("HGET", PINS, digest)
+  if not json then return end
+  redis.call("HDEL", PINS, digest)
+  local pin = cjson.decode(json)
+  pin.action = "unpin"
+  for _, id in ipairs(live_data_planes()) do
+    if redis.call("HGET", DATA_PLANE .. id, "base_model") == pin.base_model then
+      tell(id, cjson.encode(pin))
+    end
+  end
 end
 if redis.call("EXISTS", key) == 0 then return {"UNKNOWN"} end
 if version == "0" then
