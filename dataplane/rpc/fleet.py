@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import grpc
@@ -66,6 +66,7 @@ class FleetMember:
         self._on_keys = on_keys
         self._on_directive = on_directive
         self._received = 0  # number of the last directive since Join
+        self._pins = _Pins()
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub: Any = fleet_pb2_grpc.FleetServiceStub(self._channel)
         self._task: asyncio.Task[None] | None = None
@@ -102,6 +103,7 @@ class FleetMember:
     def resume(self, incarnation: int) -> None:
         """Joins again as a new incarnation, however long that takes; `pause` comes first."""
         assert self._task is None and self._joined is not None, "pause() comes first"
+        self._pins = _Pins()  # the new incarnation's engine has none
         request = fleet_pb2.JoinRequest()
         request.CopyFrom(self._join_request)
         request.incarnation = incarnation
@@ -148,6 +150,7 @@ class FleetMember:
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
                 continue
             self._received = 0
+            self._pins.joined()
             self._on_keys(list(answer.ticket_keys))
             log.info("joined the fleet as %s", self._join_request.data_plane_id)
             interval_s = answer.heartbeat_interval.ToNanoseconds() / 1e9
@@ -187,11 +190,44 @@ class FleetMember:
             next_s = max(next_s + interval_s, loop.time())
             await asyncio.sleep(next_s - loop.time())
 
-    def _take(self, directives: Iterable[fleet_pb2.Directive]) -> None:
+    def _take(self, directives: Collection[fleet_pb2.Directive]) -> None:
         for directive in directives:
             if directive.sequence > self._received:
                 self._received = directive.sequence
+                self._pins.take(directive)
                 self._on_directive(directive)
+        if not directives:
+            for digest in self._pins.undone():
+                self._on_directive(
+                    fleet_pb2.Directive(action=fleet_pb2.ADAPTER_ACTION_UNPIN, digest=digest)
+                )
+
+
+class _Pins:
+    """What is pinned here, by the directives. All pins are told anew after a Join: one that is not
+    was undone while this data plane held no lease."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()  # since Join
+        self._before: set[str] = set()  # and not since
+
+    def joined(self) -> None:
+        self._before |= self._told
+        self._told = set()
+
+    def take(self, directive: fleet_pb2.Directive) -> None:
+        if directive.action == fleet_pb2.ADAPTER_ACTION_PREFETCH:
+            return
+        self._before.discard(directive.digest)
+        if directive.action == fleet_pb2.ADAPTER_ACTION_PIN:
+            self._told.add(directive.digest)
+        else:
+            self._told.discard(directive.digest)
+
+    def undone(self) -> list[str]:
+        """Once all directives since Join were taken; each is told once."""
+        gone, self._before = sorted(self._before), set()
+        return gone
 
 
 def _is_conflict(error: ChoraleError) -> bool:

@@ -103,6 +103,7 @@ class FleetServiceServicer:
         """Has data planes do something about one adapter; they hear of it in the answer to their next
         heartbeat and report what came of it in Load and Residency. Pins are kept: a data plane of that
         base model that joins later hears of them, until they are undone or the version is removed.
+        After each Join all of them are told; a data plane undoes those that it then does not hear of.
         Directives carry nobody's token: PREFETCH and PIN of an adapter with a private source are
         refused with FAILED_PRECONDITION / PREFETCH_NEEDS_TOKEN unless every data plane that is to be
         told has the adapter already, in any tier.

@@ -201,6 +201,39 @@ async def test_each_directive_is_taken_once_and_acknowledged() -> None:
         assert len(directives) == 3
 
 
+async def test_pins_that_were_undone_without_a_lease_are_undone_here() -> None:
+    def directive(sequence: int, action: fleet_pb2.AdapterAction, digest: str):
+        return fleet_pb2.Directive(sequence=sequence, action=action, digest=digest)
+
+    pin = fleet_pb2.ADAPTER_ACTION_PIN
+    unpin = fleet_pb2.ADAPTER_ACTION_UNPIN
+    plane = FakeControlPlane()
+    async with serving(plane) as server, member(server.address) as joined:
+        await joined.wait_joined()
+        plane.directives = [
+            directive(1, pin, "kept"),
+            directive(2, pin, "undone"),
+            directive(3, pin, "unpinned"),
+            directive(4, unpin, "unpinned"),
+            directive(5, fleet_pb2.ADAPTER_ACTION_PREFETCH, "undone"),
+        ]
+        await eventually(lambda: len(directives) == 5)
+        plane.directives = [directive(1, pin, "kept")]
+        plane.forget()
+        await eventually(lambda: len(directives) == 7)
+        assert [(each.action, each.digest) for each in directives[5:]] == [
+            (pin, "kept"),
+            (unpin, "undone"),
+        ]
+        # A new engine has no pins to be undone.
+        await joined.pause()
+        plane.directives = []
+        joined.resume(8)
+        number = len(plane.heartbeats)
+        await eventually(lambda: len(plane.heartbeats) >= number + 3)
+        assert len(directives) == 7
+
+
 def test_directives_in_the_words_of_the_channel() -> None:
     message = fleet_pb2.Directive(
         sequence=1,
