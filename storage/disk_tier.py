@@ -160,9 +160,6 @@ class DiskTier:
         """
         return await claim(self._root / _CLAIMS / _checked(digest), max_wait_s=max_wait_s)
 
-    async def discard(self, digest: str) -> None:
-        await asyncio.to_thread(self._drop, _checked(digest))
-
     def __contains__(self, digest: str) -> bool:
         """As of this process's last look; no I/O."""
         return digest in self._sizes

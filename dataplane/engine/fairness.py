@@ -59,9 +59,6 @@ class VirtualTokens:
         least = self._order.least()
         return self._left_at if least is None else self.served(least)
 
-    def waits(self, key: str) -> bool:
-        return key in self._waiting
-
     def keys(self) -> list[str]:
         return list(self._served)
 

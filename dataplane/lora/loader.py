@@ -9,7 +9,6 @@ compute on all cores, they keep a pace; elsewhere a lower priority is enough.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import queue
 import sys
@@ -34,8 +33,6 @@ from storage.host_tier import HostTier
 from storage.loader import LoadTimings, Residency, TieredLoader
 from storage.pace import Pace
 from storage.sources import SourceOptions, SourceRouter, build_router
-
-log = logging.getLogger(__name__)
 
 _BUILD_THREADS = 2
 _IO_THREADS = 16

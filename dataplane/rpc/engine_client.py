@@ -148,12 +148,6 @@ class EngineClient:
         if self._gone is None:
             self._post(directive)
 
-    def abort(self, handle: int) -> None:
-        """Closes the stream of `handle`; unknown handles and ended streams are ignored."""
-        stream = self._streams.get(handle)
-        if stream is not None:
-            stream.close()
-
     async def inspect(self) -> channel.PoolReport:
         """Who owns each page of the pool at the moment."""
         return await self._ask(channel.Inspect)

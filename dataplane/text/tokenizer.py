@@ -6,7 +6,6 @@ runs without the interpreter lock there). All methods may be called from several
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +17,6 @@ from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.text.detokenizer import Detokenizer, detokenizer_for
 from dataplane.text.limits import SHORT_CHARACTERS
 from dataplane.text.vocabulary import vocabulary_of
-
-log = logging.getLogger(__name__)
 
 _MAX_ERROR_CHARACTERS = 200
 

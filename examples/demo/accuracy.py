@@ -85,7 +85,7 @@ def main() -> None:
         "--dtype",
         nargs="+",
         default=["float32", "bfloat16"],
-        choices=["float32", "bfloat16", "float16"],
+        choices=DTYPES,
     )
     args = parser.parse_args()
     logging.disable_progress_bar()

@@ -34,8 +34,6 @@ async def work(root: Path, max_bytes: int, seed: int) -> None:
         with contextlib.suppress(TierError):
             await tier.put(digest, made[digest])
         claim.release()
-        if chance.random() < 0.05:
-            await tier.discard(chance.choice(list(made)))
 
 
 if __name__ == "__main__":

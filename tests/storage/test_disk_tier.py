@@ -180,14 +180,6 @@ async def test_who_gives_up_does_not_wait_for_the_proof(
         go_on.set()
 
 
-async def test_discard_removes_an_entry(tmp_path: Path) -> None:
-    tier = tier_of(tmp_path)
-    await fill(tier, 0, 1)
-    await tier.discard(DIGESTS[0])
-    await tier.discard(DIGESTS[0])
-    assert tier.digests() == on_disk(tmp_path) == {DIGESTS[1]}
-
-
 async def test_running_out_of_descriptors_costs_no_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

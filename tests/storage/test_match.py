@@ -4,7 +4,6 @@ import pytest
 
 from storage.adapter.manifest import AdapterManifest, parse_adapter
 from storage.adapter.match import check_base
-from storage.base_model import BaseModelSpec
 from storage.errors import AdapterMismatchError, BadConfigError
 from tests.storage.samples import (
     SPEC,
@@ -183,31 +182,6 @@ def test_many_missing_modules_are_counted_not_all_listed() -> None:
 def test_layers_pattern_must_be_a_name() -> None:
     with pytest.raises(BadConfigError, match="layers_pattern"):
         manifest_of(layers_to_transform=[0], layers_pattern="(a+)+")
-
-
-def test_spec_survives_json() -> None:
-    assert BaseModelSpec.from_json(SPEC.to_json()) == SPEC
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("name", None),
-        ("num_layers", 0),
-        ("num_layers", True),
-        ("layer_modules", []),
-        ("layer_modules", {"q": [1]}),
-        ("layer_modules", {"q": [1, 0]}),
-        ("layer_modules", {"q": "ab"}),
-        ("outer_modules", None),
-        ("outer_modules", {"lm_head": [1, "2"]}),
-    ],
-)
-def test_bad_spec_json_is_refused_by_field(field: str, value: Any) -> None:
-    with pytest.raises(BadConfigError, match=field):
-        BaseModelSpec.from_json({**SPEC.to_json(), field: value})
-    with pytest.raises(BadConfigError):
-        BaseModelSpec.from_json([SPEC.to_json()])
 
 
 @pytest.mark.parametrize(

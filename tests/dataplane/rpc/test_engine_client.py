@@ -72,8 +72,7 @@ async def test_closing_a_stream_aborts_it_once(
         await anext(stream)
         stream.close()
         stream.close()
-        client.abort(other.handle)
-        client.abort(12345)
+        other.close()
         aborts = await engine_log.wait_for("Abort", 2)
         assert [abort["handle"] for abort in aborts] == [stream.handle, other.handle]
         assert await drain(stream) == []
