@@ -39,7 +39,7 @@ class SourceAccess:
         if not token:
             raise SourceAccessError(
                 f"source {excerpt(source)} is private: send a token that opens it in the metadata "
-                "entry x-chorale-source-token",
+                "entry (over HTTP the header) x-chorale-source-token",
                 reason="SOURCE_TOKEN_MISSING",
             )
         key = hashlib.sha256(f"{source}\0{token}".encode()).digest()

@@ -10,6 +10,7 @@ import grpc
 from grpc_status import rpc_status
 
 from chorale.errors import ChoraleError, DeadlineExceededError, InternalError, UnavailableError
+from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.status import from_rpc_error
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _rich_status: Any = rpc_status  # it carries no types
 _TYPED_DETAILS = "grpc-status-details-bin"
 _HOP_BY_HOP = frozenset({"user-agent", "content-type", "te", "host", "connection"})
 # What a client proves to the gateway and the control plane is not a data plane's business.
-_NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie", "x-chorale-source-token"})
+_NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie", SOURCE_TOKEN})
 _LONGEST_DEADLINE_S = 10 * 365 * 86_400.0
 _CONNECTION_CODES = frozenset(
     {

@@ -141,6 +141,16 @@ async def test_tenant_and_tracing_headers_go_down(
     assert "tracestate" not in metadata and "authorization" not in metadata
 
 
+async def test_a_token_for_a_private_source_goes_to_the_control_plane_alone(
+    http: httpx.AsyncClient, fleet: FakeFleet
+) -> None:
+    headers = {"X-Chorale-Source-Token": "hf_secret"}
+    response = await http.post("/v1/completions", json=COMPLETION, headers=headers)
+    assert response.status_code == 200
+    assert fleet.metadata[0]["x-chorale-source-token"] == "hf_secret"
+    assert "x-chorale-source-token" not in fleet.planes[0].metadata[0]
+
+
 async def test_a_client_that_does_not_read_holds_back_its_own_stream_only(
     gateway: RunningGateway, http: httpx.AsyncClient, fleet: FakeFleet
 ) -> None:

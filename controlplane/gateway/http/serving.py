@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chorale.objective import set_ttft_slo
+from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.choices import Choice, Choices
 from controlplane.gateway.http.disconnect import while_connected
@@ -22,7 +23,7 @@ from controlplane.gateway.http.sse import EventStream
 from controlplane.gateway.relay import Relay
 from controlplane.gateway.upstream import Metadata
 
-_TRACING = ("traceparent", "tracestate", "baggage")
+_FORWARDED = ("traceparent", "tracestate", "baggage", SOURCE_TOKEN)
 _TENANT_HEADER = "x-chorale-tenant"
 
 
@@ -191,7 +192,7 @@ def _model(choices: Sequence[Choice]) -> str:
 
 
 def _metadata(headers: Mapping[str, str]) -> Metadata:
-    return tuple((name, headers[name]) for name in _TRACING if _is_plain(headers.get(name)))
+    return tuple((name, headers[name]) for name in _FORWARDED if _is_plain(headers.get(name)))
 
 
 def _is_plain(value: str | None) -> bool:
