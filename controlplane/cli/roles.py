@@ -148,6 +148,14 @@ def gateway(
             envvar="CHORALE_MAX_CONCURRENT_REQUESTS", min=1, help="Generations at once; more fail."
         ),
     ] = 1024,
+    http_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="CHORALE_HTTP_TIMEOUT",
+            min=0.001,
+            help="Seconds that an HTTP request may take, its stream included.",
+        ),
+    ] = 600.0,
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run one gateway: the address for clients, over gRPC and HTTP. Any number may run."""
@@ -165,6 +173,7 @@ def gateway(
                 grpc_port=grpc_port,
                 http_port=http_port,
                 max_concurrent_requests=max_concurrent_requests,
+                http_timeout_s=http_timeout,
                 ready=ready,
             )
         )

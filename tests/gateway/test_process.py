@@ -114,6 +114,34 @@ async def test_taken_port_is_a_clear_error(taken: str) -> None:
             await serve(GatewayOptions(**ports))
 
 
+async def test_http_timeout_is_an_option_of_the_command(fleet: FakeFleet) -> None:
+    assert fleet.server is not None
+    fleet.planes[0].delay_s = 0.1
+    ports = ["--grpc-port=0", "--http-port=0", f"--control-plane={fleet.server.address}"]
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "controlplane.cli.main", "gateway", *ports],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}",
+            "CHORALE_HTTP_TIMEOUT": "0.3",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+        url = "http://" + line.split("http=")[1].strip()
+        body = {"model": "pirate", "prompt": "x", "max_tokens": 100}
+        async with httpx.AsyncClient(base_url=url) as http:
+            response = await http.post("/v1/completions", json=body)
+        assert response.status_code == 504
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
 async def test_serves_before_its_control_plane_is_there() -> None:
     process, grpc_port, http_port = await start("127.0.0.1:1")
     try:
