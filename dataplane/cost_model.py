@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
+from storage.fading_line import FadingLine
+
 Tier = Literal["host", "disk", "source"]
 Cost = Literal["decode", "prefill", "host", "disk", "source"]
 """What is measured: both parts of steps, and loads by tier."""
@@ -27,8 +29,8 @@ _CHEAPER: dict[Tier, tuple[Tier, ...]] = {
 
 class CostModel:
     def __init__(self) -> None:
-        self._decode = _Line()
-        self._prefill = _Line()
+        self._decode = FadingLine(_KEEP)
+        self._prefill = FadingLine(_KEEP)
         self._loads: dict[Tier, _Mean] = {}
         self._load_bytes: dict[Tier, _Ratio] = {}
         self.num_observed: Counter[Cost] = Counter()
@@ -92,9 +94,9 @@ class CostModel:
             return
         self._doubted.remove(cost)
         if cost == "decode":
-            self._decode = _Line()
+            self._decode = FadingLine(_KEEP)
         elif cost == "prefill":
-            self._prefill = _Line()
+            self._prefill = FadingLine(_KEEP)
         else:
             self._loads.pop(cost, None)
             self._load_bytes.pop(cost, None)
@@ -128,33 +130,3 @@ class _Ratio:
     @property
     def value(self) -> float:
         return self._amount / self._units if self._units else 0.0
-
-
-class _Line:
-    """Weighted least squares of y = intercept + slope x, both kept from going below zero."""
-
-    def __init__(self) -> None:
-        self._w = self._x = self._y = self._xx = self._xy = 0.0
-
-    def observe(self, x: float, y: float) -> None:
-        self._w = _KEEP * self._w + 1.0
-        self._x = _KEEP * self._x + x
-        self._y = _KEEP * self._y + y
-        self._xx = _KEEP * self._xx + x * x
-        self._xy = _KEEP * self._xy + x * y
-
-    @property
-    def per_unit(self) -> float:
-        """y per x, fixed part included."""
-        return self._y / self._x if self._x else 0.0
-
-    def at(self, x: float) -> float:
-        if not self._w:
-            return 0.0
-        mean_x, mean_y = self._x / self._w, self._y / self._w
-        variance = self._xx / self._w - mean_x * mean_x
-        if variance <= 1e-6 * max(mean_x * mean_x, 1.0):
-            return mean_y  # one batch size was seen: the line has no direction yet
-        covariance = self._xy / self._w - mean_x * mean_y
-        slope = min(max(covariance / variance, 0.0), mean_y / mean_x)
-        return mean_y + slope * (x - mean_x)

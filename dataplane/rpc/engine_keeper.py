@@ -11,13 +11,20 @@ from dataclasses import dataclass, field
 import msgspec
 
 from chorale.errors import ChoraleError
+from chorale.restarts import RestartPolicy
 from dataplane import channel
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_process import EngineProcess
-from dataplane.rpc.restarts import RestartPolicy
 
 log = logging.getLogger(__name__)
+
+_QUICK_S = 30.0
+_FIRST_DELAY_S = 0.1
+
+
+def _restart_policy() -> RestartPolicy:
+    return RestartPolicy(quick_s=_QUICK_S, first_delay_s=_FIRST_DELAY_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,7 @@ class KeeperOptions:
     hang_timeout_s: float
     first: EngineProcess | None = None
     spawn: Callable[[], EngineProcess] = EngineProcess
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    policy: RestartPolicy = field(default_factory=_restart_policy)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -81,7 +88,7 @@ class EngineKeeper:
         served_s = self._options.clock() - self._ready_at_s
         while True:
             await self._client.stop()
-            delay_s = self._options.policy.after_loss(served_s)
+            delay_s = self._options.policy.after_end(served_s)
             if delay_s is None:
                 log.error("the engine was lost again and again; giving up")
                 return False

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from controlplane.cli.errors import PartFailedError
-from controlplane.cli.supervisor import restarts
+from controlplane.cli.supervisor import keeper
 from controlplane.cli.supervisor.plan import CORE, EDGE
 from controlplane.cli.supervisor.process import Part
 from controlplane.cli.supervisor.supervise import STOP_GRACE_S, Supervisor
@@ -118,14 +118,14 @@ async def test_a_part_that_dies_comes_back(tmp_path: Path) -> None:
 async def test_gives_up_on_a_part_that_keeps_dying_and_shows_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(keeper, "FIRST_DELAY_S", 0.01)
     run = Run(tmp_path, part("good", _SERVE), part("bad", _BROKEN))
     with pytest.raises(PartFailedError) as caught:
         await asyncio.wait_for(run.task, 20)
     assert caught.value.exit_code != 0
     assert "bad" in caught.value.message and "bad.log" in caught.value.message
     assert "cannot find the moon" in caught.value.last_lines
-    assert run.log("bad").count("moon") == restarts.MAX_QUICK_FAILURES
+    assert run.log("bad").count("moon") == keeper.restart_policy().max_quick_failures
     assert all(not psutil.pid_exists(pid) for pid in run.pids("good"))
 
 

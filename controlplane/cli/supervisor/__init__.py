@@ -3,7 +3,6 @@
 die_with_parent  the wrapper that ties a child's life to its parent's
 process          one child: start, output, stop
 keeper           one part, started again when it dies
-restarts         when to start it again, and when to give up
 store            the embedded Redis
 log_file         a part's log, bounded in size
 ports            which ports are free

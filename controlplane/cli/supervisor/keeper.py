@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from chorale.restarts import RestartPolicy
 from controlplane.cli.errors import PartFailedError
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.supervisor.log_file import BoundedLog
 from controlplane.cli.supervisor.process import Child, Part
-from controlplane.cli.supervisor.restarts import RestartPolicy
 
 Report = Callable[[str], None]
 MAX_ERROR_LINES = 10
 ERROR_WINDOW_S = 10.0
+QUICK_S = 10.0
+FIRST_DELAY_S = 0.2
 
 
 class Keeper:
@@ -32,7 +34,7 @@ class Keeper:
         self.pid = 0  # of the present process; 0 between two
         self._log_path = logs / f"{part.name}.log"
         self._report = report
-        self._policy = RestartPolicy()
+        self._policy = restart_policy()
         self._stopping = asyncio.Event()
         self._child: Child | None = None
         self._echo = _Echo(part.name, self._log_path, report)
@@ -66,7 +68,7 @@ class Keeper:
             self._child, self.pid = None, 0
         if self._stopping.is_set():
             return 0.0
-        delay_s = self._policy.after_exit(time.monotonic() - child.started_s)
+        delay_s = self._policy.after_end(time.monotonic() - child.started_s)
         if delay_s is None or (status == ExitCode.INVALID and not was_ready):
             why = f"{ending(status)}" + (" again and again" if delay_s is None else "")
             raise PartFailedError(
@@ -109,6 +111,11 @@ class _Echo:
             self._report(f"{self._name}: {text[:500]}")
         elif self._num_lines == MAX_ERROR_LINES + 1:
             self._report(f"{self._name}: more errors are in {self._log_path}")
+
+
+def restart_policy() -> RestartPolicy:
+    """Of one part."""
+    return RestartPolicy(quick_s=QUICK_S, first_delay_s=FIRST_DELAY_S)
 
 
 def ending(status: int) -> str:

@@ -6,8 +6,7 @@ import asyncio
 import time
 
 from controlplane.cli.errors import PartFailedError
-from controlplane.cli.supervisor.keeper import Report, ending
-from controlplane.cli.supervisor.restarts import RestartPolicy
+from controlplane.cli.supervisor.keeper import Report, ending, restart_policy
 from controlplane.store.embedded import EmbeddedRedis
 
 POLL_S = 0.1
@@ -19,12 +18,12 @@ async def keep_store(redis: EmbeddedRedis, report: Report) -> None:
 
     Raises: PartFailedError when it keeps dying; the errors of EmbeddedRedis.start.
     """
-    policy = RestartPolicy()
+    policy = restart_policy()
     while True:
         started_s = time.monotonic()
         while (status := redis.poll()) is None:
             await asyncio.sleep(POLL_S)
-        delay_s = policy.after_exit(time.monotonic() - started_s)
+        delay_s = policy.after_end(time.monotonic() - started_s)
         if delay_s is None:
             lines = redis.log_path.read_text(errors="replace").splitlines()[-NUM_LAST_LINES:]
             why = f"{ending(status)} again and again"

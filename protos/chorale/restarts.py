@@ -1,4 +1,4 @@
-"""When an engine that was lost is started again."""
+"""When a process that was lost is started again."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 class RestartPolicy:
     """Waits longer after each quick failure, and gives up after too many in a row.
 
-    A failure is quick when the engine served for less than `quick_s`; a longer life clears the
-    count.
+    A failure is quick when the process lived for less than `quick_s`; a longer life clears the
+    count. Delays in seconds.
     """
 
-    quick_s: float = 30.0
+    quick_s: float
+    first_delay_s: float
     max_quick_failures: int = 5
-    first_delay_s: float = 0.1
     longest_delay_s: float = 5.0
     num_quick_failures: int = 0
 
-    def after_loss(self, served_s: float) -> float | None:
-        """Seconds to wait before the next start; None to give up. served_s: 0 when it could not
+    def after_end(self, lived_s: float) -> float | None:
+        """Seconds to wait before the next start; None to give up. lived_s: 0 when it could not
         even start."""
-        if served_s >= self.quick_s:
+        if lived_s >= self.quick_s:
             self.num_quick_failures = 0
             return self.first_delay_s
         self.num_quick_failures += 1
