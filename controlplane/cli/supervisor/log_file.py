@@ -12,13 +12,25 @@ class BoundedLog:
         self.path = path
         self._max_bytes = max_bytes
         self._file = path.open("ab", buffering=0)
+        self._num_lost = 0
 
-    def write(self, data: bytes) -> None:
-        if self._file.tell() + len(data) > self._max_bytes:
-            self._file.close()
-            self.path.replace(self.path.with_name(self.path.name + ".1"))
-            self._file = self.path.open("ab", buffering=0)
-        self._file.write(data)
+    def write(self, line: bytes) -> None:
+        """A line that the disk does not take is lost, and counted in the next one that it takes:
+        nobody is to wait, or to end, for the sake of a log."""
+        lost = b"(%d lines before this one could not be written)\n" % self._num_lost
+        try:
+            self._append(lost + line if self._num_lost else line)
+        except OSError:
+            self._num_lost += 1
+        else:
+            self._num_lost = 0
 
     def close(self) -> None:
         self._file.close()
+
+    def _append(self, data: bytes) -> None:
+        if self._file.tell() + len(data) > self._max_bytes:
+            self.path.replace(self.path.with_name(self.path.name + ".1"))
+            full, self._file = self._file, self.path.open("ab", buffering=0)
+            full.close()
+        self._file.write(data)
