@@ -131,3 +131,9 @@ def test_reports_alone_make_a_data_plane_full() -> None:
     full = candidate("a", running=16, waiting=64)
     assert is_full(full, POLICY)
     assert place([full], base_model="base", digest="", now_s=NOW, policy=POLICY) is Refusal.ALL_FULL
+
+
+def test_before_its_first_report_a_data_plane_takes_requests() -> None:
+    new = replace(candidate("new"), load=Load())
+    assert choose(new) == "new"
+    assert choose(replace(new, num_placed=100)) == "new", "what was placed there fills nobody"
