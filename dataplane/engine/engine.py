@@ -81,7 +81,6 @@ class Engine:
         self._loader = loader
         self._eos = eos_token_ids
         self._max_context = max_context
-        self._max_running = max_running
         self._clock = clock
         self._costs = CostModel()
         supply = self._supply = AdapterSupply(pool, loader, self._costs)

@@ -79,7 +79,6 @@ class AffineVectors:
 
     def __init__(self, config: ModelConfig, base: ModelWeights, adapter: ParsedAdapter) -> None:
         """Raises: AdapterRefusedError when the adapter's biases are not the base model's."""
-        self._config = config
         self._base = base
         self._adapter = adapter
         self._groups = layer_groups(config)

@@ -80,7 +80,6 @@ class AdapterSupply:
     def __init__(self, pool: PagePool, loader: AdapterLoader, costs: CostModel) -> None:
         self._loader = loader
         self._costs = costs
-        self._pool = pool
         self._num_pages = pool.num_pages
         self._max_arrived_bytes = pool.data.numel() * pool.data.element_size()
         self._queued: dict[str, _Load] = {}

@@ -31,9 +31,7 @@ _READ = frozenset(
         "use_rslora",
         "layers_to_transform",
         "layers_pattern",
-        "fan_in_fan_out",
         "base_model_name_or_path",
-        "task_type",
         "bias",
         "init_lora_weights",
         "use_dora",
@@ -47,6 +45,9 @@ _HARMLESS = frozenset(
         "revision",
         "inference_mode",
         "lora_dropout",
+        "task_type",
+        # For transposed weights (Conv1D), which no base model here has: PEFT turns it off then.
+        "fan_in_fan_out",
         "megatron_core",
         "qalora_group_size",
         # Read by PEFT only under the init_lora_weights of their name, which is judged itself.
@@ -90,8 +91,6 @@ class AdapterConfig:
     layers_to_transform: int | tuple[int, ...] | None
     layers_pattern: tuple[str, ...]
     base_model_name_or_path: str
-    task_type: str
-    fan_in_fan_out: bool
     bias: str
     use_dora: bool
     lora_bias: bool
@@ -141,8 +140,6 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         layers_to_transform=layers,
         layers_pattern=layers_pattern,
         base_model_name_or_path=_text(fields, "base_model_name_or_path"),
-        task_type=_text(fields, "task_type"),
-        fan_in_fan_out=_flag(fields, "fan_in_fan_out"),
         bias=_bias(fields),
         use_dora=_flag(fields, "use_dora"),
         lora_bias=_flag(fields, "lora_bias"),

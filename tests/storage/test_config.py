@@ -31,7 +31,6 @@ def test_fields_are_read() -> None:
     assert parsed.exclude_modules == "x.*"
     assert parsed.layers_to_transform == (0, 3)
     assert parsed.layers_pattern == ("layers",)
-    assert parsed.fan_in_fan_out
     assert parsed.base_model_name_or_path == "org/tiny"
 
 

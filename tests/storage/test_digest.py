@@ -29,6 +29,7 @@ def test_parsing_gives_the_same_digest() -> None:
     [
         {"base_model_name_or_path": "elsewhere"},
         {"task_type": "CAUSAL_LM"},
+        {"fan_in_fan_out": True},
         {"lora_dropout": 0.5},
         {"inference_mode": True},
         {"target_modules": ["q_proj", "q_proj"]},

@@ -47,7 +47,6 @@ class CompletionFormat:
     chunk_suffix = ""
 
     def __init__(self, body: CompletionBody) -> None:
-        self._logprobs = body.logprobs
         self._token_ids = bool(body.return_token_ids)
 
     def beside(self, choice: Choice) -> dict[str, Any]:
