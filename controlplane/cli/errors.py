@@ -5,6 +5,7 @@
         ├── UsageError           an argument that cannot be meant
         ├── NoSuchFileError      a local path that is not there
         ├── NoSuchDataPlaneError no live data plane has this id
+        ├── DataPlaneSilentError a data plane does not answer where it said that it would
         ├── BlockedError         the machine is not in the state that the command needs
         │   └── PortInUseError   another process listens where `up` is to serve
         ├── NotInTimeError       an adapter was not brought where it was sent within the time
@@ -44,6 +45,20 @@ class NoSuchDataPlaneError(CliError):
             "DATA_PLANE_NOT_FOUND",
             f"--data-plane {data_plane_id[:128]}: no live data plane has this id; live are {shown}",
             metadata={"data_plane_id": data_plane_id[:128]},
+        )
+
+
+class DataPlaneSilentError(CliError):
+    """why: of the failed call, for people."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+    def __init__(self, data_plane_id: str, endpoint: str, why: str) -> None:
+        super().__init__(
+            "DATA_PLANE_SILENT",
+            f"data plane {data_plane_id} does not answer at {endpoint} ({why[:200]}): it may be "
+            "starting or gone, or out of this machine's reach",
+            metadata={"data_plane_id": data_plane_id, "endpoint": endpoint},
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from controlplane.cli import output, views
+from controlplane.cli.data_plane import asked
 from controlplane.cli.errors import NoSuchDataPlaneError
 from controlplane.cli.failures import reported
 from controlplane.cli.fleet_token import find_token
@@ -48,12 +49,12 @@ def pool(
         token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME)
         names: dict[str, str] = {}
         with Client(address, timeout=timeout) as client:
-            endpoints = _endpoints(client, data_plane)
+            planes = _endpoints(client, data_plane)
             if not as_json:
                 names = _adapter_names(client)
         pools: list[dict[str, Any]] = []
-        for endpoint in endpoints:
-            with Client(endpoint, timeout=timeout) as client:
+        for plane, endpoint in planes.items():
+            with asked(plane, endpoint), Client(endpoint, timeout=timeout) as client:
                 pools.append(views.pool(client.pool(token)))
     if as_json:
         output.print_json({"pools": pools})
@@ -64,13 +65,14 @@ def pool(
         _show(view, pool_map(view), names)
 
 
-def _endpoints(client: Client, data_plane: str) -> list[str]:
+def _endpoints(client: Client, data_plane: str) -> dict[str, str]:
+    """By data plane id."""
     planes = {plane.data_plane_id: plane.endpoint for plane in client.data_planes()}
     if not data_plane:
-        return list(planes.values())
+        return planes
     if data_plane not in planes:
         raise NoSuchDataPlaneError(data_plane, list(planes))
-    return [planes[data_plane]]
+    return {data_plane: planes[data_plane]}
 
 
 def _adapter_names(client: Client) -> dict[str, str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from controlplane.cli import output
-from controlplane.cli.errors import BlockedError, NotInTimeError
+from controlplane.cli.data_plane import asked
+from controlplane.cli.errors import BlockedError, DataPlaneSilentError, NotInTimeError
 
 if TYPE_CHECKING:
     from chorale.client import Client
@@ -128,8 +129,13 @@ def wait_until_there(
         while clients:
             state = ""
             for plane, client in list(clients.items()):
-                answer = client.adapter_loads(token, [wish.digest])
-                found = look(wish, answer, time.monotonic() - began_s)
+                try:
+                    with asked(plane, endpoints[plane]):
+                        answer = client.adapter_loads(token, [wish.digest])
+                except DataPlaneSilentError:  # its engine may be starting again
+                    found = Look(False, "it does not answer")
+                else:
+                    found = look(wish, answer, time.monotonic() - began_s)
                 show(plane, found)
                 state = found.state
                 if found.there:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlplane.cli import output, views
-from controlplane.cli.errors import BlockedError
+from controlplane.cli.data_plane import asked
+from controlplane.cli.errors import BlockedError, DataPlaneSilentError
 from controlplane.cli.fleet_token import find_token
 
 if TYPE_CHECKING:
@@ -35,24 +36,31 @@ def inside(
     planes: Collection[fleet_pb.DataPlane], digests: dict[str, int], token: Path, timeout: float
 ) -> dict[str, list[dict[str, Any]] | None]:
     """What each data plane itself says of these digests: "loads" that have ended lately, "loading",
-    and "waiting_pins". All None without the fleet token, which the environment or the file `token`
-    gives.
-
-    Raises: ChoraleError.
+    and "waiting_pins"; "silent": those that say nothing, and why. All None without the fleet token,
+    which the environment or the file `token` gives.
     """
     from chorale.client import Client
+    from chorale.errors import ChoraleError
 
     try:
         fleet_token = find_token(token)
     except BlockedError:
-        return {"loads": None, "loading": None, "waiting_pins": None}
+        return {"loads": None, "loading": None, "waiting_pins": None, "silent": None}
     loads: list[dict[str, Any]] = []
     loading: list[dict[str, Any]] = []
     pins: list[dict[str, Any]] = []
+    silent: list[dict[str, Any]] = []
     for plane in planes:
-        with Client(plane.endpoint, timeout=timeout) as client:
-            answer = client.adapter_loads(fleet_token, list(digests))
         here = {"data_plane_id": plane.data_plane_id}
+        try:
+            with (
+                asked(plane.data_plane_id, plane.endpoint),
+                Client(plane.endpoint, timeout=timeout) as client,
+            ):
+                answer = client.adapter_loads(fleet_token, list(digests))
+        except (DataPlaneSilentError, ChoraleError) as error:
+            silent.append({**here, "reason": error.reason, "message": error.message})
+            continue
         loads += [
             {"version": digests[each.digest], **here, **views.adapter_load(each)}
             for each in answer.loads
@@ -68,7 +76,7 @@ def inside(
             for each in answer.places
             if each.pin_waits_for and each.digest in digests
         ]
-    return {"loads": loads, "loading": loading, "waiting_pins": pins}
+    return {"loads": loads, "loading": loading, "waiting_pins": pins, "silent": silent}
 
 
 def print_whereabouts(
@@ -84,6 +92,8 @@ def print_whereabouts(
         right=("version",),
         empty=f"on none of {num_planes} data planes at the moment",
     )
+    for each in inside["silent"] or ():
+        print(output.sanitized(f"{each['reason']}: {each['message']}", one_line=True))
     for each in inside["waiting_pins"] or ():
         plane = output.sanitized(each["data_plane_id"], one_line=True)
         reason = output.sanitized(each["waits_for"], one_line=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chorale.errors import UnauthenticatedError
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
@@ -165,6 +166,36 @@ def test_show_tells_tiers_and_timings(
     assert view["loading"] == [{"data_plane_id": f"dp-{n}", **under_way} for n in range(2)]
     waits = {"version": 1, "waits_for": "PIN_POOL_FULL"}
     assert view["waiting_pins"] == [{"data_plane_id": f"dp-{n}", **waits} for n in range(2)]
+
+
+def test_show_goes_on_without_data_planes_that_cannot_be_asked(
+    chorale: Chorale, gateway: ScriptedGateway
+) -> None:
+    made = adapter("a")
+    digest = made.versions[0].digest
+    gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
+    gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse(
+        data_planes=[
+            fleet_pb.DataPlane(
+                data_plane_id=name,
+                endpoint=endpoint,
+                residency=fleet_pb.Residency(host_digests=[digest]),
+            )
+            for name, endpoint in (("gone", "127.0.0.1:1"), ("dp-1", gateway.address))
+        ]
+    )
+    load = admin_pb.AdapterLoad(digest=digest, tier="disk", origin="disk")
+    gateway.answers["ListAdapterLoads"] = admin_pb.ListAdapterLoadsResponse(loads=[load])
+    result = chorale("adapters", "show", "a", env={"CHORALE_FLEET_TOKEN": "secret"})
+    assert result.exit_code == 0, result.stderr
+    assert "data plane gone does not answer at 127.0.0.1:1" in result.stdout
+    assert "last loads into host memory" in result.stdout
+    gateway.answers["ListAdapterLoads"] = UnauthenticatedError("FLEET_TOKEN_WRONG", "another token")
+    shown = chorale("adapters", "show", "a", "--json", env={"CHORALE_FLEET_TOKEN": "old"})
+    silent = [
+        (each["data_plane_id"], each["reason"]) for each in json.loads(shown.stdout)["silent"]
+    ]
+    assert silent == [("gone", "DATA_PLANE_SILENT"), ("dp-1", "FLEET_TOKEN_WRONG")]
 
 
 def test_promote_and_rollback(chorale: Chorale, gateway: ScriptedGateway) -> None:

@@ -131,3 +131,13 @@ def test_a_cell_shows_who_has_most_of_it() -> None:
     shown = pool_map(view_of(pool_of((3, "1", 1), (2, DIGEST, 2), (1, "", pages - 3))))
     assert shown.pages_per_cell == 3
     assert "".join(shown.rows) == "A" + "." * (COLUMNS * MAX_ROWS - 1)
+
+
+def test_a_data_plane_that_does_not_answer_is_named(
+    chorale: Chorale, fleet: ScriptedGateway
+) -> None:
+    plane = fleet_pb.DataPlane(data_plane_id="gone", endpoint="127.0.0.1:1")
+    fleet.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse(data_planes=[plane])
+    result = chorale("pool", env=TOKEN)
+    assert result.exit_code == 5
+    assert "DATA_PLANE_SILENT: data plane gone does not answer at 127.0.0.1:1" in result.stderr

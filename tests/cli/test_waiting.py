@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chorale.errors import UnavailableError
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
@@ -143,6 +144,20 @@ def test_it_waits_no_longer_than_told(chorale: Chorale, scripted: ScriptedGatewa
     result = chorale("adapters", "pin", "pirate", "--wait", "--wait-timeout", "0.2")
     assert result.exit_code == 5 and "NOT_IN_TIME" in result.stderr
     assert "PIN_POOL_FULL" in result.stderr and "dp-1" in result.stderr
+
+
+def test_a_data_plane_that_starts_its_engine_again_is_waited_for(
+    chorale: Chorale, scripted: ScriptedGateway
+) -> None:
+    there = scripted.answers["ListAdapterLoads"]
+    lost = [UnavailableError("ENGINE_LOST", "the engine exited", retry_after_s=1.0)] * 2
+    scripted.answers["ListAdapterLoads"] = lambda request: lost.pop() if lost else there(request)
+    result = chorale("adapters", "prefetch", "pirate", "--wait")
+    assert result.exit_code == 0 and "in host memory of dp-1" in result.stdout
+    scripted.answers["ListAdapterLoads"] = UnavailableError("ENGINE_LOST", "the engine exited")
+    result = chorale("adapters", "prefetch", "pirate", "--wait", "--wait-timeout", "0.2")
+    assert result.exit_code == 5 and "does not answer" in result.stderr
+    assert "NOT_IN_TIME" in result.stderr
 
 
 def test_nobody_is_waited_for_where_nobody_was_told(

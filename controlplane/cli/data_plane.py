@@ -1,0 +1,22 @@
+"""Asking a data plane itself, at the address that it announced."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from controlplane.cli.errors import DataPlaneSilentError
+
+
+@contextmanager
+def asked(data_plane_id: str, endpoint: str) -> Generator[None]:
+    """Around a call: a failure to reach it names this data plane, not the gateway.
+
+    Raises: DataPlaneSilentError in place of UnavailableError and DeadlineExceededError.
+    """
+    from chorale.errors import DeadlineExceededError, UnavailableError
+
+    try:
+        yield
+    except (UnavailableError, DeadlineExceededError) as error:
+        raise DataPlaneSilentError(data_plane_id, endpoint, error.message) from error
