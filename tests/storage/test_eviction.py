@@ -3,6 +3,7 @@ import random
 import pytest
 
 from benchmarks import eviction
+from storage import eviction as worth
 from storage.eviction import Worth
 from storage.host_tier import HostTier
 from storage.reload_costs import ReloadCosts
@@ -147,3 +148,27 @@ def test_reload_costs_of_one_size_go_by_bytes() -> None:
     costs = ReloadCosts()
     costs.observe("disk", 0.5, 1000)
     assert costs.seconds("disk", 2000) == pytest.approx(1.0)
+
+
+def test_the_books_stay_small_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worth, "_MAX_REMEMBERED", 50)
+    monkeypatch.setattr(worth, "_SLACK", 4)
+    chance = random.Random(7)
+    books = Worth(lambda digest, _: 10.0 ** (int(digest) % 7))
+    kept: dict[str, int] = {}
+    for turn in range(3000):
+        digest = str(chance.randrange(200))
+        books.use(digest)
+        if digest not in kept:
+            kept[digest] = chance.randrange(1, 9)
+            books.keep(digest, kept[digest])
+        if len(kept) > 20:
+            oldest = next(iter(kept))
+            books.drop(oldest)
+            del kept[oldest]
+        assert len(books._heap) <= 2 * 21 + 4 and len(books._log_uses) <= 51
+        assert kept.keys() <= books._log_uses.keys(), "of those that are kept all uses are known"
+        if turn % 100 == 0:
+            order = list(books.least_first())
+            assert {each for each, _ in order} == set(kept)
+            assert [key for _, key in order] == sorted(key for _, key in order)
