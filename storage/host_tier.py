@@ -27,14 +27,13 @@ class HostTierStats:
 class _Entry(Generic[T]):
     value: T
     size_bytes: int
-    users: int = 0
 
 
 class HostTier(Generic[T]):
     """Digest → value. Not locked: one thread (the event loop's) owns it and makes every call.
 
-    An entry is safe from eviction while its digest is pinned (an operator's wish, which outlives
-    the entry and holds for a later `put`) or while somebody has acquired it (counted).
+    An entry is safe from eviction while its digest is pinned: an operator's wish, which outlives
+    the entry and holds for a later `put`. Whoever has got a value may go on using it.
     """
 
     def __init__(
@@ -42,15 +41,12 @@ class HostTier(Generic[T]):
         max_bytes: int,
         *,
         reload_s: Callable[[str, int], float] | None = None,
-        on_evict: Callable[[str, T], None] | None = None,
     ) -> None:
         """reload_s: seconds to get a digest of so many bytes back; without it, a byte costs the
-        same everywhere. on_evict: called after an entry has left by eviction, discard or
-        replacement."""
+        same everywhere."""
         if max_bytes < 0:
             raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
         self._max_bytes = max_bytes
-        self._on_evict = on_evict
         self._entries: dict[str, _Entry[T]] = {}
         self._worth = Worth(reload_s or _by_size)
         self._pinned: set[str] = set()
@@ -73,8 +69,8 @@ class HostTier(Generic[T]):
 
     def put(self, digest: str, value: T, size_bytes: int, *, speculative: bool = False) -> bool:
         """Keep `value`, evicting as needed. False, with nothing evicted, when what may not be
-        evicted leaves no room. An acquired entry of this digest is not replaced. speculative:
-        nobody has asked for it yet, so nothing that is worth more may go for it.
+        evicted leaves no room. speculative: nobody has asked for it yet, so nothing that is worth
+        more may go for it.
 
         Raises: TierFullError when it could never fit.
         """
@@ -87,8 +83,6 @@ class HostTier(Generic[T]):
                 metadata={"size_bytes": str(size_bytes), "max_bytes": str(self._max_bytes)},
             )
         present = self._entries.get(digest)
-        if present is not None and present.users:
-            return False
         replaced = present.size_bytes if present is not None else 0
         victims = self._victims(digest, size_bytes - replaced, size_bytes, speculative)
         if victims is None:
@@ -104,9 +98,8 @@ class HostTier(Generic[T]):
         return True
 
     def discard(self, digest: str) -> bool:
-        """Drop the entry, pinned or not. False if absent or acquired."""
-        entry = self._entries.get(digest)
-        if entry is None or entry.users:
+        """Drop the entry, pinned or not. False if absent."""
+        if digest not in self._entries:
             return False
         self._remove(digest)
         return True
@@ -116,18 +109,6 @@ class HostTier(Generic[T]):
 
     def unpin(self, digest: str) -> None:
         self._pinned.discard(digest)
-
-    def acquire(self, digest: str) -> T | None:
-        """`get` that also holds the entry until `release`."""
-        value = self.get(digest)
-        if value is not None:
-            self._entries[digest].users += 1
-        return value
-
-    def release(self, digest: str) -> None:
-        entry = self._entries.get(digest)
-        assert entry is not None and entry.users > 0, "release without acquire"
-        entry.users -= 1
 
     def digests(self) -> frozenset[str]:
         return frozenset(self._entries)
@@ -153,7 +134,7 @@ class HostTier(Generic[T]):
         for candidate, key in self._worth.least_first():
             if limit is not None and key >= limit:
                 break
-            if candidate == digest or self._is_held(candidate, self._entries[candidate]):
+            if candidate == digest or candidate in self._pinned:
                 continue
             victims.append(candidate)
             excess -= self._entries[candidate].size_bytes
@@ -161,15 +142,9 @@ class HostTier(Generic[T]):
                 return victims
         return None
 
-    def _is_held(self, digest: str, entry: _Entry[T]) -> bool:
-        return entry.users > 0 or digest in self._pinned
-
     def _remove(self, digest: str) -> None:
-        entry = self._entries.pop(digest)
+        self._entry_bytes -= self._entries.pop(digest).size_bytes
         self._worth.drop(digest)
-        self._entry_bytes -= entry.size_bytes
-        if self._on_evict is not None:
-            self._on_evict(digest, entry.value)
 
 
 def _by_size(digest: str, size_bytes: int) -> float:

@@ -125,10 +125,11 @@ def test_the_bound_holds_whatever_comes(capacity: int) -> None:
         digest = str(chance.randrange(300))
         if tier.get(digest) is None:
             tier.put(digest, 0, chance.randrange(1, capacity), speculative=chance.random() < 0.2)
-        if chance.random() < 0.1 and tier.acquire(digest) is not None:
+        if chance.random() < 0.1 and tier.peek(digest) is not None and digest not in held:
+            tier.pin(digest)
             held.append(digest)
         if held and chance.random() < 0.1:
-            tier.release(held.pop())
+            tier.unpin(held.pop())
         assert tier.stats().entry_bytes <= capacity
         assert set(held) <= tier.digests()
 

@@ -27,20 +27,17 @@ def test_contains_does_not_count_as_use() -> None:
     assert tier.stats().hits == 0
 
 
-def test_pinned_and_acquired_entries_stay() -> None:
+def test_pinned_entries_stay() -> None:
     tier: HostTier[str] = HostTier(30)
     tier.pin("a")  # before it is there
     for name in "abc":
         tier.put(name, name, 10)
-    assert tier.acquire("b") == "b"
-    assert tier.acquire("b") == "b"
+    tier.pin("b")
     assert tier.put("d", "d", 10)
     assert tier.digests() == {"a", "b", "d"}
     assert not tier.put("e", "e", 20)
     assert tier.digests() == {"a", "b", "d"}, "a put that cannot succeed evicts nothing"
-    tier.release("b")
-    assert not tier.put("e", "e", 20)
-    tier.release("b")
+    tier.unpin("b")
     assert tier.put("e", "e", 20)
     assert tier.digests() == {"a", "e"}
     tier.unpin("a")
@@ -48,29 +45,16 @@ def test_pinned_and_acquired_entries_stay() -> None:
     assert tier.digests() == {"f"}
 
 
-def test_acquired_entries_are_neither_replaced_nor_discarded() -> None:
+def test_entries_are_replaced_and_discarded_pinned_or_not() -> None:
     tier: HostTier[str] = HostTier(10)
     tier.put("a", "old", 5)
-    tier.acquire("a")
-    assert not tier.put("a", "new", 5)
-    assert not tier.discard("a")
-    tier.release("a")
+    tier.pin("a")
     assert tier.put("a", "new", 7)
     assert tier.get("a") == "new"
     assert tier.stats().entry_bytes == 7
     assert tier.discard("a")
     assert not tier.discard("a")
     assert tier.stats().entry_bytes == 0
-
-
-def test_every_departure_is_reported_once() -> None:
-    gone: list[tuple[str, str]] = []
-    tier: HostTier[str] = HostTier(10, on_evict=lambda digest, value: gone.append((digest, value)))
-    tier.put("a", "1", 10)
-    tier.put("a", "2", 10)
-    tier.put("b", "3", 10)
-    tier.discard("b")
-    assert gone == [("a", "1"), ("a", "2"), ("b", "3")]
 
 
 def test_what_can_never_fit_is_an_error() -> None:
@@ -80,10 +64,3 @@ def test_what_can_never_fit_is_an_error() -> None:
         tier.put("b", "b", 11)
     assert caught.value.metadata == {"size_bytes": "11", "max_bytes": "10"}
     assert tier.digests() == {"a"}
-
-
-def test_acquire_of_an_absent_entry_holds_nothing() -> None:
-    tier: HostTier[str] = HostTier(10)
-    assert tier.acquire("a") is None
-    tier.put("a", "a", 10)
-    assert tier.put("b", "b", 10)
