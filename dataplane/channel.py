@@ -52,6 +52,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     host_cache_bytes: int = 1 << 30
     disk_cache_bytes: int = 8 << 30
     disk_cache_dir: str = ""
+    max_adapter_bytes: int = 4 << 30  # largest weights file
     adapter_roots: tuple[str, ...] = ()
     allowed_sources: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()

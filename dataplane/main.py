@@ -126,6 +126,14 @@ def data_plane(
     disk_cache_dir: Annotated[
         str, typer.Option(envvar="CHORALE_DISK_CACHE_DIR", help="Where; left out: the engine's.")
     ] = "",
+    max_adapter_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="CHORALE_MAX_ADAPTER_BYTES",
+            min=1,
+            help="Largest weights file; as the control plane has it.",
+        ),
+    ] = _DEFAULTS.max_adapter_bytes,
     adapter_root: Annotated[
         list[Path] | None,
         typer.Option(
@@ -217,6 +225,7 @@ def data_plane(
             host_cache_bytes=host_cache_bytes,
             disk_cache_bytes=disk_cache_bytes,
             disk_cache_dir=disk_cache_dir,
+            max_adapter_bytes=max_adapter_bytes,
             adapter_roots=tuple(str(root.resolve()) for root in adapter_root or ()),
             allowed_sources=tuple(allow_source or ()),
             private_hosts=tuple(allow_private_host or ()),

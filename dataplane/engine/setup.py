@@ -31,6 +31,7 @@ from kernels.gpu.side_stream import SideStream
 from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
+from storage.limits import AdapterLimits
 from storage.pace import Pace
 from storage.sources import SourceOptions
 
@@ -97,6 +98,7 @@ def build_engine(
             allowed=options.allowed_sources,
             private_hosts=options.private_hosts,
         ),
+        limits=AdapterLimits(max_weights_bytes=options.max_adapter_bytes),
         control_plane=options.control_plane,
         fleet_token=options.fleet_token,
         host_bytes=options.host_cache_bytes,

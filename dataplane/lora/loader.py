@@ -30,6 +30,7 @@ from storage.adapter.manifest import ParsedAdapter
 from storage.disk_tier import DiskTier
 from storage.flight import AdapterRef
 from storage.host_tier import HostTier
+from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.loader import LoadTimings, Residency, TieredLoader
 from storage.pace import Pace
 from storage.sources import SourceOptions, SourceRouter, build_router
@@ -91,6 +92,7 @@ class ThreadedLoader:
     """Runs storage's tiers in an event loop on a thread of its own.
 
     sources: beside uploads, which come from the control plane at HOST:PORT with the fleet token.
+    limits: of what any of them gives.
     on_result: called on that thread after each result, to wake the engine. pace: of
     its threads; None where cores are left for them.
     """
@@ -100,6 +102,7 @@ class ThreadedLoader:
         build: Callable[[ParsedAdapter], HostAdapter],
         *,
         sources: SourceOptions,
+        limits: AdapterLimits = DEFAULT_LIMITS,
         control_plane: str = "",
         fleet_token: str = "",
         host_bytes: int,
@@ -112,7 +115,10 @@ class ThreadedLoader:
         self._pace = pace
         self._give_way = _lower_priority if pace is None else pace.keep
         self._sources = sources
-        self._blobs = BlobSource(control_plane, fleet_token) if control_plane else None
+        self._limits = limits
+        self._blobs = (
+            BlobSource(control_plane, fleet_token, limits=limits) if control_plane else None
+        )
         self._router: SourceRouter | None = None
         self._host_bytes = host_bytes
         self._disk_bytes = disk_bytes
@@ -132,15 +138,19 @@ class ThreadedLoader:
 
     def start(self) -> None:
         """Raises: StorageError when the disk tier cannot be opened; ValueError for `sources`."""
-        disk = DiskTier(Path(self._disk_dir), self._disk_bytes) if self._disk_dir else None
+        limits = self._limits
+        disk = None
+        if self._disk_dir:
+            disk = DiskTier(Path(self._disk_dir), self._disk_bytes, limits=limits)
         others = {"blob": self._blobs} if self._blobs else {}
-        self._router = build_router(self._sources, others=others)
+        self._router = build_router(self._sources, limits, others)
         self._builders = _single_core_threads(self._give_way)
         self._tiers = TieredLoader(
             self._router,
             disk,
             self._host,
             self._build_sized,
+            limits=limits,
             executor=self._builders,
             on_store=self._look,
         )

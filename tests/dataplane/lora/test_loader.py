@@ -17,13 +17,14 @@ from dataplane.channel import Adapter
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult, ThreadedLoader
 from storage.adapter.manifest import ParsedAdapter, digest_of
-from storage.errors import SourceNotFoundError
+from storage.errors import AdapterTooLargeError, SourceNotFoundError
+from storage.limits import AdapterLimits
 from storage.sources import SourceOptions
 from tests.helpers.adapters import make_adapter_dir
 
 
 class Bench:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **options: Any) -> None:
         self.root = root
         self.gate = threading.Event()
         self.gate.set()
@@ -38,6 +39,7 @@ class Bench:
             disk_bytes=1 << 20,
             disk_dir=str(root / "disk"),
             on_result=self.woken.set,
+            **options,
         )
 
     def build(self, parsed: ParsedAdapter) -> HostAdapter:
@@ -77,6 +79,17 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     yield bench
     bench.gate.set()
     bench.loader.stop()
+
+
+def test_the_limit_of_an_adapters_size_is_the_operators(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, limits=AdapterLimits(max_weights_bytes=100))
+    bench.loader.start()
+    try:
+        bench.loader.request(bench.adapter(1))
+        (result,) = bench.results(1)
+        assert isinstance(result.error, AdapterTooLargeError), result.error
+    finally:
+        bench.loader.stop()
 
 
 def test_builders_use_one_core_and_give_way(tmp_path: Path) -> None:

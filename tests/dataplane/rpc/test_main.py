@@ -59,6 +59,7 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             f"--control-plane={server.address}",
             "--data-plane-id=dp-1",
             "--max-running=3",
+            "--max-adapter-bytes=5000000000",
             "--ttft-slo=600",
             f"--metrics-port={metrics_port}",
         ) as running,
@@ -85,6 +86,7 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
         assert "Traceback" not in err
         await eventually(lambda: len(plane.leaves) == 1)
     assert '"max_running":3' in log.read_text() and '"model_name":"base"' in log.read_text()
+    assert '"max_adapter_bytes":5000000000' in log.read_text()
     (submit,) = EngineLog(log).of("Submit")
     assert submit["first_token_by_s"] == submit["arrival_s"] + 600
 
