@@ -63,21 +63,7 @@ class Directives:
         ConflictError (PREFETCH_NEEDS_TOKEN), FleetFullError (TOO_MANY_DIRECTIVES),
         StoreUnavailableError.
         """
-        if not 0 <= within_s <= MAX_WITHIN_S:
-            raise InvalidRequestError(
-                "WITHIN_INVALID",
-                f"within must be 0 to {MAX_WITHIN_S:g} seconds, not {within_s:g}",
-                metadata={"field": "within"},
-            )
-        if data_plane_id:
-            check_identity(data_plane_id, incarnation=1)
-            if action in ("pin", "unpin"):
-                raise InvalidRequestError(
-                    "PIN_IS_FOR_ALL",
-                    "data_plane_id must be empty: an adapter is pinned on all data planes of its"
-                    " base model, those that join later included",
-                    metadata={"field": "data_plane_id"},
-                )
+        _check(action, within_s, data_plane_id)
         adapter, number = await self._registry.get(reference)
         version = adapter.version(number)
         directive = Directive(
@@ -99,26 +85,52 @@ class Directives:
             _MAX_WAITING,
             int(version.private and action in ("prefetch", "pin")),
         )
-        if reply[0] == "UNKNOWN":
-            raise UnknownNameError(
-                "DATA_PLANE_NOT_FOUND",
-                f"data_plane_id {data_plane_id!r}: no live data plane of {directive.base_model!r}"
-                " has this id",
-                metadata={"data_plane_id": data_plane_id},
-            )
-        if reply[0] == "ABSENT":
-            raise ConflictError(
-                "PREFETCH_NEEDS_TOKEN",
-                f"adapter {directive.name!r} is private and data plane {reply[1]!r} does not have "
-                "it: a directive carries nobody's token, so the data plane could not fetch it. "
-                "Send a request for it there with a token first, or name a data plane that has it",
-                metadata={"adapter": directive.name, "data_plane_id": reply[1]},
-            )
         if reply[0] != "OK":
-            raise FleetFullError(
-                "TOO_MANY_DIRECTIVES",
-                f"data plane {reply[1]!r} did not fetch {_MAX_WAITING} directives yet; try again",
-                metadata={"data_plane_id": reply[1]},
-                retry_after_s=_RETRY_AFTER_S,
-            )
+            raise _refusal(reply, directive, data_plane_id)
         return directive.name, sorted(reply[1])
+
+
+def _check(action: Action, within_s: float, data_plane_id: str) -> None:
+    """Raises: InvalidRequestError."""
+    if not 0 <= within_s <= MAX_WITHIN_S:
+        raise InvalidRequestError(
+            "WITHIN_INVALID",
+            f"within must be 0 to {MAX_WITHIN_S:g} seconds, not {within_s:g}",
+            metadata={"field": "within"},
+        )
+    if data_plane_id:
+        check_identity(data_plane_id, incarnation=1)
+        if action in ("pin", "unpin"):
+            raise InvalidRequestError(
+                "PIN_IS_FOR_ALL",
+                "data_plane_id must be empty: an adapter is pinned on all data planes of its"
+                " base model, those that join later included",
+                metadata={"field": "data_plane_id"},
+            )
+
+
+def _refusal(
+    reply: Sequence[str], directive: Directive, data_plane_id: str
+) -> UnknownNameError | ConflictError | FleetFullError:
+    """reply: of the script, {why not, detail}."""
+    if reply[0] == "UNKNOWN":
+        return UnknownNameError(
+            "DATA_PLANE_NOT_FOUND",
+            f"data_plane_id {data_plane_id!r}: no live data plane of {directive.base_model!r}"
+            " has this id",
+            metadata={"data_plane_id": data_plane_id},
+        )
+    if reply[0] == "ABSENT":
+        return ConflictError(
+            "PREFETCH_NEEDS_TOKEN",
+            f"adapter {directive.name!r} is private and data plane {reply[1]!r} does not have "
+            "it: a directive carries nobody's token, so the data plane could not fetch it. "
+            "Send a request for it there with a token first, or name a data plane that has it",
+            metadata={"adapter": directive.name, "data_plane_id": reply[1]},
+        )
+    return FleetFullError(
+        "TOO_MANY_DIRECTIVES",
+        f"data plane {reply[1]!r} did not fetch {_MAX_WAITING} directives yet; try again",
+        metadata={"data_plane_id": reply[1]},
+        retry_after_s=_RETRY_AFTER_S,
+    )

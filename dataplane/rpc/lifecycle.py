@@ -114,61 +114,12 @@ class _DataPlane:
             asyncio.to_thread(_load_tokenizer, Path(self._options.engine.model_dir)),
             self._engine.wait_ready(),
         )
-        options = self._options
-        data_plane_id = options.data_plane_id or f"{socket.gethostname()}-{_distinct(options)}"
+        data_plane_id = self._options.data_plane_id or _made_id(self._options)
         gate = TicketGate(data_plane_id, announced.model_name)
         requests = RequestMetrics(metrics.PREFIX)
-        service = self._service = InferenceService(
-            engine=lambda: self._engine.client,
-            ready=announced,
-            tokenizer=tokenizer,
-            gate=gate,
-            data_plane_id=data_plane_id,
-            max_open=options.engine.max_waiting + announced.max_running,
-            ttft_slo_s=options.ttft_slo_s or None,
-            metrics=requests,
-        )
-        administration = admin.AdminService(
-            engine=lambda: self._engine.client,
-            data_plane_id=data_plane_id,
-            page_bytes=announced.page_bytes,
-            fleet_token=options.fleet_token,
-        )
-        relayed = self._relay = relay.RelayService(service.events)
-        generated, admin_generated, relay_generated = cast(
-            "Any", (inference_pb2_grpc, admin_pb2_grpc, relay_pb2_grpc)
-        )  # untyped
-        add_inference = generated.add_InferenceServiceServicer_to_server
-        add_admin = admin_generated.add_DataPlaneAdminServiceServicer_to_server
-        add_relay = relay_generated.add_RelayServiceServicer_to_server
-        server = self._server = await start_server(
-            host=options.host,
-            port=options.port,
-            services=[
-                (SERVICE_NAME, lambda to: add_inference(service, to)),
-                (relay.SERVICE_NAME, lambda to: add_relay(relayed, to)),
-                (admin.SERVICE_NAME, lambda to: add_admin(administration, to)),
-            ],
-            error_table={},
-        )
+        server = await self._start_server(tokenizer, announced, gate, requests, data_plane_id)
         await self._export(requests, data_plane_id)
-        self._member = FleetMember(
-            options.control_plane,
-            options.fleet_token,
-            join=fleet_pb2.JoinRequest(
-                data_plane_id=data_plane_id,
-                incarnation=time.time_ns(),
-                endpoint=endpoint_of(options.advertise, options.host, server.port),
-                base_model=base_model_of(announced),
-            ),
-            report=lambda: (
-                load_of(self._engine.ready, self._engine.client.stats),
-                residency_of(self._engine.client.stats),
-            ),
-            on_keys=gate.set_keys,
-            on_directive=self._direct,
-        )
-        member = self._member
+        member = self._member = self._membership(announced, gate, data_plane_id, server.port)
         member.start()
         await member.wait_joined()
         await server.set_serving(True)
@@ -198,6 +149,71 @@ class _DataPlane:
         if self._service is not None:
             self._service.close()
         await self._engine.stop()
+
+    async def _start_server(
+        self,
+        tokenizer: Tokenizer,
+        announced: channel.Ready,
+        gate: TicketGate,
+        requests: RequestMetrics,
+        data_plane_id: str,
+    ) -> Server:
+        options = self._options
+        service = self._service = InferenceService(
+            engine=lambda: self._engine.client,
+            ready=announced,
+            tokenizer=tokenizer,
+            gate=gate,
+            data_plane_id=data_plane_id,
+            max_open=options.engine.max_waiting + announced.max_running,
+            ttft_slo_s=options.ttft_slo_s or None,
+            metrics=requests,
+        )
+        administration = admin.AdminService(
+            engine=lambda: self._engine.client,
+            data_plane_id=data_plane_id,
+            page_bytes=announced.page_bytes,
+            fleet_token=options.fleet_token,
+        )
+        relayed = self._relay = relay.RelayService(service.events)
+        generated, admin_generated, relay_generated = cast(
+            "Any", (inference_pb2_grpc, admin_pb2_grpc, relay_pb2_grpc)
+        )  # untyped
+        add_inference = generated.add_InferenceServiceServicer_to_server
+        add_admin = admin_generated.add_DataPlaneAdminServiceServicer_to_server
+        add_relay = relay_generated.add_RelayServiceServicer_to_server
+        self._server = await start_server(
+            host=options.host,
+            port=options.port,
+            services=[
+                (SERVICE_NAME, lambda to: add_inference(service, to)),
+                (relay.SERVICE_NAME, lambda to: add_relay(relayed, to)),
+                (admin.SERVICE_NAME, lambda to: add_admin(administration, to)),
+            ],
+            error_table={},
+        )
+        return self._server
+
+    def _membership(
+        self, announced: channel.Ready, gate: TicketGate, data_plane_id: str, port: int
+    ) -> FleetMember:
+        options = self._options
+        return FleetMember(
+            options.control_plane,
+            options.fleet_token,
+            join=fleet_pb2.JoinRequest(
+                data_plane_id=data_plane_id,
+                incarnation=time.time_ns(),
+                endpoint=endpoint_of(options.advertise, options.host, port),
+                base_model=base_model_of(announced),
+            ),
+            report=lambda: (
+                load_of(self._engine.ready, self._engine.client.stats),
+                residency_of(self._engine.client.stats),
+            ),
+            on_keys=gate.set_keys,
+            on_directive=self._direct,
+        )
 
     async def _export(self, requests: RequestMetrics, data_plane_id: str) -> None:
         options = self._options
@@ -237,8 +253,9 @@ def endpoint_of(advertise: str, host: str, port: int) -> str:
     return advertise if has_port else f"{advertise}:{port}"
 
 
-def _distinct(options: DataPlaneOptions) -> int:
-    return options.port or os.getpid()
+def _made_id(options: DataPlaneOptions) -> str:
+    """Another for each data plane of a machine."""
+    return f"{socket.gethostname()}-{options.port or os.getpid()}"
 
 
 def _load_tokenizer(model_dir: Path) -> Tokenizer:
