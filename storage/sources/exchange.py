@@ -77,7 +77,7 @@ class Exchange:
                 self._response = response
                 return found
             await response.aclose()
-            url = urljoin(url, found.headers["location"])
+            url = _joined(url, found.headers["location"])
         raise SourceUnreadableError(
             f"{excerpt(self._url)} redirects more than {_MAX_REDIRECTS} times"
         )
@@ -110,6 +110,15 @@ class Exchange:
             return await self._pool.handle_async_request(request)
         except NETWORK_ERRORS as error:
             raise TransientError(words(error)) from None
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise SourceUnreadableError(
+            f"{excerpt(url)} redirects to {excerpt(location)}, which is no URL: {error}"
+        ) from None
 
 
 def refuse(status: int, url: str) -> None:

@@ -210,6 +210,15 @@ async def test_a_redirection_is_checked_and_loses_the_token(web: Web) -> None:
         await made.aclose()
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "//[bad]/x", "http://host:abc/", "file:///a"])
+async def test_a_redirection_to_nowhere_is_the_source_s_fault(
+    web: Web, source: SourceRouter, location: str
+) -> None:
+    web.pages[CONFIG].location = location
+    with pytest.raises(SourceUnreadableError):
+        await source.fetch(f"{web.url}/a")
+
+
 async def test_nothing_is_fetched_unless_allowed(web: Web) -> None:
     for allowed in ([], ["https://example.com"], [f"{web.url}/b"], ["hf://", "s3://*"]):
         made = router(web, allowed=allowed)
