@@ -178,15 +178,9 @@ class HubSource:
         return data
 
     def _url(self, place: _Place, revision: str, name: str) -> str:
-        from huggingface_hub import hf_hub_url  # slow to import, and not always wanted
-
-        return hf_hub_url(
-            place.repo,
-            name,
-            subfolder=place.folder or None,
-            revision=revision,
-            endpoint=self._endpoint,
-        )
+        # As hf_hub_url has it, which is slow to import, and this is the event loop.
+        path = quote(place.file(name))
+        return f"{self._endpoint}/{place.repo}/resolve/{quote(revision, safe='')}/{path}"
 
     def _check_url(self, url: str) -> None:
         if url.startswith(f"{self._endpoint}/"):

@@ -207,3 +207,27 @@ async def test_the_hub_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPa
     made = router(hub, hub="")
     assert (await made.fetch("hf://org/voice")).uri == f"hf://org/voice@{OLD}"
     await made.aclose()
+
+
+@pytest.mark.parametrize("folder", ["", "/sub", "/with-dash/v1.0"])
+@pytest.mark.parametrize("revision", ["main", "refs/pr/1"])
+async def test_files_are_asked_for_where_the_hub_has_them(
+    hub: Hub, folder: str, revision: str
+) -> None:
+    from huggingface_hub import hf_hub_url
+
+    made = router(hub)
+    with pytest.raises(SourceNotFoundError):
+        await made.check(f"hf://org/voice{folder}@{revision}", Access("t"))
+    await made.aclose()
+    url = hf_hub_url(
+        "org/voice", CONFIG_NAME, subfolder=folder[1:], revision=revision, endpoint=hub.web.url
+    )
+    assert hub.web.url + hub.web.requests[-1].path == url
+
+
+async def test_a_name_that_the_hub_s_own_client_would_not_take_is_only_not_there(hub: Hub) -> None:
+    made = router(hub)
+    with pytest.raises(SourceNotFoundError):
+        await made.check("hf://org/a--b", Access("t"))
+    await made.aclose()
