@@ -30,7 +30,7 @@ def _work(prefix: str, loads: Mapping[str, fleet_pb2.Load]) -> Iterator[Any]:
         "num_pages": ("pool_pages", "All pages of the pool."),
         "num_available_pages": ("pool_pages_available", "Free, or held by nothing in use."),
         "num_loading": ("adapters_loading", "On their way to host memory."),
-        "num_waiting_pins": ("pins_waiting", "Pinned, and not in their tier for lack of room."),
+        "num_waiting_pins": ("pins_waiting", "Pinned, and not in their tier yet."),
     }
     for field, (name, help_text) in gauges.items():
         gauge = GaugeMetricFamily(f"{prefix}_{name}", help_text, labels=("data_plane",))
