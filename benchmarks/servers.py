@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.errors import PeerError
 from benchmarks.fixtures import Fixtures
 from benchmarks.load.provenance import ROOT
-from controlplane.cli.supervisor.process import DIE_WITH_PARENT
+from controlplane.die_with_parent import dying_with_parent
 
 READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 20.0
@@ -99,10 +99,9 @@ def _running(
 ) -> Generator[Server]:
     log = folder / f"{name}.log"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("CHORALE_")}
-    wrapper = [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*wrapper, *command],
+            dying_with_parent([*command]),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from controlplane.die_with_parent import dying_with_parent
 from controlplane.errors import OptionError, RedisMissingError, RedisStartError
-from controlplane.store.child import dying_with_parent
 from controlplane.store.data_dir_lock import DataDirLock
 from storage.scratch import ScratchDir, sweep, sweep_one
 
@@ -159,7 +160,7 @@ class EmbeddedRedis:
         with self.log_path.open("wb") as log_file:
             self._process = subprocess.Popen(
                 # The configuration comes by stdin: argv is for all to read.
-                dying_with_parent([str(binary.resolve()), "-"]),
+                dying_with_parent([str(binary.resolve()), "-"], signal.SIGTERM),
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlplane.cli.supervisor.process import DIE_WITH_PARENT
+from controlplane.die_with_parent import dying_with_parent
 
 ROOT = Path(__file__).parents[2]
 STOP_TIMEOUT_S = 10.0
@@ -59,7 +59,7 @@ def serving(data_dir: Path) -> Generator[Serving]:
     started_s = time.monotonic()
     # In a process group of its own: Ctrl-C is for the demo, which then stops it.
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid()), *command],
+        dying_with_parent(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env={**kept, "PYTHONPATH": path},

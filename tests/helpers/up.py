@@ -18,7 +18,7 @@ from typing import IO, Self
 
 import psutil
 
-from controlplane.cli.supervisor.process import DIE_WITH_PARENT
+from controlplane.die_with_parent import dying_with_parent
 
 ROOT = Path(__file__).parents[2]
 READY = re.compile(r"ready grpc=(\S+:\d+) http=(\S+:\d+)")
@@ -130,9 +130,8 @@ class ChoraleUp:
     def spawn(self) -> None:
         """Starts the process and waits for nothing."""
         arguments = ["--data-dir", str(self.data_dir), "--grpc-port=0", "--http-port=0"]
-        wrapper = [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())]
         self._process = subprocess.Popen(
-            [*wrapper, *_MODULE, "up", *arguments, *self._arguments],
+            dying_with_parent([*_MODULE, "up", *arguments, *self._arguments]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -1,6 +1,5 @@
 """`chorale up`: starts every part as a process of its own, keeps them alive, stops them in order.
 
-die_with_parent  the wrapper that ties a child's life to its parent's
 process          one child: start, output, stop
 keeper           one part, started again when it dies
 store            the embedded Redis

@@ -12,11 +12,10 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from controlplane.cli.supervisor.log_file import BoundedLog
+from controlplane.die_with_parent import dying_with_parent
 
-DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 NUM_LAST_LINES = 20
 MAX_LINE_BYTES = 8192
 PUMP_GRACE_S = 0.3
@@ -78,10 +77,8 @@ class Child:
     async def start(self) -> None:
         """Must be called on the main thread: see die_with_parent."""
         self.started_s = time.monotonic()
-        wrapper = (sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid()))
         self._process = process = await asyncio.create_subprocess_exec(
-            *wrapper,
-            *self.part.command,
+            *dying_with_parent([*self.part.command]),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
