@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from storage.sources.retry import Patience, TransientError, patiently
 _MAX_CONNECTIONS = 256
 _PROGRESS_BYTES = 1 << 20
 _PROGRESS_S = 0.5
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_TURN_S = 0.005
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -116,16 +118,19 @@ class Downloader:
             ) as response:
                 _begin(response, partial, url, max_bytes)
                 had = reported = len(partial.data)
-                reported_s = time.monotonic()
+                reported_s = yielded_s = time.monotonic()
                 if access.on_progress:
                     access.on_progress(Progress(file, had, partial.total))
                 async for chunk in response.response.aiter_stream():
                     _check_size(url, len(partial.data) + len(chunk), partial.total, max_bytes)
                     partial.data += chunk
                     await pace.rest_in_task()
+                    now_s = time.monotonic()
+                    if now_s - yielded_s >= _TURN_S:  # one read may hold 200,000 chunks
+                        await asyncio.sleep(0)
+                        yielded_s = time.monotonic()
                     if access.on_progress is None:
                         continue
-                    now_s = time.monotonic()
                     many = len(partial.data) - reported >= _PROGRESS_BYTES
                     if many or now_s - reported_s >= _PROGRESS_S:
                         reported, reported_s = len(partial.data), now_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from typing import cast
 from urllib.parse import urljoin
 
 import httpcore2
@@ -16,6 +17,7 @@ from storage.errors import (
     excerpt,
 )
 from storage.sources.access import Access
+from storage.sources.guard import GuardedStream
 from storage.sources.retry import Patience, TransientError
 
 _MAX_REDIRECTS = 5
@@ -68,16 +70,18 @@ class Exchange:
         self._response: httpcore2.Response | None = None
 
     async def __aenter__(self) -> Response:
-        url, first = self._url, httpcore2.URL(self._url).origin
+        url, target = self._url, httpcore2.URL(self._url)
+        first = target.origin
         for _ in range(_MAX_REDIRECTS + 1):
             self._check(url)
-            response = await self._send(url, with_token=httpcore2.URL(url).origin == first)
+            response = await self._send(target, with_token=target.origin == first)
             found = Response(response, url)
             if found.status not in REDIRECTS or "location" not in found.headers:
                 self._response = response
+                _begin_body(response)
                 return found
             await response.aclose()
-            url = _joined(url, found.headers["location"])
+            url, target = _redirected(url, found.headers["location"])
         raise SourceUnreadableError(
             f"{excerpt(self._url)} redirects more than {_MAX_REDIRECTS} times"
         )
@@ -86,7 +90,7 @@ class Exchange:
         if self._response is not None:
             await self._response.aclose()
 
-    async def _send(self, url: str, *, with_token: bool) -> httpcore2.Response:
+    async def _send(self, url: httpcore2.URL, *, with_token: bool) -> httpcore2.Response:
         headers = dict(self._headers)
         if with_token and self._access.token:
             headers["Authorization"] = f"Bearer {self._access.token}"
@@ -97,12 +101,11 @@ class Exchange:
             "read": patience.stall_s,
             "write": patience.stall_s,
         }
-        parsed = httpcore2.URL(url)
-        host = parsed.host.decode("ascii")
-        port = f":{parsed.port}" if parsed.port is not None else ""
+        host = url.host.decode("ascii")
+        port = f":{url.port}" if url.port is not None else ""
         request = httpcore2.Request(
             self._method,
-            parsed,
+            url,
             headers=[("Host", f"{host}{port}"), *headers.items()],
             extensions={"timeout": timeouts},
         )
@@ -112,13 +115,26 @@ class Exchange:
             raise TransientError(words(error)) from None
 
 
-def _joined(url: str, location: str) -> str:
+def _redirected(url: str, location: str) -> tuple[str, httpcore2.URL]:
+    """Where an answer at `url` leads. Raises: SourceUnreadableError for what is no address."""
     try:
-        return urljoin(url, location)
-    except ValueError as error:
+        there = urljoin(url, location)
+        target = httpcore2.URL(there)
+        if not target.host or target.port == 0:
+            raise ValueError("it names no host or port 0")
+    except (ValueError, TypeError) as problem:  # TypeError: characters beyond ASCII
         raise SourceUnreadableError(
-            f"{excerpt(url)} redirects to {excerpt(location)}, which is no URL: {error}"
+            f"{excerpt(url.partition('?')[0])} redirects to {excerpt(location)}, which is no "
+            f"address: {problem}"
         ) from None
+    return there, target
+
+
+def _begin_body(response: httpcore2.Response) -> None:
+    extensions = cast("Mapping[str, object]", response.extensions)
+    stream = extensions.get("network_stream")
+    if isinstance(stream, GuardedStream):
+        stream.begin_body()
 
 
 def refuse(status: int, url: str) -> None:

@@ -23,18 +23,34 @@ from storage.threads import LoneThreads
 _NAT64 = IPv6Network("64:ff9b::/96")
 _MAX_ADDRESSES = 8
 _READ_BYTES = 1 << 20
+_HEAD_PIECE_BYTES = 16 << 10
+_MAX_HEAD_BYTES = 256 << 10
 
 
-class _WideReads(httpcore2.AsyncNetworkStream):
-    """Reads as much as there is: each piece has its price in the event loop, whatever its size."""
+class GuardedStream(httpcore2.AsyncNetworkStream):
+    """Bounds what comes before the body of an answer, and reads it in small pieces: each is parsed
+    without a pause, and informational answers (100 Continue) could come without end. The body is
+    read as it is there, since each piece has its price in the event loop, whatever its size."""
 
     def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
         self._inner = inner
+        self._head_bytes: int | None = 0  # None: the head is complete
+
+    def begin_body(self) -> None:
+        self._head_bytes = None
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._inner.read(max(max_bytes, _READ_BYTES), timeout)
+        """Raises: httpcore2's errors, RemoteProtocolError for a head beyond the bound."""
+        if self._head_bytes is None:
+            return await self._inner.read(max(max_bytes, _READ_BYTES), timeout)
+        data = await self._inner.read(min(max_bytes, _HEAD_PIECE_BYTES), timeout)
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise httpcore2.RemoteProtocolError(f"no answer within {_MAX_HEAD_BYTES} bytes")
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._head_bytes = 0
         await self._inner.write(buffer, timeout)
 
     async def aclose(self) -> None:
@@ -46,7 +62,7 @@ class _WideReads(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        return _WideReads(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+        return GuardedStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
@@ -86,7 +102,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         problem: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in addresses[:_MAX_ADDRESSES]:
             try:
-                return _WideReads(
+                return GuardedStream(
                     await self._inner.connect_tcp(
                         address, port, timeout, local_address, socket_options
                     )

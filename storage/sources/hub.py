@@ -128,7 +128,7 @@ class HubSource:
             ) from None
         try:
             return await asyncio.to_thread(_parse_info, bytes(data))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SourceUnreadableError(
                 f"source {excerpt(uri)}: {self._endpoint} does not answer as a hub does: "
                 f"{type(error).__name__}: {str(error)[:200]}"
@@ -209,10 +209,13 @@ def _parse_info(data: bytes) -> _Info:
     sizes: dict[str, int | None] = {}
     sha256: dict[str, str] = {}
     for file in info.siblings or ():
-        sizes[file.rfilename] = file.size
         if file.lfs is not None:
             sha256[file.rfilename] = file.lfs.sha256
-            sizes[file.rfilename] = file.lfs.size
+        # Its class believes what came.
+        size = cast("object", file.size if file.lfs is None else file.lfs.size)
+        if size is not None and not isinstance(size, int):
+            raise ValueError(f"size {excerpt(size)} is no number")
+        sizes[file.rfilename] = size
     return _Info(commit, sizes, sha256, _card(info))
 
 

@@ -22,7 +22,9 @@ class Page:
     """One file. etag: sent as it is. token: who must be the bearer. cut_at: bytes after which each
     of the first `cuts` answers breaks off. busy: answers of status 503 that come first. hang:
     waited for before anything is said. pause_s: after each `piece_bytes`. honest_length: whether
-    Content-Length is sent. ranges: whether ranges are served. location: redirect there."""
+    Content-Length is sent. ranges: whether ranges are served. location: redirect there.
+    content_range: sent with status 206. chunk_bytes: of each chunk, sent without a length.
+    flood: sent instead of an answer, without end."""
 
     data: bytes = b""
     etag: str = '"1"'
@@ -38,6 +40,9 @@ class Page:
     ranges: bool = True
     location: str = ""
     encoding: str = ""
+    content_range: str = ""
+    chunk_bytes: int = 0
+    flood: bytes = b""
 
 
 @dataclass
@@ -96,6 +101,8 @@ def serving() -> Generator[Web]:
                 return self._status(503, page.busy_headers)
             if page.token and self.headers.get("Authorization") != f"Bearer {page.token}":
                 return self._status(401)
+            while page.flood:
+                self.wfile.write(page.flood)
             if page.location:
                 return self._status(302, {"Location": page.location})
             start, status = 0, 200
@@ -106,6 +113,8 @@ def serving() -> Generator[Web]:
                 if start >= len(page.data):
                     return self._status(416)
             body = page.data[start:]
+            if page.content_range:
+                status = 206
             self.send_response(status)
             if page.etag:
                 self.send_header("ETag", page.etag)
@@ -113,7 +122,17 @@ def serving() -> Generator[Web]:
                 self.send_header("Content-Encoding", page.encoding)
             if status == 206:
                 last = len(page.data) - 1
-                self.send_header("Content-Range", f"bytes {start}-{last}/{len(page.data)}")
+                sent = page.content_range or f"bytes {start}-{last}/{len(page.data)}"
+                self.send_header("Content-Range", sent)
+            if page.chunk_bytes:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                pieces = (
+                    body[at : at + page.chunk_bytes] for at in range(0, len(body), page.chunk_bytes)
+                )
+                self.wfile.write(b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces))
+                self.wfile.write(b"0\r\n\r\n")
+                return None
             length = len(body) if page.length == -1 else page.length
             if length is not None:
                 self.send_header("Content-Length", str(length))

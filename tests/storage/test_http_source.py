@@ -210,13 +210,54 @@ async def test_a_redirection_is_checked_and_loses_the_token(web: Web) -> None:
         await made.aclose()
 
 
-@pytest.mark.parametrize("location", ["http://[::1", "//[bad]/x", "http://host:abc/", "file:///a"])
-async def test_a_redirection_to_nowhere_is_the_source_s_fault(
+NO_ADDRESSES = [
+    "http://[::1",
+    "//[bad]/x",
+    "http://host:abc/",
+    "https://example.com:99999999/x",
+    "https://example.com:0/x",
+    "https://user:pw@example.com:x/",
+    "https://ex\u00e4mple.com/x",
+    "https:///x",
+]
+
+
+@pytest.mark.parametrize("location", NO_ADDRESSES)
+async def test_a_redirection_to_no_address_is_typed(
     web: Web, source: SourceRouter, location: str
 ) -> None:
     web.pages[CONFIG].location = location
-    with pytest.raises(SourceUnreadableError):
+    with pytest.raises(SourceUnreadableError, match=r"redirects to .* no address"):
         await source.fetch(f"{web.url}/a")
+
+
+async def test_a_range_of_endless_digits_is_typed(web: Web, source: SourceRouter) -> None:
+    web.pages[CONFIG].content_range = f"bytes {'0' * 5000}-1/2"
+    with pytest.raises(SourceUnavailableError, match="range"):
+        await source.fetch(f"{web.url}/a")
+
+
+async def test_informational_answers_without_end_are_given_up(
+    web: Web, source: SourceRouter
+) -> None:
+    web.pages[CONFIG].flood = b"HTTP/1.1 100 Continue\r\n\r\n" * 1000
+    with pytest.raises(SourceUnavailableError, match="no answer within 262144 bytes"):
+        await source.fetch(f"{web.url}/a")
+
+
+async def test_chunks_of_a_byte_let_others_run(web: Web) -> None:
+    data = bytes(100_000)
+    web.put(WEIGHTS, data, chunk_bytes=1)
+    made = router(web, patience=Patience())
+    fetching = asyncio.create_task(made.fetch(f"{web.url}/a"))
+    longest_s, before_s = 0.0, time.thread_time()
+    while not fetching.done():
+        await asyncio.sleep(0.001)
+        longest_s = max(longest_s, time.thread_time() - before_s)
+        before_s = time.thread_time()
+    assert (await fetching).weights == data
+    assert longest_s < 0.1  # of the processor; all chunks of one read take four times as much
+    await made.aclose()
 
 
 async def test_nothing_is_fetched_unless_allowed(web: Web) -> None:

@@ -176,6 +176,12 @@ async def test_redirections_leave_the_hub_only_for_public_https(hub: Hub) -> Non
         assert (await fetch(hub)).weights == SAMPLE.weights
 
 
+async def test_a_redirection_to_no_address_is_typed(hub: Hub) -> None:
+    hub.web.pages[f"/org/voice/resolve/{OLD}/{WEIGHTS_NAME}"].location = "https://[::1"
+    with pytest.raises(SourceUnreadableError, match="no address"):
+        await fetch(hub)
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -195,7 +201,18 @@ async def test_what_is_no_repository_or_not_allowed(hub: Hub, uri: str) -> None:
     assert hub.web.requests == []
 
 
-@pytest.mark.parametrize("answer", [b"[]", b"{", b"{}", b'{"sha": "main", "siblings": []}'])
+NOT_A_HUB = [
+    b"[]",
+    b"{",
+    b"{}",
+    b'{"sha": "main", "siblings": []}',
+    b"[" * 100_000,
+    b'{"id": "org/voice", "sha": "%b", "siblings": [{"rfilename": "%b", "size": "1"}]}'
+    % (b"a" * 40, CONFIG_NAME.encode()),
+]
+
+
+@pytest.mark.parametrize("answer", NOT_A_HUB)
 async def test_what_does_not_answer_as_a_hub(hub: Hub, answer: bytes) -> None:
     hub.web.put("/api/models/org/voice/revision/main", answer)
     with pytest.raises(SourceUnreadableError, match="as a hub does"):
