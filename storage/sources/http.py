@@ -30,7 +30,7 @@ class HttpSource:
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         """Raises: SourceError, AdapterTooLargeError, PickleRefusedError."""
         base = self._base(uri)
-        get, check = self._downloader.get, self._policy.check
+        get, check = self._downloader.get, self._check_url
         config = await get(
             f"{base}/{CONFIG_NAME}",
             file=CONFIG_NAME,
@@ -60,8 +60,12 @@ class HttpSource:
     async def check(self, uri: str, access: Access) -> None:
         """Raises: SourceAccessError when the server refuses this caller; other SourceError."""
         url = f"{self._base(uri)}/{CONFIG_NAME}"
-        status = await self._downloader.head(url, access=access, check=self._policy.check)
+        status = await self._downloader.head(url, access=access, check=self._check_url)
         refuse(status, url)
+
+    def _check_url(self, url: str) -> None:
+        """Of a file, or of where it redirects: there a query is often a signature."""
+        self._policy.check(url.partition("#")[0].partition("?")[0])
 
     def _base(self, uri: str) -> str:
         parts = split(uri)

@@ -210,6 +210,24 @@ async def test_a_redirection_is_checked_and_loses_the_token(web: Web) -> None:
         await made.aclose()
 
 
+async def test_a_redirection_may_carry_a_signature(web: Web) -> None:
+    web.put("/signed/w", bytes(SAMPLE.weights))
+    page = web.pages[WEIGHTS]
+    page.location = f"{web.url}/signed/w?signature=a/b%20c&expires=1#x"
+    made = router(web, allowed=[f"{web.url}/a", f"{web.url}/signed"])
+    found = await made.fetch(f"{web.url}/a")
+    assert (found.weights, found.uri) == (SAMPLE.weights, f"{web.url}/a")
+    assert web.requests[-1].path == "/signed/w?signature=a/b%20c&expires=1"
+    # Only the redirection: what is registered is kept, and told to everybody.
+    with pytest.raises(SourceUnreadableError, match="query"):
+        await made.fetch(f"{web.url}/a?signature=1")
+    page.location = f"{web.url}/other?x=/signed/"
+    with pytest.raises(SourceNotAllowedError) as refused:
+        await made.fetch(f"{web.url}/a")
+    assert "x=" not in refused.value.message
+    await made.aclose()
+
+
 NO_ADDRESSES = [
     "http://[::1",
     "//[bad]/x",
