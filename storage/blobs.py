@@ -149,6 +149,7 @@ class BlobStore:
         self._check(header)
         digest = await asyncio.to_thread(self._finished, header)
         if digest is not None and offset == header.weights_bytes:
+            await asyncio.to_thread(self._take_config, digest, header)
             yield Upload(header, None, None, digest)
             return
         with contextlib.ExitStack() as stack:
@@ -274,11 +275,25 @@ class BlobStore:
         except OSError:
             if not final.is_dir():
                 raise
-            shutil.rmtree(directory, ignore_errors=True)  # it was uploaded before
+            self._take_config(digest, header)  # it was uploaded before
+            shutil.rmtree(directory, ignore_errors=True)
         os.utime(final)
         _sync(self._blobs)
         self._remember(header, digest)
         return digest
+
+    def _take_config(self, digest: str, header: UploadHeader) -> None:
+        """The latest configuration is kept. It means the same, but says things that are no part of
+        the digest: who corrects base_model_name_or_path uploads the same digest again."""
+        config = self._blobs / digest / CONFIG_NAME
+        with self._locked(), contextlib.suppress(FileNotFoundError):  # it was just collected
+            if config.read_bytes() == header.config:
+                return
+            new = config.with_name(f".{CONFIG_NAME}")
+            new.write_bytes(header.config)
+            _sync(new)
+            new.rename(config)
+            _sync(config.parent)
 
     def _validated(self, header: UploadHeader, directory: Path) -> str:
         path = directory / WEIGHTS_NAME

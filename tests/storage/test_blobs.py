@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import os
 import time
@@ -85,6 +86,20 @@ async def test_uploading_again_sends_nothing(tmp_path: Path) -> None:
     assert await store.offset(header_of(other)) == 0
     assert await upload(store, other) == DIGESTS[0]
     assert len(list((tmp_path / "blobs").iterdir())) == 1
+
+
+async def test_the_latest_configuration_of_a_blob_counts(tmp_path: Path) -> None:
+    """The base model's name is no part of the digest, and decides what a blob is registered for."""
+    store = BlobStore(tmp_path, SIZE * 10)
+    named = [
+        dataclasses.replace(SAMPLES[0], config=config(base_model_name_or_path=name))
+        for name in ("typing/eror", "typing/error")
+    ]
+    for sample in (*named, named[0], named[0]):  # the last two are known as they are announced
+        assert await upload(store, sample) == DIGESTS[0]
+        assert (await store.fetch(f"blob:{DIGESTS[0]}")).config == sample.config
+    assert sorted(os.listdir(tmp_path / "blobs" / DIGESTS[0])) == [CONFIG_NAME, WEIGHTS_NAME]
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 async def test_one_call_at_a_time_writes_an_upload(tmp_path: Path) -> None:
