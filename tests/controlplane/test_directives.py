@@ -168,6 +168,19 @@ async def test_unload_on_one_data_plane_leaves_the_pin_of_the_others(
     assert [each.action for each in await beat(plane, "dp-1", incarnation=2)] == [PIN]
 
 
+async def test_a_pin_by_another_name_outlives_a_removal(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    await plane.join()
+    digest = await register(plane, tmp_path)
+    assert await register(plane, tmp_path, name="b") == digest
+    await direct(plane, action=PIN)
+    await plane.registry.RemoveAdapter(registry_pb.RemoveAdapterRequest(name="b"))
+    assert [each.action for each in await beat(plane)] == [PIN]
+    await plane.join("dp-1")
+    assert [each.action for each in await beat(plane, "dp-1")] == [PIN]
+
+
 async def test_refusals(plane: ControlPlane, tmp_path: Path) -> None:
     await plane.join()
     await register(plane, tmp_path)

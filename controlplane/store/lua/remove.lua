@@ -1,14 +1,14 @@
 -- name, version ("0": the whole adapter) -> {"OK"} or {why not, detail}
 local name, version = ARGV[1], ARGV[2]
 local key = ADAPTER .. name
--- Data planes that hold what is gone are not to keep it for ever, and those that join later are not
--- to fetch it. Content that is registered under another name too loses its pin with this one.
-local function forget_pin(identity)
+-- A pin made by the name that goes: nobody could undo it any more, neither where it is kept nor
+-- where it would be with who joins later. One of the same content by another name stays.
+local function unpin(identity, number)
   local digest = string.match(identity, "^([^:]*):")
-  local json = redis.call("HGET", PINS, digest)
-  if not json then return end
+  local pin = redis.call("HGET", PINS, digest)
+  pin = pin and cjson.decode(pin)
+  if not pin or pin.name ~= name .. "@" .. number then return end
   redis.call("HDEL", PINS, digest)
-  local pin = cjson.decode(json)
   pin.action = "unpin"
   for _, id in ipairs(live_data_planes()) do
     if redis.call("HGET", DATA_PLANE .. id, "base_model") == pin.base_model then
@@ -20,7 +20,8 @@ if redis.call("EXISTS", key) == 0 then return {"UNKNOWN"} end
 if version == "0" then
   for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do drop_alias(alias) end
   for _, field in ipairs(redis.call("HKEYS", key)) do
-    if string.sub(field, 1, 9) == "identity:" then forget_pin(redis.call("HGET", key, field)) end
+    local number = string.match(field, "^identity:(.*)$")
+    if number then unpin(redis.call("HGET", key, field), number) end
   end
   redis.call("DEL", key, HISTORY .. name, ALIASES_OF .. name)
   redis.call("ZREM", ADAPTERS, name)
@@ -32,7 +33,7 @@ if redis.call("HGET", key, "current") == version then return {"CURRENT"} end
 for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
   if redis.call("HGET", ALIAS .. alias, "version") == version then return {"ALIASED", alias} end
 end
-forget_pin(identity)
+unpin(identity, version)
 redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version, "private:" .. version,
   "identity:" .. version, "by_identity:" .. identity)
 redis.call("HINCRBY", key, "count", -1)
