@@ -27,6 +27,7 @@ from controlplane.cli.options import (
 )
 from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 from controlplane.cli.uploading import shown_progress, uploaded
+from controlplane.registry.names import MAX_VERSION
 
 if TYPE_CHECKING:
     from chorale.client import Adapters, Client
@@ -173,7 +174,9 @@ def show(
 @adapters.command("promote")
 def promote(
     name: Name,
-    version: Annotated[int, typer.Argument(min=1, help="The version to make current.")],
+    version: Annotated[
+        int, typer.Argument(min=1, max=MAX_VERSION, help="The version to make current.")
+    ],
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -199,7 +202,10 @@ def rollback(
 def remove(
     name: Name,
     version: Annotated[
-        int, typer.Option(min=0, help="One version, not the current; 0 removes the adapter.")
+        int,
+        typer.Option(
+            min=0, max=MAX_VERSION, help="One version, not the current; 0 removes the adapter."
+        ),
     ] = 0,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
@@ -253,7 +259,9 @@ def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters
 
 def _absolute(source: str) -> str:
     """The server has another working directory: what exists here is sent as an absolute path."""
-    return source if "://" in source or not Path(source).exists() else str(Path(source).absolute())
+    if not source or "://" in source or not Path(source).exists():
+        return source  # an empty one is refused there; here it would be the current directory
+    return str(Path(source).absolute())
 
 
 def _checked_labels(pairs: list[str], as_json: bool) -> dict[str, str]:

@@ -9,6 +9,7 @@ import typer
 from controlplane.cli import output, views
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from controlplane.registry.names import MAX_VERSION
 
 aliases = typer.Typer(no_args_is_help=True, help="Set and remove second names of adapters.")
 
@@ -18,7 +19,10 @@ def set_(
     name: Annotated[str, typer.Argument(help="The alias.")],
     adapter: Annotated[str, typer.Argument(help="The adapter it is to mean.")],
     version: Annotated[
-        int, typer.Option(min=0, help="Bind it to one version; 0 follows the current one.")
+        int,
+        typer.Option(
+            min=0, max=MAX_VERSION, help="Bind it to one version; 0 follows the current one."
+        ),
     ] = 0,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,

@@ -54,6 +54,10 @@ def reported(
                 reason, message = "NO_SERVER", _no_server(address, message)
             code = of_grpc_code(known.code.name)
             _fail(code, reason, message, known.metadata, known.retry_after_s, as_json=as_json)
+        if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+            # Python keeps the bytes of arguments that are no UTF-8 as lone surrogates.
+            message = f"an argument or a variable is not UTF-8: {error.object[:200]!a}"
+            _fail(ExitCode.INVALID, "ARGUMENT_NOT_UTF8", message, {}, as_json=as_json)
         if with_traceback or os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         message = f"{type(error).__name__}: {error} (a fault of Chorale's own; "

@@ -18,7 +18,11 @@ AsJson = Annotated[
 Timeout = Annotated[
     float,
     typer.Option(
-        "--timeout", envvar="CHORALE_TIMEOUT", min=0.001, help="Seconds to wait for the answer."
+        "--timeout",
+        envvar="CHORALE_TIMEOUT",
+        min=0.001,
+        max=1e9,  # gRPC takes much more for a time that has passed
+        help="Seconds to wait for the answer.",
     ),
 ]
 AllowSource = Annotated[

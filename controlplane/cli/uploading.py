@@ -20,7 +20,7 @@ def uploaded(registry: Adapters, directory: str, on_progress: OnProgress | None)
 
     Raises: UsageError, NoSuchFileError; ChoraleError.
     """
-    if "://" in directory or directory.startswith("blob:"):
+    if not directory or "://" in directory or directory.startswith("blob:"):
         raise UsageError(
             "UPLOAD_NOT_LOCAL",
             f"--upload sends a directory of this machine, not {directory[:200]!r}: leave it out",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chorale.errors import UnauthenticatedError
+from chorale import errors
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
@@ -37,6 +37,16 @@ def test_add_sends_an_absolute_path_and_labels(
     again = chorale("adapters", "add", "pirate", "file:///elsewhere")
     assert "registered before" in again.stdout
     assert gateway.requests[-1].source == "file:///elsewhere"
+
+
+def test_add_of_nothing_is_not_the_current_directory(
+    chorale: Chorale, gateway: ScriptedGateway
+) -> None:
+    """As when a variable of a shell is empty."""
+    gateway.answers["RegisterAdapter"] = errors.InvalidArgumentError("SOURCE_INVALID", "empty")
+    assert chorale("adapters", "add", "x", "").exit_code == 2
+    (request,) = gateway.requests
+    assert request.source == ""
 
 
 @pytest.mark.parametrize("label", ["novalue", "=x", ""])
@@ -190,7 +200,7 @@ def test_show_goes_on_without_data_planes_that_cannot_be_asked(
     assert result.exit_code == 0, result.stderr
     assert "data plane gone does not answer at 127.0.0.1:1" in result.stdout
     assert "last loads into host memory" in result.stdout
-    gateway.answers["ListAdapterLoads"] = UnauthenticatedError("FLEET_TOKEN_WRONG", "another token")
+    gateway.answers["ListAdapterLoads"] = errors.UnauthenticatedError("FLEET_TOKEN_WRONG", "another token")
     shown = chorale("adapters", "show", "a", "--json", env={"CHORALE_FLEET_TOKEN": "old"})
     silent = [
         (each["data_plane_id"], each["reason"]) for each in json.loads(shown.stdout)["silent"]

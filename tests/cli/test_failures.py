@@ -54,6 +54,27 @@ def test_no_server_says_what_to_do(chorale: Chorale) -> None:
     assert "chorale up" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("adapters", "promote", "x", str(2**32)),
+        ("adapters", "remove", "x", "--version", str(2**32)),
+        ("adapters", "alias", "set", "y", "x", "--version", str(2**32)),
+        ("adapters", "list", "--timeout", "inf"),
+        ("adapters", "show", "caf\udce9"),
+        ("adapters", "add", "x", "/caf\udce9"),
+        ("adapters", "add", "x", "", "--upload"),
+    ],
+)
+def test_what_cannot_be_sent_is_no_fault_of_chorale(
+    chorale: Chorale, gateway: ScriptedGateway, arguments: tuple[str, ...]
+) -> None:
+    result = chorale(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "INTERNAL" not in result.stderr and "rror" in result.stderr
+    assert gateway.requests == []
+
+
 def test_help_tells_every_exit_code(chorale: Chorale) -> None:
     shown = chorale("--help").stdout
     for code in ExitCode:
