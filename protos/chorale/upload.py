@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chorale.errors import ChoraleError, FailedPreconditionError, UnavailableError
+from chorale.errors import (
+    ChoraleError,
+    FailedPreconditionError,
+    InternalError,
+    UnavailableError,
+)
 from chorale.v1 import adapter_registry_pb2 as pb
 
 CONFIG_NAME = "adapter_config.json"
@@ -55,6 +60,8 @@ def read_directory(directory: Path) -> UploadFiles:
 def pause_before_retry_s(error: ChoraleError, attempt: int) -> float | None:
     """How long to wait before asking where to go on; None when that cannot help."""
     moved = isinstance(error, FailedPreconditionError) and error.reason == "UPLOAD_OFFSET"
-    if attempt >= MAX_ATTEMPTS or not (moved or isinstance(error, UnavailableError)):
+    # grpc.aio loses the status of a call that the server ends while it is being written to.
+    lost = isinstance(error, InternalError) and error.reason == "UNTYPED"
+    if attempt >= MAX_ATTEMPTS or not (moved or lost or isinstance(error, UnavailableError)):
         return None
     return max(error.retry_after_s or 0.0, min(0.1 * 2**attempt, 5.0))

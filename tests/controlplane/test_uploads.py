@@ -87,6 +87,25 @@ async def test_a_broken_upload_goes_on(plane: ControlPlane, tmp_path: Path) -> N
     assert response.digest == digest_in(made)
 
 
+async def test_an_upload_whose_status_was_lost_is_tried_again(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    """What grpc.aio makes, now and then, of a refusal that comes while it writes."""
+    none = grpc.aio.Metadata()
+    lost = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, "Internal error from Core")
+    made = make_adapter_dir(tmp_path / "a")
+    async with AsyncClient(plane.address) as client:
+        stub: Any = client.adapters._stub
+        upload = stub.UploadAdapter
+
+        def losing(*_: Any, **__: Any) -> Any:
+            stub.UploadAdapter = upload
+            raise lost
+
+        stub.UploadAdapter = losing
+        assert (await client.adapters.upload(made)).digest == digest_in(made)
+
+
 async def test_bad_uploads_are_typed(plane: ControlPlane, tmp_path: Path) -> None:
     made = make_adapter_dir(tmp_path / "a")
     header = read_directory(made).header
