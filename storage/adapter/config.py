@@ -11,6 +11,7 @@ from storage.errors import AdapterTooLargeError, BadConfigError, UnsupportedFeat
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 
 _MAX_DEPTH = 16
+_MAX_MARKS = 1 << 17
 _MAX_LIST_ITEMS = 4096
 _MAX_STRING_CHARS = 4096
 _MAX_ALPHA = 1e6
@@ -104,7 +105,11 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
             metadata={"size_bytes": str(len(data)), "limit_bytes": str(limits.max_config_bytes)},
         )
     fields = load_object(
-        bytes(data), what="adapter_config.json", max_depth=_MAX_DEPTH, error=BadConfigError
+        bytes(data),
+        what="adapter_config.json",
+        max_depth=_MAX_DEPTH,
+        max_marks=_MAX_MARKS,
+        error=BadConfigError,
     )
     _refuse_unsupported(fields)
     targets = _names(fields, "target_modules")

@@ -8,20 +8,27 @@ from typing import Any, cast
 
 from storage.errors import AdapterFormatError, excerpt
 
+_MAX_DIGITS = 1000
+
 
 def load_object(
-    data: bytes, *, what: str, max_depth: int, error: type[AdapterFormatError]
+    data: bytes, *, what: str, max_depth: int, max_marks: int, error: type[AdapterFormatError]
 ) -> dict[str, Any]:
     """Parse `data` into a dict. The caller has bounded its length.
 
+    max_marks: most commas and opening brackets. Each may begin a value, of a hundred bytes in
+    memory, and no other thread runs while the values are made.
     Raises: `error`, with a message that begins with `what`.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) > max_marks:
+        raise error(f"{what} holds too many values: more than {max_marks} commas and brackets")
     try:
         parsed: object = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique_pairs,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
+            parse_int=_short_int,
         )
         _check_values(parsed, max_depth)
     except RecursionError:
@@ -44,6 +51,12 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _short_int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:  # what they take to read grows with the square of their number
+        raise ValueError(f"an integer of {len(text)} digits is out of range")
+    return int(text)
 
 
 def _finite_float(text: str) -> float:

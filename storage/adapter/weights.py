@@ -26,6 +26,7 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _EXPONENT_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 _MAX_DIMS = 8
 _MAX_NAME_CHARS = 512
+_MARKS_PER_TENSOR = 32  # four times what a matrix has; __metadata__ may have some, too
 _CHUNK_BYTES = 1 << 20
 
 
@@ -77,7 +78,13 @@ def parse_header(
     raw = bytes(view[8 : 8 + header_bytes])
     if not raw.startswith(b"{"):
         raise BadWeightsError("safetensors header does not begin with '{'")
-    header = load_object(raw, what="safetensors header", max_depth=4, error=BadWeightsError)
+    header = load_object(
+        raw,
+        what="safetensors header",
+        max_depth=4,
+        max_marks=_MARKS_PER_TENSOR * (limits.max_tensors + 1),
+        error=BadWeightsError,
+    )
     _check_metadata(header.pop("__metadata__", None))
     if len(header) > limits.max_tensors:
         raise BadWeightsError(

@@ -92,6 +92,22 @@ def test_malformed_files_are_refused(data: bytes) -> None:
     assert len(caught.value.message) < 600
 
 
+@pytest.mark.parametrize(
+    "values", [b"1," * 600_000, b"[]," * 300_000, b"{}," * 300_000, (b"9" * 4000 + b",") * 10]
+)
+def test_headers_that_would_hold_up_other_threads_are_not_parsed(values: bytes) -> None:
+    """Millions of values, or integers of thousands of digits, fit the bound on the header."""
+    with pytest.raises(BadWeightsError, match=r"too many values|4000 digits"):
+        parse_header(with_header(b'{"a": [' + values + b"1]}"))
+
+
+def test_as_many_tensors_as_may_be_pass_with_metadata() -> None:
+    num_tensors = AdapterLimits().max_tensors
+    entries = {f"t{n}": entry(shape=[1, 1, 1, 0], offsets=[0, 0]) for n in range(num_tensors)}
+    metadata = {"format": "pt", "commas": "," * 100_000}
+    assert len(parse_header(header_of({"__metadata__": metadata, **entries}))) == num_tensors
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickle_is_refused_as_such(protocol: int) -> None:
     with pytest.raises(PickleRefusedError, match="pickle"):
