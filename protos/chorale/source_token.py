@@ -11,8 +11,12 @@ _MAX_CHARS = 4096
 
 
 def source_token_metadata(token: str) -> tuple[tuple[str, str], ...]:
-    """What a caller sends; nothing for an empty token."""
-    return ((KEY, token),) if token else ()
+    """What a caller sends; nothing for an empty token.
+
+    Raises: InvalidArgumentError (SOURCE_TOKEN_INVALID), as the server would: gRPC sends no
+    metadata with other characters, and does not say which.
+    """
+    return ((KEY, _checked(token)),) if token else ()
 
 
 def source_token_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
@@ -21,11 +25,13 @@ def source_token_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     Raises: InvalidArgumentError (SOURCE_TOKEN_INVALID).
     """
     values = [value for key, value in metadata or () if key == KEY]
-    if not values:
-        return ""
-    token = values[0]
+    return _checked(*values) if values else ""
+
+
+def _checked(*tokens: str | bytes) -> str:
+    token = tokens[0]
     if (
-        len(values) > 1
+        len(tokens) > 1
         or not isinstance(token, str)
         or len(token) > _MAX_CHARS
         or not (token.isascii() and token.isprintable())

@@ -64,6 +64,9 @@ def test_no_server_says_what_to_do(chorale: Chorale) -> None:
         ("adapters", "show", "caf\udce9"),
         ("adapters", "add", "x", "/caf\udce9"),
         ("adapters", "add", "x", "", "--upload"),
+        ("adapters", "add", "x", "hf://org/x", "--source-token", "line\n"),
+        ("adapters", "verify", "x", "--source-token", "\u00e9"),
+        ("generate", "x", "--adapter", "x", "--source-token", "x" * 5000),
     ],
 )
 def test_what_cannot_be_sent_is_no_fault_of_chorale(
