@@ -153,13 +153,10 @@ class BlobStore:
             yield Upload(header, None, None, digest)
             return
         with contextlib.ExitStack() as stack:
-            directory = await asyncio.to_thread(self._begin, header, stack)
+            directory = await asyncio.to_thread(self._begin, header, offset, stack)
             file = stack.enter_context((directory / WEIGHTS_NAME).open("ab"))
             if file.tell() != offset:
-                raise UploadOffsetError(
-                    f"the upload goes on at byte {file.tell()}, not {offset}: ask GetUpload first",
-                    metadata={"offset": str(file.tell())},
-                )
+                raise _elsewhere(file.tell(), offset)
             yield Upload(header, file, lambda: self._finish(header, directory), None)
 
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
@@ -228,7 +225,7 @@ class BlobStore:
         except OSError:
             return 0
 
-    def _begin(self, header: UploadHeader, stack: contextlib.ExitStack) -> Path:
+    def _begin(self, header: UploadHeader, offset: int, stack: contextlib.ExitStack) -> Path:
         """The upload's directory, which is ours until `stack` closes."""
         directory = self._uploads / header.key
         busy = UploadBusyError(
@@ -237,6 +234,8 @@ class BlobStore:
         )
         with self._locked():
             if not directory.is_dir():
+                if self._finished(header) is not None:  # since this call began
+                    raise _elsewhere(header.weights_bytes, offset)
                 self._check_quota(header.size_bytes)
                 directory.mkdir(mode=0o700)
             try:
@@ -269,6 +268,7 @@ class BlobStore:
             raise
         (directory / _RESERVATION).unlink()
         _sync(directory / CONFIG_NAME)
+        self._remember(header, digest)  # whoever finds the directory gone knows what became of it
         final = self._blobs / digest
         try:
             directory.rename(final)
@@ -279,7 +279,6 @@ class BlobStore:
             shutil.rmtree(directory, ignore_errors=True)
         os.utime(final)
         _sync(self._blobs)
-        self._remember(header, digest)
         return digest
 
     def _take_config(self, digest: str, header: UploadHeader) -> None:
@@ -366,6 +365,13 @@ class BlobStore:
             yield
         finally:
             os.close(fd)
+
+
+def _elsewhere(there: int, offset: int) -> UploadOffsetError:
+    return UploadOffsetError(
+        f"the upload goes on at byte {there}, not {offset}: ask GetUpload first",
+        metadata={"offset": str(there)},
+    )
 
 
 def _size_of(path: Path) -> int:

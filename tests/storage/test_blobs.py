@@ -113,6 +113,22 @@ async def test_one_call_at_a_time_writes_an_upload(tmp_path: Path) -> None:
     assert await upload(other, SAMPLES[0]) == DIGESTS[0]
 
 
+async def test_an_upload_that_another_call_has_just_finished_is_not_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reservation would count for a day."""
+    store = BlobStore(tmp_path, SIZE * 10)
+    await upload(store, SAMPLES[0])
+    answers = [None, DIGESTS[0]]
+    monkeypatch.setattr(store, "_finished", lambda _: answers.pop(0))
+    header = header_of(SAMPLES[0])
+    with pytest.raises(UploadOffsetError) as caught:
+        async with store.upload(header, 0):
+            pass
+    assert caught.value.metadata["offset"] == str(header.weights_bytes)
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
 async def test_damage_on_the_way_is_seen_and_begun_afresh(tmp_path: Path) -> None:
     store = BlobStore(tmp_path, SIZE * 10)
     header = header_of(SAMPLES[0])
