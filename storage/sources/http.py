@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from storage.errors import PickleRefusedError, SourceNotFoundError, excerpt
+from storage.adapter.config import parse_config
+from storage.errors import (
+    AdapterFormatError,
+    PickleRefusedError,
+    SourceAccessError,
+    SourceNotFoundError,
+    excerpt,
+)
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.access import ANYBODY, Access
 from storage.sources.download import Downloader
-from storage.sources.exchange import refuse
 from storage.sources.policy import SourcePolicy, split
 
 _PICKLE = "adapter_model.bin"
@@ -58,10 +64,25 @@ class HttpSource:
         return AdapterFiles(config=bytes(config), weights=weights, uri=base)
 
     async def check(self, uri: str, access: Access) -> None:
-        """Raises: SourceAccessError when the server refuses this caller; other SourceError."""
+        """Reads the configuration: a server may refuse HEAD to everybody, and may lead who has no
+        access to a page that says so with status 200.
+
+        Raises: SourceAccessError when the server refuses this caller; other SourceError.
+        """
         url = f"{self._base(uri)}/{CONFIG_NAME}"
-        status = await self._downloader.head(url, access=access, check=self._check_url)
-        refuse(status, url)
+        config = await self._downloader.get(
+            url,
+            file=CONFIG_NAME,
+            max_bytes=self._limits.max_config_bytes,
+            access=access,
+            check=self._check_url,
+        )
+        try:
+            parse_config(bytes(config), limits=self._limits)
+        except AdapterFormatError as error:
+            raise SourceAccessError(
+                f"{excerpt(url)} gives this caller no adapter's configuration: {error.message}"
+            ) from None
 
     def _check_url(self, url: str) -> None:
         """Of a file, or of where it redirects: there a query is often a signature."""

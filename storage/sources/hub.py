@@ -98,7 +98,10 @@ class HubSource:
         """Raises: SourceAccessError when the hub refuses this caller; other SourceError."""
         place = self._place(uri)
         url = self._url(place, place.revision, CONFIG_NAME)
-        refuse(await self._downloader.head(url, access=access, check=self._check_url), url)
+        status = await self._downloader.head(url, access=access, check=self._check_url)
+        refuse(status, url)
+        if not 200 <= status < 300:
+            raise SourceUnreadableError(f"{excerpt(url)} answers with status {status}")
 
     def _place(self, uri: str) -> _Place:
         self._policy.check(split_hub(uri))

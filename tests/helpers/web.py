@@ -23,8 +23,9 @@ class Page:
     of the first `cuts` answers breaks off. busy: answers of status 503 that come first. hang:
     waited for before anything is said. pause_s: after each `piece_bytes`. honest_length: whether
     Content-Length is sent. ranges: whether ranges are served. location: redirect there.
-    content_range: sent with status 206. chunk_bytes: of each chunk, sent without a length.
-    flood: sent instead of an answer, without end."""
+    head_status: of every HEAD. login: where those without the token are sent. content_range: sent
+    with status 206. chunk_bytes: of each chunk, sent without a length. flood: sent instead of an
+    answer, without end."""
 
     data: bytes = b""
     etag: str = '"1"'
@@ -40,6 +41,8 @@ class Page:
     ranges: bool = True
     location: str = ""
     encoding: str = ""
+    head_status: int = 0
+    login: str = ""
     content_range: str = ""
     chunk_bytes: int = 0
     flood: bytes = b""
@@ -99,8 +102,12 @@ def serving() -> Generator[Web]:
             if page.busy > 0:
                 page.busy -= 1
                 return self._status(503, page.busy_headers)
+            if page.head_status and not with_body:
+                return self._status(page.head_status)
             if page.token and self.headers.get("Authorization") != f"Bearer {page.token}":
-                return self._status(401)
+                return (
+                    self._status(302, {"Location": page.login}) if page.login else self._status(401)
+                )
             while page.flood:
                 self.wfile.write(page.flood)
             if page.location:

@@ -184,6 +184,21 @@ async def test_the_token_opens_what_is_private(web: Web, source: SourceRouter) -
     assert "mine" not in repr(Access("mine"))
 
 
+@pytest.mark.parametrize("login", ["", "/login"])
+async def test_a_token_is_not_good_because_its_refusal_is_polite(
+    web: Web, source: SourceRouter, login: str
+) -> None:
+    """Servers without HEAD, and those that show a page to log in."""
+    web.put("/a/login", b"<html>Who are you?</html>")
+    page = web.pages[CONFIG]
+    page.token, page.head_status = "mine", 0 if login else 405
+    page.login = f"{web.url}/a{login}" if login else ""
+    uri = f"{web.url}/a"
+    with pytest.raises(SourceAccessError):
+        await source.check(uri, Access("another's"))
+    await source.check(uri, Access("mine"))
+
+
 async def test_a_redirection_is_checked_and_loses_the_token(web: Web) -> None:
     with serving() as other:
         other.put("/files/w", bytes(SAMPLE.weights))

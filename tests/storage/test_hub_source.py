@@ -182,6 +182,14 @@ async def test_a_redirection_to_no_address_is_typed(hub: Hub) -> None:
         await fetch(hub)
 
 
+async def test_only_a_yes_of_the_hub_opens_what_is_private(hub: Hub) -> None:
+    hub.web.pages[f"/org/voice/resolve/{OLD}/{CONFIG_NAME}"].head_status = 405
+    made = router(hub)
+    with pytest.raises(SourceUnreadableError, match="status 405"):
+        await made.check(f"hf://org/voice@{OLD}", Access("another's"))
+    await made.aclose()
+
+
 @pytest.mark.parametrize(
     "uri",
     [
