@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -18,7 +18,7 @@ from chorale.events import Completion, CompletionBuilder, Event, event_of
 from chorale.requests import GenerateOptions, direct_request, generate_request
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
-from chorale.upload import OnProgress, UploadFiles, pause_before_retry_s, read_directory
+from chorale.upload import OnProgress, Sending, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import admission_pb2 as admission_pb
@@ -238,12 +238,17 @@ class AsyncAdapters:
         attempt = 0
         while True:
             attempt += 1
+            sending = Sending(files, on_progress)
             try:
                 asked = registry_pb.GetUploadRequest(header=files.header)
                 offset = (await call(self._stub.GetUpload, asked, self._timeout)).offset
-                messages = _read_ahead(files, offset, on_progress)
+                messages = _read_ahead(sending.messages(offset))
                 return await call(self._stub.UploadAdapter, messages, None)
-            except ChoraleError as error:
+            except (ChoraleError, asyncio.CancelledError) as error:
+                if sending.problem is not None:
+                    raise sending.problem from None
+                if isinstance(error, asyncio.CancelledError):
+                    raise
                 pause_s = pause_before_retry_s(error, attempt)
                 if pause_s is None:
                     raise
@@ -304,10 +309,9 @@ class AsyncAdapters:
 
 
 async def _read_ahead(
-    files: UploadFiles, offset: int, on_progress: OnProgress | None
+    messages: Iterator[registry_pb.UploadAdapterRequest],
 ) -> AsyncIterator[registry_pb.UploadAdapterRequest]:
     """The upload's messages; the file is read in threads."""
-    messages = files.messages(offset, on_progress)
     while (message := await asyncio.to_thread(next, messages, None)) is not None:
         yield message
 

@@ -17,7 +17,7 @@ from chorale.events import Completion, Event, completion_of, event_of
 from chorale.requests import GenerateOptions, direct_request, generate_request
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
-from chorale.upload import OnProgress, pause_before_retry_s, read_directory
+from chorale.upload import OnProgress, Sending, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import admission_pb2 as admission_pb
@@ -232,20 +232,22 @@ class Adapters:
         """Sends a PEFT directory of this machine to the control plane; register what it returns as
         `source`. Goes on where an earlier call broke off, and tries again by itself.
 
-        on_progress: called with file name, bytes sent and size. Raises: OSError for the files.
+        on_progress: called with file name, bytes sent and size. Raises: OSError for the files; what
+        `on_progress` raises.
         """
         files = read_directory(Path(directory))
         attempt = 0
         while True:
             attempt += 1
+            sending = Sending(files, on_progress)
             try:
                 asked = registry_pb.GetUploadRequest(header=files.header)
                 offset = call(self._stub.GetUpload, asked, self._timeout).offset
                 # Without a deadline: how long it takes is the line's affair.
-                return call(
-                    self._stub.UploadAdapter, files.messages(offset, on_progress), timeout=None
-                )
+                return call(self._stub.UploadAdapter, sending.messages(offset), timeout=None)
             except ChoraleError as error:
+                if sending.problem is not None:
+                    raise sending.problem from None
                 pause_s = pause_before_retry_s(error, attempt)
                 if pause_s is None:
                     raise

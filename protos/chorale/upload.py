@@ -31,19 +31,34 @@ class UploadFiles:
     weights: Path
     header: pb.UploadHeader
 
-    def messages(
-        self, offset: int, on_progress: OnProgress | None
-    ) -> Iterator[pb.UploadAdapterRequest]:
-        """The stream from byte `offset` of the weights on."""
-        yield pb.UploadAdapterRequest(begin=pb.UploadBegin(header=self.header, offset=offset))
-        total = self.header.weights_bytes
-        with self.weights.open("rb") as file:
+
+class Sending:
+    """The messages of one call. problem: what reading the file or `on_progress` raised: gRPC ends
+    the call for it, and says only that something did."""
+
+    def __init__(self, files: UploadFiles, on_progress: OnProgress | None) -> None:
+        self._files = files
+        self._on_progress = on_progress
+        self.problem: Exception | None = None
+
+    def messages(self, offset: int) -> Iterator[pb.UploadAdapterRequest]:
+        """From byte `offset` of the weights on."""
+        try:
+            yield from self._messages(offset)
+        except Exception as problem:
+            self.problem = problem
+            raise
+
+    def _messages(self, offset: int) -> Iterator[pb.UploadAdapterRequest]:
+        header = self._files.header
+        yield pb.UploadAdapterRequest(begin=pb.UploadBegin(header=header, offset=offset))
+        with self._files.weights.open("rb") as file:
             file.seek(offset)
             while data := file.read(_CHUNK_BYTES):
                 yield pb.UploadAdapterRequest(data=data)
                 offset += len(data)
-                if on_progress is not None:
-                    on_progress(WEIGHTS_NAME, offset, total)
+                if self._on_progress is not None:
+                    self._on_progress(WEIGHTS_NAME, offset, header.weights_bytes)
 
 
 def read_directory(directory: Path) -> UploadFiles:

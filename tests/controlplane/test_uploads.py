@@ -106,6 +106,24 @@ async def test_an_upload_whose_status_was_lost_is_tried_again(
         assert (await client.adapters.upload(made)).digest == digest_in(made)
 
 
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_what_ends_an_upload_here_is_raised_as_it_is(
+    plane: ControlPlane, tmp_path: Path, kind: str
+) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+
+    def full(*_: object) -> None:
+        raise OSError("the log is full")
+
+    with pytest.raises(OSError, match="log is full"):
+        if kind == "async":
+            async with AsyncClient(plane.address) as client:
+                await client.adapters.upload(made, on_progress=full)
+        else:
+            with chorale.Client(plane.address) as blocking:
+                await asyncio.to_thread(blocking.adapters.upload, made, on_progress=full)
+
+
 async def test_bad_uploads_are_typed(plane: ControlPlane, tmp_path: Path) -> None:
     made = make_adapter_dir(tmp_path / "a")
     header = read_directory(made).header
