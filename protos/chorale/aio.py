@@ -235,13 +235,15 @@ class AsyncAdapters:
     ) -> registry_pb.UploadAdapterResponse:
         """See chorale.client.Adapters.upload."""
         files = await asyncio.to_thread(read_directory, Path(directory))
-        attempt = 0
+        attempt, reached = 0, -1
         while True:
             attempt += 1
             sending = Sending(files, on_progress)
             try:
                 asked = registry_pb.GetUploadRequest(header=files.header)
                 offset = (await call(self._stub.GetUpload, asked, self._timeout)).offset
+                if offset > reached:  # an attempt that brought something is none in vain
+                    attempt, reached = 1, offset
                 messages = _read_ahead(sending.messages(offset))
                 return await call(self._stub.UploadAdapter, messages, None)
             except (ChoraleError, asyncio.CancelledError) as error:

@@ -236,13 +236,15 @@ class Adapters:
         `on_progress` raises.
         """
         files = read_directory(Path(directory))
-        attempt = 0
+        attempt, reached = 0, -1
         while True:
             attempt += 1
             sending = Sending(files, on_progress)
             try:
                 asked = registry_pb.GetUploadRequest(header=files.header)
                 offset = call(self._stub.GetUpload, asked, self._timeout).offset
+                if offset > reached:  # an attempt that brought something is none in vain
+                    attempt, reached = 1, offset
                 # Without a deadline: how long it takes is the line's affair.
                 return call(self._stub.UploadAdapter, sending.messages(offset), timeout=None)
             except ChoraleError as error:

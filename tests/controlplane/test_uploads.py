@@ -13,7 +13,7 @@ import pytest
 
 import chorale
 from chorale.aio import AsyncClient
-from chorale.upload import read_directory
+from chorale.upload import MAX_ATTEMPTS, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1 import blob_pb2
 from chorale.v1.blob_pb2_grpc import BlobServiceStub
@@ -122,6 +122,32 @@ async def test_what_ends_an_upload_here_is_raised_as_it_is(
         else:
             with chorale.Client(plane.address) as blocking:
                 await asyncio.to_thread(blocking.adapters.upload, made, on_progress=full)
+
+
+async def test_a_line_that_breaks_often_ends_no_upload_that_moves(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    size = (made / WEIGHTS_NAME).stat().st_size
+    monkeypatch.setattr("chorale.aio.pause_before_retry_s", without_pause)
+    async with AsyncClient(plane.address) as client:
+        stub: Any = client.adapters._stub
+        upload = stub.UploadAdapter
+        calls: list[int] = []
+
+        async def breaking(messages: AsyncIterator[Any], **_: Any) -> Any:
+            calls.append(1)
+            begin, data = [message async for message in messages]
+            part = pb.UploadAdapterRequest(data=data.data[: size // 20 + 1])
+            return await upload(iter([begin, part]))
+
+        stub.UploadAdapter = breaking
+        assert (await client.adapters.upload(made)).digest == digest_in(made)
+        assert len(calls) == 20 > MAX_ATTEMPTS
+
+
+def without_pause(error: chorale.ChoraleError, attempt: int) -> float | None:
+    return None if pause_before_retry_s(error, attempt) is None else 0.0
 
 
 async def test_bad_uploads_are_typed(plane: ControlPlane, tmp_path: Path) -> None:
