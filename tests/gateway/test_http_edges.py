@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from tests.gateway.http_errors import COMPLETION, error_of
@@ -49,6 +50,39 @@ async def test_bodies_over_the_limit_are_413(fleet: FakeFleet) -> None:
         assert error_of(announced, 413)["code"] == "request_too_large"
         error_of(await http.post("/v1/completions", content=parts()), 413)
         assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
+
+
+@pytest.mark.parametrize("after_an_answer", [False, True])
+async def test_connections_without_a_request_are_closed(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, after_an_answer: bool
+) -> None:
+    monkeypatch.setattr("controlplane.gateway.http.connection.HEAD_TIMEOUT_S", 0.3)
+    host, _, port = gateway.http_url.removeprefix("http://").rpartition(":")
+
+    async def closed(trickled: bytes) -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        if after_an_answer:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1")
+        ending = asyncio.create_task(reader.read())
+        for byte in trickled:
+            writer.write(bytes((byte,)))
+            await asyncio.wait([ending], timeout=0.1)
+        await ending
+        writer.close()
+
+    async with asyncio.timeout(3):
+        await asyncio.gather(closed(b""), closed(b"GET /health HTTP/1.1\r\nHost: " + b"x" * 100))
+
+
+async def test_requests_may_take_longer_than_their_heads(
+    http: httpx.AsyncClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.gateway.http.connection.HEAD_TIMEOUT_S", 0.2)
+    fleet.planes[0].delay_s = 0.1
+    for _ in range(2):
+        response = await http.post("/v1/completions", json=COMPLETION | {"max_tokens": 4})
+        assert response.status_code == 200
 
 
 async def test_unknown_paths_and_methods_speak_openai(http: httpx.AsyncClient) -> None:

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from controlplane.gateway.http.connection import Connection
+
 _BACKLOG = 1024
 
 
 class HttpServer:
     """Serves `app` on `host`:`port` (0 picks a free port) until it is stopped.
 
-    max_connections: what is over it is answered 503 at once.
+    max_connections: what is over it is answered 503 at once. One that asks nothing is closed soon.
     """
 
     def __init__(self, app: ASGIApp, *, host: str, port: int, max_connections: int) -> None:
@@ -24,7 +26,7 @@ class HttpServer:
         self.port = port
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
