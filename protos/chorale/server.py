@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from chorale.errors import BY_CODE, ChoraleError, InternalError
+from chorale.errors import BY_CODE, ChoraleError, InternalError, InvalidArgumentError
 from chorale.status import to_status
 
 log = logging.getLogger(__name__)
@@ -61,34 +62,35 @@ class _TypedErrors(grpc.aio.ServerInterceptor):
         method = cast("str", handler_call_details.method)
         if handler is None or not method.startswith("/chorale."):
             return handler
+        deserializer = _checked(handler.request_deserializer)
         if handler.request_streaming and not handler.response_streaming:
             return grpc.stream_unary_rpc_method_handler(
                 self._wrap_unary(method, handler.stream_unary),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=deserializer,
                 response_serializer=handler.response_serializer,
             )
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._wrap_stream(method, handler.stream_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=deserializer,
                 response_serializer=handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._wrap_stream(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=deserializer,
                 response_serializer=handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._wrap_unary(method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=deserializer,
             response_serializer=handler.response_serializer,
         )
 
     def _wrap_unary(self, method: str, call: Callable[..., Awaitable[Any]]) -> Any:
         async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await call(request, context)
+                return await call(_well_formed(request), context)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception as error:
@@ -101,7 +103,7 @@ class _TypedErrors(grpc.aio.ServerInterceptor):
             request: Any, context: grpc.aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
             try:
-                async for response in call(request, context):
+                async for response in call(_well_formed(request), context):
                     yield response
             except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
                 raise
@@ -118,6 +120,41 @@ class _TypedErrors(grpc.aio.ServerInterceptor):
             log.error("%s failed", method, exc_info=error)
         # The stubs of grpc.aio lack it.
         await cast("Any", context).abort_with_status(rpc_status.to_status(to_status(known)))
+
+
+def _checked(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """What gives the error to raise in place of a message that cannot be read: raised by itself, it
+    would leave as UNKNOWN before any handler."""
+    if deserializer is None:
+        return None
+
+    def deserialize(message: bytes) -> Any:
+        try:
+            return deserializer(message)
+        except DecodeError as error:
+            said = str(error)[:200]
+            return InvalidArgumentError("REQUEST_MALFORMED", f"the request is malformed: {said}")
+
+    return deserialize
+
+
+def _well_formed(request: Any) -> Any:
+    """The request of a handler, or its requests. Raises: InvalidArgumentError, for one of several
+    when it is read."""
+    if isinstance(request, InvalidArgumentError):
+        raise request
+    return _WellFormed(request) if isinstance(request, AsyncIterable) else request
+
+
+class _WellFormed:
+    def __init__(self, requests: AsyncIterable[Any]) -> None:
+        self._requests = aiter(requests)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        return _well_formed(await anext(self._requests))
 
 
 @dataclass

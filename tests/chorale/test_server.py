@@ -1,0 +1,81 @@
+"""What every server of ours does with a call before its handler."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from chorale.errors import InvalidArgumentError
+from chorale.server import start_server
+from chorale.status import from_rpc_error
+from chorale.v1 import adapter_registry_pb2_grpc as registry_grpc
+from chorale.v1 import inference_pb2_grpc, relay_pb2_grpc
+
+MALFORMED = [b"\xff\xff\xff", b"\x0a\x05"]  # no field; less than it says
+
+
+class _Inference(inference_pb2_grpc.InferenceServiceServicer):
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise AssertionError("reached")
+        yield
+
+
+class _Registry(registry_grpc.AdapterRegistryServiceServicer):
+    async def GetAdapter(self, request: Any, context: Any) -> Any:
+        raise AssertionError("reached")
+
+    async def UploadAdapter(self, request_iterator: Any, context: Any) -> Any:
+        async for _ in request_iterator:
+            raise AssertionError("reached")
+
+
+class _Relay(relay_pb2_grpc.RelayServiceServicer):
+    async def Relay(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        async for _ in request_iterator:
+            raise AssertionError("reached")
+            yield
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("unary_stream", "InferenceService/Generate"),
+        ("unary_unary", "AdapterRegistryService/GetAdapter"),
+        ("stream_unary", "AdapterRegistryService/UploadAdapter"),
+        ("stream_stream", "RelayService/Relay"),
+    ],
+)
+async def test_malformed_messages_are_invalid_never_unknown(
+    kind: str, method: str, message: bytes
+) -> None:
+    relay: Any = relay_pb2_grpc
+    inference: Any = inference_pb2_grpc
+    registry: Any = registry_grpc
+
+    def add(server: grpc.aio.Server) -> None:
+        inference.add_InferenceServiceServicer_to_server(_Inference(), server)
+        registry.add_AdapterRegistryServiceServicer_to_server(_Registry(), server)
+        relay.add_RelayServiceServicer_to_server(_Relay(), server)
+
+    server = await start_server(
+        host="127.0.0.1",
+        port=0,
+        services=[("chorale.v1.InferenceService", add)],
+        error_table={},
+    )
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = getattr(channel, kind)(f"/chorale.v1.{method}")
+        answer = call([message] if kind.startswith("stream") else message, timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError) as seen:
+            if kind.endswith("stream"):
+                async for _ in answer:
+                    pass
+            else:
+                await answer
+    await server.stop(0)
+    error = from_rpc_error(seen.value)
+    assert isinstance(error, InvalidArgumentError) and error.reason == "REQUEST_MALFORMED"
