@@ -185,6 +185,16 @@ async def test_a_token_for_a_private_source_goes_to_the_control_plane_alone(
     assert "x-chorale-source-token" not in fleet.planes[0].metadata[0]
 
 
+async def test_tracing_headers_too_long_to_go_down_are_left_out(
+    http: httpx.AsyncClient, fleet: FakeFleet
+) -> None:
+    headers = {"traceparent": "00-1-2-01", "baggage": "b" * 40_000}
+    response = await http.post("/v1/completions", json=COMPLETION, headers=headers)
+    assert response.status_code == 200, response.text
+    (metadata,) = fleet.planes[0].metadata
+    assert metadata["traceparent"] == "00-1-2-01" and "baggage" not in metadata
+
+
 async def test_a_client_that_does_not_read_holds_back_its_own_stream_only(
     gateway: RunningGateway, http: httpx.AsyncClient, fleet: FakeFleet
 ) -> None:

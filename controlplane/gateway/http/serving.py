@@ -23,7 +23,9 @@ from controlplane.gateway.http.sse import EventStream
 from controlplane.gateway.relay import Relay
 from controlplane.gateway.upstream import Metadata
 
-_FORWARDED = ("traceparent", "tracestate", "baggage", SOURCE_TOKEN)
+_TRACING = ("traceparent", "tracestate", "baggage")
+# Of all of them, as W3C has it for baggage. With much more, servers behind would refuse the call.
+_MAX_TRACING_CHARACTERS = 8192
 _TENANT_HEADER = "x-chorale-tenant"
 
 
@@ -192,9 +194,18 @@ def _model(choices: Sequence[Choice]) -> str:
 
 
 def _metadata(headers: Mapping[str, str]) -> Metadata:
-    return tuple((name, headers[name]) for name in _FORWARDED if _is_plain(headers.get(name)))
+    """The tracing headers that can go on; the others are left out, as they are no part of what was
+    asked."""
+    going: list[tuple[str, str]] = []
+    room = _MAX_TRACING_CHARACTERS
+    for name in _TRACING:
+        value = headers.get(name)
+        if value is not None and _is_plain(value) and len(value) <= room:
+            going.append((name, value))
+            room -= len(value)
+    return tuple(going)
 
 
-def _is_plain(value: str | None) -> bool:
+def _is_plain(value: str) -> bool:
     """Whether gRPC metadata can carry it: HTTP headers may hold any byte."""
-    return value is not None and value.isascii() and value.isprintable()
+    return value.isascii() and value.isprintable()
