@@ -110,8 +110,26 @@ async def test_refused_parameters_are_named(
 
 
 @pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (["a", ""], "stop.1='': String should have at least 1 character"),
+        ("a" * 257, "String should have at most 256 characters"),
+        (["a"] * 17, "List should have at most 16 items after validation, not 17"),
+        (["a", 1], "stop.1=1: Input should be a valid string"),
+        (1, "stop=1: Input should be a valid list"),
+    ],
+)
+async def test_what_is_wrong_with_stop_is_told(
+    http: httpx.AsyncClient, stop: object, said: str
+) -> None:
+    response = await http.post("/v1/completions", json=COMPLETION | {"stop": stop})
+    assert said in error_of(response, 400)["message"]
+
+
+@pytest.mark.parametrize(
     ("path", "extra"),
     [
+        ("completions", {"stop": ""}),
         ("completions", {"best_of": 1, "suffix": None, "logit_bias": {}}),
         ("completions", {"stream": False, "stop": None, "seed": None, "n": None}),
         ("completions", {"user": "u", "metadata": {"a": 1}, "store": True, "service_tier": "auto"}),

@@ -29,7 +29,7 @@ def sampling_of(
     sampling = pb.SamplingParameters(
         **{name: value for name, value in given.items() if value is not None},
         temperature=_TEMPERATURE if body.temperature is None else body.temperature,
-        stop=_stop(body.stop),
+        stop=body.stop or (),
         stop_token_ids=body.stop_token_ids or (),
         ignore_eos=bool(body.ignore_eos),
     )
@@ -42,9 +42,3 @@ def sampling_of(
     if body.seed is not None:
         sampling.seed = (body.seed + choice) % 2**64
     return sampling
-
-
-def _stop(stop: str | list[str] | None) -> list[str]:
-    if isinstance(stop, str):
-        return [stop] if stop else []
-    return stop or []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chorale.objective import MAX_TTFT_SLO_S
 from controlplane.gateway.http.failures import bad_request, quoted
@@ -26,6 +26,14 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, lt=2**32)]
 
 Body = TypeVar("Body", bound="GenerationBody")
+
+
+def _several(stop: object) -> object:
+    """One text for a list of it, an empty one for none: as a union, each of its types would have
+    an error of its own for what is wrong in the other."""
+    if isinstance(stop, str):
+        return [stop] if stop else []
+    return stop
 
 
 class StreamOptions(BaseModel):
@@ -50,9 +58,7 @@ class GenerationBody(BaseModel):
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: (
-        Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
-        | Annotated[list[StopText], Field(max_length=MAX_STOP)]
-        | None
+        Annotated[list[StopText], Field(max_length=MAX_STOP), BeforeValidator(_several)] | None
     ) = None
 
     # Of vLLM's API.
