@@ -17,6 +17,9 @@ from dataplane.channel import Sampling
 from dataplane.sampling.random_numbers import uniform
 from dataplane.staging import staged
 
+# Denormal numbers are taken for 0, which temperatures are divided by.
+_COLDEST = torch.finfo(torch.float32).tiny
+
 
 class Row(NamedTuple):
     """What sampling must know of a sequence. `banned` may not be chosen now (min_tokens)."""
@@ -123,13 +126,14 @@ def _draws(rows: Sequence[Row], device: torch.device) -> Draws | None:
     if not drawn:
         return None
     samplings = [rows[at].sampling for at in drawn]
+    temperature = [max(each.temperature, _COLDEST) for each in samplings]
     top_k = [each.top_k for each in samplings]
     top_p = [each.top_p for each in samplings]
     min_p = [each.min_p for each in samplings]
     uniforms = [uniform(rows[at].sampling.seed, rows[at].num_output) for at in drawn]
     return Draws(
         rows=_ids(drawn, device),
-        temperature=staged([each.temperature for each in samplings], torch.float32, device),
+        temperature=staged(temperature, torch.float32, device),
         top_k=_ids(top_k, device) if any(k > 0 for k in top_k) else None,
         top_p=staged(top_p, torch.float32, device) if any(p < 1.0 for p in top_p) else None,
         min_p=staged(min_p, torch.float32, device) if any(p > 0.0 for p in min_p) else None,

@@ -181,3 +181,17 @@ def test_a_token_on_the_device_counts_as_if_it_were_known() -> None:
     picks = pick(logits.clone(), plan, previous_ids=ids(likeliest[::-1]))
     assert picks.read() == sample(logits.clone(), known)
     assert picks.read() != sample(logits.clone(), [row(**each) for each in sampling])
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-39, 1e-37, 1e-9])
+def test_the_smallest_temperatures_pick_the_likeliest(temperature: float) -> None:
+    logits = logits_of(5, rows=3)
+    rows = [
+        Row(Sampling(max_tokens=1, temperature=temperature, seed=i), [1], 1, ()) for i in range(3)
+    ]
+    torch.set_flush_denormal(True)  # as in the engine
+    try:
+        picked = sample(logits, rows)
+    finally:
+        torch.set_flush_denormal(False)
+    assert [each.token_id for each in picked] == logits.argmax(dim=-1).tolist()
