@@ -18,6 +18,7 @@ from controlplane.gateway.http.chat import ChatFormat, chat_requests
 from controlplane.gateway.http.completions import CompletionFormat, completion_requests
 from controlplane.gateway.http.failures import ApiError, api_error, quoted
 from controlplane.gateway.http.json_response import json_response
+from controlplane.gateway.http.lorax import Lorax
 from controlplane.gateway.http.models import Models
 from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
 from controlplane.gateway.http.serving import Serving
@@ -36,6 +37,7 @@ def make_app(
 ) -> Starlette:
     """The ASGI application."""
     serving = Serving(relay, options.http_timeout_s)
+    lorax = Lorax(serving, options.max_body_bytes)
     models = Models(control_plane)
 
     async def get_health(_: Request) -> Response:
@@ -57,6 +59,9 @@ def make_app(
 
     async def get_model(request: Request) -> Response:
         return json_response(await models.get(request.path_params["name"]))
+
+    async def get_info(_: Request) -> Response:
+        return json_response(await models.info(options.max_concurrent_requests))
 
     async def completions(request: Request) -> Response:
         value = await read_object(request, options.max_body_bytes)
@@ -82,6 +87,10 @@ def make_app(
             Route("/v1/models/{name:path}", get_model),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/", lorax.either, methods=["POST"]),
+            Route("/generate", lorax.generate, methods=["POST"]),
+            Route("/generate_stream", lorax.generate_stream, methods=["POST"]),
+            Route("/info", get_info),
         ],
         exception_handlers=handlers,
     )

@@ -10,7 +10,10 @@ from starlette.responses import Response
 
 
 def json_response(
-    value: dict[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+    value: dict[str, Any] | list[dict[str, Any]],
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """`value` as a response."""
     return Response(

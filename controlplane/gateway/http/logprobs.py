@@ -21,7 +21,7 @@ def completion_logprobs(choice: Choice, positions: Sequence[pb.TokenLogprobs]) -
         choice.logprobs_offset += len(position.chosen.text)
     return {
         "tokens": [position.chosen.text for position in positions],
-        "token_logprobs": [_finite(position.chosen.logprob) for position in positions],
+        "token_logprobs": [finite(position.chosen.logprob) for position in positions],
         "top_logprobs": [_by_text(position) for position in positions],
         "text_offset": offsets,
     }
@@ -39,7 +39,7 @@ def chat_logprobs(positions: Sequence[pb.TokenLogprobs]) -> dict[str, Any]:
 def _by_text(position: pb.TokenLogprobs) -> dict[str, float]:
     by_text: dict[str, float] = {}
     for candidate in (*position.top, position.chosen):
-        by_text.setdefault(candidate.text, _finite(candidate.logprob))
+        by_text.setdefault(candidate.text, finite(candidate.logprob))
     return by_text
 
 
@@ -48,10 +48,11 @@ def _entry(candidate: pb.TokenLogprob) -> dict[str, Any]:
     whole = _REPLACEMENT not in candidate.text
     return {
         "token": candidate.text,
-        "logprob": _finite(candidate.logprob),
+        "logprob": finite(candidate.logprob),
         "bytes": list(candidate.text.encode()) if whole else None,
     }
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """`logprob`, or the least that JSON answers tell."""
     return max(logprob, _LEAST)

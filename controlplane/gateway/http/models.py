@@ -51,6 +51,22 @@ class Models:
             raise NotFoundError(error.reason, error.message) from error
         return _version(name, found.adapter, found.resolved_version)
 
+    async def info(self, max_concurrent_requests: int) -> dict[str, Any]:
+        """The base model as LoRAX's /info has it; the first by name where there are several.
+
+        Raises: NotFoundError while no data plane has announced one; other ChoraleErrors.
+        """
+        bases = await self._base_models()
+        if not bases:
+            raise NotFoundError("MODEL_NOT_FOUND", "no data plane has announced a base model yet")
+        return {
+            "model_id": bases[0].name,
+            "model_sha": bases[0].fingerprint,
+            "max_concurrent_requests": max_concurrent_requests,
+            "max_input_length": bases[0].max_context_tokens - 1,
+            "max_total_tokens": bases[0].max_context_tokens,
+        }
+
     async def _base_models(self) -> list[pb.BaseModel]:
         answer = await _call(self._registry.ListBaseModels, pb.ListBaseModelsRequest())
         return list(answer.base_models)

@@ -6,13 +6,14 @@ to its sender (`user`, `metadata`, `store`, `service_tier`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chorale.objective import MAX_TTFT_SLO_S
-from controlplane.gateway.http.failures import bad_request, quoted
+from controlplane.gateway.http.failures import bad_request
+from controlplane.gateway.http.fields import Test, nothing, one_of, parse_fields
 
 MAX_CHOICES = 128
 MAX_STOP = 16
@@ -108,76 +109,39 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
-def _nothing(_: object) -> bool:
-    return False
-
-
-def _one_of(*values: object) -> Callable[[object], bool]:
-    return lambda value: value in values
-
-
 # Parameters of the OpenAI API that mean something that is not served here, each with the test for
 # the values that ask for nothing. null always asks for nothing.
-_NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Callable[[object], bool]]] = {
+_NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Test]] = {
     CompletionBody: {
-        "best_of": _one_of(1),
-        "logit_bias": _one_of({}),
-        "suffix": _one_of(""),
+        "best_of": one_of(1),
+        "logit_bias": one_of({}),
+        "suffix": one_of(""),
     },
     ChatBody: {
-        "audio": _nothing,
-        "function_call": _one_of("none"),
-        "functions": _one_of([]),
-        "logit_bias": _one_of({}),
-        "modalities": _one_of(["text"]),
-        "moderation": _nothing,
-        "parallel_tool_calls": _nothing,
-        "prediction": _nothing,
-        "prompt_cache_key": _nothing,
-        "prompt_cache_retention": _nothing,
-        "reasoning_effort": _one_of("none"),
-        "response_format": _one_of({"type": "text"}),
-        "safety_identifier": _nothing,
-        "tool_choice": _one_of("none"),
-        "tools": _one_of([]),
-        "verbosity": _nothing,
-        "web_search_options": _nothing,
+        "audio": nothing,
+        "function_call": one_of("none"),
+        "functions": one_of([]),
+        "logit_bias": one_of({}),
+        "modalities": one_of(["text"]),
+        "moderation": nothing,
+        "parallel_tool_calls": nothing,
+        "prediction": nothing,
+        "prompt_cache_key": nothing,
+        "prompt_cache_retention": nothing,
+        "reasoning_effort": one_of("none"),
+        "response_format": one_of({"type": "text"}),
+        "safety_identifier": nothing,
+        "tool_choice": one_of("none"),
+        "tools": one_of([]),
+        "verbosity": nothing,
+        "web_search_options": nothing,
     },
 }
 
 
 def parse_body(kind: type[Body], value: Mapping[str, Any]) -> Body:
     """The request in `value`. Raises: ApiError 400 naming the first field at fault."""
-    not_served = _NOT_SERVED[kind]
-    served: dict[str, Any] = {}
-    for name, given in value.items():
-        if name in kind.model_fields:
-            served[name] = given
-        elif name not in not_served:
-            raise bad_request(
-                quoted(name)[1:-1],
-                f"unknown parameter {quoted(name)}; leave it out",
-                "unknown_parameter",
-            )
-        elif given is not None and not not_served[name](given):
-            raise bad_request(
-                name,
-                f"{name}={quoted(given)} is not supported here; leave it out",
-                "unsupported_parameter",
-            )
-    try:
-        body = kind.model_validate(served)
-    except ValidationError as error:
-        raise _first_of(error) from error
+    body = parse_fields(kind, value, _NOT_SERVED[kind])
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options", "stream_options needs stream=true; leave it out")
     return body
-
-
-def _first_of(error: ValidationError) -> Exception:
-    first = error.errors(include_url=False, include_context=False)[0]
-    path = ".".join(str(part) for part in first["loc"][:3])
-    param = str(first["loc"][0])[:100]
-    if first["type"] == "missing":
-        return bad_request(param, f"parameter {param} is missing", "missing_required_parameter")
-    return bad_request(param, f"{path[:200]}={quoted(first['input'])}: {first['msg'][:200]}")

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from chorale.objective import set_ttft_slo
 from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.v1 import inference_pb2 as pb
+from controlplane.gateway.generation import Generation
 from controlplane.gateway.http.choices import Choice, Choices
 from controlplane.gateway.http.disconnect import while_connected
 from controlplane.gateway.http.json_response import json_response
@@ -103,7 +104,7 @@ class Serving:
             if body.stream:
                 chunks = _chunks(choices, answer, shape, body.wants_usage_chunk)
                 return EventStream(chunks, choices.close, headers)
-            await while_connected(request.receive, _collect(choices))
+            await while_connected(request.receive, collect(choices))
         except BaseException:
             await choices.close()
             raise
@@ -130,15 +131,18 @@ class Serving:
             generate.model = body.model or ""
             if body.ttft_slo is not None:
                 set_ttft_slo(generate, body.ttft_slo)
-            generate.tenant = request.headers.get(_TENANT_HEADER, "")
-            generation = self._relay.start(
-                generate, timeout_s=self._timeout_s, metadata=_metadata(request.headers)
-            )
-            choices.append(Choice(index, prompt, generation, echo))
+            choices.append(Choice(index, prompt, self.start(request, generate), echo))
         return choices
 
+    def start(self, request: Request, generate: pb.GenerateRequest) -> Generation:
+        """`generate` for the tenant of the HTTP request, within its deadline."""
+        generate.tenant = request.headers.get(_TENANT_HEADER, "")
+        metadata = _metadata(request.headers)
+        return self._relay.start(generate, timeout_s=self._timeout_s, metadata=metadata)
 
-async def _collect(choices: Choices) -> None:
+
+async def collect(choices: Choices) -> None:
+    """Runs all choices to their ends."""
     async with aclosing(choices.events()) as events:
         async for choice, response in events:
             choice.add(response)

@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 
 
-class EventStream(Response):
-    """Streams objects as events; `data: [DONE]` is the last.
+def _openai(error: ApiError) -> dict[str, Any]:
+    return error.body
 
-    A failure in mid-stream is one event `{"error": …}`, and ends the stream without [DONE]. When
+
+class EventStream(Response):
+    """Streams objects as events; `done` (nothing if empty) is the last.
+
+    A failure in mid-stream is one event, `failure` of it, and ends the stream without `done`. When
     the client disconnects the objects' generator is closed at once. `close` is called at the end,
     however it comes.
     """
@@ -35,6 +39,9 @@ class EventStream(Response):
         objects: AsyncGenerator[dict[str, Any]],
         close: Callable[[], Awaitable[None]],
         headers: dict[str, str],
+        *,
+        done: bytes = DONE,
+        failure: Callable[[ApiError], dict[str, Any]] = _openai,
     ) -> None:
         super().__init__(
             headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
@@ -42,6 +49,8 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._objects = objects
         self._close = close
+        self._done = done
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -65,12 +74,13 @@ class EventStream(Response):
                 async for value in objects:
                     yield event_of(value)
         except ChoraleError as error:
-            yield event_of(api_error(error).body)
+            yield event_of(self._failure(api_error(error)))
         except Exception:
             log.exception("a stream failed")
-            yield event_of(internal_fault().body)
+            yield event_of(self._failure(internal_fault()))
         else:
-            yield DONE
+            if self._done:
+                yield self._done
 
 
 def event_of(value: dict[str, Any]) -> bytes:
