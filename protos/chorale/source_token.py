@@ -39,7 +39,7 @@ def _checked(*tokens: str | bytes) -> str:
     ):
         raise InvalidArgumentError(
             "SOURCE_TOKEN_INVALID",
-            f"metadata {KEY} must be one token of at most {_MAX_CHARS} printable ASCII characters "
+            f"{KEY} must be one token of at most {_MAX_CHARS} printable ASCII characters "
             "without spaces",
             metadata={"field": KEY},
         )

@@ -8,6 +8,7 @@ import pytest
 
 from chorale import InvalidArgumentError
 from chorale.requests import GenerateOptions, generate_request
+from chorale.source_token import source_token_metadata
 from chorale.v1 import inference_pb2 as pb
 
 
@@ -59,3 +60,10 @@ def test_unknown_options_are_refused() -> None:
     options: Any = {"max_new_tokens": 1}
     with pytest.raises(TypeError, match="max_new_tokens"):
         generate_request("x", options, tenant="")
+
+
+@pytest.mark.parametrize("token", ["a\nb", "caf\u00e9", "two words", "x" * 4097])
+def test_tokens_that_no_call_can_carry_are_refused_before_it(token: str) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        source_token_metadata(token)
+    assert raised.value.reason == "SOURCE_TOKEN_INVALID" and token not in raised.value.message

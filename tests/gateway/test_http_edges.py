@@ -175,14 +175,19 @@ async def test_tenant_and_tracing_headers_go_down(
     assert "tracestate" not in metadata and "authorization" not in metadata
 
 
-async def test_a_token_for_a_private_source_goes_to_the_control_plane_alone(
+async def test_a_token_for_a_private_source_goes_to_admission_only(
     http: httpx.AsyncClient, fleet: FakeFleet
 ) -> None:
-    headers = {"X-Chorale-Source-Token": "hf_secret"}
-    response = await http.post("/v1/completions", json=COMPLETION, headers=headers)
+    name = "x-chorale-source-token"
+    response = await http.post("/v1/completions", json=COMPLETION, headers={name: "hf_1"})
     assert response.status_code == 200
-    assert fleet.metadata[0]["x-chorale-source-token"] == "hf_secret"
-    assert "x-chorale-source-token" not in fleet.planes[0].metadata[0]
+    assert fleet.metadata[-1][name] == "hf_1"
+    assert all(name not in metadata for metadata in fleet.planes[0].metadata)
+    for token in ("two words", "x" * 4097, "caf\u00e9"):
+        refused = await http.post(
+            "/v1/completions", json=COMPLETION, headers=[(name.encode(), token.encode("latin-1"))]
+        )
+        assert error_of(refused, 400)["code"] == "source_token_invalid"
 
 
 async def test_tracing_headers_too_long_to_go_down_are_left_out(

@@ -136,6 +136,13 @@ async def test_when_it_samples(
     assert whole["details"]["seed"] == (DRAWN_SEED if temperature else None)
 
 
+async def test_the_token_for_a_private_source(http: httpx.AsyncClient, fleet: FakeFleet) -> None:
+    assert (await http.post("/", json=body(api_token="hf_1"))).status_code == 200
+    assert fleet.metadata[-1]["x-chorale-source-token"] == "hf_1"
+    response = await http.post("/", json=body(api_token="two words"))
+    assert response.json()["error_type"] == "validation"
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "kind", "said"),
     [

@@ -49,7 +49,8 @@ class Lorax:
         generate = lorax_request(body.inputs, asked, logprobs=streams or bool(asked.details))
         generate.request_id = answer_id = f"lorax-{uuid.uuid4().hex}"
         headers = {"x-request-id": answer_id}
-        choice = Choice(0, 0, self._serving.start(request, generate))
+        generation = self._serving.start(request, generate, asked.api_token or "")
+        choice = Choice(0, 0, generation)
         choices = Choices([choice])
         before = body.inputs if asked.return_full_text else ""
         try:

@@ -19,6 +19,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     adapter_id: Annotated[str, Field(max_length=512)] | None = None
+    api_token: str | None = None
     max_new_tokens: Count | None = None
     do_sample: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -60,7 +61,6 @@ class LoraxBody(BaseModel):
 _NOT_SERVED: Mapping[str, Test] = {
     "adapter_parameters": nothing,
     "adapter_source": nothing,
-    "api_token": nothing,
     "apply_chat_template": one_of(False),
     "best_of": one_of(1),
     "decoder_input_details": one_of(False),

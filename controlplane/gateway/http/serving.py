@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chorale.objective import set_ttft_slo
-from chorale.source_token import KEY as SOURCE_TOKEN
+from chorale.source_token import KEY as SOURCE_TOKEN_KEY
+from chorale.source_token import source_token_metadata
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.generation import Generation
 from controlplane.gateway.http.choices import Choice, Choices
@@ -134,10 +135,17 @@ class Serving:
             choices.append(Choice(index, prompt, self.start(request, generate), echo))
         return choices
 
-    def start(self, request: Request, generate: pb.GenerateRequest) -> Generation:
-        """`generate` for the tenant of the HTTP request, within its deadline."""
+    def start(
+        self, request: Request, generate: pb.GenerateRequest, source_token: str = ""
+    ) -> Generation:
+        """`generate` for the tenant of the HTTP request, within its deadline.
+
+        source_token: opens the adapter's source when that is private; empty: the header's.
+        Raises: InvalidArgumentError for the token.
+        """
         generate.tenant = request.headers.get(_TENANT_HEADER, "")
-        metadata = _metadata(request.headers)
+        token = source_token or request.headers.get(SOURCE_TOKEN_KEY, "")
+        metadata = (*_metadata(request.headers), *source_token_metadata(token))
         return self._relay.start(generate, timeout_s=self._timeout_s, metadata=metadata)
 
 
