@@ -28,6 +28,9 @@ Such exceptions carry `reason: str`, `message: str` and `metadata: Mapping[str, 
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
+MAX_PENDING_CALLS = 16 * 1024
+"""Calls that have come and that the event loop has not taken yet. gRPC itself ends those beyond it,
+CANCELLED and without a reason, so it is more than what comes while the loop is busy."""
 
 
 def translate(error: Exception, table: ErrorTable) -> ChoraleError:
@@ -203,6 +206,8 @@ async def start_server(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.so_reuseport", 0),
+            ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorale.errors import InvalidArgumentError
 from chorale.server import start_server
@@ -79,3 +83,19 @@ async def test_malformed_messages_are_invalid_never_unknown(
     await server.stop(0)
     error = from_rpc_error(seen.value)
     assert isinstance(error, InvalidArgumentError) and error.reason == "REQUEST_MALFORMED"
+
+
+async def test_calls_that_come_while_the_loop_is_busy_are_answered() -> None:
+    server = await start_server(host="127.0.0.1", port=0, services=[], error_table={})
+
+    def burst() -> Counter[grpc.StatusCode]:
+        with grpc.insecure_channel(server.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            calls = [stub.Check.future(health_pb2.HealthCheckRequest()) for _ in range(3000)]
+            return Counter(call.code() for call in calls)
+
+    codes = asyncio.get_running_loop().run_in_executor(None, burst)
+    await asyncio.sleep(0.2)  # connected
+    time.sleep(1.0)  # so looks a loop to gRPC that has much to do
+    assert await codes == {grpc.StatusCode.OK: 3000}
+    await server.stop(0)
