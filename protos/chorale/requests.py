@@ -119,8 +119,19 @@ def _set_input(request: pb.GenerateRequest, prompt: str | None, options: Generat
         request.prompt_token_ids.SetInParent()
     else:
         request.chat.SetInParent()
-        for message in messages or ():
-            request.chat.messages.add(role=message["role"], content=message["content"])
+        for index, message in enumerate(messages or ()):
+            request.chat.messages.append(_message(index, message))
+
+
+def _message(index: int, message: Mapping[str, str]) -> pb.ChatMessage:
+    # None would be taken for a field left out, and what is not looked at for said.
+    others = [name for name in message if name not in ("role", "content") and message[name]]
+    if others:
+        raise ValueError(f"messages[{index}] has {others[0]!r}, which is not supported")
+    for name in ("role", "content"):
+        if not isinstance(message[name], str):
+            raise TypeError(f"messages[{index}][{name!r}] is no text")
+    return pb.ChatMessage(role=message["role"], content=message["content"])
 
 
 def _sampling(options: GenerateOptions) -> pb.SamplingParameters:

@@ -34,6 +34,9 @@ def test_inputs() -> None:
     assert list(by_ids.prompt_token_ids.ids) == [1, 2]
     chat = generate_request(None, {"messages": [{"role": "user", "content": "x"}]}, tenant="")
     assert chat.chat.messages[0] == pb.ChatMessage(role="user", content="x")
+    answered: Any = {"role": "assistant", "content": "", "refusal": None, "tool_calls": []}
+    kept = generate_request(None, {"messages": [answered]}, tenant="").chat.messages[0]
+    assert kept == pb.ChatMessage(role="assistant")
     assert generate_request(None, {"prompt_token_ids": []}, tenant="").WhichOneof("input")
 
 
@@ -44,6 +47,9 @@ def test_inputs() -> None:
         ("x", {"prompt_token_ids": [1]}),
         (None, {"prompt_token_ids": [-1]}),
         (None, {"messages": [{"role": "user"}]}),
+        (None, {"messages": [{"role": "user", "content": None}]}),
+        (None, {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}),
+        (None, {"messages": "hi"}),
         ("x", {"max_tokens": -1}),
         ("x", {"seed": 2**64}),
         ("x", {"temperature": "hot"}),
