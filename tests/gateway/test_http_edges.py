@@ -52,6 +52,34 @@ async def test_bodies_over_the_limit_are_413(fleet: FakeFleet) -> None:
         assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
 
 
+async def test_bodies_on_their_way_are_bounded_together(fleet: FakeFleet) -> None:
+    async with running_gateway(fleet, max_body_bytes=200_000) as gateway:
+        host, _, port = gateway.http_url.removeprefix("http://").rpartition(":")
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
+
+        async def unfinished() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head + b" " * 199_999)
+            return reader, writer
+
+        held = [await unfinished() for _ in range(60)]
+        refused = [asyncio.create_task(reader.readline()) for reader, _ in held]
+        async with asyncio.timeout(5):
+            await asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0.3)
+        answers = [task.result() for task in refused if task.done()]
+        assert 0 < len(answers) < 30 and set(answers) == {b"HTTP/1.1 503 Service Unavailable\r\n"}
+        async with httpx.AsyncClient(base_url=gateway.http_url) as http:
+            assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
+            for _, writer in held:
+                writer.transport.abort()
+            await asyncio.gather(*refused, return_exceptions=True)
+            long = COMPLETION | {"prompt": "x " * 90_000}
+            async with asyncio.timeout(5):
+                while (await http.post("/v1/completions", json=long)).status_code == 503:
+                    await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("after_an_answer", [False, True])
 async def test_connections_without_a_request_are_closed(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, after_an_answer: bool

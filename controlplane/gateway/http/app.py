@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from chorale.errors import ChoraleError
 from controlplane.gateway.health import ControlPlaneHealth
-from controlplane.gateway.http.body import read_object
+from controlplane.gateway.http.body import Bodies
 from controlplane.gateway.http.chat import ChatFormat, chat_requests
 from controlplane.gateway.http.completions import CompletionFormat, completion_requests
 from controlplane.gateway.http.failures import ApiError, api_error, quoted
@@ -37,7 +37,8 @@ def make_app(
 ) -> Starlette:
     """The ASGI application."""
     serving = Serving(relay, options.http_timeout_s)
-    lorax = Lorax(serving, options.max_body_bytes)
+    bodies = Bodies(options.max_body_bytes)
+    lorax = Lorax(serving, bodies)
     models = Models(control_plane)
 
     async def get_health(_: Request) -> Response:
@@ -64,13 +65,13 @@ def make_app(
         return json_response(await models.info(options.max_concurrent_requests))
 
     async def completions(request: Request) -> Response:
-        value = await read_object(request, options.max_body_bytes)
+        value = await bodies.read_object(request)
         body = parse_body(CompletionBody, value)
         shape = CompletionFormat(body)
         return await serving.answer(request, body, shape, completion_requests(body))
 
     async def chat_completions(request: Request) -> Response:
-        body = parse_body(ChatBody, await read_object(request, options.max_body_bytes))
+        body = parse_body(ChatBody, await bodies.read_object(request))
         return await serving.answer(request, body, ChatFormat(body), chat_requests(body))
 
     handlers: dict[Any, Any] = {

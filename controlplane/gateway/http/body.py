@@ -12,21 +12,60 @@ from controlplane.gateway.http.failures import ApiError, bad_request
 
 # For the whole body: a client that trickles it holds a connection and memory.
 _TIMEOUT_S = 30.0
+# Long bodies at once share the room of this many of the longest; every short one has its own.
+_MAX_LONGEST = 32
+_SHORT_BYTES = 64 * 1024
 
 
-async def read_object(request: Request, max_body_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object, at most `max_body_bytes` long.
+class Bodies:
+    """Reads bodies of at most `max_body_bytes`, and bounds what is held of those on their way."""
 
-    Raises: ApiError 400 (not JSON, too deep, not an object), 408 (too slow), 413 (too long).
-    """
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            raw = await _read(request, max_body_bytes)
-    except TimeoutError as error:
-        message = f"the body did not arrive within {_TIMEOUT_S:g} s"
-        raise ApiError(408, message, code="request_timeout") from error
-    except ClientDisconnect as error:
-        raise ApiError(499, "the client went away", code="client_closed_request") from error
+    def __init__(self, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._room_bytes = _MAX_LONGEST * max_body_bytes
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        Raises: ApiError 400 (not JSON, too deep, not an object), 408 (too slow), 413 (too long),
+        503 (too much at once).
+        """
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                return _parsed(await self._read(request))
+        except TimeoutError as error:
+            message = f"the body did not arrive within {_TIMEOUT_S:g} s"
+            raise ApiError(408, message, code="request_timeout") from error
+        except ClientDisconnect as error:
+            raise ApiError(499, "the client went away", code="client_closed_request") from error
+
+    async def _read(self, request: Request) -> bytearray:
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > self._max_body_bytes:
+            raise _too_long(self._max_body_bytes)
+        body = bytearray()
+        held = 0
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > self._max_body_bytes:
+                    raise _too_long(self._max_body_bytes)
+                taken = max(0, len(body) - _SHORT_BYTES) - held
+                if taken > self._room_bytes:
+                    raise ApiError(
+                        503,
+                        "too many long bodies at once; try again soon",
+                        code="too_many_bodies",
+                        retry_after_s=1.0,
+                    )
+                held += taken
+                self._room_bytes -= taken
+            return body
+        finally:
+            self._room_bytes += held
+
+
+def _parsed(raw: bytearray) -> dict[str, Any]:
     try:
         # Its parser bounds the depth, refuses lone surrogates and, so asked, NaN.
         value: object = from_json(raw, allow_inf_nan=False)
@@ -36,18 +75,6 @@ async def read_object(request: Request, max_body_bytes: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad_request(None, "the body must be a JSON object", "invalid_json")
     return cast("dict[str, Any]", value)
-
-
-async def _read(request: Request, max_body_bytes: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > max_body_bytes:
-        raise _too_long(max_body_bytes)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_body_bytes:
-            raise _too_long(max_body_bytes)
-    return bytes(body)
 
 
 def _too_long(max_body_bytes: int) -> ApiError:

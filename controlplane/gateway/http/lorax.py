@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from chorale.errors import ChoraleError
 from chorale.v1 import inference_pb2 as pb
-from controlplane.gateway.http.body import read_object
+from controlplane.gateway.http.body import Bodies
 from controlplane.gateway.http.choices import Choice, Choices
 from controlplane.gateway.http.disconnect import while_connected
 from controlplane.gateway.http.failures import ApiError, api_error
@@ -26,9 +26,9 @@ from controlplane.gateway.http.sse import EventStream
 class Lorax:
     """The handlers. Failures leave in LoRAX's shape."""
 
-    def __init__(self, serving: Serving, max_body_bytes: int) -> None:
+    def __init__(self, serving: Serving, bodies: Bodies) -> None:
         self._serving = serving
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
 
     async def generate(self, request: Request) -> Response:
         """One object."""
@@ -43,7 +43,7 @@ class Lorax:
         return await _failing_as_lorax(self._answer(request, stream=None))
 
     async def _answer(self, request: Request, *, stream: bool | None) -> Response:
-        value = await read_object(request, self._max_body_bytes)
+        value = await self._bodies.read_object(request)
         body, asked = parse_lorax(value, stream=stream)
         streams = bool(body.stream) if stream is None else stream
         generate = lorax_request(body.inputs, asked, logprobs=streams or bool(asked.details))
