@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from controlplane.gateway.http.prompts import MAX_TOKEN_IDS
 from tests.gateway.http_errors import CHAT, COMPLETION, error_of
 from tests.helpers.fake_fleet import FakeFleet, running_fleet, running_gateway
 
@@ -177,3 +179,29 @@ async def test_huge_messages_are_refused_fast(http: httpx.AsyncClient) -> None:
     error_of(await http.post("/v1/chat/completions", json=CHAT | {"messages": [wild]}), 400)
     many = [{"role": "user", "content": "x"}] * 10_001
     error_of(await http.post("/v1/chat/completions", json=CHAT | {"messages": many}), 400)
+
+
+async def test_a_body_of_many_lists_is_not_looked_through_for_garbage(
+    http: httpx.AsyncClient,
+) -> None:
+    collections: list[Any] = []
+
+    def note(phase: str, told: Any) -> None:
+        collections.append((phase, told))
+
+    gc.callbacks.append(note)
+    try:
+        raw = b'{"prompt":[' + b"[]," * 300_000 + b"[]]}"
+        response = await http.post("/v1/completions", content=raw)
+    finally:
+        gc.callbacks.remove(note)
+    assert error_of(response, 400)["param"] == "prompt"
+    assert len(collections) < 100 and gc.isenabled()  # 300,000 lists are worth 400 of them
+
+
+async def test_too_many_token_ids_are_refused_before_they_are_looked_at(
+    http: httpx.AsyncClient, fleet: FakeFleet
+) -> None:
+    raw = b'{"prompt":[' + b"1," * (MAX_TOKEN_IDS - 1) + b'"x",1]}'
+    error = error_of(await http.post("/v1/completions", content=raw), 400)
+    assert error["code"] == "context_length_exceeded"

@@ -10,6 +10,7 @@ from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.failures import ApiError, bad_request, quoted
 
 MAX_PROMPTS = 128
+MAX_TOKEN_IDS = 2**20  # more than any context; each is looked at here, while all streams wait
 MAX_MESSAGES = 10_000
 MAX_ROLE_CHARACTERS = 64
 
@@ -72,6 +73,9 @@ def _token_ids(item: object) -> Prompt:
     ids = _list(item)
     if not ids:
         raise bad_request("prompt", f"prompt holds {quoted(item)}, not token ids; {_FORMS}")
+    if len(ids) > MAX_TOKEN_IDS:
+        message = f"prompt has {len(ids)} token ids; at most {MAX_TOKEN_IDS} go"
+        raise bad_request("prompt", message, "context_length_exceeded")
     for token_id in ids:
         if type(token_id) is not int or not 0 <= token_id < 2**32:
             raise bad_request("prompt", f"prompt holds {quoted(token_id)}, not a token id")
