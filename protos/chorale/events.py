@@ -51,6 +51,7 @@ class Accepted:
     num_prompt_tokens: int
     seed: int
     text: Literal[""] = ""
+    prompt_token_ids: tuple[int, ...] = ()  # when they were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ def _accepted(accepted: pb.Accepted) -> Accepted:
         data_plane_id=accepted.data_plane_id,
         num_prompt_tokens=accepted.num_prompt_tokens,
         seed=accepted.seed,
+        prompt_token_ids=tuple(accepted.prompt_token_ids),
     )
 
 

@@ -26,6 +26,7 @@ class GenerateOptions(TypedDict, total=False):
     source_token: opens the adapter's source when that is private.
     priority: -10 to 10, higher first among waiting requests, as far as the tenant may.
     ttft_slo: seconds to the first token; the request fails as soon as that is out of reach.
+    return_prompt_token_ids: whether `Accepted` is to have the prompt as the model sees it.
     """
 
     prompt_token_ids: Sequence[int] | None
@@ -38,6 +39,7 @@ class GenerateOptions(TypedDict, total=False):
     source_token: str
     priority: int
     ttft_slo: float | None
+    return_prompt_token_ids: bool
     max_tokens: int | None
     min_tokens: int | None
     temperature: float | None
@@ -90,6 +92,7 @@ def generate_request(
             generated_token_ids=options.get("generated_token_ids", ()),
             tenant=options.get("tenant", tenant),
             priority=options.get("priority", 0),
+            return_prompt_token_ids=options.get("return_prompt_token_ids", False),
             sampling=_sampling(options),
         )
         if (ttft_slo := options.get("ttft_slo")) is not None:

@@ -165,3 +165,8 @@ def test_what_stopped_a_generation() -> None:
     assert stop_string is not None and stop_token is not None
     assert (stop_string.stop_string, stop_string.stop_token_id) == ("END", None)  # type: ignore[union-attr]
     assert (stop_token.stop_string, stop_token.stop_token_id) == (None, 0)  # type: ignore[union-attr]
+
+
+def test_the_prompt_s_tokens_are_told() -> None:
+    accepted = event_of(pb.GenerateResponse(accepted=pb.Accepted(prompt_token_ids=[3, 1])))
+    assert isinstance(accepted, Accepted) and accepted.prompt_token_ids == (3, 1)

@@ -29,6 +29,14 @@ def test_every_sampling_field_has_an_option() -> None:
     assert fields <= set(GenerateOptions.__annotations__)
 
 
+def test_every_field_of_a_request_has_an_option() -> None:
+    fields = set(pb.GenerateRequest.DESCRIPTOR.fields_by_name)
+    known = {*GenerateOptions.__annotations__, "prompt", "chat", "sampling"}
+    assert fields <= known
+    asked = generate_request("x", {"return_prompt_token_ids": True}, tenant="")
+    assert asked.return_prompt_token_ids
+
+
 def test_inputs() -> None:
     by_ids = generate_request(None, {"prompt_token_ids": [1, 2]}, tenant="")
     assert list(by_ids.prompt_token_ids.ids) == [1, 2]
