@@ -30,3 +30,18 @@ def test_what_the_work_raises_comes_out() -> None:
 
     with pytest.raises(KeyError):
         event_loop.run(fail())
+
+
+def test_as_many_open_files_as_the_system_allows() -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+
+    async def limit() -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert event_loop.run(limit()) == allowed
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
