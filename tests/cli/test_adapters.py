@@ -200,7 +200,9 @@ def test_show_goes_on_without_data_planes_that_cannot_be_asked(
     assert result.exit_code == 0, result.stderr
     assert "data plane gone does not answer at 127.0.0.1:1" in result.stdout
     assert "last loads into host memory" in result.stdout
-    gateway.answers["ListAdapterLoads"] = errors.UnauthenticatedError("FLEET_TOKEN_WRONG", "another token")
+    gateway.answers["ListAdapterLoads"] = errors.UnauthenticatedError(
+        "FLEET_TOKEN_WRONG", "another token"
+    )
     shown = chorale("adapters", "show", "a", "--json", env={"CHORALE_FLEET_TOKEN": "old"})
     silent = [
         (each["data_plane_id"], each["reason"]) for each in json.loads(shown.stdout)["silent"]
