@@ -8,6 +8,7 @@ ControlPlaneError
 ├── FleetFullError           RESOURCE_EXHAUSTED: every data plane's queue is full
 ├── NoDataPlaneError         UNAVAILABLE: no live data plane serves the base model
 ├── StoreUnavailableError    UNAVAILABLE: Redis does not answer (STORE_UNAVAILABLE)
+├── StoreBusyError           RESOURCE_EXHAUSTED: too many calls wait for Redis (STORE_BUSY)
 └── StartError               a process cannot start; never leaves over gRPC
     ├── OptionError          OPTION_INVALID
     ├── DataDirLockedError   DATA_DIR_LOCKED: another process holds the data dir
@@ -71,6 +72,16 @@ class StoreUnavailableError(ControlPlaneError):
         super().__init__(
             "STORE_UNAVAILABLE",
             f"the control plane's Redis does not answer ({problem}); nothing was lost, try again",
+            retry_after_s=1.0,
+        )
+
+
+class StoreBusyError(ControlPlaneError):
+    def __init__(self, max_waiting: int) -> None:
+        super().__init__(
+            "STORE_BUSY",
+            f"{max_waiting} calls wait for the control plane's Redis; try again later",
+            metadata={"max_waiting": str(max_waiting)},
             retry_after_s=1.0,
         )
 

@@ -64,6 +64,8 @@ async def serve(
     """
     stop = stop or asyncio.Event()
     store = Store(options.redis_url, timeout_s=options.redis_timeout_s)
+    # Connections of its own: heartbeats that wait behind a burst of admissions would end leases.
+    fleet_store = Store(options.redis_url, timeout_s=options.redis_timeout_s, max_connections=4)
     try:
         if not await _first_of(store.wait_until_up(options.redis_start_s), stop):
             return
@@ -73,7 +75,7 @@ async def serve(
         sources = _sources(options, limits, blobs)
         registry = AdapterRegistry(store, Intake(sources, limits))
         ticket_keys = TicketKeys(store)
-        fleet = Fleet(store, ticket_keys, lease_s=options.lease_s)
+        fleet = Fleet(fleet_store, ticket_keys, lease_s=options.lease_s)
         metrics = ControlPlaneMetrics(registry, fleet)
         exporter = Exporter(metrics.registry, metrics.refresh)
         server = await _start(
@@ -94,6 +96,7 @@ async def serve(
             await sources.aclose()
     finally:
         await store.close()
+        await fleet_store.close()
 
 
 def run(options: ControlPlaneOptions, *, ready: Callable[[str, int], None] | None = None) -> None:

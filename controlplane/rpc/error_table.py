@@ -16,6 +16,7 @@ ERROR_TABLE: ErrorTable = {
     errors.FleetFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoDataPlaneError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.StoreBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     storage_errors.AdapterFormatError: grpc.StatusCode.INVALID_ARGUMENT,
     storage_errors.AdapterMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     storage_errors.SourceError: grpc.StatusCode.INVALID_ARGUMENT,

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
@@ -16,7 +16,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from controlplane.errors import OptionError, StoreUnavailableError
 from controlplane.store import keys
+from controlplane.store.slots import Slots
 
+_MAX_WAITING = 16_384  # what a gateway lets in many times over; a second or two of work
 _LUA = Path(__file__).parent / "lua"
 # A reply with one of these words is a state of the server, not a fault in a script.
 _STATES = (
@@ -46,15 +48,20 @@ class Store:
     """Scripts against one Redis (or Valkey) URL. Each `run` is one round trip.
 
     Commands are never sent twice by themselves: a rollback that may have happened is reported as
-    unavailable rather than repeated.
+    unavailable rather than repeated. More calls than connections wait for a turn.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0, max_connections: int = 32) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 2.0,
+        max_connections: int = 32,
+        max_waiting: int = _MAX_WAITING,
+    ) -> None:
         try:
-            pool = cast("Any", BlockingConnectionPool).from_url(
+            pool = cast("Any", ConnectionPool).from_url(
                 url,
-                max_connections=max_connections,
-                timeout=timeout_s,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
@@ -64,16 +71,18 @@ class Store:
             raise OptionError("redis_url", f"not a Redis URL: {error}") from error
         self._redis: Redis = Redis.from_pool(pool)
         self._scripts: dict[str, AsyncScript] = {}
+        self._slots = Slots(max_connections, patience_s=timeout_s, max_waiting=max_waiting)
 
     async def run(self, name: str, *args: str | int) -> Any:
-        """The reply of script `name`. Raises: StoreUnavailableError."""
+        """The reply of script `name`. Raises: StoreUnavailableError, StoreBusyError."""
         script = self._scripts.get(name)
         if script is None:
             script = self._redis.register_script(script_text(name))
             self._scripts[name] = script
         try:
-            # One declared key routes the script to its slot in a cluster.
-            return await script(keys=[keys.ADAPTERS], args=args)
+            async with self._slots.turn():
+                # One declared key routes the script to its slot in a cluster.
+                return await script(keys=[keys.ADAPTERS], args=args)
         except (RedisError, OSError) as error:
             raise _translated(error) from error
 
