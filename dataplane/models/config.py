@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
 from dataplane.models.families import FAMILIES, Family
@@ -62,22 +63,31 @@ def load_config(model_dir: Path) -> ModelConfig:
 
     Raises: ModelNotFoundError, UnsupportedModelError.
     """
-    path = model_dir / "config.json"
-    try:
-        fields = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    fields = _read(model_dir, "config.json")
+    if fields is None:
         raise ModelNotFoundError(
             "MODEL_NOT_FOUND",
             f"{model_dir} has no config.json; give a Hugging Face model directory",
             {"model": str(model_dir)},
-        ) from None
-    except ValueError as error:
+        )
+    return parse_config(fields, _read(model_dir, "generation_config.json"))
+
+
+def _read(model_dir: Path, name: str) -> Mapping[str, Any] | None:
+    """None: there is no such file. Raises: UnsupportedModelError."""
+    try:
+        fields = json.loads((model_dir / name).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModelError(
-            "CONFIG_INVALID", f"{path} is not JSON: {error}", {"model": str(model_dir)}
+            "CONFIG_INVALID", f"{model_dir / name} is not JSON: {error}", {"model": str(model_dir)}
         ) from None
-    generation = model_dir / "generation_config.json"
-    extra = json.loads(generation.read_bytes()) if generation.is_file() else {}
-    return parse_config(fields, extra)
+    if not isinstance(fields, dict):
+        raise UnsupportedModelError(
+            "CONFIG_INVALID", f"{model_dir / name} is not a JSON object", {"model": str(model_dir)}
+        )
+    return cast("dict[str, Any]", fields)
 
 
 def parse_config(
@@ -85,7 +95,7 @@ def parse_config(
 ) -> ModelConfig:
     """`fields` as in config.json, `generation` as in generation_config.json."""
     architectures = fields.get("architectures") or ["(none)"]
-    name = str(architectures[0])
+    name = str(architectures[0] if isinstance(architectures, list) else architectures)
     family = FAMILIES.get(name)
     if family is None:
         raise unsupported("architectures", name, f"one of {', '.join(sorted(FAMILIES))}")
@@ -96,36 +106,47 @@ def parse_config(
         if fields.get(field):
             raise unsupported(field, fields[field], "absent")
     try:
-        num_heads = int(fields["num_attention_heads"])
-        hidden_size = int(fields["hidden_size"])
-        num_layers = int(fields["num_hidden_layers"])
-        num_kv_heads = int(fields.get("num_key_value_heads", family.num_kv_heads) or num_heads)
+        num_heads = _count("num_attention_heads", fields["num_attention_heads"])
+        hidden_size = _count("hidden_size", fields["hidden_size"])
+        num_layers = _count("num_hidden_layers", fields["num_hidden_layers"])
+        vocab_size = _count("vocab_size", fields["vocab_size"])
+        num_kv_heads = _count(
+            "num_key_value_heads",
+            fields.get("num_key_value_heads", family.num_kv_heads) or num_heads,
+        )
         if num_heads % num_kv_heads:
             raise unsupported("num_key_value_heads", num_kv_heads, f"a divisor of {num_heads}")
-        head_dim = int(fields.get("head_dim") or family.head_dim or hidden_size // num_heads)
-        bias = bool(fields.get("attention_bias", False))
+        head_dim = _count(
+            "head_dim", fields.get("head_dim") or family.head_dim or hidden_size // num_heads
+        )
+        bias = _flag(fields, "attention_bias")
         windows = _sliding_windows(fields, family, num_layers)
         full, local = RopeReader(fields, family, head_dim).read()
         ropes = (full,) if local == full else (full, local)
-        max_context = int(fields.get("max_position_embeddings", family.max_position_embeddings))
+        max_context = _count(
+            "max_position_embeddings",
+            fields.get("max_position_embeddings", family.max_position_embeddings),
+        )
         if full.kind == "longrope":
             max_context = min(max_context, full.original_context)
         query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
         return ModelConfig(
             architecture=name,
-            vocab_size=int(fields["vocab_size"]),
+            vocab_size=vocab_size,
             hidden_size=hidden_size,
-            intermediate_size=int(fields["intermediate_size"]),
+            intermediate_size=_count("intermediate_size", fields["intermediate_size"]),
             num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=float(fields.get("rms_norm_eps", family.rms_norm_eps)),
+            rms_norm_eps=_epsilon(fields.get("rms_norm_eps", family.rms_norm_eps)),
             max_position_embeddings=max_context,
-            tie_word_embeddings=bool(fields.get("tie_word_embeddings", family.tie_word_embeddings)),
+            tie_word_embeddings=_flag(
+                fields, "tie_word_embeddings", default=family.tie_word_embeddings
+            ),
             qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
             o_bias=bias if family.o_bias is None else family.o_bias,
-            mlp_bias=family.mlp_bias and bool(fields.get("mlp_bias", False)),
+            mlp_bias=family.mlp_bias and _flag(fields, "mlp_bias"),
             qk_norm=family.qk_norm,
             activation=activation,
             fused_projections=family.fused_projections,
@@ -151,7 +172,7 @@ def parse_config(
             sliding_windows=windows,
             ropes=ropes,
             layer_ropes=tuple(0 if window is None or len(ropes) == 1 else 1 for window in windows),
-            eos_token_ids=_eos(fields, generation or {}),
+            eos_token_ids=_eos(fields, generation or {}, vocab_size),
             dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
         )
     except KeyError as error:
@@ -160,6 +181,25 @@ def parse_config(
         raise UnsupportedModelError(
             "CONFIG_INVALID", f"config.json: a field has the wrong type: {str(error)[:200]}", {}
         ) from None
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise unsupported(name, value, "a whole number above 0")
+    return value
+
+
+def _epsilon(value: float) -> float:
+    if not 0 <= float(value) < math.inf:
+        raise unsupported("rms_norm_eps", value, "a number, 0 or more")
+    return float(value)
+
+
+def _flag(fields: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    value = fields.get(name, default)
+    if value is not None and not isinstance(value, bool):
+        raise unsupported(name, value, "true or false")
+    return bool(value)
 
 
 def _soft_cap(
@@ -208,10 +248,14 @@ def _sliding_layers(fields: Mapping[str, Any], default: list[bool]) -> list[bool
     return [kind == "sliding_attention" for kind in types]
 
 
-def _eos(fields: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+def _eos(
+    fields: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Ids beyond the vocabulary are left out: no token is one, and sampling cannot ban them."""
     eos = generation.get("eos_token_id")
     if eos is None:
         eos = fields.get("eos_token_id")
     if eos is None:
         return ()
-    return tuple(int(token) for token in (eos if isinstance(eos, list) else [eos]))
+    ids = [int(token) for token in (eos if isinstance(eos, list) else [eos])]
+    return tuple(token for token in ids if 0 <= token < vocab_size)

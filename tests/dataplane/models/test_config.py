@@ -185,6 +185,20 @@ def test_what_is_not_served_exactly_is_refused(
         {"rms_norm_eps": None},
         {"head_dim": [1]},
         {"rope_scaling": "linear"},
+        {"architectures": 5},
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": 2.7},
+        {"vocab_size": "32"},
+        {"vocab_size": -5},
+        {"intermediate_size": 0},
+        {"num_key_value_heads": -2},
+        {"head_dim": -4},
+        {"max_position_embeddings": 0},
+        {"rms_norm_eps": float("nan")},
+        {"rms_norm_eps": -1},
+        {"tie_word_embeddings": "false"},
+        {"attention_bias": "no"},
+        {"eos_token_id": [None]},
     ],
 )
 def test_nonsense_is_refused(fields: dict[str, Any]) -> None:
@@ -200,3 +214,20 @@ def test_missing_fields_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UnsupportedModelError, match="JSON"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "null", "[" * 100_000])
+def test_files_that_are_no_object_are_named(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UnsupportedModelError, match=name) as caught:
+        load_config(tmp_path)
+    assert caught.value.reason == "CONFIG_INVALID"
+
+
+def test_end_tokens_beyond_the_vocabulary_are_left_out() -> None:
+    fields = {**LLAMA, "eos_token_id": [2, 40]}
+    assert parse_config(fields).eos_token_ids == (2,)
+    assert parse_config(fields, {"eos_token_id": -1}).eos_token_ids == ()
+    assert parse_config(fields, {"eos_token_id": [31, 32]}).eos_token_ids == (31,)
