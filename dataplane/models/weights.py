@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,8 @@ from dataplane.models.config import ModelConfig
 from dataplane.models.safetensors_file import StoredTensor, TensorReader, read_header
 from dataplane.models.shapes import GROUPS, Group, layer_groups
 from kernels.linear.op import pack, unpack
+
+_COMPARED_ROWS = 512
 
 
 @dataclass
@@ -105,18 +107,37 @@ class _Checkpoint:
             self._files[path] = stack.enter_context(path.open("rb", buffering=0))
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
+        tensor = self._stored(name, target.shape)
+        self._reader.read_into(target, tensor, self._files[tensor.path])
+
+    def holds(self, name: str, matrix: torch.Tensor) -> bool:
+        """Whether the checkpoint, if it has this tensor at all, has the values of `matrix`."""
+        if name not in self._tensors:
+            return True
+        tensor = self._stored(name, matrix.shape)
+        row_bytes = matrix.shape[1] * tensor.dtype.itemsize
+        for start in range(0, len(matrix), _COMPARED_ROWS):
+            rows = matrix[start : start + _COMPARED_ROWS]
+            part = replace(tensor, shape=tuple(rows.shape), start=tensor.start + start * row_bytes)
+            found = torch.empty_like(rows)
+            self._reader.read_into(found, part, self._files[tensor.path])
+            if not torch.equal(found, rows):
+                return False
+        return True
+
+    def _stored(self, name: str, shape: torch.Size) -> StoredTensor:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise CheckpointError(
                 "TENSOR_MISSING", f"the checkpoint has no tensor {name}", {"tensor": name}
             )
-        if tensor.shape != target.shape:
+        if tensor.shape != shape:
             raise CheckpointError(
                 "TENSOR_SHAPE",
-                f"{name} is {list(tensor.shape)[:8]}; config.json says {list(target.shape)}",
+                f"{name} is {list(tensor.shape)[:8]}; config.json says {list(shape)}",
                 {"tensor": name},
             )
-        self._reader.read_into(target, tensor, self._files[tensor.path])
+        return tensor
 
 
 def _files(model_dir: Path) -> Iterator[Path]:
@@ -160,6 +181,14 @@ class _Loader:
         config = self._config
         table = (config.vocab_size, config.hidden_size)
         embed = self._tensor("model.embed_tokens.weight", *table)
+        if config.tie_word_embeddings and not self._checkpoint.holds("lm_head.weight", embed):
+            raise CheckpointError(
+                "HEAD_NOT_TIED",
+                "config.json: tie_word_embeddings is true, but lm_head.weight differs from"
+                " model.embed_tokens.weight, and versions of transformers disagree on which one is"
+                " the head: set tie_word_embeddings to false, or remove lm_head.weight",
+                {"field": "tie_word_embeddings", "tensor": "lm_head.weight"},
+            )
         return ModelWeights(
             embed=embed,
             layers=[self._layer(index) for index in range(config.num_layers)],

@@ -76,6 +76,22 @@ def test_tied_heads_share_memory(model_dir: Path) -> None:
     assert weights.lm_head is weights.embed
 
 
+def test_a_head_that_differs_in_spite_of_the_tie_is_refused(model_dir: Path) -> None:
+    path = model_dir / "model.safetensors"
+    tensors = load_file(path)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file({**tensors, "lm_head.weight": head}, path)
+    assert load(model_dir, torch.bfloat16).tied
+    head[-1, -1] += 0.5
+    save_file({**tensors, "lm_head.weight": head}, path)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings") as caught:
+        load(model_dir)
+    assert caught.value.reason == "HEAD_NOT_TIED"
+    save_file({**tensors, "lm_head.weight": head[:-1].clone()}, path)
+    with pytest.raises(CheckpointError, match="lm_head"):
+        load(model_dir)
+
+
 def test_gemma_norms_are_one_plus_weight_in_float32(tmp_path: Path) -> None:
     model = make_model("gemma3")
     weights = load(save_model(model, tmp_path / "model"), torch.bfloat16)
