@@ -141,11 +141,12 @@ class _Checkpoint:
 
 
 def _files(model_dir: Path) -> Iterator[Path]:
+    """The single file if there is one, as in transformers: an index beside it is out of date."""
     index = model_dir / "model.safetensors.index.json"
-    if not index.is_file():
-        single = model_dir / "model.safetensors"
-        if single.is_file():
-            yield single
+    single = model_dir / "model.safetensors"
+    if single.is_file():
+        yield single
+    if single.is_file() or not index.is_file():
         return
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())

@@ -92,6 +92,19 @@ def test_a_head_that_differs_in_spite_of_the_tie_is_refused(model_dir: Path) -> 
         load(model_dir)
 
 
+def test_an_index_of_an_earlier_save_does_not_count(model_dir: Path) -> None:
+    """As save_pretrained leaves it behind; transformers takes the single file, too."""
+    path = model_dir / "model.safetensors"
+    latest = path.read_bytes()
+    tensors = load_file(path)
+    save_file({name: value + 1 for name, value in tensors.items()}, path)
+    shard(model_dir, 2)
+    path.write_bytes(latest)
+    assert torch.equal(load(model_dir).norm, tensors["model.norm.weight"])
+    next(model_dir.glob("model-00001-*")).unlink()
+    assert torch.equal(load(model_dir).norm, tensors["model.norm.weight"])
+
+
 def test_gemma_norms_are_one_plus_weight_in_float32(tmp_path: Path) -> None:
     model = make_model("gemma3")
     weights = load(save_model(model, tmp_path / "model"), torch.bfloat16)
@@ -173,6 +186,7 @@ def test_cut_missing_and_misfit_tensors_are_named(model_dir: Path) -> None:
 def test_bad_indices_are_refused(model_dir: Path, weight_map: object) -> None:
     text = json.dumps({"weight_map": weight_map})
     (model_dir / "model.safetensors.index.json").write_text(text)
+    (model_dir / "model.safetensors").rename(model_dir / "model-1.safetensors")
     with pytest.raises(CheckpointError):
         load(model_dir)
 
