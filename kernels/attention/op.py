@@ -20,7 +20,9 @@ def paged_attention(
 ) -> torch.Tensor:
     """As `kernels.attention.naive.paged_attention`.
 
-    Raises: ValueError for shapes or dtypes that do not fit together.
+    kv_pages: contiguous
+
+    Raises: ValueError for shapes, strides or dtypes that do not fit together.
     """
     if q.dim() != 3 or kv_pages.dim() != 5 or kv_pages.shape[1] != 2:
         raise ValueError(f"q {tuple(q.shape)}, kv_pages {tuple(kv_pages.shape)}")
@@ -34,6 +36,8 @@ def paged_attention(
         raise ValueError(f"sliding_window {sliding_window} is not above 0")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"soft_cap {soft_cap} is not above 0")
+    if not kv_pages.is_contiguous():
+        raise ValueError("kv_pages are not contiguous")
     if uses_triton(q):
         from kernels.attention import triton_attention
 
@@ -44,11 +48,12 @@ def paged_attention(
         return naive.paged_attention(
             q, kv_pages, metadata, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
         )
+    q = q.contiguous()
     out = torch.empty_like(q)
     if metadata.prefill and cpu_prefill.supports(q):
         cpu_prefill.prefill_attention(
             out,
-            q.contiguous(),
+            q,
             kv_pages,
             metadata,
             scale=scale,

@@ -33,9 +33,10 @@ def add_rms_norm(
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
     _check_norm(x, weight)
-    if x.shape != residual.shape or x.dtype != residual.dtype:
+    if x.shape != residual.shape or x.dtype != residual.dtype or not residual.is_contiguous():
         raise ValueError(
-            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
+            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)},"
+            f" {residual.stride()}"
         )
     if delta is None:
         return _of(x).add_rms_norm(x, residual, weight, eps)
@@ -80,5 +81,5 @@ def _of(x: torch.Tensor) -> Any:
 
 
 def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
-    if weight.dim() != 1 or x.shape[-1] != weight.shape[0]:
-        raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)}")
+    if weight.dim() != 1 or x.shape[-1] != weight.shape[0] or not weight.is_contiguous():
+        raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)}, {weight.stride()}")

@@ -26,7 +26,7 @@ def rope_write_kv(
 
     delta: of qkv's shape and dtype, what qkv still lacks: added on the way; by Triton kernels alone
 
-    Raises: ValueError for shapes or dtypes that do not fit together.
+    Raises: ValueError for shapes, strides or dtypes that do not fit together.
     """
     if qkv.dim() != 2 or kv_pages.dim() != 5 or kv_pages.shape[1] != 2:
         raise ValueError(f"qkv {tuple(qkv.shape)}, kv_pages {tuple(kv_pages.shape)}")
@@ -38,8 +38,13 @@ def rope_write_kv(
         raise ValueError(f"{qkv.shape[1]} columns are not q, k and v of {tuple(kv_pages.shape)}")
     if cos.shape != sin.shape or cos.shape[0] != qkv.shape[0] or cos.shape[1] > head_dim:
         raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, head_dim {head_dim}")
+    if cos.shape[1] % 2 or not kv_pages.is_contiguous():
+        raise ValueError(f"{cos.shape[1]} rotated elements, pages of strides {kv_pages.stride()}")
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm come together")
+    for norm in (q_norm, k_norm):
+        if norm is not None and (norm.shape != (head_dim,) or not norm.is_contiguous()):
+            raise ValueError(f"norm {tuple(norm.shape)} {norm.stride()}, head_dim {head_dim}")
     if delta is not None:
         check_delta(qkv, delta)
     if uses_triton(qkv):
@@ -57,6 +62,13 @@ def rope_write_kv(
             eps=eps,
             delta=delta,
         )
+    for slots in (page_index, page_offset):
+        if (
+            slots.dtype is not torch.int64
+            or slots.shape != qkv.shape[:1]
+            or not slots.is_contiguous()
+        ):
+            raise ValueError(f"slots {slots.dtype} {tuple(slots.shape)}, qkv {tuple(qkv.shape)}")
     implementation = cpu if cpu.supports(qkv) else naive
     return implementation.rope_write_kv(
         qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps

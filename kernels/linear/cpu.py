@@ -96,7 +96,12 @@ def unpack(panels: torch.Tensor) -> torch.Tensor:
 def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """As `kernels.linear.op.linear`, with packed weights."""
     num_tokens, in_features = x.shape
-    y = x.new_empty(num_tokens, features_of(panels)[1])
+    inputs, outputs = features_of(panels)
+    if in_features != inputs or x.dtype is not torch.bfloat16:
+        raise ValueError(f"x {x.dtype} {tuple(x.shape)}, weights of {inputs} bfloat16 inputs")
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype is not torch.bfloat16):
+        raise ValueError(f"bias {bias.dtype} {tuple(bias.shape)}, {outputs} bfloat16 outputs")
+    y = x.new_empty(num_tokens, outputs)
     if num_tokens == 0:
         return y
     x = x.contiguous()

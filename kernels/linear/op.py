@@ -44,6 +44,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """Semantics: x @ weight.T + bias
 
     x: [num_tokens, in], weight: [out, in] plain or packed, bias: [out]; one dtype and device
+
+    Raises: ValueError or RuntimeError for shapes or dtypes that do not fit together.
     """
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -9,7 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from kernels.lora.metadata import LoraBatchMetadata
-    from kernels.lora.plan import Segment
+    from kernels.lora.plan import Segment, SegmentGroup
 
 _MIN_PAGE_ELEMS = 16  # the narrowest tile of a product on tensor cores
 _MAX_ADAPTER_ELEMS = 2**31  # offsets are 32-bit
@@ -42,6 +42,14 @@ def check_segments(
     for each in segments:
         if in_features not in (None, each.plan.in_features):
             raise ValueError(f"x has {in_features} features, the adapter {each.plan.in_features}")
+
+
+def check_group(group: SegmentGroup, num_tokens: int, in_features: int) -> None:
+    """As check_segments, without taking the segments apart."""
+    check_spans(group.common.spans.tolist(), num_tokens)
+    for plan in group.group_plans:
+        if plan is not None and plan.in_features != in_features:
+            raise ValueError(f"x has {in_features} features, the adapter {plan.in_features}")
 
 
 def check_launch(

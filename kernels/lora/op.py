@@ -8,7 +8,7 @@ import torch
 
 from kernels.gpu.dispatch import uses_triton
 from kernels.lora import cpu, naive
-from kernels.lora.checks import check_launch, check_segments, check_tensors
+from kernels.lora.checks import check_group, check_launch, check_segments, check_tensors
 from kernels.lora.metadata import LoraGroup, group_metadata
 from kernels.lora.plan import Segment, SegmentGroup
 from kernels.lora.read_back import segments_of
@@ -53,6 +53,9 @@ def lora_apply(
     elif isinstance(segments, LoraGroup):
         segments = segments_of(segments, x.shape[1])
     elif isinstance(segments, SegmentGroup) and cpu.supports(x):
+        check_tensors(x, layer_pages)
+        check_tensors(y, layer_pages)
+        check_group(segments, x.shape[0], x.shape[1])
         cpu.lora_apply(y, x, layer_pages, segments)
         return
     lora_expand(y, lora_shrink(x, layer_pages, segments), layer_pages, segments)

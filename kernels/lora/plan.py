@@ -148,7 +148,7 @@ class SegmentGroup(Sequence[Segment]):
         """plans: [n, PLAN_FIELDS] int64, rows of `plan_row` of `group_plans`."""
         self.common = common
         self.plans = plans
-        self._group_plans = group_plans
+        self.group_plans = group_plans
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -157,7 +157,7 @@ class SegmentGroup(Sequence[Segment]):
         return [
             Segment(start, end, run, plan)
             for (start, end), run, plan in zip(
-                spans, self.common.runs, self._group_plans, strict=True
+                spans, self.common.runs, self.group_plans, strict=True
             )
             if plan is not None
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.attention import naive
 from kernels.attention.metadata import AttentionMetadata, Queries, attention_metadata
 from kernels.attention.op import paged_attention
 
@@ -107,6 +108,19 @@ def test_misfits_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             paged_attention(q, kv_pages, metadata, scale=1.0)
+    with pytest.raises(ValueError, match="contiguous"):
+        across = torch.zeros(2, 2, PAGE_TOKENS, HEAD_DIM, 3).transpose(3, 4)
+        paged_attention(torch.zeros(1, 3, HEAD_DIM), across, metadata, scale=1.0)
     with pytest.raises(ValueError, match="soft_cap"):
         q = torch.zeros(1, 3, HEAD_DIM)
         paged_attention(q, kv_pages, metadata, scale=1.0, soft_cap=0.0)
+
+
+def test_queries_may_be_part_of_something_wider() -> None:
+    kv_pages = torch.randn(3, 2, PAGE_TOKENS, 1, HEAD_DIM)
+    queries = [Queries(0, 1, PAGE_TOKENS + 1, [0, 1]), Queries(1, 4, 3, [2])]
+    metadata = attention_metadata(queries, torch.device("cpu"))
+    part = torch.randn(4, 5, HEAD_DIM)[:, 1:4]
+    actual = paged_attention(part, kv_pages, metadata, scale=1.0)
+    assert torch.equal(actual, paged_attention(part.clone(), kv_pages, metadata, scale=1.0))
+    torch.testing.assert_close(actual, naive.paged_attention(part, kv_pages, metadata, scale=1.0))

@@ -80,6 +80,8 @@ def test_misfits_are_refused() -> None:
         lambda: rms_norm(x, torch.zeros(3), 1e-5),
         lambda: add_rms_norm(x, torch.zeros(1, 4), torch.zeros(4), 1e-5),
         lambda: add_rms_norm(x, x.double(), torch.zeros(4), 1e-5),
+        lambda: add_rms_norm(x, torch.zeros(4, 2).T, torch.zeros(4), 1e-5),
+        lambda: rms_norm(x, torch.zeros(4, 2)[:, 0], 1e-5),
         lambda: gated_activation(torch.zeros(2, 3), "silu"),
         lambda: gated_activation(x, "relu"),
     ):

@@ -103,5 +103,16 @@ def test_misfits_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             rope_write_kv(qkv, cos, cos, pages, slot, slot)
+    for slots in (slot.int(), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="slots"):
+            rope_write_kv(good, angles, angles, pages, slots, slot)
+    with pytest.raises(ValueError, match="strides"):
+        across = torch.zeros(2, 2, PAGE_TOKENS, HEAD_DIM, 2).transpose(3, 4)
+        rope_write_kv(good, angles, angles, across, slot, slot)
+    with pytest.raises(ValueError, match="rotated"):
+        rope_write_kv(good, angles[:, :3], angles[:, :3], pages, slot, slot)
+    with pytest.raises(ValueError, match="norm"):
+        norm = torch.ones(HEAD_DIM - 1)
+        rope_write_kv(good, angles, angles, pages, slot, slot, q_norm=norm, k_norm=norm)
     with pytest.raises(ValueError, match="together"):
         rope_write_kv(good, angles, angles, pages, slot, slot, q_norm=torch.ones(HEAD_DIM))

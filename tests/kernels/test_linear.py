@@ -110,6 +110,20 @@ def test_what_is_no_number_stays_so_in_its_row(layout: cpu.Layout) -> None:
     assert (result[0] == 40).all() and (result[3] == 40).all()
 
 
+def test_misfits_are_refused(layout: cpu.Layout) -> None:
+    packed = layout.pack(torch.ones(64, 40, dtype=torch.bfloat16))
+    x = torch.ones(5, 40, dtype=torch.bfloat16)
+    for misfit, bias in (
+        (x[:, :39], None),
+        (torch.ones(5, 72, dtype=torch.bfloat16), None),
+        (x.float(), None),
+        (x, torch.zeros(63, dtype=torch.bfloat16)),
+        (x, torch.zeros(64)),
+    ):
+        with pytest.raises(ValueError):
+            linear(misfit, packed, bias)
+
+
 def test_packed_weights_come_back(layout: cpu.Layout) -> None:
     """In float16 but for the lowest bits of what is tiny beside the output's largest."""
     generator = torch.Generator().manual_seed(1)

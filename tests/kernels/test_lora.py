@@ -129,12 +129,19 @@ def test_misfits_are_refused() -> None:
         (y.double(), x, layer_pages, [good]),
         (y[:3], x, layer_pages, [good]),
         (y, x[:, :7], layer_pages, [good]),
+        (y, torch.zeros(8, 4).T, layer_pages, [good]),
         (y, x, layer_pages.view(-1), [good]),
         (y, x, layer_pages, [good, Segment(1, 3, run, plan)]),
         (y, x, layer_pages, [Segment(3, 5, run, plan)]),
     ):
         with pytest.raises(ValueError):
             lora_apply(*bad)
+        y_bad, x_bad, pages_bad, segments = bad
+        spans = [each[:2] for each in segments]
+        rows = np.array([plan_row(plan)] * len(spans), dtype=np.int64)
+        group = SegmentGroup(LoraSpans.of(spans, [run] * len(spans)), rows, [plan] * len(spans))
+        with pytest.raises(ValueError):  # as arrays, which kernels read without looking
+            lora_apply(y_bad, x_bad, pages_bad, group)
 
 
 @njit
