@@ -131,8 +131,12 @@ class RopeReader:
                 raise unsupported("rope_parameters", entry, "objects by layer type")
         elif entry and fields.get("rope_parameters"):
             raise unsupported("rope_scaling", entry, "absent beside rope_parameters")
+        elif entry.get("type", "default") != "default" and "rope_type" not in entry:
+            # transformers merges it into a default rope, whose rope_type wins.
+            raise unsupported("rope_scaling.type", entry["type"], "rope_type in its place")
+        local_theta = float(fields.get("rope_local_base_freq") or local_theta)
         full: object = entry
-        local: object = {"rope_theta": fields.get("rope_local_base_freq", local_theta)}
+        local: object = {}
         if entry.keys() & {"full_attention", "sliding_attention"}:
             full = entry.get("full_attention") or {}
             local = entry.get("sliding_attention") or local
@@ -140,6 +144,9 @@ class RopeReader:
                 raise unsupported(f"rope_parameters.{min(extra)}", entry[min(extra)], "absent")
         if not isinstance(full, Mapping) or not isinstance(local, Mapping):
             raise unsupported("rope_parameters", entry, "objects by layer type")
+        for each in (full, local):
+            if not each.get("truncate", True):  # transformers does not look for it there
+                raise unsupported("rope_parameters.truncate", False, "true by layer type")
         return (
             self._rope(full, "rope_parameters.full_attention", self._family.rope_theta),
             self._rope(local, "rope_parameters.sliding_attention", local_theta, local=True),

@@ -90,6 +90,12 @@ def test_gemma3_of_the_hub_scales_only_its_global_rope() -> None:
     ]
 
 
+def test_a_sliding_rope_without_a_base_has_the_older_field_s() -> None:
+    kinds = {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}
+    config = parse_config(family("Gemma3", rope_local_base_freq=2e4, rope_parameters=kinds))
+    assert [rope.theta for rope in config.ropes] == [1e6, 2e4]
+
+
 def test_longrope_is_served_as_far_as_it_is_exact() -> None:
     scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     config = parse_config(
@@ -165,6 +171,8 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]
         ("Phi3", {"partial_rotary_factor": 0.3, "head_dim": 10}, "partial_rotary_factor"),
         ("Phi3", {"original_max_position_embeddings": 1, **rope(**LONG)}, "original_max"),
         ("Gemma3", {"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
+        ("Gemma3", rope(type="linear", factor=2), "rope_scaling.type"),
+        ("Gemma3", rope(rope_type="yarn", factor=2, truncate=False), "truncate"),
     ],
 )
 def test_what_is_not_served_exactly_is_refused(
