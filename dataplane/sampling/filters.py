@@ -24,7 +24,9 @@ def penalize(
     """
     if repetition != 1.0:
         seen = torch.zeros_like(logits, dtype=torch.bool).index_fill_(0, tokens, True)
-        penalized = torch.where(logits > 0, logits / repetition, logits * repetition)
+        # A tiny penalty overflows: two infinite logits would make no distribution.
+        divided = (logits / repetition).clamp(max=torch.finfo(logits.dtype).max)
+        penalized = torch.where(logits > 0, divided, logits * repetition)
         logits.copy_(torch.where(seen, penalized, logits))
     if output.numel() and (presence or frequency):
         counts = torch.zeros_like(logits)

@@ -76,6 +76,17 @@ def test_repetition_penalty_equals_transformers(seed: int, penalty: float) -> No
     torch.testing.assert_close(row, expected[0])
 
 
+@pytest.mark.parametrize("penalty", [1e-20, 1e-38, 1e-40])
+def test_a_tiny_repetition_penalty_repeats(penalty: float) -> None:
+    logits = torch.tensor([[8.0, 1.0, 8.0, -3.0, 2.0]])
+    for seed in range(5):
+        sampling = Sampling(
+            max_tokens=4, temperature=1.0, top_p=0.9, repetition_penalty=penalty, seed=seed
+        )
+        (chosen,) = sample(logits.clone(), [Row(sampling, [0, 2, 3], 1, [])])
+        assert chosen.token_id in (0, 2)
+
+
 def test_presence_and_frequency_count_output_only() -> None:
     logits = logits_of(1)[0]
     row = logits.clone()
