@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import resource
+import signal
+from collections.abc import Generator
 from pathlib import Path
-
-import pytest
 
 from controlplane.cli.supervisor.log_file import BoundedLog
 
@@ -27,25 +29,6 @@ def test_appends_to_what_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "part.log").read_bytes() == b"one\ntwo\n"
 
 
-def test_a_disk_that_takes_nothing_costs_lines_and_no_more(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    log = BoundedLog(tmp_path / "part.log", max_bytes=1000)
-    log.write(b"one\n")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
-    try:
-        for _ in range(3):
-            log.write(b"lost\n")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    log.write(b"two\n")
-    log.write(b"three\n")
-    log.close()
-    assert (tmp_path / "part.log").read_bytes() == (
-        b"one\n(3 lines before this one could not be written)\ntwo\nthree\n"
-    )
-
-
 def test_a_log_that_cannot_be_moved_aside_goes_on(tmp_path: Path) -> None:
     (tmp_path / "part.log.1").mkdir()
     log = BoundedLog(tmp_path / "part.log", max_bytes=10)
@@ -57,3 +40,28 @@ def test_a_log_that_cannot_be_moved_aside_goes_on(tmp_path: Path) -> None:
     log.close()
     assert (tmp_path / "part.log.1").read_bytes() == b"line 0\n"
     assert (tmp_path / "part.log").read_bytes().endswith(b"line 5\n")
+
+
+def test_says_how_many_lines_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "part.log"
+    log = BoundedLog(path)
+    log.write(b"before\n")
+    with _bounded_files(path.stat().st_size):
+        log.write(b"lost\n")
+        log.write(b"lost\n")
+    log.write(b"after\n")
+    log.close()
+    assert path.read_bytes() == b"before\n\n(2 lines are missing: File too large)\nafter\n"
+
+
+@contextlib.contextmanager
+def _bounded_files(max_bytes: int) -> Generator[None]:
+    """Files of this process cannot grow beyond: what a full disk is, without one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        signal.signal(signal.SIGXFSZ, before)

@@ -115,6 +115,15 @@ async def test_a_part_that_dies_comes_back(tmp_path: Path) -> None:
     assert run.num_announced == 1
 
 
+async def test_a_part_whose_log_finds_no_room_is_not_held_up(tmp_path: Path) -> None:
+    (tmp_path / "wordy.log").symlink_to("/dev/full")
+    script = "import sys\nfor _ in range(4000): print('x' * 99, file=sys.stderr)\n" + _SERVE
+    run = Run(tmp_path, part("wordy", script))
+    await run.until_ready()
+    await run.stop()
+    assert run.reports == []
+
+
 async def test_gives_up_on_a_part_that_keeps_dying_and_shows_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

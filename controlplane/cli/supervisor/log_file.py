@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 from pathlib import Path
 
 
@@ -9,28 +12,33 @@ class BoundedLog:
     """Appends to `path`; past `max_bytes` the file moves to `path`.1 and a new one begins."""
 
     def __init__(self, path: Path, *, max_bytes: int = 16 << 20) -> None:
+        """Raises: OSError."""
         self.path = path
         self._max_bytes = max_bytes
         self._file = path.open("ab", buffering=0)
         self._num_lost = 0
+        self._why = ""
 
-    def write(self, line: bytes) -> None:
-        """A line that the disk does not take is lost, and counted in the next one that it takes:
-        nobody is to wait, or to end, for the sake of a log."""
-        lost = b"(%d lines before this one could not be written)\n" % self._num_lost
+    def write(self, data: bytes) -> None:
+        """Never raises: nobody may stop reading a child's output because a disk is full. What
+        cannot be written is left out, and counted in a line once the file can be written again."""
+        if self._num_lost:
+            data = f"\n({self._num_lost} lines are missing: {self._why})\n".encode() + data
         try:
-            self._append(lost + line if self._num_lost else line)
-        except OSError:
-            self._num_lost += 1
-        else:
+            if self._file.tell() + len(data) > self._max_bytes:
+                self._begin_anew()
+            if self._file.write(data) < len(data):  # the disk is full from here on
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._num_lost = 0
+        except OSError as error:
+            self._num_lost += 1
+            self._why = error.strerror or str(error)
 
     def close(self) -> None:
         self._file.close()
 
-    def _append(self, data: bytes) -> None:
-        if self._file.tell() + len(data) > self._max_bytes:
+    def _begin_anew(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # moved before, and then no new one was made
             self.path.replace(self.path.with_name(self.path.name + ".1"))
-            full, self._file = self._file, self.path.open("ab", buffering=0)
-            full.close()
-        self._file.write(data)
+        old, self._file = self._file, self.path.open("ab", buffering=0)
+        old.close()
