@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -69,3 +70,17 @@ def test_the_fleet_token_goes_with_its_up(tmp_path: Path) -> None:
         write_token(held.fleet_token, "secret")
         assert held.fleet_token.read_text() == "secret\n"
     assert not held.fleet_token.exists()
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    def fails_with(number: int, name: str | None) -> None:
+        with DataDir(tmp_path) as data_dir, data_dir.usable():
+            raise OSError(number, os.strerror(number), name)
+
+    with pytest.raises(UsageError, match="No space left") as caught:
+        fails_with(errno.ENOSPC, None)
+    assert caught.value.reason == "DATA_DIR_UNUSABLE"
+    with pytest.raises(UsageError, match=r"gateway\.log: Is a directory"):
+        fails_with(errno.EISDIR, str(tmp_path / "logs" / "gateway.log"))
+    with pytest.raises(IsADirectoryError):  # not of this directory
+        fails_with(errno.EISDIR, "/elsewhere")

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from controlplane.cli.errors import PartFailedError
-from controlplane.cli.supervisor import keeper
+from controlplane.cli.supervisor import keeper, supervise
+from controlplane.cli.supervisor.keeper import Report
 from controlplane.cli.supervisor.plan import CORE, EDGE
 from controlplane.cli.supervisor.process import Part
 from controlplane.cli.supervisor.supervise import STOP_GRACE_S, Supervisor
@@ -37,12 +38,12 @@ def part(name: str, script: str, stop_phase: int = EDGE) -> Part:
 class Run:
     """A supervisor at work in this event loop; signals reach it as they would reach `up`."""
 
-    def __init__(self, logs: Path, *parts: Part) -> None:
+    def __init__(self, logs: Path, *parts: Part, report: Report | None = None) -> None:
         self.logs = logs
         self.reports: list[str] = []
         self.announced = asyncio.Event()
         self.num_announced = 0
-        self.supervisor = Supervisor(parts, {"FLEET": "token"}, logs, self.reports.append)
+        self.supervisor = Supervisor(parts, {"FLEET": "token"}, logs, report or self.reports.append)
         self.task = asyncio.create_task(self.supervisor.run(self._announce))
 
     async def _announce(self) -> None:
@@ -122,6 +123,21 @@ async def test_a_part_whose_log_finds_no_room_is_not_held_up(tmp_path: Path) -> 
     await run.until_ready()
     await run.stop()
     assert run.reports == []
+
+
+async def test_stderr_that_nobody_reads_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, open(writer, "w", buffering=1) as broken:
+        patch.setattr(sys, "stderr", broken)
+        run = Run(tmp_path, part("one", _SERVE), report=supervise.report)
+        await run.until_ready()
+        os.kill(run.pids("one")[0], signal.SIGKILL)
+        await eventually(lambda: len(run.pids("one")) == 2)
+        await run.stop()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # takes what is left in the buffer
 
 
 async def test_gives_up_on_a_part_that_keeps_dying_and_shows_why(

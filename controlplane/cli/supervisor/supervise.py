@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
 import sys
@@ -37,15 +38,14 @@ def up(options: UpOptions) -> None:
     """
     for number in SIGNALS:  # until the event loop handles them
         signal.signal(number, _exit)
-    with ExitStack() as stack:
-        data_dir = stack.enter_context(DataDir(options.data_dir))
+    with DataDir(options.data_dir) as data_dir, data_dir.usable(), ExitStack() as stack:
         addresses = plan.claim_addresses(options)
         data_planes = plan.data_planes(options, addresses, data_dir.disk_cache)
         redis_url, watched = options.redis_url, list[Watched]()
         if redis_url is None:
             redis = stack.enter_context(EmbeddedRedis(data_dir.path))
             redis_url = redis.url
-            watched.append(partial(keep_store, redis, _report))
+            watched.append(partial(keep_store, redis, report))
         # The slowest to start comes first; each part waits by itself for those that it needs.
         parts = [*data_planes.values(), plan.control_plane(options, addresses, redis_url)]
         parts.append(plan.gateway(addresses))
@@ -57,7 +57,7 @@ def up(options: UpOptions) -> None:
             print(f"ready grpc={addresses.grpc} http={addresses.http}", flush=True)
 
         try:
-            asyncio.run(Supervisor(parts, token, data_dir.logs, _report).run(announce, *watched))
+            asyncio.run(Supervisor(parts, token, data_dir.logs, report).run(announce, *watched))
         finally:
             for number in SIGNALS:  # nothing must disturb the milliseconds of the store's stop
                 signal.signal(number, signal.SIG_IGN)
@@ -133,5 +133,7 @@ def _exit(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
-def _report(line: str) -> None:
-    print(f"chorale up: {sanitized(line, one_line=True)}", file=sys.stderr, flush=True)
+def report(line: str) -> None:
+    """On stderr. Whose reader may be gone, or disk full: the parts go on."""
+    with contextlib.suppress(OSError):
+        print(f"chorale up: {sanitized(line, one_line=True)}", file=sys.stderr, flush=True)
