@@ -29,6 +29,7 @@ from storage.adapter.manifest import parse_adapter
 from storage.errors import (
     AdapterTooLargeError,
     BlobQuotaError,
+    BlobWriteError,
     SourceNotFoundError,
     SourceUnreadableError,
     UploadBusyError,
@@ -144,9 +145,22 @@ class BlobStore:
         """An upload that goes on at `offset`. What was written is kept for the next call unless it
         turns out to be damaged.
 
-        Raises: AdapterFormatError; UploadError: UploadOffsetError, UploadBusyError, BlobQuotaError.
+        Raises: AdapterFormatError; UploadError: UploadOffsetError, UploadBusyError, BlobQuotaError,
+        BlobWriteError.
         """
         self._check(header)
+        try:
+            async with self._opened(header, offset) as upload:
+                yield upload
+        except OSError as error:
+            raise BlobWriteError(
+                f"the upload cannot be written: {error.strerror}; what has come is kept, so free "
+                "room where the control plane keeps its blobs and send the rest",
+                metadata={"upload": header.key},
+            ) from error
+
+    @asynccontextmanager
+    async def _opened(self, header: UploadHeader, offset: int) -> AsyncGenerator[Upload]:
         digest = await asyncio.to_thread(self._finished, header)
         if digest is not None and offset == header.weights_bytes:
             await asyncio.to_thread(self._take_config, digest, header)

@@ -25,7 +25,8 @@ StorageError
 │   ├── UploadOffsetError           UPLOAD_OFFSET
 │   ├── UploadBusyError             UPLOAD_BUSY: another call writes the same upload
 │   ├── UploadDamagedError          UPLOAD_DAMAGED: not the bytes that were announced
-│   └── BlobQuotaError              BLOB_QUOTA_EXCEEDED
+│   ├── BlobQuotaError              BLOB_QUOTA_EXCEEDED
+│   └── BlobWriteError              BLOB_WRITE_FAILED: the disk takes no more
 ├── DigestMismatchError             DIGEST_MISMATCH
 ├── LoaderClosedError               LOADER_CLOSED
 └── TierError
@@ -167,6 +168,10 @@ class UploadDamagedError(UploadError):
 
 class BlobQuotaError(UploadError):
     default_reason = "BLOB_QUOTA_EXCEEDED"
+
+
+class BlobWriteError(UploadError):
+    default_reason = "BLOB_WRITE_FAILED"
 
 
 class DigestMismatchError(StorageError):

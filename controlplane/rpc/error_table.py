@@ -30,4 +30,5 @@ ERROR_TABLE: ErrorTable = {
     storage_errors.UploadOffsetError: grpc.StatusCode.FAILED_PRECONDITION,
     storage_errors.UploadBusyError: grpc.StatusCode.UNAVAILABLE,
     storage_errors.BlobQuotaError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    storage_errors.BlobWriteError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import hashlib
 import os
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from storage.adapter.manifest import digest_of
-from storage.blobs import BlobStore, UploadHeader
+from storage.blobs import BlobStore, Upload, UploadHeader
 from storage.errors import (
     AdapterFormatError,
     AdapterTooLargeError,
     BlobQuotaError,
+    BlobWriteError,
     SourceNotFoundError,
     SourceUnreadableError,
     UploadBusyError,
@@ -241,3 +243,19 @@ async def test_many_uploads_at_once_keep_the_quota(tmp_path: Path) -> None:
     assert len(done) == 2
     assert all(isinstance(r, BlobQuotaError) for r in results if not isinstance(r, str))
     assert used(tmp_path) <= SIZE * 2
+
+
+async def test_a_full_disk_is_typed_and_the_upload_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(tmp_path, SIZE * 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Upload, "write", _no_room)
+        with pytest.raises(BlobWriteError, match="No space left") as caught:
+            await upload(store, SAMPLES[0])
+    assert caught.value.reason == "BLOB_WRITE_FAILED"
+    assert await upload(store, SAMPLES[0]) == DIGESTS[0]
+
+
+async def _no_room(_upload: Upload, _data: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

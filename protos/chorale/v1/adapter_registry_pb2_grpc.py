@@ -144,7 +144,7 @@ class AdapterRegistryServiceServicer:
         Errors: INVALID_ARGUMENT (sizes, adapter files; UPLOAD_DAMAGED: begin afresh),
         FAILED_PRECONDITION (UPLOAD_OFFSET: the metadata `offset` says where to go on; UPLOADS_OFF: no
         blobs are kept here), UNAVAILABLE (UPLOAD_BUSY: another call writes the same upload),
-        RESOURCE_EXHAUSTED (BLOB_QUOTA_EXCEEDED).
+        RESOURCE_EXHAUSTED (BLOB_QUOTA_EXCEEDED; BLOB_WRITE_FAILED: its disk takes no more).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
