@@ -6,10 +6,12 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A peer that is frozen or cut off says nothing: pings find out within 25 s. Servers allow a
-    # ping each 10 s.
+    # A peer that is frozen or cut off says nothing: pings find out within 30 s, and within 10 s
+    # where data was flowing, as gRPC then has a ping under way by itself. Servers allow a ping
+    # each 10 s. Every ping is given up after ping_timeout, keepalive's too (a minute by default,
+    # whatever keepalive_timeout says).
     ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # A server that restarts on its address is found again soon.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
