@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from chorale import source_token
 from chorale.errors import (
     CancelledError,
     ChoraleError,
@@ -34,10 +35,13 @@ from controlplane.gateway.upstream import (
     deadline_exceeded,
     for_data_plane,
     is_lost,
+    is_typed,
     typed,
+    unreachable,
 )
 
 T = TypeVar("T")
+_CONTROL_PLANE = "CONTROL_PLANE", "the control plane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +133,22 @@ class Generation:
         while True:
             request = self._admit_request()
             try:
-                place = await self._unary(self._means.admission.Admit, request)
+                place = await self._ask_for_place(request)
             except (UnavailableError, ResourceExhaustedError) as error:
                 if not self._recovery.under_way:
                     raise
                 await self._wait_for_place(error)
             else:
                 return self._as_promised(place)
+
+    async def _ask_for_place(self, request: admission_pb.AdmitRequest) -> Any:
+        """Once more where no answer came: of several control planes another may have one."""
+        try:
+            return await self._unary(self._means.admission.Admit, request)
+        except UnavailableError as error:
+            if error.reason != unreachable(*_CONTROL_PLANE).reason:
+                raise
+        return await self._unary(self._means.admission.Admit, request)
 
     def _admit_request(self) -> admission_pb.AdmitRequest:
         model, first = self._request.model, self._place
@@ -249,12 +262,18 @@ class Generation:
 
     async def _unary(self, method: Any, request: Any) -> Any:
         self._raise_if_ended()
-        call = method(request, timeout=self._checked_time_remaining(), metadata=self._metadata)
+        remaining, longest = self._checked_time_remaining(), self._longest_answer_s
+        timeout_s = longest if remaining is None else min(remaining, longest)
+        call = method(request, timeout=timeout_s, metadata=self._metadata)
         self._call = call
         try:
             return await self._interruptible(call)
         except grpc.aio.AioRpcError as error:
-            raise typed(error, role="CONTROL_PLANE", name="the control plane") from error
+            role, name = _CONTROL_PLANE
+            is_silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not is_typed(error)
+            if is_silent and timeout_s == longest:
+                raise unreachable(role, name) from error
+            raise typed(error, role=role, name=name) from error
         finally:
             self._call = None
 
@@ -265,6 +284,12 @@ class Generation:
         except asyncio.CancelledError:
             self._raise_if_interrupted()
             raise
+
+    @property
+    def _longest_answer_s(self) -> float:
+        limits = self._means.limits
+        asks_source = source_token.KEY in dict(self._metadata)
+        return limits.admit_s + (limits.source_check_s if asks_source else 0.0)
 
     def _raise_if_interrupted(self) -> None:
         """After CancelledError: whether it was `end` that cancelled the call."""

@@ -17,12 +17,16 @@ class RecoveryLimits:
     data planes must not go through the whole fleet.
     max_failures: failures to get a stream accepted, in a row. With the delays below it spans the
     time that a data plane takes to restart.
+    admit_s: how long a control plane may take to find a place, Redis' timeouts included; one that
+    takes longer hangs. source_check_s: how much longer where it asks a private source first.
     """
 
     max_lost_streams: int = 3
     max_failures: int = 12
     first_delay_s: float = 0.1
     longest_delay_s: float = 2.0
+    admit_s: float = 6.0
+    source_check_s: float = 10.0
 
 
 @dataclass(slots=True)

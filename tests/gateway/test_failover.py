@@ -270,3 +270,25 @@ async def test_a_fault_in_mid_stream_is_not_tried_elsewhere(
         await check_whole(client)
     assert seen.value.reason == "ENGINE_FAULT"
     assert fleet.planes[1].requests == []
+
+
+async def test_control_plane_that_says_nothing_is_asked_once_more() -> None:
+    limits = RecoveryLimits(admit_s=0.3, source_check_s=0.5)
+    async with (
+        running_fleet() as fleet,
+        running_gateway(fleet, recovery=limits) as gateway,
+        AsyncClient(gateway.address) as client,
+    ):
+        fleet.admit_delays_s = [60.0]
+        await check_whole(client)
+        fleet.admit_delays_s = [0.5]  # a private source may take its time
+        await check_whole(client, source_token="hf_x")
+        assert len(fleet.admits) == 3
+        fleet.admit_delays_s = [60.0, 60.0]
+        with pytest.raises(UnavailableError) as seen:
+            await check_whole(client)
+        assert seen.value.reason == "CONTROL_PLANE_UNREACHABLE"
+        assert seen.value.retry_after_s
+        fleet.admit_delays_s = [60.0]
+        with pytest.raises(DeadlineExceededError):  # the caller's own, which was shorter
+            await check_whole(client, timeout=0.2)

@@ -46,6 +46,7 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     metadata: list[dict[str, Any]] = field(default_factory=list)
     admit_errors: list[ChoraleError] = field(default_factory=list)
     admit_delay_s: float = 0.0
+    admit_delays_s: list[float] = field(default_factory=list)  # of the next ones
     tickets: dict[bytes, admission_pb.AdmitResponse] = field(default_factory=dict)
     directed: list[fleet_pb.DirectAdapterRequest] = field(default_factory=list)
     used: set[bytes] = field(default_factory=set)
@@ -123,7 +124,8 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     async def Admit(self, request: admission_pb.AdmitRequest, context: Any) -> Any:
         self.admits.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
-        await asyncio.sleep(self.admit_delay_s)
+        delays = self.admit_delays_s
+        await asyncio.sleep(delays.pop(0) if delays else self.admit_delay_s)
         if self.admit_errors:
             raise self.admit_errors.pop(0)
         place = admission_pb.AdmitResponse(model=BASE_MODEL)
