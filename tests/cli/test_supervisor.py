@@ -116,6 +116,16 @@ async def test_a_part_that_dies_comes_back(tmp_path: Path) -> None:
     assert run.num_announced == 1
 
 
+async def test_gives_up_on_a_part_that_never_serves_however_long_it_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(restarts, "QUICK_S", 0.01)
+    run = Run(tmp_path, part("bad", _BROKEN))
+    with pytest.raises(PartFailedError, match="again and again"):
+        await asyncio.wait_for(run.task, 20)
+
+
 async def test_a_part_whose_log_finds_no_room_is_not_held_up(tmp_path: Path) -> None:
     (tmp_path / "wordy.log").symlink_to("/dev/full")
     script = "import sys\nfor _ in range(4000): print('x' * 99, file=sys.stderr)\n" + _SERVE

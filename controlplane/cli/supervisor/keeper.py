@@ -35,6 +35,7 @@ class Keeper:
         self._log_path = logs / f"{part.name}.log"
         self._report = report
         self._policy = restart_policy()
+        self._was_ever_ready = False
         self._stopping = asyncio.Event()
         self._child: Child | None = None
         self._echo = _Echo(part.name, self._log_path, report)
@@ -64,11 +65,14 @@ class Keeper:
         finally:
             child.kill()
             was_ready = self.ready.is_set()
+            self._was_ever_ready |= was_ready
             self.ready.clear()
             self._child, self.pid = None, 0
         if self._stopping.is_set():
             return 0.0
-        delay_s = self._policy.after_end(time.monotonic() - child.started_s)
+        # What has never served failed to start, however long it took: not to be tried for ever.
+        ran_s = time.monotonic() - child.started_s if self._was_ever_ready else 0.0
+        delay_s = self._policy.after_end(ran_s)
         if delay_s is None or (status == ExitCode.INVALID and not was_ready):
             why = f"{ending(status)}" + (" again and again" if delay_s is None else "")
             raise PartFailedError(
