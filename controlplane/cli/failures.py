@@ -50,8 +50,8 @@ def reported(
         if _is_chorale_error(error):
             known = cast("ChoraleError", error)
             reason, message = known.reason, known.message
-            if reason == "UNTYPED" and known.code.name == "UNAVAILABLE" and address is not None:
-                reason, message = "NO_SERVER", _no_server(address, message)
+            if reason == "UNTYPED" and address is not None:  # of the call, not of a server
+                reason, message = _of_the_call(known, address)
             code = of_grpc_code(known.code.name)
             _fail(code, reason, message, known.metadata, known.retry_after_s, as_json=as_json)
         if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
@@ -109,8 +109,17 @@ def _is_chorale_error(error: Exception) -> bool:
     return errors is not None and isinstance(error, errors.ChoraleError)
 
 
-def _no_server(address: str, message: str) -> str:
-    return (
-        f"nothing serves at {address} ({message[:200]}); start it with `chorale up`, or name "
-        "another address with --address"
-    )
+def _of_the_call(error: ChoraleError, address: str) -> tuple[str, str]:
+    """Reason and message for a failure that no server of ours gave a reason for."""
+    match error.code.name:
+        case "UNAVAILABLE":
+            return "NO_SERVER", (
+                f"nothing serves at {address} ({error.message[:200]}); start it with `chorale up`, "
+                "or name another address with --address"
+            )
+        case "DEADLINE_EXCEEDED":
+            return "DEADLINE_EXCEEDED", (
+                f"{address} gave no answer in the time that --timeout allows"
+            )
+        case _:
+            return error.reason, error.message

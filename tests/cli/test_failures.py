@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -76,6 +77,16 @@ def test_what_cannot_be_sent_is_no_fault_of_chorale(
     assert (result.exit_code, result.stdout) == (2, "")
     assert "INTERNAL" not in result.stderr and "rror" in result.stderr
     assert gateway.requests == []
+
+
+def test_no_answer_in_time_says_so(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    gateway.answers["GetAdapter"] = lambda _request: time.sleep(0.5)
+    result = chorale("adapters", "show", "x", "--timeout", "0.2")
+    assert result.exit_code == 5
+    assert result.stderr == (
+        f"error: DEADLINE_EXCEEDED: {gateway.address} gave no answer in the time that --timeout "
+        "allows\n"
+    )
 
 
 def test_help_tells_every_exit_code(chorale: Chorale) -> None:
