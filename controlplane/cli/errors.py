@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from chorale.address import host_port
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.errors import ControlPlaneError
 
@@ -82,8 +83,8 @@ class PortInUseError(BlockedError):
     def __init__(self, option: str, host: str, port: int) -> None:
         super().__init__(
             "PORT_IN_USE",
-            f"{option} {port}: another process listens on {host}:{port}; stop it, or give another "
-            f"{option} (0 picks a free one)",
+            f"{option} {port}: another process listens on {host_port(host, port)}; stop it, or "
+            f"give another {option} (0 picks a free one)",
             metadata={"option": option, "host": host, "port": str(port)},
         )
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from chorale.address import host_port
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
 from controlplane.cli.options import AllowPrivateHost, AllowSource
@@ -106,7 +107,7 @@ def control_plane(
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run one control plane: registry, fleet, admission. Any number may share one Redis."""
-    with _serving(log_level, f"{host}:{port}"):
+    with _serving(log_level, host_port(host, port)):
         from controlplane.main import ControlPlaneOptions, run
 
         run(
@@ -127,7 +128,9 @@ def control_plane(
                 max_queue_factor=max_queue_factor,
                 max_priority=max_priority,
             ),
-            ready=lambda host, port: print(f"ready control-plane grpc={host}:{port}", flush=True),
+            ready=lambda host, port: print(
+                f"ready control-plane grpc={host_port(host, port)}", flush=True
+            ),
         )
 
 
@@ -159,12 +162,13 @@ def gateway(
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run one gateway: the address for clients, over gRPC and HTTP. Any number may run."""
-    with _serving(log_level, f"{host}:{grpc_port} and {host}:{http_port}"):
+    with _serving(log_level, f"{host_port(host, grpc_port)} and {host_port(host, http_port)}"):
         from controlplane.gateway.main import run
         from controlplane.gateway.options import GatewayOptions
 
         def ready(grpc_port: int, http_port: int) -> None:
-            print(f"ready gateway grpc={host}:{grpc_port} http={host}:{http_port}", flush=True)
+            grpc, http = host_port(host, grpc_port), host_port(host, http_port)
+            print(f"ready gateway grpc={grpc} http={http}", flush=True)
 
         run(
             GatewayOptions(

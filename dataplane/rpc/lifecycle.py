@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from chorale.address import host_port
 from chorale.exporter import Exporter
 from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
@@ -250,7 +251,7 @@ def endpoint_of(advertise: str, host: str, port: int) -> str:
         advertise = socket.gethostname() if host in _WILDCARD_HOSTS else host
     bracketed = advertise.startswith("[")
     has_port = "]:" in advertise if bracketed else advertise.count(":") == 1
-    return advertise if has_port else f"{advertise}:{port}"
+    return advertise if has_port else host_port(advertise, port)
 
 
 def _made_id(options: DataPlaneOptions) -> str:

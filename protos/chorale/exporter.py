@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from chorale.address import bare_host, host_port
+
 log = logging.getLogger(__name__)
 
 _MAX_HEAD_BYTES = 8192
@@ -48,10 +50,12 @@ class Exporter:
         """
         try:
             self._server = await asyncio.start_server(
-                self._serve, host.strip("[]") or None, port, limit=_MAX_HEAD_BYTES
+                self._serve, bare_host(host) or None, port, limit=_MAX_HEAD_BYTES
             )
         except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port} for metrics: {error}") from error
+            raise OSError(
+                f"cannot listen on {host_port(host, port)} for metrics: {error}"
+            ) from error
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from chorale.address import host_port
 from chorale.errors import BY_CODE, ChoraleError, InternalError, InvalidArgumentError
 from chorale.status import to_status
 
@@ -172,7 +173,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        return f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     async def set_serving(self, serving: bool) -> None:
         """Sets the health of the server and of each of its services."""
@@ -223,10 +224,11 @@ async def start_server(
     reflection.enable_server_reflection(
         [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], grpc_server
     )
+    address = host_port(host, port)
     try:
-        server.port = grpc_server.add_insecure_port(f"{host}:{port}")
+        server.port = grpc_server.add_insecure_port(address)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        raise OSError(f"cannot listen on {address}: {error}") from error
     await server.set_serving(False)
     await grpc_server.start()
     return server

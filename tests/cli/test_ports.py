@@ -69,3 +69,15 @@ def test_an_address_of_another_machine_says_so() -> None:
     for port in (0, 50051):
         with pytest.raises(BlockedError, match="--host"):
             ports.claim("--grpc-port", "192.0.2.1", port)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_ipv6_addresses_are_written_in_brackets(host: str) -> None:
+    addresses = plan.Addresses(host, 1, 2, 3)
+    assert (addresses.grpc, addresses.http) == ("[::1]:1", "[::1]:2")
+    assert addresses.grpc_from_here == "[::1]:1"
+
+
+@pytest.mark.parametrize("host", ["::", "[::]"])
+def test_all_interfaces_are_reached_by_the_loopback_one(host: str) -> None:
+    assert plan.Addresses(host, 1, 2, 3).grpc_from_here == "[::1]:1"

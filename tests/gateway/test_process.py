@@ -156,3 +156,18 @@ async def test_serves_before_its_control_plane_is_there() -> None:
         process.terminate()
         await process.communicate()
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+@pytest.mark.parametrize(
+    ("host", "reached_at"),
+    [("::1", ["[::1]"]), ("[::1]", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])],
+)
+async def test_listens_on_ipv6(fleet: FakeFleet, host: str, reached_at: list[str]) -> None:
+    async with running_gateway(fleet, host=host) as gateway:
+        for address in reached_at:
+            async with AsyncClient(f"{address}:{gateway.address.rpartition(':')[2]}") as client:
+                assert (await client.complete("x", max_tokens=3)).finish_reason
+            port = gateway.http_url.rpartition(":")[2]
+            async with httpx.AsyncClient(base_url=f"http://{address}:{port}") as http:
+                assert (await http.get("/v1/models")).status_code == 200

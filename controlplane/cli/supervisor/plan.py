@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chorale.address import bare_host, host_port
 from controlplane.cli.errors import UsageError
 from controlplane.cli.supervisor import demo_assets, ports
 from controlplane.cli.supervisor.process import Part, python_module
@@ -61,17 +62,17 @@ class Addresses:
 
     @property
     def grpc(self) -> str:
-        return f"{self.host}:{self.grpc_port}"
+        return host_port(self.host, self.grpc_port)
 
     @property
     def http(self) -> str:
-        return f"{self.host}:{self.http_port}"
+        return host_port(self.host, self.http_port)
 
     @property
     def grpc_from_here(self) -> str:
         """An address that listens on every interface is reached by the loopback one."""
-        host = {"0.0.0.0": LOOPBACK, "[::]": "[::1]"}.get(self.host, self.host)
-        return f"{host}:{self.grpc_port}"
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(bare_host(self.host), self.host)
+        return host_port(host, self.grpc_port)
 
 
 def claim_addresses(options: UpOptions) -> Addresses:

@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Collection
 
+from chorale.address import bare_host, host_port
 from controlplane.cli.errors import BlockedError, PortInUseError
 
 # Below the range that kernels take outgoing connections' ports from, so that a port that is free
@@ -29,8 +30,8 @@ def claim(option: str, host: str, port: int, taken: Collection[int] = ()) -> int
             raise PortInUseError(option, host, port) from error
         raise BlockedError(
             "CANNOT_LISTEN",
-            f"{option} {port}: cannot listen on {host}:{port} ({error.strerror}); give another "
-            f"{option}, or as --host an address of this machine",
+            f"{option} {port}: cannot listen on {host_port(host, port)} ({error.strerror}); give "
+            f"another {option}, or as --host an address of this machine",
             metadata={"option": option, "host": host, "port": str(port)},
         ) from error
     return port
@@ -57,6 +58,6 @@ def _bind(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host.strip("[]"), port))
+        probe.bind((bare_host(host), port))
         # Linux lets two sockets with SO_REUSEADDR share a port until one of them listens.
         probe.listen(1)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from chorale.address import bare_host, host_port
 from controlplane.gateway.http.connection import Connection
 
 _BACKLOG = 1024
@@ -80,8 +81,12 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bare = bare_host(host)
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    both = bare == "::" and socket.has_dualstack_ipv6()  # as gRPC listens there
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (bare, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        raise OSError(f"cannot listen on {host_port(host, port)}: {error}") from error

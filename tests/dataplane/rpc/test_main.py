@@ -270,6 +270,8 @@ def test_the_endpoint_that_is_announced() -> None:
     assert endpoint_of("dp.example", "0.0.0.0", 5) == "dp.example:5"
     assert endpoint_of("dp.example:80", "0.0.0.0", 5) == "dp.example:80"
     assert endpoint_of("[fd00::1]", "::", 5) == "[fd00::1]:5"
+    assert endpoint_of("fd00::1", "::", 5) == "[fd00::1]:5"
+    assert endpoint_of("", "::1", 5) == "[::1]:5"
     assert endpoint_of("[fd00::1]:80", "::", 5) == "[fd00::1]:80"
 
 
