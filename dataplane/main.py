@@ -1,7 +1,7 @@
 """`python -m dataplane.main`: one data plane, frontend and engine.
 
-Exit status: 0 stopped by SIGTERM or SIGINT, 1 the engine was lost again and again, 2 it cannot
-start as asked.
+Exit status: 0 stopped by SIGTERM or SIGINT, 1 the engine was lost while it started, or again and
+again, 2 it cannot start as asked.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ _DEFAULTS = EngineOptions(model_dir="", model_name="")
 def run(options: DataPlaneOptions) -> int:
     """Serves until told to stop; returns the exit status."""
     from chorale import event_loop
-    from chorale.errors import ChoraleError
+    from chorale.errors import ChoraleError, UnavailableError
     from dataplane.rpc.lifecycle import serve
 
     try:
         stopped = event_loop.run(serve(options, _print_ready))
+    except UnavailableError as error:  # its process died: nothing is wrong with what was asked
+        return _fail(error.reason, error.message, status=1)
     except (ChoraleError, DataPlaneError) as error:
         return _fail(error.reason, error.message)
     except OSError as error:
@@ -194,8 +196,8 @@ def data_plane(
     """Serves one base model and its adapters over gRPC, as a member of a fleet.
 
     Prints `ready data-plane ID grpc=HOST:PORT` once it serves and has joined. SIGTERM and SIGINT
-    stop it cleanly (exit status 0); 1: the engine was lost again and again; 2: it cannot start as
-    asked. An engine that dies or hangs is started again.
+    stop it cleanly (exit status 0); 1: the engine was lost while it started, or again and again; 2:
+    it cannot start as asked. An engine that dies or hangs is started again.
     """
     signal.signal(signal.SIGTERM, _exit_cleanly)  # until the event loop has handlers of its own
     signal.signal(signal.SIGINT, _exit_cleanly)
@@ -268,9 +270,9 @@ def _print_ready(data_plane_id: str, address: str) -> None:
     print(f"ready data-plane {data_plane_id} grpc={address}", flush=True)
 
 
-def _fail(reason: str, message: str) -> int:
+def _fail(reason: str, message: str, status: int = 2) -> int:
     print(f"error: {reason}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 2
+    return status
 
 
 def _exit_cleanly(number: int, frame: object) -> None:

@@ -172,6 +172,19 @@ async def test_a_refused_configuration_is_not_tried_again(tmp_path: Path) -> Non
     assert run.log("bad").count("moon") == 1
 
 
+async def test_a_configuration_that_has_served_is_tried_again(tmp_path: Path) -> None:
+    mark = tmp_path / "full"
+    script = f"import os, sys\nif os.path.exists({str(mark)!r}): sys.exit(2)\n" + _SERVE
+    run = Run(tmp_path, part("one", script))
+    await run.until_ready()
+    mark.touch()
+    os.kill(run.pids("one")[0], signal.SIGKILL)
+    await eventually(lambda: any("status 2" in line for line in run.reports))
+    mark.unlink()
+    await eventually(lambda: len(run.pids("one")) == 2)
+    await run.stop()
+
+
 async def test_a_deaf_part_is_killed_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

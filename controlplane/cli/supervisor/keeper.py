@@ -41,7 +41,8 @@ class Keeper:
         self._echo = _Echo(part.name, self._log_path, report)
 
     async def run(self) -> None:
-        """Raises: PartFailedError when the part keeps dying, or refuses its configuration."""
+        """Raises: PartFailedError when the part keeps dying, or refuses its configuration; one that
+        it has served with before is tried again, as what it misses may come back."""
         log = BoundedLog(self._log_path)
         try:
             while not self._stopping.is_set():
@@ -64,8 +65,7 @@ class Keeper:
             status = await child.wait()
         finally:
             child.kill()
-            was_ready = self.ready.is_set()
-            self._was_ever_ready |= was_ready
+            self._was_ever_ready |= self.ready.is_set()
             self.ready.clear()
             self._child, self.pid = None, 0
         if self._stopping.is_set():
@@ -73,7 +73,7 @@ class Keeper:
         # What has never served failed to start, however long it took: not to be tried for ever.
         ran_s = time.monotonic() - child.started_s if self._was_ever_ready else 0.0
         delay_s = self._policy.after_end(ran_s)
-        if delay_s is None or (status == ExitCode.INVALID and not was_ready):
+        if delay_s is None or (status == ExitCode.INVALID and not self._was_ever_ready):
             why = f"{ending(status)}" + (" again and again" if delay_s is None else "")
             raise PartFailedError(
                 self.part.name, status, why, self._log_path, list(child.last_lines)

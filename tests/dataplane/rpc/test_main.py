@@ -211,6 +211,18 @@ async def test_an_engine_of_no_use_ends_it_with_status_1(
         await eventually(lambda: len(plane.leaves) == 1)
 
 
+async def test_an_engine_that_is_lost_while_it_starts_is_status_1(model: str, log: Path) -> None:
+    """Not 2, which tells a supervisor that another try cannot help."""
+    async with (
+        serving(FakeControlPlane()) as server,
+        data_plane(
+            FakeScript(exit_before_ready=9), log, model, f"--control-plane={server.address}"
+        ) as running,
+    ):
+        status, _, err = await running.end()
+    assert status == 1 and "error: ENGINE_LOST: " in err.splitlines()[-1]
+
+
 @dataclass
 class _Statuses:
     seen: list[int]
