@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from controlplane.cli.errors import BlockedError
 
 VARIABLE = "CHORALE_FLEET_TOKEN"
 _MAX_BYTES = 4096
+
+
+def token_to_serve_with() -> str:
+    """The environment's, which this user's other commands show too; else a new one."""
+    return os.environ.get(VARIABLE, "").strip() or secrets.token_urlsafe(32)
 
 
 def write_token(path: Path, token: str) -> None:

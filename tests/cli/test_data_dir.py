@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from controlplane.cli.errors import UsageError
-from controlplane.cli.fleet_token import write_token
+from controlplane.cli.fleet_token import (
+    VARIABLE,
+    find_token,
+    token_to_serve_with,
+    write_token,
+)
 from controlplane.cli.supervisor.data_dir import DataDir, default_data_dir
 from controlplane.errors import DataDirLockedError
 
@@ -84,3 +89,12 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
         fails_with(errno.EISDIR, str(tmp_path / "logs" / "gateway.log"))
     with pytest.raises(IsADirectoryError):  # not of this directory
         fails_with(errno.EISDIR, "/elsewhere")
+
+
+def test_the_fleet_token_is_the_environment_s_or_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(VARIABLE, " given\n")
+    assert token_to_serve_with() == find_token(tmp_path / "none") == "given"
+    monkeypatch.delenv(VARIABLE)
+    assert len({token_to_serve_with() for _ in range(3)}) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -49,7 +48,7 @@ def up(options: UpOptions) -> None:
         # The slowest to start comes first; each part waits by itself for those that it needs.
         parts = [*data_planes.values(), plan.control_plane(options, addresses, redis_url)]
         parts.append(plan.gateway(addresses))
-        token = {fleet_token.VARIABLE: secrets.token_urlsafe(32)}
+        token = {fleet_token.VARIABLE: fleet_token.token_to_serve_with()}
         fleet_token.write_token(data_dir.fleet_token, token[fleet_token.VARIABLE])
 
         async def announce() -> None:
