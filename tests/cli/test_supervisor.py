@@ -119,8 +119,8 @@ async def test_a_part_that_dies_comes_back(tmp_path: Path) -> None:
 async def test_gives_up_on_a_part_that_never_serves_however_long_it_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr(restarts, "QUICK_S", 0.01)
+    monkeypatch.setattr(keeper, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(keeper, "QUICK_S", 0.01)
     run = Run(tmp_path, part("bad", _BROKEN))
     with pytest.raises(PartFailedError, match="again and again"):
         await asyncio.wait_for(run.task, 20)
