@@ -59,7 +59,12 @@ class Holdings:
             self._let_go(left, now_s)
 
     def share(self, sequence: Sequence, num_tokens: int, now_s: float) -> None:
-        """Shares the full blocks among its first `num_tokens`, whose step was collected."""
+        """Shares the full blocks among its first `num_tokens`, whose step was collected.
+
+        Of a block of the prompt that is cached already, the cached page is taken from then on. Of
+        one with generated tokens the sequence keeps its own: the other may have been computed with
+        another rounding, as part of a prompt, and answers must not depend on who was here before.
+        """
         size = self._pool.page_tokens
         while (len(sequence.shared) + 1) * size <= num_tokens:
             index = len(sequence.shared)
@@ -75,7 +80,8 @@ class Holdings:
             if block is None:
                 return
             sequence.shared.append(block)
-            if block.page != page:  # it was cached already; a launched step may still read ours
+            if block.page != page and (index + 1) * size <= sequence.num_prompt:
+                # A launched step may still read ours.
                 sequence.block_table[index] = block.page
                 self._leave(sequence, _Left(sequence.owner, [page], []), now_s)
 
@@ -85,8 +91,7 @@ class Holdings:
         """All that it holds. wanted: it will come back for it. ruined: nobody is to use what it
         computed. Both only when no launched step has it."""
         path = sequence.shared
-        own = sequence.block_table[len(path) :]
-        left = _Left(sequence.owner, own, path, sequence.queue_key)
+        left = _Left(sequence.owner, _own_pages(sequence), path, sequence.queue_key)
         sequence.block_table = []
         sequence.shared = []
         sequence.num_computed = 0
@@ -102,7 +107,7 @@ class Holdings:
         """Owner -> pages, for the integrity check; cached blocks are the cache's."""
         claims: dict[str, list[int]] = {}
         for each in running:
-            claims[each.owner] = each.block_table[len(each.shared) :]
+            claims[each.owner] = _own_pages(each)
         for left in self._all_left():
             claims[left.owner] = [*claims.get(left.owner, ()), *left.pages]
         return {owner: pages for owner, pages in claims.items() if pages}
@@ -124,3 +129,10 @@ class Holdings:
 
     def _all_left(self) -> Iterable[_Left]:
         return (left for step in self._left.values() for left in step)
+
+
+def _own_pages(sequence: Sequence) -> list[int]:
+    """Of its block table, those that are not the cache's."""
+    table, shared = sequence.block_table, sequence.shared
+    duplicates = [page for page, block in zip(table, shared, strict=False) if block.page != page]
+    return duplicates + table[len(shared) :]

@@ -33,11 +33,12 @@ def add_rms_norm(
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
     _check_norm(x, weight)
-    if x.shape != residual.shape or x.dtype != residual.dtype or not residual.is_contiguous():
+    if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
-            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)},"
-            f" {residual.stride()}"
+            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
         )
+    if not residual.is_contiguous():
+        raise ValueError(f"residual of strides {residual.stride()} is not contiguous")
     if delta is None:
         return _of(x).add_rms_norm(x, residual, weight, eps)
     check_delta(x, delta)

@@ -118,6 +118,23 @@ def test_requests_at_once_share_what_was_computed_twice(assets: dict[str, Path])
     assert all(rig.tokens[h] == alone(assets, prompt, "a").tokens[0] for h in range(4))
 
 
+def test_who_was_here_before_does_not_change_a_bit_of_an_answer(assets: dict[str, Path]) -> None:
+    """What another request computed as its prompt is rounded otherwise than what is generated."""
+    prompt = SYSTEM[:5]
+    expected = alone(assets, prompt, "a")
+    rig = Rig(assets["model"])
+    rig.submit(1, prompt + expected.tokens[0][:17], assets["a"], max_tokens=3, ignore_eos=True)
+    rig.run()
+    for handle in (0, 2):  # the second finds blocks of the first, too
+        rig.submit(handle, prompt, assets["a"], **SAMPLING)
+        rig.run()
+        for mine, alone_then in zip(rig.logits[handle], expected.logits[0], strict=True):
+            assert torch.equal(mine, alone_then)
+    stats = rig.engine.stats()
+    assert stats.num_used_pages == 0
+    rig.engine.check_integrity()
+
+
 def test_tokens_are_the_same_across_preemption_and_eviction(assets: dict[str, Path]) -> None:
     rig = Rig(assets["model"], num_pages=44)
     jobs = [(SYSTEM + QUESTIONS[n % 4], "ab"[n % 2]) for n in range(10)]
