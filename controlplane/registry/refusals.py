@@ -37,6 +37,13 @@ def registration(code: str, name: str, detail: str) -> ControlPlaneError:
             f"adapter {name!r} has {detail} versions, the most there may be: remove old ones",
             metadata={"name": name, "num_versions": detail},
         )
+    if code == "EXISTS":
+        return NameTakenError(
+            "ADAPTER_EXISTS",
+            f"name {name!r} is already an adapter and was to be a new one: choose another name, or "
+            "leave must_be_new out to give it a new version",
+            metadata={"field": "name", "name": name},
+        )
     if code == "BASE_CHANGED":
         return ConflictError(
             "BASE_MODEL_CHANGING",

@@ -62,6 +62,7 @@ class AdapterRegistry:
         base_model: str = "",
         labels: Mapping[str, str],
         access: Access = ANYBODY,
+        must_be_new: bool = False,
     ) -> Registration:
         """Validates the adapter at `source` and makes it the current version of `name`.
 
@@ -69,6 +70,7 @@ class AdapterRegistry:
         becomes current, with `source` and (unless empty) `labels` of this registration. A version
         that is registered with a token is private.
 
+        must_be_new: a name that is an adapter already is refused, before its source is read.
         Raises: NameTakenError, ConflictError, SourceError, AdapterFormatError,
         AdapterMismatchError. Nothing is stored then.
         """
@@ -76,6 +78,9 @@ class AdapterRegistry:
         if base_model:
             check_name("base_model", base_model)
         _check_labels(labels)
+        if must_be_new and (taken := await self._store.run("get", name)):
+            adapter = taken[1][0]
+            raise refusals.registration("EXISTS" if adapter == name else "ALIAS", name, adapter)
         found = await self._intake.read(source, access)
         manifest = found.manifest
         reply: list[Any] = []
@@ -101,6 +106,7 @@ class AdapterRegistry:
                 MAX_VERSIONS,
                 MAX_HISTORY,
                 "1" if access.token else "",
+                "1" if must_be_new else "",
             )
             # Another data plane has announced the base model anew since: check against that.
             if reply[0] != "BASE_CHANGED":

@@ -51,6 +51,7 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
             base_model=request.base_model,
             labels=request.labels,
             access=access,
+            must_be_new=request.must_be_new,
         )
         return pb.RegisterAdapterResponse(
             adapter=translate.adapter_to_pb(done.adapter),

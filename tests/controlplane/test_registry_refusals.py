@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from chorale import errors
+from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2 as pb
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import ControlPlane, failure, running
@@ -244,3 +247,30 @@ async def test_page_tokens(plane: ControlPlane, token: str) -> None:
 async def test_page_size(plane: ControlPlane) -> None:
     error = await failure(plane.registry.ListAdapters(pb.ListAdaptersRequest(page_size=1001)))
     assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_SIZE_INVALID")
+
+
+async def test_a_name_that_must_be_new_is_refused_before_the_source_is_read(
+    voices: ControlPlane, tmp_path: Path
+) -> None:
+    before = await voices.registry.GetAdapter(pb.GetAdapterRequest(name="voice"))
+    for name, reason in (("voice", "ADAPTER_EXISTS"), ("prod", "NAME_TAKEN")):
+        error = await failure(voices.register(name, "/nowhere/at/all", must_be_new=True))
+        assert isinstance(error, errors.AlreadyExistsError)
+        assert (error.reason, error.metadata["field"]) == (reason, "name")
+    assert await voices.registry.GetAdapter(pb.GetAdapterRequest(name="voice")) == before
+    new = await voices.register("other", tmp_path / "1", must_be_new=True)
+    assert new.created and new.version.version == 1
+
+
+async def test_of_several_who_want_a_new_name_one_gets_it(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    await plane.join()
+    sources = [make_adapter_dir(tmp_path / str(seed), seed=seed) for seed in range(4)]
+    calls = [plane.register("voice", source, must_be_new=True) for source in sources]
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(end, pb.RegisterAdapterResponse) for end in ended) == 1
+    refused = [from_rpc_error(end) for end in ended if isinstance(end, grpc.RpcError)]
+    assert {error.reason for error in refused} == {"ADAPTER_EXISTS"} and len(refused) == 3
+    found = await plane.registry.GetAdapter(pb.GetAdapterRequest(name="voice"))
+    assert [version.version for version in found.adapter.versions] == [1]

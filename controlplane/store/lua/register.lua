@@ -1,5 +1,6 @@
 -- name, digest, base model, its record as checked, version record, source, labels or "",
--- max_versions, max_history, "1" for a private source -> {"OK", version, created, dump} or {why not, detail}
+-- max_versions, max_history, "1" for a private source, "1" when the name must be new
+-- -> {"OK", version, created, dump} or {why not, detail}
 local name, digest, base, base_record, record, source, labels = unpack(ARGV, 1, 7)
 local max_versions, max_history = tonumber(ARGV[8]), tonumber(ARGV[9])
 if redis.call("HEXISTS", BASE_MODELS, name) == 1 then return {"BASE_MODEL", name} end
@@ -8,6 +9,7 @@ if taken then return {"ALIAS", taken} end
 if redis.call("HGET", BASE_MODELS, base) ~= base_record then return {"BASE_CHANGED", base} end
 
 local key = ADAPTER .. name
+if ARGV[11] == "1" and redis.call("EXISTS", key) == 1 then return {"EXISTS", name} end
 local identity = digest .. ":" .. base
 local version = redis.call("HGET", key, "by_identity:" .. identity)
 local created = 0

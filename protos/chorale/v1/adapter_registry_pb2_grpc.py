@@ -112,7 +112,8 @@ class AdapterRegistryServiceServicer:
         registered twice: that version becomes current and `created` is false.
         Errors: INVALID_ARGUMENT (name, source, adapter files), FAILED_PRECONDITION (base model unknown
         or not the adapter's), PERMISSION_DENIED (source outside the allowed roots), NOT_FOUND (no such
-        source), ALREADY_EXISTS (the name is an alias or a base model). Nothing is stored on an error.
+        source), ALREADY_EXISTS (the name is an alias or a base model; ADAPTER_EXISTS: see must_be_new).
+        Nothing is stored on an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
