@@ -42,6 +42,16 @@ AllowPrivateHost = Annotated[
         help="Host of an allowed source that may lie inside this network; repeatable.",
     ),
 ]
+HttpRegistry = Annotated[
+    bool | None,
+    typer.Option(
+        "--http-registry/--no-http-registry",
+        envvar="CHORALE_HTTP_REGISTRY",
+        show_default=False,
+        help="Whether adapters can be loaded and unloaded over HTTP. Left out: only where --host "
+        "is a loopback address.",
+    ),
+]
 Wait = Annotated[
     bool,
     typer.Option("--wait", help="Until it is there, with its progress; needs the fleet token."),

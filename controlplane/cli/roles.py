@@ -15,7 +15,7 @@ import typer
 from chorale.address import host_port
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
-from controlplane.cli.options import AllowPrivateHost, AllowSource
+from controlplane.cli.options import AllowPrivateHost, AllowSource, HttpRegistry
 
 
 class LogLevel(StrEnum):
@@ -151,6 +151,7 @@ def gateway(
             envvar="CHORALE_MAX_CONCURRENT_REQUESTS", min=1, help="Generations at once; more fail."
         ),
     ] = 1024,
+    http_registry: HttpRegistry = None,
     http_timeout: Annotated[
         float,
         typer.Option(
@@ -177,6 +178,7 @@ def gateway(
                 grpc_port=grpc_port,
                 http_port=http_port,
                 max_concurrent_requests=max_concurrent_requests,
+                http_registry=http_registry,
                 http_timeout_s=http_timeout,
                 ready=ready,
             )

@@ -63,11 +63,12 @@ async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> N
         metrics = GatewayMetrics(control_plane)
         relay = Relay(control_plane, channels, links, gate, metrics.requests, options.recovery)
 
-        grpc_server = await _start_grpc(options, relay, control_plane)
+        calls = Gate(options.max_concurrent_requests, "calls to the control plane")
+        grpc_server = await _start_grpc(options, relay, control_plane, calls)
         stack.push_async_callback(grpc_server.stop, 0)
         health = ControlPlaneHealth(control_plane, grpc_server.set_serving)
         http_server = HttpServer(
-            make_app(relay, control_plane, health, metrics, options),
+            make_app(relay, control_plane, health, metrics, calls, options),
             host=options.host,
             port=options.http_port,
             max_connections=2 * options.max_concurrent_requests,
@@ -98,13 +99,12 @@ async def _serve_until_signal(options: GatewayOptions) -> None:
 
 
 async def _start_grpc(
-    options: GatewayOptions, relay: Relay, control_plane: grpc.aio.Channel
+    options: GatewayOptions, relay: Relay, control_plane: grpc.aio.Channel, calls: Gate
 ) -> Server:
     def add_inference(server: grpc.aio.Server) -> None:
         stubs: Any = inference_pb2_grpc
         stubs.add_InferenceServiceServicer_to_server(InferenceServicer(relay), server)
 
-    gate = Gate(options.max_concurrent_requests, "calls to the control plane")
     inference = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
     registry = adapter_registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistryService"]
     admission = admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"]
@@ -114,10 +114,10 @@ async def _start_grpc(
         port=options.grpc_port,
         services=[
             (inference.full_name, add_inference),
-            proxied(registry, control_plane, gate),
-            proxied(admission, control_plane, gate),
+            proxied(registry, control_plane, calls),
+            proxied(admission, control_plane, calls),
             # The rest of the fleet service is between data planes and the control plane.
-            proxied(fleet, control_plane, gate, methods=["ListDataPlanes", "DirectAdapter"]),
+            proxied(fleet, control_plane, calls, methods=["ListDataPlanes", "DirectAdapter"]),
         ],
         error_table={},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from controlplane.gateway.recovery import RecoveryLimits
 
@@ -20,6 +21,8 @@ class GatewayOptions:
     grpc_port, http_port: 0 picks a free one.
     max_concurrent_requests: generations at once, over gRPC and HTTP together; as many proxied
     calls beside them.
+    http_registry: whether adapters can be loaded and unloaded over HTTP. None: where the gateway
+    listens on a loopback address, as HTTP is often opened to those who may only generate.
     http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.
     drain_s: how long running requests may go on once it is to stop.
     ready: called with the bound gRPC and HTTP ports once both listen.
@@ -31,7 +34,18 @@ class GatewayOptions:
     http_port: int = 8000
     max_concurrent_requests: int = 1024
     max_body_bytes: int = 8 * 1024 * 1024
+    http_registry: bool | None = None
     http_timeout_s: float = 600.0
     drain_s: float = 1.5
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
     ready: Callable[[int, int], None] = _nothing
+
+    @property
+    def serves_http_registry(self) -> bool:
+        if self.http_registry is not None:
+            return self.http_registry
+        host = self.host.strip("[]")
+        try:
+            return host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False

@@ -22,6 +22,7 @@ _TYPED_DETAILS = "grpc-status-details-bin"
 _HOP_BY_HOP = frozenset({"user-agent", "content-type", "te", "host", "connection"})
 # What a client proves to the gateway and the control plane is not a data plane's business.
 _NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie", SOURCE_TOKEN})
+_ANSWER_S = 30.0  # what reads or writes the store alone is done long before
 _LONGEST_DEADLINE_S = 10 * 365 * 86_400.0
 _CONNECTION_CODES = frozenset(
     {
@@ -93,6 +94,16 @@ def deadline_exceeded() -> DeadlineExceededError:
     return DeadlineExceededError(
         "DEADLINE_EXCEEDED", "the call's deadline passed; allow it more time or ask for less"
     )
+
+
+async def ask_control_plane(
+    method: Any, request: Any, *, timeout_s: float = _ANSWER_S, metadata: Metadata = ()
+) -> Any:
+    """One unary call. Raises: ChoraleError."""
+    try:
+        return await method(request, timeout=timeout_s, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        raise typed(error, role="CONTROL_PLANE", name="the control plane") from error
 
 
 async def end_as_upstream(

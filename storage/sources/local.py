@@ -201,7 +201,8 @@ def _local_path(uri: str) -> str:
         raise SourceUnreadableError(f"source {excerpt(uri)} contains a NUL character")
     if not os.path.isabs(path):
         raise SourceUnreadableError(
-            f"source {excerpt(uri)} is a relative path; give an absolute one"
+            f"source {excerpt(uri)} is a relative path; give an absolute one, or hf://ORG/NAME for "
+            "a repository on a hub"
         )
     return path
 

@@ -31,6 +31,17 @@ ADDRESSES = plan.Addresses("127.0.0.1", 1, 2, 3)
 
 
 @pytest.mark.parametrize(
+    ("asked", "flags"), [(None, []), (True, ["--http-registry"]), (False, ["--no-http-registry"])]
+)
+def test_whether_http_changes_the_registry_reaches_the_gateway(
+    asked: bool | None, flags: list[str]
+) -> None:
+    options = replace(OPTIONS, http_registry=asked)
+    command = plan.gateway(options, ADDRESSES).command
+    assert [word for word in command if "registry" in word] == flags
+
+
+@pytest.mark.parametrize(
     ("changed", "flag"),
     [
         ({"ttft_slo": 0.75}, "--ttft-slo=0.75"),

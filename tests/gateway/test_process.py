@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -114,18 +116,15 @@ async def test_taken_port_is_a_clear_error(taken: str) -> None:
             await serve(GatewayOptions(**ports))
 
 
-async def test_http_timeout_is_an_option_of_the_command(fleet: FakeFleet) -> None:
+@asynccontextmanager
+async def command(fleet: FakeFleet, **environment: str) -> AsyncIterator[httpx.AsyncClient]:
+    """`chorale gateway` before `fleet`."""
     assert fleet.server is not None
-    fleet.planes[0].delay_s = 0.1
     ports = ["--grpc-port=0", "--http-port=0", f"--control-plane={fleet.server.address}"]
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "controlplane.cli.main", "gateway", *ports],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}",
-            "CHORALE_HTTP_TIMEOUT": "0.3",
-        },
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -133,13 +132,25 @@ async def test_http_timeout_is_an_option_of_the_command(fleet: FakeFleet) -> Non
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
         url = "http://" + line.split("http=")[1].strip()
-        body = {"model": "pirate", "prompt": "x", "max_tokens": 100}
         async with httpx.AsyncClient(base_url=url) as http:
-            response = await http.post("/v1/completions", json=body)
-        assert response.status_code == 504
+            yield http
     finally:
         process.terminate()
         await process.communicate()
+
+
+async def test_http_timeout_is_an_option_of_the_command(fleet: FakeFleet) -> None:
+    fleet.planes[0].delay_s = 0.1
+    async with command(fleet, CHORALE_HTTP_TIMEOUT="0.3") as http:
+        body = {"model": "pirate", "prompt": "x", "max_tokens": 100}
+        response = await http.post("/v1/completions", json=body)
+    assert response.status_code == 504
+
+
+async def test_http_registry_is_an_option_of_the_command(fleet: FakeFleet) -> None:
+    async with command(fleet, CHORALE_HTTP_REGISTRY="0") as http:
+        response = await http.post("/v1/unload_lora_adapter", json={"lora_name": "pirate"})
+    assert response.status_code == 404 and "pirate" in fleet.adapters
 
 
 async def test_serves_before_its_control_plane_is_there() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chorale.errors import (
+    AlreadyExistsError,
     ChoraleError,
     InvalidArgumentError,
     NotFoundError,
@@ -47,6 +48,9 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     admit_errors: list[ChoraleError] = field(default_factory=list)
     admit_delay_s: float = 0.0
     admit_delays_s: list[float] = field(default_factory=list)  # of the next ones
+    registered: list[registry_pb.RegisterAdapterRequest] = field(default_factory=list)
+    register_delay_s: float = 0.0
+    register_error: ChoraleError | None = None
     tickets: dict[bytes, admission_pb.AdmitResponse] = field(default_factory=dict)
     directed: list[fleet_pb.DirectAdapterRequest] = field(default_factory=list)
     used: set[bytes] = field(default_factory=set)
@@ -152,7 +156,16 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
                 f"source={request.source!r} is not absolute",
                 metadata={"field": "source"},
             )
+        self.metadata.append(dict(context.invocation_metadata()))
+        await asyncio.sleep(self.register_delay_s)
+        self.registered.append(request)
+        if self.register_error is not None:
+            raise self.register_error
         created = request.name not in self.adapters
+        if request.must_be_new and not created:
+            raise AlreadyExistsError(
+                "ADAPTER_EXISTS", "it exists", metadata={"field": "name", "name": request.name}
+            )
         self.add_adapter(request.name)
         self.adapters[request.name].versions[0].labels.update(dict(request.labels))
         adapter = self.adapters[request.name]

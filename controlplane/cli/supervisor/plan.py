@@ -28,6 +28,7 @@ class UpOptions:
     host: str
     grpc_port: int
     http_port: int
+    http_registry: bool | None = None
     metrics_port: int | None = None
     num_data_planes: int
     redis_url: str | None
@@ -137,13 +138,15 @@ def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> P
     return Part("control-plane", command, {"CHORALE_REDIS": redis_url}, stop_phase=CORE)
 
 
-def gateway(addresses: Addresses) -> Part:
+def gateway(options: UpOptions, addresses: Addresses) -> Part:
     command = [
         *python_module("controlplane.cli.main"),
         "gateway",
         *(f"--host={addresses.host}", f"--grpc-port={addresses.grpc_port}"),
         *(f"--http-port={addresses.http_port}", f"--control-plane={addresses.control_plane}"),
     ]
+    if options.http_registry is not None:
+        command.append("--http-registry" if options.http_registry else "--no-http-registry")
     return Part("gateway", command, stop_phase=EDGE)
 
 

@@ -47,7 +47,7 @@ def up(options: UpOptions) -> None:
             watched.append(partial(keep_store, redis, report))
         # The slowest to start comes first; each part waits by itself for those that it needs.
         parts = [*data_planes.values(), plan.control_plane(options, addresses, redis_url)]
-        parts.append(plan.gateway(addresses))
+        parts.append(plan.gateway(options, addresses))
         token = {fleet_token.VARIABLE: fleet_token.token_to_serve_with()}
         fleet_token.write_token(data_dir.fleet_token, token[fleet_token.VARIABLE])
 

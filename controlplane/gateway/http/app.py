@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chorale.errors import ChoraleError
+from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.body import Bodies
 from controlplane.gateway.http.chat import ChatFormat, chat_requests
@@ -23,6 +24,7 @@ from controlplane.gateway.http.models import Models
 from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
 from controlplane.gateway.http.serving import Serving
 from controlplane.gateway.http.sse import internal_fault
+from controlplane.gateway.http.vllm_adapters import VllmAdapters, turned_off
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.relay import Relay
@@ -33,12 +35,16 @@ def make_app(
     control_plane: grpc.aio.Channel,
     health: ControlPlaneHealth,
     metrics: GatewayMetrics,
+    calls: Gate,
     options: GatewayOptions,
 ) -> Starlette:
-    """The ASGI application."""
+    """The ASGI application. calls: those that change the registry, as over gRPC."""
     serving = Serving(relay, options.http_timeout_s)
     bodies = Bodies(options.max_body_bytes)
     lorax = Lorax(serving, bodies)
+    adapters = VllmAdapters(control_plane, calls, bodies, options.http_timeout_s)
+    on = options.serves_http_registry
+    load, unload = (adapters.load, adapters.unload) if on else (turned_off, turned_off)
     models = Models(control_plane)
 
     async def get_health(_: Request) -> Response:
@@ -88,6 +94,8 @@ def make_app(
             Route("/v1/models/{name:path}", get_model),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/", lorax.either, methods=["POST"]),
             Route("/generate", lorax.generate, methods=["POST"]),
             Route("/generate_stream", lorax.generate_stream, methods=["POST"]),

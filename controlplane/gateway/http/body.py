@@ -11,13 +11,28 @@ from typing import Any, cast
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from controlplane.gateway.http.failures import ApiError, bad_request
+from controlplane.gateway.http.failures import ApiError, bad_request, quoted
 
 # For the whole body: a client that trickles it holds a connection and memory.
 _TIMEOUT_S = 30.0
 # Long bodies at once share the room of this many of the longest; every short one has its own.
 _MAX_LONGEST = 32
 _SHORT_BYTES = 64 * 1024
+
+
+def require_json(request: Request) -> None:
+    """For what changes something: a browser sends this content type to another site only after
+    asking with OPTIONS, which is never granted here, so that no web page can call it.
+
+    Raises: ApiError 415.
+    """
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(
+            415,
+            f"content-type is {quoted(given)}; send the body with content-type: application/json",
+            code="unsupported_media_type",
+        )
 
 
 class Bodies:

@@ -10,10 +10,9 @@ import grpc
 from chorale.errors import InvalidArgumentError, NotFoundError
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceStub
-from controlplane.gateway.upstream import typed
+from controlplane.gateway.upstream import ask_control_plane
 
 _PAGE_SIZE = 1000
-_TIMEOUT_S = 30.0
 
 
 class Models:
@@ -29,7 +28,7 @@ class Models:
         token = ""
         while True:
             request = pb.ListAdaptersRequest(page_size=_PAGE_SIZE, page_token=token)
-            page = await _call(self._registry.ListAdapters, request)
+            page = await ask_control_plane(self._registry.ListAdapters, request)
             for adapter in page.adapters:
                 data.append(_version(adapter.name, adapter, adapter.current_version))
                 data.extend(_alias(alias, adapter) for alias in adapter.aliases)
@@ -46,7 +45,9 @@ class Models:
             if base.name == name:
                 return self._base(base)
         try:
-            found = await _call(self._registry.GetAdapter, pb.GetAdapterRequest(name=name))
+            found = await ask_control_plane(
+                self._registry.GetAdapter, pb.GetAdapterRequest(name=name)
+            )
         except InvalidArgumentError as error:  # what can be no name is no model either
             raise NotFoundError(error.reason, error.message) from error
         return _version(name, found.adapter, found.resolved_version)
@@ -68,7 +69,7 @@ class Models:
         }
 
     async def _base_models(self) -> list[pb.BaseModel]:
-        answer = await _call(self._registry.ListBaseModels, pb.ListBaseModelsRequest())
+        answer = await ask_control_plane(self._registry.ListBaseModels, pb.ListBaseModelsRequest())
         return list(answer.base_models)
 
     def _base(self, base: pb.BaseModel) -> dict[str, Any]:
@@ -103,10 +104,3 @@ def _model(name: str, created: int, *, root: str, parent: str | None) -> dict[st
         "root": root,
         "parent": parent,
     }
-
-
-async def _call(method: Any, request: Any) -> Any:
-    try:
-        return await method(request, timeout=_TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        raise typed(error, role="CONTROL_PLANE", name="the control plane") from error
