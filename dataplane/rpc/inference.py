@@ -26,6 +26,7 @@ from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_stream import EngineStream
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.request import PreparedRequest, is_short, prepare
+from dataplane.rpc.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     from dataplane.text.tokenizer import Tokenizer
@@ -66,6 +67,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._idle.set()
         self._draining: ChoraleError | None = None
         self._threads = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "tokenize")
+        self._tokenizing = Tokenizing(tokenizer, max_context_tokens=ready.max_context_tokens)
 
     @property
     def num_open(self) -> int:
@@ -84,6 +86,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async with contextlib.aclosing(self.events(request, timeout_s, held)) as events:
             async for event in events:
                 yield event
+
+    async def Tokenize(
+        self,
+        request: inference_pb2.TokenizeRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> inference_pb2.TokenizeResponse:
+        if self._draining is not None:
+            raise self._draining
+        timeout_s = cast("float | None", context.time_remaining())
+        return await self._tokenizing.tokenize(request, deadline_of(timeout_s, time.monotonic()))
 
     async def events(
         self,
@@ -133,6 +145,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def close(self) -> None:
         """Lets the tokenizing threads go; jobs that have not begun are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._tokenizing.close()
 
     async def _prepared(
         self, request: inference_pb2.GenerateRequest, deadline_s: float | None

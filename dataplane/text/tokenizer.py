@@ -1,14 +1,15 @@
 """The base model's tokenizer and chat template.
 
-Everything here blocks: `encode` and `encode_chat` belong in a worker thread (the tokenizer itself
-runs without the interpreter lock there). All methods may be called from several threads at once.
+Everything here blocks: `encode`, `encode_chat` and `spans` belong in a worker thread (the tokenizer
+itself runs without the interpreter lock there). All methods may be called from several threads at
+once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import tokenizers
 
@@ -19,6 +20,15 @@ from dataplane.text.limits import SHORT_CHARACTERS
 from dataplane.text.vocabulary import vocabulary_of
 
 _MAX_ERROR_CHARACTERS = 200
+
+
+class Span(NamedTuple):
+    """A token of a text. start, stop: its characters there; 0 and 0 when it was added."""
+
+    token_id: int
+    piece: str
+    start: int
+    stop: int
 
 
 class TooManyTokensError(Exception):
@@ -54,6 +64,18 @@ class Tokenizer:
         """
         return self._encode(text, max_tokens, add_special_tokens=True)
 
+    def spans(self, text: str, *, max_tokens: int, add_special_tokens: bool) -> Iterator[Span]:
+        """The tokens of `text`, each with its piece of the vocabulary and its part of `text`.
+
+        Raises: TooManyTokensError, at once.
+        """
+        self._check_length(text, max_tokens)
+        # Unlike `encode`, and unlike the lists of an encoding, this does not keep the interpreter
+        # lock throughout.
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids = self._checked(encoding, max_tokens)
+        return (self._span(encoding, index, token_id) for index, token_id in enumerate(ids))
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> list[int]:
         """Token ids of a conversation, ending where the assistant's turn begins.
 
@@ -76,15 +98,22 @@ class Tokenizer:
         return detokenizer_for(self._vocabulary)
 
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
-        # Known before any work: handing over millions of tokens holds the interpreter lock.
-        if len(text) > max_tokens * self._max_token_characters:
-            raise TooManyTokensError(f"{len(text)} characters")
+        self._check_length(text, max_tokens)
         if len(text) <= SHORT_CHARACTERS:
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
             return self._checked(encoding, max_tokens)
-        # The call for one text, and the one with offsets, keep the interpreter lock throughout.
+        # The call for one text keeps the interpreter lock throughout.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return self._checked(encoding, max_tokens)
+
+    def _check_length(self, text: str, max_tokens: int) -> None:
+        # Known before any work: handing over millions of tokens holds the interpreter lock.
+        if len(text) > max_tokens * self._max_token_characters:
+            raise TooManyTokensError(f"{len(text)} characters")
+
+    def _span(self, encoding: tokenizers.Encoding, index: int, token_id: int) -> Span:
+        start, stop = encoding.token_to_chars(index) or (0, 0)
+        return Span(token_id, self._backend.id_to_token(token_id) or "", start, stop)
 
     def _checked(self, encoding: tokenizers.Encoding, max_tokens: int) -> list[int]:
         if len(encoding) > max_tokens:

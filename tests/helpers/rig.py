@@ -77,6 +77,14 @@ class Rig:
         )
         return self.stub.Generate(request, timeout=timeout)
 
+    async def tokenize(self, timeout: float | None = None, **fields: Any) -> list[Any]:
+        """Raises: ChoraleError."""
+        request = inference_pb2.TokenizeRequest(**fields)
+        try:
+            return list((await self.stub.Tokenize(request, timeout=timeout)).tokens)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
     async def generate(self, **fields: Any) -> list[inference_pb2.GenerateResponse]:
         """All events. Raises: ChoraleError."""
         events: list[inference_pb2.GenerateResponse] = []

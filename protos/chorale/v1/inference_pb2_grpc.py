@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Streams completions of one base model under any of its adapters.
+    """Streams completions of one base model under any of its adapters, and tells its tokens.
     """
 
     def __init__(self, channel):
@@ -40,10 +40,15 @@ class InferenceServiceStub:
                 request_serializer=chorale_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/chorale.v1.InferenceService/Tokenize',
+                request_serializer=chorale_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
-    """Streams completions of one base model under any of its adapters.
+    """Streams completions of one base model under any of its adapters, and tells its tokens.
     """
 
     def Generate(self, request, context):
@@ -64,6 +69,17 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Cuts a text into tokens, as Generate does with a `prompt`. Changes nothing, takes no place and
+        needs no ticket; adapters have their base model's tokens.
+        Errors: INVALID_ARGUMENT (TEXT_TOO_LONG; MODEL_REQUIRED), NOT_FOUND for an unknown model,
+        RESOURCE_EXHAUSTED (with RetryInfo) when too many texts are being cut at once, UNAVAILABLE
+        (with RetryInfo) when no data plane can be reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -71,6 +87,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=chorale_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=chorale_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -81,7 +102,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Streams completions of one base model under any of its adapters.
+    """Streams completions of one base model under any of its adapters, and tells its tokens.
     """
 
     @staticmethod
@@ -101,6 +122,33 @@ class InferenceService:
             '/chorale.v1.InferenceService/Generate',
             chorale_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             chorale_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.InferenceService/Tokenize',
+            chorale_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            chorale_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,3 +85,28 @@ def test_unreadable_files_are_typed_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as broken:
         load_tokenizer(tmp_path)
     assert broken.value.reason == "TOKENIZER_UNREADABLE" and len(broken.value.message) < 600
+
+
+@pytest.mark.parametrize("add", [True, False])
+@pytest.mark.parametrize("times", [1, 200])
+def test_spans(tmp_path: Path, add: bool, times: int) -> None:
+    backend = byte_level()
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, backend))
+    text = "größe 👩‍👩‍👧</s> 你好 " * times
+    encoding = backend.encode(text, add_special_tokens=add)
+    spans = list(tokenizer.spans(text, max_tokens=99_999, add_special_tokens=add))
+    assert [span.token_id for span in spans] == encoding.ids
+    assert [span.piece for span in spans] == encoding.tokens
+    assert [(span.start, span.stop) for span in spans] == encoding.offsets
+    assert {text[span.start : span.stop] for span in spans if span.piece == "</s>"} == {"</s>"}
+    assert (spans[0].piece == "<s>") is add
+
+
+def test_spans_of_nothing_and_of_too_much(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level()))
+    assert list(tokenizer.spans("", max_tokens=9, add_special_tokens=False)) == []
+    (bos,) = tokenizer.spans("", max_tokens=9, add_special_tokens=True)
+    assert (bos.piece, bos.start, bos.stop) == ("<s>", 0, 0)
+    for text in ("a b", "x" * 500):
+        with pytest.raises(TooManyTokensError):
+            tokenizer.spans(text, max_tokens=2, add_special_tokens=False)
