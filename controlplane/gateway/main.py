@@ -21,6 +21,7 @@ from chorale.v1 import (
     inference_pb2_grpc,
 )
 from controlplane.gateway.channels import ChannelCache
+from controlplane.gateway.data_planes import DataPlanes
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.app import make_app
@@ -31,9 +32,11 @@ from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.proxy import proxied
 from controlplane.gateway.relay import Relay
+from controlplane.gateway.tokenizing import Tokenizing
 
 # What a request gets to end itself in after the drain.
 _LAST_WORDS_S = 0.5
+_MAX_TEXTS = 256
 _CONTROL_PLANE_OPTIONS = (
     *CHANNEL_OPTIONS,
     ("grpc.lb_policy_name", "round_robin"),  # a name may stand for several replicas
@@ -64,11 +67,15 @@ async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> N
         relay = Relay(control_plane, channels, links, gate, metrics.requests, options.recovery)
 
         calls = Gate(options.max_concurrent_requests, "calls to the control plane")
-        grpc_server = await _start_grpc(options, relay, control_plane, calls)
+        max_texts = min(_MAX_TEXTS, options.max_concurrent_requests)
+        texts = Gate(max_texts, "texts to cut into tokens")
+        tokenizing = Tokenizing(DataPlanes(control_plane), channels, texts)
+        inference = InferenceServicer(relay, tokenizing)
+        grpc_server = await _start_grpc(options, inference, control_plane, calls)
         stack.push_async_callback(grpc_server.stop, 0)
         health = ControlPlaneHealth(control_plane, grpc_server.set_serving)
         http_server = HttpServer(
-            make_app(relay, control_plane, health, metrics, calls, options),
+            make_app(relay, tokenizing, control_plane, health, metrics, calls, options),
             host=options.host,
             port=options.http_port,
             max_connections=2 * options.max_concurrent_requests,
@@ -99,11 +106,14 @@ async def _serve_until_signal(options: GatewayOptions) -> None:
 
 
 async def _start_grpc(
-    options: GatewayOptions, relay: Relay, control_plane: grpc.aio.Channel, calls: Gate
+    options: GatewayOptions,
+    servicer: InferenceServicer,
+    control_plane: grpc.aio.Channel,
+    calls: Gate,
 ) -> Server:
     def add_inference(server: grpc.aio.Server) -> None:
         stubs: Any = inference_pb2_grpc
-        stubs.add_InferenceServiceServicer_to_server(InferenceServicer(relay), server)
+        stubs.add_InferenceServiceServicer_to_server(servicer, server)
 
     inference = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
     registry = adapter_registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistryService"]

@@ -20,7 +20,7 @@ class GatewayOptions:
     control_plane: HOST:PORT.
     grpc_port, http_port: 0 picks a free one.
     max_concurrent_requests: generations at once, over gRPC and HTTP together; as many proxied
-    calls beside them.
+    calls beside them, and texts to cut into tokens, up to 256.
     http_registry: whether adapters can be loaded and unloaded over HTTP. None: where the gateway
     listens on a loopback address, as HTTP is often opened to those who may only generate.
     http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.

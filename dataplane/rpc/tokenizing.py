@@ -6,13 +6,14 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from chorale.errors import DeadlineExceededError, InvalidArgumentError, ResourceExhaustedError
+from chorale.token_spans import MAX_TEXT_CHARACTERS
 from chorale.v1 import inference_pb2 as pb
-from dataplane.text.limits import MAX_SPAN_CHARACTERS, MAX_SPANS, SHORT_CHARACTERS
+from dataplane.text.limits import MAX_SPANS, SHORT_CHARACTERS
 from dataplane.text.tokenizer import Tokenizer, TooManyTokensError
 
 # Telling tokens takes some times what finding them does: this much is done in less than 1 ms.
 _SHORT_CHARACTERS = SHORT_CHARACTERS // 4
-_MAX_CHARACTERS = 4 * MAX_SPAN_CHARACTERS
+_MAX_CHARACTERS = 4 * MAX_TEXT_CHARACTERS
 
 
 class Tokenizing:
@@ -34,8 +35,8 @@ class Tokenizing:
         Raises: InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError.
         """
         length = len(request.text)
-        if length > MAX_SPAN_CHARACTERS:
-            raise _too_long(f"{length} characters", f"{MAX_SPAN_CHARACTERS} characters")
+        if length > MAX_TEXT_CHARACTERS:
+            raise _too_long(f"{length} characters", f"{MAX_TEXT_CHARACTERS} characters")
         if length <= _SHORT_CHARACTERS:
             return self._cut(request)
         if self._num_characters + length > _MAX_CHARACTERS:

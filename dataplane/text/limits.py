@@ -5,6 +5,6 @@ from __future__ import annotations
 SHORT_CHARACTERS = 1024
 """A text that is tokenized in less time than it takes to hand it to another thread."""
 
-MAX_SPAN_CHARACTERS = 1 << 20
 MAX_SPANS = 1 << 18
-"""What Tokenize takes and tells: with any vocabulary its answer fits a message of 16 MiB."""
+"""Tokens that Tokenize tells: of the longest text that it takes, and with any vocabulary, they fit
+a message of 16 MiB."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Tokens,
     )
     from chorale.requests import GenerateOptions
+    from chorale.token_spans import TokenSpan
 
 __all__ = [
     "Accepted",
@@ -67,6 +68,7 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "TokenLogprobs",
+    "TokenSpan",
     "Tokens",
     "UnauthenticatedError",
     "UnavailableError",
@@ -86,6 +88,7 @@ _HOMES = {
     "TokenLogprobs": "events",
     "Tokens": "events",
     "GenerateOptions": "requests",
+    "TokenSpan": "token_spans",
 }
 
 

@@ -17,6 +17,7 @@ from chorale.events import Completion, Event, completion_of, event_of
 from chorale.requests import GenerateOptions, direct_request, generate_request
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
+from chorale.token_spans import TokenSpan, token_spans, tokenize_request
 from chorale.upload import OnProgress, Sending, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
@@ -111,6 +112,16 @@ class Client:
         )
         metadata = source_token_metadata(source_token)
         return call(self._admission.Admit, request, self._timeout, metadata)
+
+    def tokenize(
+        self, text: str, *, model: str = "", add_special_tokens: bool = True
+    ) -> list[TokenSpan]:
+        """The tokens that a prompt of this text has.
+
+        model: whose, as in `generate`. add_special_tokens: those too that prompts get (BOS).
+        """
+        request = tokenize_request(text, model, add_special_tokens)
+        return token_spans(call(self._inference.Tokenize, request, self._timeout))
 
     def base_models(self) -> list[registry_pb.BaseModel]:
         """Base models that data planes have announced, in order of name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ class FakeDataPlane(InferenceServiceServicer):
         self.server: Server | None = None
         self.endpoint = ""
         self.requests: list[pb.GenerateRequest] = []
+        self.texts: list[pb.TokenizeRequest] = []
+        self.tokenize_delay_s = 0.0
         self.metadata: list[dict[str, Any]] = []
         self.time_remaining: list[float | None] = []
         self.before_token: Hook | None = None
@@ -88,6 +91,25 @@ class FakeDataPlane(InferenceServiceServicer):
         async with aclosing(self._events(request, context.time_remaining())) as events:
             async for event in events:
                 yield event
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """A token for each word, numbered."""
+        self.texts.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        await asyncio.sleep(self.tokenize_delay_s)
+        if self.error is not None:
+            raise self.error
+        spans = [match.span() for match in re.finditer(r"\S+", request.text)]
+        if request.add_special_tokens or not request.HasField("add_special_tokens"):
+            spans.insert(0, (0, 0))
+        return pb.TokenizeResponse(
+            tokens=[
+                pb.TokenSpan(
+                    token_id=index, piece=request.text[start:stop] or "<s>", start=start, stop=stop
+                )
+                for index, (start, stop) in enumerate(spans)
+            ]
+        )
 
     def relayed(
         self, request: pb.GenerateRequest, timeout_s: float | None, held: ExitStack

@@ -237,7 +237,9 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
             return fleet_pb.ListDataPlanesResponse(data_planes=self.listed)
         return fleet_pb.ListDataPlanesResponse(
             data_planes=[
-                fleet_pb.DataPlane(data_plane_id=p.data_plane_id, endpoint=p.endpoint)
+                fleet_pb.DataPlane(
+                    data_plane_id=p.data_plane_id, endpoint=p.endpoint, base_model=BASE_MODEL
+                )
                 for p in self.planes
             ]
         )

@@ -20,6 +20,7 @@ from controlplane.gateway.http.completions import CompletionFormat, completion_r
 from controlplane.gateway.http.failures import ApiError, api_error, quoted
 from controlplane.gateway.http.json_response import json_response
 from controlplane.gateway.http.lorax import Lorax
+from controlplane.gateway.http.lorax_tokens import LoraxTokens
 from controlplane.gateway.http.models import Models
 from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
 from controlplane.gateway.http.serving import Serving
@@ -28,10 +29,12 @@ from controlplane.gateway.http.vllm_adapters import VllmAdapters, turned_off
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.relay import Relay
+from controlplane.gateway.tokenizing import Tokenizing
 
 
 def make_app(
     relay: Relay,
+    tokenizing: Tokenizing,
     control_plane: grpc.aio.Channel,
     health: ControlPlaneHealth,
     metrics: GatewayMetrics,
@@ -42,6 +45,7 @@ def make_app(
     serving = Serving(relay, options.http_timeout_s)
     bodies = Bodies(options.max_body_bytes)
     lorax = Lorax(serving, bodies)
+    lorax_tokens = LoraxTokens(tokenizing, bodies, options.http_timeout_s)
     adapters = VllmAdapters(control_plane, calls, bodies, options.http_timeout_s)
     on = options.serves_http_registry
     load, unload = (adapters.load, adapters.unload) if on else (turned_off, turned_off)
@@ -99,6 +103,7 @@ def make_app(
             Route("/", lorax.either, methods=["POST"]),
             Route("/generate", lorax.generate, methods=["POST"]),
             Route("/generate_stream", lorax.generate_stream, methods=["POST"]),
+            Route("/tokenize", lorax_tokens.tokenize, methods=["POST"]),
             Route("/info", get_info),
         ],
         exception_handlers=handlers,

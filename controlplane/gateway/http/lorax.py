@@ -32,15 +32,15 @@ class Lorax:
 
     async def generate(self, request: Request) -> Response:
         """One object."""
-        return await _failing_as_lorax(self._answer(request, stream=False))
+        return await failing_as_lorax(self._answer(request, stream=False))
 
     async def generate_stream(self, request: Request) -> Response:
         """Events, one for each token; the last has the whole text."""
-        return await _failing_as_lorax(self._answer(request, stream=True))
+        return await failing_as_lorax(self._answer(request, stream=True))
 
     async def either(self, request: Request) -> Response:
         """As the body says: events, or a list of one object."""
-        return await _failing_as_lorax(self._answer(request, stream=None))
+        return await failing_as_lorax(self._answer(request, stream=None))
 
     async def _answer(self, request: Request, *, stream: bool | None) -> Response:
         value = await self._bodies.read_object(request)
@@ -76,7 +76,8 @@ def lorax_error(error: ApiError) -> dict[str, Any]:
     return {"error": error.message, "error_type": kind}
 
 
-async def _failing_as_lorax(answer: Awaitable[Response]) -> Response:
+async def failing_as_lorax(answer: Awaitable[Response]) -> Response:
+    """The answer, or the failure that it raises."""
     try:
         return await answer
     except ChoraleError as failure:

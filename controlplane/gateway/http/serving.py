@@ -145,7 +145,7 @@ class Serving:
         """
         generate.tenant = request.headers.get(_TENANT_HEADER, "")
         token = source_token or request.headers.get(SOURCE_TOKEN_KEY, "")
-        metadata = (*_metadata(request.headers), *source_token_metadata(token))
+        metadata = (*tracing_metadata(request.headers), *source_token_metadata(token))
         return self._relay.start(generate, timeout_s=self._timeout_s, metadata=metadata)
 
 
@@ -205,7 +205,7 @@ def _model(choices: Sequence[Choice]) -> str:
     return accepted.model if accepted is not None else ""
 
 
-def _metadata(headers: Mapping[str, str]) -> Metadata:
+def tracing_metadata(headers: Mapping[str, str]) -> Metadata:
     """The tracing headers that can go on; the others are left out, as they are no part of what was
     asked."""
     going: list[tuple[str, str]] = []

@@ -14,15 +14,15 @@ from chorale.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from chorale.token_spans import MAX_TEXT_CHARACTERS
 from chorale.v1 import inference_pb2 as pb
 from dataplane.rpc.tokenizing import Tokenizing
-from dataplane.text.limits import MAX_SPAN_CHARACTERS
 from dataplane.text.tokenizer import Span
 from tests.dataplane.rpc.conftest import StartRig
 from tests.helpers.fake_control_plane import eventually
 from tests.helpers.rig import BACKEND, TOKENIZER
 
-LONG = "hello".ljust(MAX_SPAN_CHARACTERS)
+LONG = "hello".ljust(MAX_TEXT_CHARACTERS)
 
 
 class Held:
@@ -55,7 +55,7 @@ async def test_it_needs_no_ticket_and_cuts_as_a_prompt_is_cut(
 async def test_a_whole_context_fits_and_no_more(start_rig: StartRig) -> None:
     async with start_rig() as rig:
         assert len(await rig.tokenize(text="x" * 63)) == 64  # BOS is one
-        for length in (64, 50_000, MAX_SPAN_CHARACTERS + 1):
+        for length in (64, 50_000, MAX_TEXT_CHARACTERS + 1):
             with pytest.raises(InvalidArgumentError) as raised:
                 await rig.tokenize(text="x" * length)
             assert raised.value.reason == "TEXT_TOO_LONG"
