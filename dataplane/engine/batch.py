@@ -17,12 +17,16 @@ from dataplane.pool.pool import PagePool
 from dataplane.staging import staged
 from kernels.attention.metadata import Queries, attention_metadata
 
+_MAX_KEYS_AGAIN = 1 << 20
+"""That a chunk's generated tokens read one by one when computed again; beyond it, together."""
+
 
 class BatchBuilder:
     def __init__(self, config: ModelConfig, pool: PagePool, resident: ResidentAdapters) -> None:
         self._pool = pool
         self._resident = resident
         self._adapters = StepAdapters(config, pool, resident)
+        self._is_exact = pool.device.type == "cpu"  # a GPU's decode goes by the size of the batch
 
     def build(self, chunks: Seq[Chunk]) -> Batch:
         """chunks: those of one adapter adjacent (as `Scheduler.schedule` orders them)."""
@@ -41,8 +45,7 @@ class BatchBuilder:
             positions += range(first, last)
             pages += [sequence.block_table[p // page_tokens] for p in range(first, last)]
             end = len(token_ids)
-            blocks = sequence.block_table[: self._pool.blocks_for(last)]
-            queries.append(Queries(start, end, last, blocks))
+            queries += self._queries(chunk, start)
             if chunk.samples:
                 logit_rows.append(end - 1)
         all_sample = len(logit_rows) == len(token_ids)
@@ -60,6 +63,29 @@ class BatchBuilder:
             lm_head=self._adapters.head(logit_spans),
             wait=self._resident.waiter(digest for digest, _, _ in spans),
         )
+
+    def _queries(self, chunk: Chunk, row: int) -> list[Queries]:
+        """Of a chunk's tokens, which stand in rows from `row` on.
+
+        On CPU a token's result does not depend on who else is in its step. So that neither does it
+        depend on preemptions, or on an engine that was lost, tokens are attended for as they first
+        were: the prompt's together, even a last one, generated ones each by itself.
+        """
+        first, last, table = chunk.start, chunk.end, chunk.sequence.block_table
+        if not self._is_exact or (first + 1 == last and first >= chunk.sequence.num_prompt):
+            blocks = table[: self._pool.blocks_for(last)]
+            return [Queries(row, row + last - first, last, blocks)]
+        generated = min(max(chunk.sequence.num_prompt, first), last)
+        if (last - generated) * last > _MAX_KEYS_AGAIN:
+            generated = last
+        queries: list[Queries] = []
+        if first < generated:
+            blocks = table[: self._pool.blocks_for(generated)]
+            queries.append(Queries(row, row + generated - first, generated, blocks, True))
+        for position in range(generated, last):
+            at, blocks = row + position - first, table[: self._pool.blocks_for(position + 1)]
+            queries.append(Queries(at, at + 1, position + 1, blocks))
+        return queries
 
     def _int64(self, values: ArrayLike) -> torch.Tensor:
         return staged(values, torch.int64, self._pool.device)

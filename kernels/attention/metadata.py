@@ -54,14 +54,15 @@ class Queries(NamedTuple):
     end: int
     seq_len: int
     block_table: Sequence[int]  # [ceil(seq_len / page_tokens)] page ids
+    is_prefill: bool = False  # even a single one; several always are
 
 
 def attention_metadata(queries: Sequence[Queries], device: torch.device) -> AttentionMetadata:
     """The batch's metadata on `device`; on a GPU int32, and sent in one copy that nobody waits
     for."""
     dtype = np.int64 if device.type == "cpu" else np.int32
-    prefill = [each for each in queries if each.end - each.start > 1]
-    decode = [each for each in queries if each.end - each.start == 1]
+    prefill = [each for each in queries if each.is_prefill or each.end - each.start > 1]
+    decode = [each for each in queries if not each.is_prefill and each.end - each.start == 1]
     parts = [
         np.array([each.start for each in decode], dtype),
         padded_tables([each.block_table for each in decode], dtype),

@@ -165,6 +165,17 @@ async def _start(*args: str) -> asyncio.subprocess.Process:
     )
 
 
+async def _handles(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Waits until the process has a handler of its own for the signal: its imports take a while."""
+    status = Path(f"/proc/{process.pid}/status")
+    async with asyncio.timeout(60):
+        while True:
+            caught = next(x for x in status.read_text().splitlines() if x.startswith("SigCgt"))
+            if int(caught.split()[1], 16) >> (number - 1) & 1:
+                return
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_end_the_process_cleanly(redis_url: str, number: signal.Signals) -> None:
     process = await _start(redis_url, "10")
@@ -182,7 +193,8 @@ async def test_it_waits_for_redis_and_gives_up(tmp_path: Path) -> None:
         async with running(f"unix://{tmp_path}/nothing.sock", redis_start_s=0.2):
             pytest.fail("served without Redis")
     process = await _start(f"unix://{tmp_path}/nothing.sock", "30")
-    await asyncio.sleep(1.5)
+    await _handles(process, signal.SIGTERM)
+    await asyncio.sleep(0.5)
     assert process.returncode is None
     process.send_signal(signal.SIGTERM)
     _, err = await asyncio.wait_for(process.communicate(), 5)
