@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from chorale import event_loop
@@ -63,9 +64,15 @@ async def serve(
     the address cannot be bound; OptionError.
     """
     stop = stop or asyncio.Event()
-    store = Store(options.redis_url, timeout_s=options.redis_timeout_s)
+    connect = partial(
+        Store,
+        options.redis_url,
+        password=options.redis_password,
+        timeout_s=options.redis_timeout_s,
+    )
+    store = connect()
     # Connections of its own: heartbeats that wait behind a burst of admissions would end leases.
-    fleet_store = Store(options.redis_url, timeout_s=options.redis_timeout_s, max_connections=4)
+    fleet_store = connect(max_connections=4)
     try:
         if not await _first_of(store.wait_until_up(options.redis_start_s), stop):
             return

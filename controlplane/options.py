@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlplane.errors import OptionError
@@ -14,6 +14,7 @@ MAX_PRIORITY = 10
 @dataclass(frozen=True, slots=True)
 class ControlPlaneOptions:
     """fleet_token: secret that data planes must know; without it nobody gets ticket keys.
+    redis_password: for a `redis_url` that names none; empty: none.
     metrics_port: where Prometheus finds /metrics, 0 picks a free one; None: nowhere.
     adapter_roots: directories that adapters may be registered from; none: nothing can be.
     allowed_sources, private_hosts: network sources that may be used, as SourcePolicy takes them.
@@ -30,7 +31,8 @@ class ControlPlaneOptions:
     """
 
     redis_url: str
-    fleet_token: str
+    fleet_token: str = field(repr=False)
+    redis_password: str = field(default="", repr=False)
     host: str = "127.0.0.1"
     port: int = 0
     metrics_port: int | None = None
@@ -53,7 +55,9 @@ class ControlPlaneOptions:
         """Raises: OptionError."""
         if not self.fleet_token or not self.fleet_token.isascii() or " " in self.fleet_token:
             raise OptionError(
-                "fleet_token", "must be non-empty ASCII without spaces (CHORALE_FLEET_TOKEN)"
+                "fleet_token",
+                "must be non-empty ASCII without spaces (CHORALE_FLEET_TOKEN, or in the file that "
+                "CHORALE_FLEET_TOKEN_FILE names)",
             )
         if not 0 <= self.port <= 65535:
             raise OptionError("port", f"must be 0 to 65535, not {self.port}")

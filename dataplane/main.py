@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from chorale.secret_file import read_secret
 from dataplane.channel import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.locate import locate_model
@@ -67,9 +68,17 @@ def data_plane(
         str,
         typer.Option(
             envvar="CHORALE_FLEET_TOKEN",
+            show_default=False,
             help="Shared with the control plane; better in the variable than on the command line.",
         ),
-    ],
+    ] = "",
+    fleet_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_FLEET_TOKEN_FILE",
+            help="File that holds it; not read when --fleet-token is given.",
+        ),
+    ] = None,
     model_name: Annotated[
         str,
         typer.Option(
@@ -209,6 +218,7 @@ def data_plane(
     # Before anything slow is imported here: the engine has more to import than this process.
     process = None
     try:
+        fleet_token = fleet_token or _token_in(fleet_token_file)
         process = EngineProcess()
         process.start()
         model_dir = locate_model(model)
@@ -264,6 +274,22 @@ def data_plane(
 def _name_of(model: str, model_dir: Path) -> str:
     """A directory's own name, or the hub id without its revision ("@" is taken in model names)."""
     return model_dir.name if Path(model).expanduser().is_dir() else model.partition("@")[0]
+
+
+def _token_in(path: Path | None) -> str:
+    """Raises: DataPlaneError."""
+    if path is None:
+        raise DataPlaneError(
+            "FLEET_TOKEN_MISSING",
+            "no fleet token: set CHORALE_FLEET_TOKEN, or CHORALE_FLEET_TOKEN_FILE to its file",
+        )
+    try:
+        return read_secret(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataPlaneError(
+            "FLEET_TOKEN_MISSING", f"--fleet-token-file {path}: {why}", {"path": str(path)}
+        ) from error
 
 
 def _print_ready(data_plane_id: str, address: str) -> None:

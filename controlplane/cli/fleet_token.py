@@ -7,10 +7,11 @@ import os
 import secrets
 from pathlib import Path
 
+from chorale.secret_file import read_secret
 from controlplane.cli.errors import BlockedError
 
 VARIABLE = "CHORALE_FLEET_TOKEN"
-_MAX_BYTES = 4096
+FILE_VARIABLE = "CHORALE_FLEET_TOKEN_FILE"
 
 
 def token_to_serve_with() -> str:
@@ -30,19 +31,20 @@ def write_token(path: Path, token: str) -> None:
 
 
 def find_token(path: Path) -> str:
-    """From the environment, else from the file at `path`.
+    """From the environment, else from the file that the environment names, else the one at `path`.
 
-    Raises: BlockedError (FLEET_TOKEN_MISSING) when it is in neither.
+    Raises: BlockedError (FLEET_TOKEN_MISSING) when it is not there.
     """
     if token := os.environ.get(VARIABLE, "").strip():
         return token
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        token = file.read(_MAX_BYTES).decode("ascii", "replace").strip()
-        if token.isascii() and token.isprintable() and token:
-            return token
+    if named := os.environ.get(FILE_VARIABLE, ""):
+        path = Path(named)
+    with contextlib.suppress(OSError, ValueError):
+        return read_secret(path)
     raise BlockedError(
         "FLEET_TOKEN_MISSING",
-        f"this asks a data plane for its inside and needs the fleet token: set {VARIABLE}, or name "
-        f"with --data-dir the directory of a running `chorale up`; {path} does not give it",
+        f"this asks a data plane for its inside and needs the fleet token: set {VARIABLE} or "
+        f"{FILE_VARIABLE}, or name with --data-dir the directory of a running `chorale up`; {path} "
+        "does not give it",
         metadata={"variable": VARIABLE, "path": str(path)},
     )

@@ -32,13 +32,28 @@ Level = Annotated[
 
 def control_plane(
     redis: Annotated[str, typer.Option(envvar="CHORALE_REDIS", help="URL of the Redis.")],
+    redis_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_REDIS_PASSWORD_FILE",
+            help="File with the password of the Redis, where the URL names none.",
+        ),
+    ] = None,
     fleet_token: Annotated[
         str,
         typer.Option(
             envvar="CHORALE_FLEET_TOKEN",
+            show_default=False,
             help="Secret that data planes show; better given by the environment.",
         ),
-    ],
+    ] = "",
+    fleet_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_FLEET_TOKEN_FILE",
+            help="File that holds it; not read when --fleet-token is given.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(envvar="CHORALE_HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="CHORALE_PORT", min=0, max=65535)] = 50050,
     metrics_port: Annotated[
@@ -113,7 +128,8 @@ def control_plane(
         run(
             ControlPlaneOptions(
                 redis_url=redis,
-                fleet_token=fleet_token,
+                redis_password=_secret("redis_password_file", redis_password_file),
+                fleet_token=fleet_token or _secret("fleet_token_file", fleet_token_file),
                 host=host,
                 port=port,
                 metrics_port=metrics_port,
@@ -197,6 +213,20 @@ def install(app: typer.Typer) -> None:
     app.command("gateway")(gateway)
     passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}
     app.command("data-plane", add_help_option=False, context_settings=passed_on)(data_plane)
+
+
+def _secret(option: str, path: Path | None) -> str:
+    """Empty without a path. Raises: OptionError."""
+    if path is None:
+        return ""
+    from chorale.secret_file import read_secret
+    from controlplane.errors import OptionError
+
+    try:
+        return read_secret(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise OptionError(option, f"{path}: {why}") from error
 
 
 @contextmanager

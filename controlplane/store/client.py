@@ -49,12 +49,15 @@ class Store:
 
     Commands are never sent twice by themselves: a rollback that may have happened is reported as
     unavailable rather than repeated. More calls than connections wait for a turn.
+
+    password: for a URL that names none.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        password: str = "",
         timeout_s: float = 2.0,
         max_connections: int = 32,
         max_waiting: int = _MAX_WAITING,
@@ -62,6 +65,7 @@ class Store:
         try:
             pool = cast("Any", ConnectionPool).from_url(
                 url,
+                password=password or None,  # what the URL says goes before it
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),

@@ -30,6 +30,13 @@ OPTIONS = plan.UpOptions(
 ADDRESSES = plan.Addresses("127.0.0.1", 1, 2, 3)
 
 
+@pytest.mark.parametrize(("redis", "emptied"), [(None, True), ("redis://h/0", False)])
+def test_the_embedded_redis_takes_no_password_of_another(redis: str | None, emptied: bool) -> None:
+    options = replace(OPTIONS, redis_url=redis)
+    environment = plan.control_plane(options, ADDRESSES, redis or "unix:///socket").environment
+    assert (environment.get("CHORALE_REDIS_PASSWORD_FILE") == "") is emptied
+
+
 @pytest.mark.parametrize(
     ("asked", "flags"), [(None, []), (True, ["--http-registry"]), (False, ["--no-http-registry"])]
 )

@@ -99,6 +99,21 @@ def test_the_token_comes_from_the_data_dir_of_up(
     assert fleet.metadata[-1]["authorization"] == "Bearer secret"
 
 
+def test_the_token_comes_from_the_file_that_is_named(
+    chorale: Chorale, fleet: ScriptedGateway, tmp_path: Path
+) -> None:
+    write_token(tmp_path / "fleet-token", "of-up")
+    write_token(tmp_path / "mounted", "of-docker")
+    named = {"CHORALE_FLEET_TOKEN_FILE": str(tmp_path / "mounted")}
+    assert chorale("pool", "--data-dir", str(tmp_path), env=named).exit_code == 0
+    assert fleet.metadata[-1]["authorization"] == "Bearer of-docker"
+    assert chorale("pool", env={**named, **TOKEN}).exit_code == 0
+    assert fleet.metadata[-1]["authorization"] == "Bearer secret"
+    wrong = {"CHORALE_FLEET_TOKEN_FILE": str(tmp_path / "none")}
+    refused = chorale("pool", "--data-dir", str(tmp_path), env=wrong)
+    assert refused.exit_code == 4 and f"{tmp_path}/none" in refused.stderr
+
+
 def test_refusals(chorale: Chorale, fleet: ScriptedGateway, tmp_path: Path) -> None:
     none = chorale("pool", "--data-dir", str(tmp_path), "--json")
     assert none.exit_code == 4

@@ -135,7 +135,10 @@ def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> P
     if options.max_blob_bytes is not None:
         command.append(f"--max-blob-bytes={options.max_blob_bytes}")
     # A URL may hold a password, and every user of the machine can read command lines.
-    return Part("control-plane", command, {"CHORALE_REDIS": redis_url}, stop_phase=CORE)
+    environment = {"CHORALE_REDIS": redis_url}
+    if options.redis_url is None:  # the variable is about another Redis
+        environment["CHORALE_REDIS_PASSWORD_FILE"] = ""
+    return Part("control-plane", command, environment, stop_phase=CORE)
 
 
 def gateway(options: UpOptions, addresses: Addresses) -> Part:

@@ -91,6 +91,16 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
     assert submit["first_token_by_s"] == submit["arrival_s"] + 600
 
 
+async def test_the_fleet_token_comes_from_a_file(model: str, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    async with serving(FakeControlPlane()) as server:
+        arguments = (model, f"--control-plane={server.address}")
+        file = f"--fleet-token-file={tmp_path / 'token'}"
+        async with data_plane(FakeScript(), log, *arguments, file, token="") as running:
+            assert await running.ready()
+            assert (await running.stop())[0] == 0
+
+
 async def test_waits_for_the_control_plane_and_stops_meanwhile(model: str, log: Path) -> None:
     async with data_plane(FakeScript(), log, model, f"--control-plane={ADDRESS}") as running:
         await eventually(lambda: log.exists() and '"Start"' in log.read_text(), 20)
@@ -268,6 +278,13 @@ async def test_start_failures_are_one_line_and_status_2(
                 (FakeScript(), (f"--model={tmp_path}/none", to), TOKEN, "error: MODEL_NOT_FOUND: "),
                 (FakeScript(), (model, to, f"--port={port}"), TOKEN, f"127.0.0.1:{port}"),
                 (FakeScript(), (model, to), "wrong", "error: FLEET_TOKEN_WRONG: "),
+                (FakeScript(), (model, to), "", "error: FLEET_TOKEN_MISSING: "),
+                (
+                    FakeScript(),
+                    (model, to, f"--fleet-token-file={tmp_path}/none"),
+                    "",
+                    f"error: FLEET_TOKEN_MISSING: --fleet-token-file {tmp_path}/none: No such file",
+                ),
             ]
             for script, arguments, token, expected in cases:
                 async with data_plane(script, log, *arguments, token=token) as running:
