@@ -16,4 +16,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # One that comes back under its name, but with another address, too: gRPC would look it up at
+    # most each 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
