@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_json(value: Any) -> None:
@@ -44,18 +47,31 @@ def print_table(
     if not rows:
         print(empty)
         return
-    from rich import box
     from rich.console import Console
+
+    # Piped, a table is as wide as it needs: nothing may be folded that a program looks for.
+    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    console.print(table(title, columns, rows, right=right))
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+) -> Table:
+    """What `print_table` prints."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(sanitized(cell, one_line=True)) for cell in row))
-    # Piped, a table is as wide as it needs: nothing may be folded that a program looks for.
-    Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
+        made.add_row(*(Text(sanitized(cell, one_line=True)) for cell in row))
+    return made
 
 
 def print_styled(lines: Iterable[str], styles: Mapping[str, str], *, default: str) -> None:
