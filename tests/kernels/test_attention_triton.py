@@ -96,7 +96,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch(window: int | None, triton_de
         actual = paged_attention(rows, batch.kv_pages, metadata, scale=0.2, sliding_window=window)
         assert torch.equal(actual, together[query.start : query.end])
     # A prompt's tokens do not depend on where it was cut either.
-    start, _, seq_len, table = batch.queries[1]
+    start, _, seq_len, table, _ = batch.queries[1]
     for first, last in ((0, 13), (13, 30)):
         part = Queries(0, last - first, seq_len - 30 + last, table)
         metadata = attention_metadata([part], batch.q.device)
