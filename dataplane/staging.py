@@ -19,9 +19,14 @@ def staged(values: ArrayLike, dtype: torch.dtype, device: torch.device) -> torch
     """A tensor of its own of host values (numbers, or rows of them) on `device`.
 
     To a GPU it goes through pinned memory, in the stream's order: a copy from pageable memory would
-    make the host wait until all that was launched before has run. On CPU numpy makes it: torch
-    takes several times as long for a few numbers, and lets another thread have the interpreter.
+    make the host wait until all that was launched before has run. Numpy makes the array: torch
+    takes several times as long for a few numbers, lets another thread have the interpreter, and
+    pins none that it makes of an array.
     """
-    if device.type == "cuda":
-        return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
-    return torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))
+    array = np.array(values, dtype=_NUMPY[dtype])
+    if device.type != "cuda":
+        return torch.from_numpy(array)
+    # Pinned memory comes from torch's cache, which keeps it until the copy has been made.
+    pinned = torch.empty(array.shape, dtype=dtype, pin_memory=True)
+    pinned.numpy()[...] = array
+    return pinned.to(device, non_blocking=True)
