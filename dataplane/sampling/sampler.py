@@ -97,7 +97,8 @@ def _pick_special(
             frequency=history.sampling.frequency_penalty,
         )
     if plan.banned is not None:
-        logits[plan.banned] = float("-inf")
+        # A number would be copied to the device first, and the host wait for that copy.
+        logits.index_put_(plan.banned, logits.new_full((), float("-inf")))
     ids = logits.argmax(dim=-1)
     if plan.draws is not None:
         ids = ids.index_copy(0, plan.draws.rows, _draw(logits[plan.draws.rows], plan.draws))

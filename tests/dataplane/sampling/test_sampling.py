@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -20,7 +22,7 @@ from dataplane.channel import Sampling
 from dataplane.sampling.filters import filter_logits, penalize
 from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.random_numbers import uniform
-from dataplane.sampling.sampler import Sampled, pick
+from dataplane.sampling.sampler import Picks, Sampled, pick
 from kernels.sampling.op import draw
 
 VOCAB = 50
@@ -206,3 +208,62 @@ def test_the_smallest_temperatures_pick_the_likeliest(temperature: float) -> Non
     finally:
         torch.set_flush_denormal(False)
     assert [each.token_id for each in picked] == logits.argmax(dim=-1).tolist()
+
+
+class NoWaits(TorchFunctionMode):
+    """Refuses what makes the host wait for a GPU. On CPU it tells what would be called there."""
+
+    WAITING = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "cpu", "tensor")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        assert name not in self.WAITING, name
+        if name == "__setitem__":  # a number would go there by a copy from pageable memory
+            assert isinstance(args[2], torch.Tensor), args
+        return func(*args, **(kwargs or {}))
+
+
+DEMANDING = Sampling(
+    max_tokens=9,
+    temperature=0.7,
+    top_k=9,
+    top_p=0.9,
+    min_p=0.01,
+    repetition_penalty=1.2,
+    presence_penalty=0.1,
+    frequency_penalty=0.3,
+    logprobs=2,
+)
+
+
+def test_nothing_waits_for_the_device_before_picks_are_read() -> None:
+    logits, previous = logits_of(4, rows=2), ids([9])
+    rows = [
+        Row(DEMANDING, [4, 5, 6], 2, banned=[7, 8], unread=0),
+        Row(Sampling(max_tokens=9), [4], 1, []),
+    ]
+    plan = SamplingPlan.of(rows, logits.device)
+    with NoWaits():
+        picks = pick(logits, plan, previous_ids=previous)
+    assert picks.read()[0].token_id not in (-1, 7, 8)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_a_gpu_before_picks_are_read() -> None:
+    logits, previous = logits_of(4, rows=2).cuda(), ids([9]).cuda()
+    rows = [
+        Row(DEMANDING, [4, 5, 6], 2, banned=[7, 8], unread=0),
+        Row(Sampling(max_tokens=9), [4], 1, []),
+    ]
+
+    def picked() -> Picks:
+        return pick(logits, SamplingPlan.of(rows, logits.device), previous_ids=previous)
+
+    picked()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        picks = picked().to_host()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert picks.read()[0].token_id not in (-1, 7, 8)
