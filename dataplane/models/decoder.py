@@ -156,27 +156,31 @@ class Decoder:
         if self._lora_stream is not None and len(x) <= _BESIDE_TOKENS and any(batch.layers):
             beside = LoraBeside(self._lora_stream)
         project = partial(_project, beside)
-        for index, layer in enumerate(weights.layers):
-            if batch.wait is not None:
-                batch.wait(index)
-            pages = pool[index]
-            lora = batch.layers[index]
-            affine = batch.affine[index] if batch.affine else _NO_AFFINE
-            qkv = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
-            h = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
-            h, delta = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
-            if layer.attention_out_norm is not None:
-                h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
-            h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
-            h, delta = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
-            h = gated_activation(h, self._activation, delta)
-            h, delta = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
-            if layer.mlp_out_norm is not None:
-                h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
-            if index + 1 < len(weights.layers):
-                h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
-        if beside is not None:
-            beside.finish()
+        try:
+            for index, layer in enumerate(weights.layers):
+                if batch.wait is not None:
+                    batch.wait(index)
+                pages = pool[index]
+                lora = batch.layers[index]
+                affine = batch.affine[index] if batch.affine else _NO_AFFINE
+                qkv = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
+                h = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
+                h, delta = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
+                if layer.attention_out_norm is not None:
+                    h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
+                h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
+                h, delta = project(
+                    h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine
+                )
+                h = gated_activation(h, self._activation, delta)
+                h, delta = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
+                if layer.mlp_out_norm is not None:
+                    h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
+                if index + 1 < len(weights.layers):
+                    h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
+        finally:  # without memory, too: a capture ends with no branch left, and says why
+            if beside is not None:
+                beside.finish()
         return _Projected(h, delta)
 
     def _attention(
