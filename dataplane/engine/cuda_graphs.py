@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ _GRAPH_BYTES = 16 << 20
 without 2.5. What graphs took is in `StepGraphs.report`."""
 _MAX_SPLITS = 128  # of a sequence's keys in decode attention
 _SPLIT_TOKENS = 256
+_NO_MEMORY = "out of memory"  # cudaErrorMemoryAllocation, as CUDA and ROCm describe it
 
 
 def cuda_capture(device: torch.device) -> Capture:
@@ -25,12 +27,19 @@ def cuda_capture(device: torch.device) -> Capture:
 
     def record(work: Callable[[], None]) -> Replay:
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            work()
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=shared, stream=stream, capture_error_mode="thread_local"):
+        capture = partial(torch.cuda.graph, pool=shared, capture_error_mode="thread_local")
+        # Around the capture, too: one that fails leaves its stream the current one.
+        with torch.cuda.stream(stream):
             work()
+            try:
+                with capture(graph, stream=stream):
+                    work()
+            except torch.AcceleratorError as error:
+                if _NO_MEMORY in str(error):  # the driver's, for the nodes; torch's has a type
+                    raise torch.OutOfMemoryError(str(error)) from error
+                raise
         torch.cuda.current_stream(device).wait_stream(stream)
         return graph.replay
 
