@@ -223,17 +223,25 @@ def adapter_builder(
         model_name, config.num_layers, layer_modules(config), outer_modules(config)
     )
 
+    # What DoRA and frozen copies are held against is read from the device: on the stream of steps
+    # those would wait for it, a gigabyte for a head.
+    stream = None
+    if pool.data.is_cuda:
+        stream = torch.cuda.Stream(pool.device)
+        stream.wait_stream(torch.cuda.current_stream(pool.device))  # the weights are there
+
     def build(adapter: ParsedAdapter) -> HostAdapter:
         # Whether the name fits was decided at registration; shapes must fit here.
         check_base(adapter.manifest, spec, explicit_base=True)
-        return pack(
-            config,
-            weights,
-            adapter,
-            page_elems=pool.page_elems,
-            dtype=pool.data.dtype,
-            pin_memory=pool.data.is_cuda,
-        )
+        with torch.cuda.stream(stream):  # None: as it is
+            return pack(
+                config,
+                weights,
+                adapter,
+                page_elems=pool.page_elems,
+                dtype=pool.data.dtype,
+                pin_memory=pool.data.is_cuda,
+            )
 
     return build
 
