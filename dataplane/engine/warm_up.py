@@ -1,35 +1,69 @@
-"""A forward pass over nothing that matters, so that no request waits for a kernel's compiler."""
+"""Steps over nothing that matters, so that no request waits for a kernel's compiler."""
 
 from __future__ import annotations
 
 import torch
 
-from dataplane.models.decoder import Batch, Decoder
+from dataplane.channel import Sampling
+from dataplane.models.decoder import Batch, Decoder, LayerSegments
+from dataplane.models.shapes import GROUPS
 from dataplane.pool.pool import PagePool
+from dataplane.sampling.plan import Row, SamplingPlan
+from dataplane.sampling.sampler import pick
 from kernels.attention.metadata import Queries, attention_metadata
+from kernels.lora.metadata import LoraBatchMetadata, LoraBucket
+
+_EVERYTHING = Sampling(
+    max_tokens=1,
+    temperature=1.0,
+    top_k=2,
+    top_p=0.5,
+    min_p=0.1,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    logprobs=1,
+)
 
 
 def warm_up(decoder: Decoder, pool: PagePool) -> None:
-    """Runs a prefill and a decode of the base model, in pages of an unused pool that it leaves
-    cleared. Kernels are compiled for dtypes and the model's sizes only, so one batch is enough."""
-    last = pool.num_pages - 1
+    """Runs a prefill and a decode, of the base model and beside adapters where they have a stream,
+    and samples, in pages of an unused pool that it leaves cleared. Kernels are compiled for dtypes
+    and the model's sizes only, so one batch is enough."""
+    last, num_layers = pool.num_pages - 1, decoder.config.num_layers
 
     def integers(*values: int) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=pool.device)
 
-    batch = Batch(
-        token_ids=integers(1, 1, 1),
-        positions=integers(0, 1, 0),
-        page_index=integers(0, 0, last),
-        page_offset=integers(0, 1, 0),
-        attention=attention_metadata(
-            [Queries(0, 2, 2, [0]), Queries(2, 3, 1, [last])], pool.device
-        ),
-        layers=[{}] * decoder.config.num_layers,
-        affine=(),
-        logit_rows=integers(1, 2),
-        lm_head=(),
-    )
-    decoder.forward(batch, pool.data, pool.page_tokens)
+    def logits_of(adapters: LayerSegments) -> torch.Tensor:
+        batch = Batch(
+            token_ids=integers(1, 1, 1),
+            positions=integers(0, 1, 0),
+            page_index=integers(0, 0, last),
+            page_offset=integers(0, 1, 0),
+            attention=attention_metadata(
+                [Queries(0, 2, 2, [0]), Queries(2, 3, 1, [last])], pool.device
+            ),
+            layers=[adapters] * num_layers,
+            affine=(),
+            logit_rows=integers(1, 2),
+            lm_head=(),
+        )
+        return decoder.forward(batch, pool.data, pool.page_tokens)
+
+    logits = logits_of({})
+    if decoder.has_lora_stream:  # what reads both then is compiled for that
+        logits = logits_of(_empty_segments(pool.device))
+    rows = [
+        Row(_EVERYTHING, [1, 1], 1, banned=[0], unread=0),
+        Row(Sampling(max_tokens=1), [1], 1, banned=[]),
+    ]
+    pick(logits, SamplingPlan.of(rows, pool.device), previous_ids=integers(1)).to_host()
     for page in {0, last}:
         pool.data[:, page].zero_()
+
+
+def _empty_segments(device: torch.device) -> LayerSegments:
+    """Of every group; launches over them end at once."""
+    metadata = LoraBatchMetadata(LoraBucket(1, 1, 1, 1, 1, 8), 1, len(GROUPS), device)
+    return {name: metadata.group(0, at) for at, name in enumerate(GROUPS)}

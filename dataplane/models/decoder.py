@@ -108,6 +108,10 @@ class Decoder:
                 activation=self._activation,
             )
 
+    @property
+    def has_lora_stream(self) -> bool:
+        return self._lora_stream is not None
+
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
         """Runs all tokens and writes their keys and values to the pool.

@@ -12,7 +12,11 @@ import torch
 
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.setup import GraphSetup
+from dataplane.engine.warm_up import warm_up
+from dataplane.models.config import load_config
 from dataplane.models.decoder import Decoder
+from dataplane.models.weights import load_weights
+from dataplane.pool.pool import PagePool
 from kernels.lora import triton_affine, triton_expand, triton_shrink
 from tests.helpers.engine import Rig
 from tests.helpers.graphs import Recorder
@@ -139,3 +143,16 @@ def test_replayed_steps_and_a_second_stream_give_the_same_tokens(
     assert rig.engine.stats().num_graph_steps == recorder.num_replayed == 4
     assert late.num_joined > late.num_finished > 0 and not late.forked
     assert launched["expand"] >= late.num_joined
+
+
+def test_warming_up_beside_adapters_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir = save_model(make_model("llama", hidden_size=32, vocab_size=48), tmp_path / "model")
+    config, cpu = load_config(model_dir), torch.device("cpu")
+    pool = PagePool(config, page_tokens=8, num_pages=2, dtype=torch.float32, device=cpu)
+    late: Any = LateStream(is_eager=False)
+    launched = _count_launches(monkeypatch)
+    warm_up(Decoder(config, load_weights(model_dir, config, torch.float32, cpu), 32, late), pool)
+    assert launched["shrink"] == launched["expand"] == late.num_joined == 4 * config.num_layers
+    assert late.num_finished == 1 and not bool(pool.data.any())
