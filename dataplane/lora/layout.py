@@ -92,6 +92,11 @@ class HostAdapter:
     def nbytes(self) -> int:
         return self.pages.numel() * self.pages.element_size()
 
+    @property
+    def host_bytes(self) -> int:
+        """That it takes of host memory: torch pins blocks of a power of two bytes."""
+        return 1 << (self.nbytes - 1).bit_length() if self.pages.is_pinned() else self.nbytes
+
 
 def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
     """lm_head's columns by layer; the last layers' may be empty. All shares but the last one that

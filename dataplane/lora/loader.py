@@ -285,7 +285,7 @@ class ThreadedLoader:
 
     def _build_sized(self, parsed: ParsedAdapter) -> tuple[HostAdapter, int]:
         adapter = self._build(parsed)
-        return adapter, adapter.nbytes
+        return adapter, adapter.host_bytes
 
 
 def _single_core_threads(give_way: Callable[[], None]) -> ThreadPoolExecutor:

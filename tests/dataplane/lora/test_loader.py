@@ -48,7 +48,7 @@ class Bench:
         self.building.set()
         assert self.gate.wait(10)
         self.built.append(parsed.manifest.digest)
-        return HostAdapter(parsed.manifest.digest, cast(Any, None), torch.zeros(1, 1, 8))
+        return HostAdapter(parsed.manifest.digest, cast(Any, None), torch.zeros(1, 3, 8))
 
     def adapter(self, seed: int) -> Adapter:
         path = make_adapter_dir(self.root / f"a{seed}", seed=seed)
@@ -90,6 +90,17 @@ def test_the_limit_of_an_adapters_size_is_the_operators(tmp_path: Path) -> None:
         assert isinstance(result.error, AdapterTooLargeError), result.error
     finally:
         bench.loader.stop()
+
+
+@pytest.mark.parametrize(("pinned", "taken"), [(False, 96), (True, 128)])
+def test_host_memory_counts_the_blocks_that_torch_pins(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pinned: bool, taken: int
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: pinned)
+    bench.loader.request(bench.adapter(1))
+    assert [each.error for each in bench.results(1)] == [None]
+    tiers = {each.tier: each for each in bench.loader.report().tiers}
+    assert tiers["host"].num_bytes == taken
 
 
 def test_builders_use_one_core_and_give_way(tmp_path: Path) -> None:
@@ -183,7 +194,7 @@ def test_progress_and_failures_are_reported(bench: Bench) -> None:
         ("file", "SOURCE_NOT_FOUND", 1),
     ]
     host, disk = report.tiers
-    assert (host.tier, host.num_adapters, host.num_bytes) == ("host", 1, 32)
+    assert (host.tier, host.num_adapters, host.num_bytes) == ("host", 1, 96)
     assert (host.max_bytes, host.misses, host.hits) == (1 << 20, 2, 0)
     assert (disk.tier, disk.max_bytes, disk.misses) == ("disk", 1 << 20, 2)
     ended, failed = bench.loader.recent_loads()
