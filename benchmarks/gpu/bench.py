@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -108,10 +109,14 @@ class Bench:
         }
         with _made_here(model, windows, keywords or {}):
             loop = kind(EngineOptions(**settings), vocab_size=model.shape.vocab_size)
+        # As an engine's process does: a full collection would hold up a step.
+        gc.collect()
+        gc.freeze()
         try:
             yield loop
         finally:
             loop.stop()
+            gc.unfreeze()  # what is left of it is to be found then
 
 
 @contextmanager

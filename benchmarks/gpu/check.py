@@ -49,7 +49,12 @@ CHECK_GROUPS = {
         "--ignore=tests/kernels/test_lora_gpu.py",
         "--ignore=tests/kernels/test_attention_gpu.py",
     ),
-    "engine": ("tests/dataplane/engine", "tests/dataplane/lora", "tests/dataplane/sampling"),
+    "engine": (
+        "tests/dataplane/engine",
+        "tests/dataplane/lora",
+        "tests/dataplane/sampling",
+        "tests/dataplane/test_staging.py",
+    ),
 }
 # The sanitizer slows launches down many times: one dtype of what is run for several. It sees the
 # end of each tensor only if each is an allocation of its own, which captured graphs do not allow.

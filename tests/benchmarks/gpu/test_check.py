@@ -115,3 +115,16 @@ def test_groups_name_files_that_are_there() -> None:
                 path = argument.removeprefix("--ignore=")
                 if path.startswith("tests/"):
                     assert (check.ROOT / path).exists(), path
+
+
+def test_every_test_that_needs_a_gpu_is_in_a_group() -> None:
+    """But for those of the kernels and of this folder, whose groups are folders, or run none."""
+    named = [path for group in check.CHECK_GROUPS.values() for path in group]
+    marked = [
+        path.relative_to(check.ROOT).as_posix()
+        for path in (check.ROOT / "tests").rglob("test_*.py")
+        if "mark.gpu" in path.read_text() and path != Path(__file__)
+    ]
+    assert marked
+    left_out = [path for path in marked if not any(path.startswith(each) for each in named)]
+    assert not left_out

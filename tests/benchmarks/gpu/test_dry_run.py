@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.adapters import Windows
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.decode import ALONE_BASE, ALONE_ONE, BASE, DIFFERENT, MIXED, ONE
 from benchmarks.gpu.parts import Budget, Skipped
 from benchmarks.gpu.scale import SCALES
 from benchmarks.gpu.variants import Variant, variants
 from benchmarks.interference_cases import CASES
+from benchmarks.step_loop import StepLoop
 from dataplane.channel import EngineOptions
 from dataplane.engine import setup
 from tests.benchmarks.gpu.fake_peer import write_fake_peer
@@ -184,6 +187,16 @@ def test_an_option_is_measured_on_and_off_in_turns(
     pairs = zip(*states, strict=True)
     assert line["rounds"] == pytest.approx([one / other for one, other in pairs])
     assert result["engines"]["with"]["num_graphs"] == 0
+
+
+def test_an_engine_runs_with_what_there_was_before_kept_from_collections(tmp_path: Path) -> None:
+    """As in an engine's process."""
+    bench = tiny_bench(tmp_path)
+    model = bench.model(SCALE.graphs)
+    windows = Windows(model, ranks=(SCALE.rank,), count=1, targets=SCALE.targets)
+    with bench.engine(StepLoop, model, windows, max_running=1):
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
 
 
 def test_an_option_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
