@@ -10,3 +10,8 @@ from tests.kernels.interpreter import run_interpreted
 @pytest.mark.timeout(300)
 def test_engine_in_the_interpreter() -> None:
     run_interpreted("tests/dataplane/engine/interpreted_triton.py")
+
+
+@pytest.mark.timeout(300)
+def test_what_the_host_does_for_a_gpu() -> None:
+    run_interpreted("tests/dataplane/engine/interpreted_gpu.py")

@@ -1,0 +1,96 @@
+"""All that the host does for a GPU, with a stand-in for one: see tests/helpers/gpu_stand_in.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataplane.engine.device import CudaDevice
+from dataplane.engine.graph_buckets import GraphBuckets
+from dataplane.lora.copier import CudaCopy
+from kernels.gpu.side_stream import SideStream
+from kernels.lora.plan import PageRun
+from tests.helpers.engine import Rig
+from tests.helpers.gpu_stand_in import StandInGpu, pretend
+from tests.helpers.graphs import Recorder
+from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
+
+SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 48}
+ADAPTERS = [("all-linear", 8, {}), ("qv", 3, {}), ("with-head", 4, {"use_dora": True})]
+
+
+def count_calls(patch: pytest.MonkeyPatch, owner: type, name: str, calls: dict[str, int]) -> None:
+    call = getattr(owner, name)
+
+    def counting(*arguments: Any) -> Any:
+        calls[name] += 1
+        return call(*arguments)
+
+    patch.setattr(owner, name, counting)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    model_dir = save_model(make_model("llama", **SHAPE), tmp_path / "model")
+    paths: list[Path | None] = [None]
+    for index, (targets, rank, config) in enumerate(ADAPTERS):
+        path = tmp_path / f"adapter{index}"
+        model = make_model("llama", **SHAPE)
+        add_adapter(
+            model, path.name, path, rank=rank, target_modules=TARGETS[targets], seed=index, **config
+        )
+        paths.append(path)
+
+    def run(device: str, recorder: Recorder | None = None) -> Rig:
+        graphs = recorder.setup(GraphBuckets((1, 4), (4,), (24,))) if recorder else None
+        rig = Rig(
+            model_dir,
+            num_pages=64,
+            max_context=32,
+            max_batch_tokens=8,
+            device=device,
+            graphs=graphs,
+            lora_stream=True,
+        )
+        gpu.is_serving = True
+        for handle, path in enumerate(paths):
+            # At random, with penalties and all filters, and some tokens that may not come yet.
+            asked = {
+                "temperature": 0.8,
+                "top_k": 20,
+                "top_p": 0.95,
+                "min_p": 0.01,
+                "repetition_penalty": 1.3,
+                "presence_penalty": 0.2,
+                "min_tokens": 3,
+                "stop_token_ids": (3, 4),
+                "logprobs": 2,
+            }
+            prompt = [3 + handle, 5, 7, 11, 2][: 5 - handle]
+            sampling = asked if handle % 2 else {}
+            rig.submit(handle, prompt, path, max_tokens=6 - handle, seed=handle, **sampling)
+        rig.run()
+        assert not rig.failed
+        return rig
+
+    if not captured:  # nor do pages come in a row
+        of = PageRun.of
+        monkeypatch.setattr(PageRun, "of", lambda ids: replace(of(ids), first=-1))
+    gpu = StandInGpu()
+    expected = run("cpu").tokens
+    pretend(monkeypatch)
+    used = {"fork": 0, "launch": 0, "__init__": 0}
+    for owner, name in ((SideStream, "fork"), (CudaDevice, "launch"), (CudaCopy, "__init__")):
+        count_calls(monkeypatch, owner, name, used)
+    recorder = Recorder() if captured else None
+    gpu.is_serving = False
+    with gpu:
+        rig = run("cuda", recorder)
+    assert rig.tokens == expected and all(used.values()), used
+    if recorder is not None:
+        assert recorder.num_replayed == rig.engine.stats().num_graph_steps > 0
