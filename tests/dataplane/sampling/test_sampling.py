@@ -250,7 +250,7 @@ def test_nothing_waits_for_the_device_before_picks_are_read() -> None:
 
 @pytest.mark.gpu
 def test_nothing_waits_for_a_gpu_before_picks_are_read() -> None:
-    logits, previous = logits_of(4, rows=2).cuda(), ids([9]).cuda()
+    logits, previous = torch.randn(2, 128_256, device="cuda") * 3, ids([9]).cuda()
     rows = [
         Row(DEMANDING, [4, 5, 6], 2, banned=[7, 8], unread=0),
         Row(Sampling(max_tokens=9), [4], 1, []),
