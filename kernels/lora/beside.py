@@ -32,8 +32,8 @@ class LoraBeside:
 
     def __init__(self, side: Side) -> None:
         self._side = side
-        self._deltas: dict[tuple[int, int], torch.Tensor] = {}
-        self._used: set[tuple[int, int]] = set()
+        self._used: torch.Tensor | None = None  # read by what is launched before the next call
+        self._zeros: dict[torch.Size, list[torch.Tensor]] = {}
 
     def project(
         self,
@@ -55,25 +55,27 @@ class LoraBeside:
         group = group_metadata(segments, x, x.shape[1])
         check_launch(x, layer_pages, group.metadata)
         hidden = new_hidden(x, group)
-        size = len(x), out_features
-        to_clear = size in self._used or size not in self._deltas
-        if size not in self._deltas:
-            self._deltas[size] = x.new_empty(size)
-        delta = self._deltas[size]
-        read = [self._deltas[each] for each in self._used - {size}]
+        size = torch.Size((len(x), out_features))
+        zeros = self._zeros.setdefault(size, [])
+        is_new = not zeros
+        if is_new:
+            zeros.append(x.new_empty(size))
+        delta, read = zeros.pop(), self._used
 
         def adapters() -> None:
-            if to_clear:
+            if is_new:
                 delta.zero_()
             shrink(x, layer_pages, group, out=hidden)
             expand(delta, hidden, layer_pages, group)
 
         def clear() -> None:
-            for each in read:
-                each.zero_()
+            if read is not None:
+                read.zero_()
 
         self._side.fork(adapters, clear)
-        self._used = {size}
+        self._used = delta
+        if read is not None:
+            self._zeros[read.shape].append(read)
         y = base()
         self._side.join()
         return y, delta
