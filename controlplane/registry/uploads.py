@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 from controlplane.errors import ConflictError
 from controlplane.registry.registry import AdapterRegistry
-from storage.blobs import BlobStore, UploadHeader
+from storage.blobs import BlobStore
 from storage.errors import BlobQuotaError
+from storage.upload import UploadHeader
 
 
 class Uploads:

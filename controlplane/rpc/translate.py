@@ -19,9 +19,9 @@ from controlplane.registry.model import (
     ModuleRecord,
 )
 from controlplane.rpc.counters import add_counters
-from storage.blobs import UploadHeader
 from storage.files import CONFIG_NAME, WEIGHTS_NAME
 from storage.sources import Progress
+from storage.upload import UploadHeader
 
 
 def timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage.adapter.manifest import digest_of
-from storage.blobs import BlobStore, Upload, UploadHeader
+from storage.blobs import BlobStore
 from storage.errors import (
     AdapterFormatError,
     AdapterTooLargeError,
@@ -26,6 +26,7 @@ from storage.errors import (
 )
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import AdapterLimits
+from storage.upload import Upload, UploadHeader
 from tests.storage.samples import config, files
 
 SAMPLES = [files(seed) for seed in range(4)]
