@@ -18,7 +18,7 @@ from controlplane.errors import OptionError, StoreUnavailableError
 from controlplane.store import keys
 from controlplane.store.slots import Slots
 
-_MAX_WAITING = 16_384  # what a gateway lets in many times over; a second or two of work
+_MAX_WAITING = 16_384  # what a gateway lets in, many times over
 _LUA = Path(__file__).parent / "lua"
 # A reply with one of these words is a state of the server, not a fault in a script.
 _STATES = (

@@ -20,8 +20,9 @@ class Sequence:
     the device. The KV of the first `num_computed` of all these is in the pages of `block_table`
     once the launched steps have run; the rest are pending: one when decoding, more when prefilling.
 
-    The first pages of `block_table` are those of `shared`, cached blocks that it holds and never
-    writes to; the others are its own."""
+    Its first full blocks are `shared`: cached blocks that it holds. Their pages are the first of
+    `block_table`, never written to again, but where it keeps a page of its own for a block that was
+    cached already; the others are its own, too."""
 
     handle: int
     tokens: list[int]
