@@ -211,16 +211,16 @@ class BlobStore:
         except Exception:
             shutil.rmtree(directory, ignore_errors=True)  # more of the same would not help
             raise
-        (directory / _RESERVATION).unlink()
         _sync(directory / CONFIG_NAME)
-        self._remember(header, digest)  # whoever finds the directory gone knows what became of it
         final = self._blobs / digest
-        try:
-            directory.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-            self._take_config(digest, header)  # it was uploaded before
+        with self._locked():  # who adds up what is taken must find it in one of the two places
+            (directory / _RESERVATION).unlink()
+            self._remember(header, digest)  # who finds the directory gone knows what became of it
+            is_new = not final.is_dir()
+            if is_new:
+                directory.rename(final)
+        if not is_new:
+            self._take_config(digest, header)
             shutil.rmtree(directory, ignore_errors=True)
         os.utime(final)
         _sync(self._blobs)
@@ -322,9 +322,10 @@ def _elsewhere(there: int, offset: int) -> UploadOffsetError:
 def _size_of(path: Path) -> int:
     """Of a blob: its files. Of an upload: what was reserved."""
     try:
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(path)}
+        with os.scandir(path) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries}
     except OSError:
-        return 0
+        return 0  # it is being removed
     return sizes.get(_RESERVATION) or sum(sizes.values())
 
 
