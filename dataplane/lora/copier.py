@@ -4,10 +4,14 @@ Each running step gives the copies under way a share of its time, in slices, so 
 a whole adapter; `PoolCopier.advance` is called between steps. A forward pass whose batch uses an
 adapter before its last layer is in calls `wait(layer)` before each layer: on CPU that copies what
 is missing of it, on CUDA it makes the stream wait for the copy stream's event.
+
+A copy need not wait for steps that were launched before it: pages are free only when the last of
+those that had them has been collected (dataplane/engine/holdings.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +28,7 @@ _CHUNK_BYTES = 8 << 20
 """Of layers that go over the bus at once, 0.3 ms at 25 GB/s (reasoned, not measured): a copy takes
 the host as long whatever its size."""
 _NOMINAL_BYTES_PER_S = 2e9
-_KEEP = 0.9  # weight of the past at each measurement of the rate
+_KEEP = 0.9  # of the past at each measurement of the rate
 
 
 class PoolCopy(Protocol):
@@ -42,6 +46,11 @@ class PoolCopy(Protocol):
 
     def advance(self) -> int:
         """Copies a slice, if copying is the caller's work here; its bytes, 0 when there is none."""
+        ...
+
+    def measured(self) -> tuple[int, float] | None:
+        """Of one that is complete, its bytes and the seconds that the device took for them; None
+        where `advance` copies."""
         ...
 
     def cancel(self) -> None:
@@ -93,6 +102,9 @@ class CpuCopy:
                     self._source = None  # host memory may have it back
             return (end - start) * self._page_bytes
 
+    def measured(self) -> tuple[int, float] | None:
+        return None
+
     def cancel(self) -> None:
         with self._lock:
             self._source = None
@@ -124,14 +136,15 @@ class CudaCopy:
         self._layers_at_once = max(1, _CHUNK_BYTES // max(self._layer_bytes, 1))
         self._stream = stream
         self._events: list[torch.cuda.Event] = []
-        # What was launched before may still read what these pages held.
-        stream.wait_stream(torch.cuda.current_stream(pool.device))
+        self._begin = torch.cuda.Event(enable_timing=True)
         with torch.cuda.stream(stream):
             place = _placing(pool, run)
+            self._begin.record(stream)
             for first in range(0, self._num_layers, self._layers_at_once):
                 layers = slice(first, first + self._layers_at_once)
                 place(layers, source[layers].to(pool.device, non_blocking=True))
-                event = torch.cuda.Event()
+                is_last = layers.stop >= self._num_layers
+                event = torch.cuda.Event(enable_timing=is_last)
                 event.record(stream)
                 self._events.append(event)
         self._num_in = 0  # chunks
@@ -154,6 +167,10 @@ class CudaCopy:
 
     def advance(self) -> int:
         return 0
+
+    def measured(self) -> tuple[int, float] | None:
+        took_s = self._begin.elapsed_time(self._events[-1]) / 1e3
+        return self._num_layers * self._layer_bytes, took_s
 
     def cancel(self) -> None:
         # What is queued cannot be called back: whoever writes there next comes after it.
@@ -178,11 +195,13 @@ class PoolCopier:
         self._pool = pool
         self._clock = clock
         self._copies: list[PoolCopy] = []
-        self._bytes_per_s = _NOMINAL_BYTES_PER_S
+        self.rate = CopyRate()
         self._began_s: dict[PoolCopy, float] = {}
         self.num_copied = 0
         self.copied_s = 0.0  # wall time of those, from `begin` until the last layer was in
         self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(pool.device))  # the pool is made
 
     @property
     def num_copies(self) -> int:
@@ -218,7 +237,10 @@ class PoolCopier:
 
     def advance(self, within_s: float) -> None:
         """Copies for about so long, and a slice at least."""
-        self._copies = [each for each in self._copies if each.remaining_bytes]
+        for copy in [each for each in self._copies if not each.remaining_bytes]:
+            self._copies.remove(copy)
+            if (measured := copy.measured()) is not None:
+                self.rate.observe(*measured)
         if not self._copies:
             return
         started_s = self._clock()
@@ -238,17 +260,37 @@ class PoolCopier:
                 self._copies.remove(copy)
             elapsed_s = self._clock() - started_s
         if num_bytes and elapsed_s > 0:
-            rate = num_bytes / elapsed_s
-            self._bytes_per_s = _KEEP * self._bytes_per_s + (1 - _KEEP) * rate
+            self.rate.observe(num_bytes, elapsed_s)
 
     def remaining_s(self, copy: PoolCopy) -> float:
-        """How long it would take by itself."""
-        return copy.remaining_bytes / self._bytes_per_s
+        """How long the rest of it would take: on CPU by itself, over the bus after those that were
+        begun before it."""
+        num_bytes = copy.remaining_bytes
+        if self._stream is not None:
+            ahead = itertools.takewhile(lambda each: each is not copy, self._copies)
+            num_bytes += sum(each.remaining_bytes for each in ahead)
+        return num_bytes / self.rate.bytes_per_s
 
     def cancel(self, copy: PoolCopy) -> None:
         self._began_s.pop(copy, None)
         copy.cancel()
         self._copies = [each for each in self._copies if each is not copy]
+
+
+class CopyRate:
+    """Bytes over the seconds that they took, older ones fading."""
+
+    def __init__(self, bytes_per_s: float = _NOMINAL_BYTES_PER_S) -> None:
+        self._bytes = float(_SLICE_BYTES)
+        self._s = _SLICE_BYTES / bytes_per_s
+
+    def observe(self, num_bytes: int, took_s: float) -> None:
+        self._bytes = _KEEP * self._bytes + num_bytes
+        self._s = _KEEP * self._s + took_s
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self._bytes / self._s
 
 
 def waiter(copies: Sequence[PoolCopy]) -> Callable[[int], None] | None:

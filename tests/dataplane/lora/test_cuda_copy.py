@@ -4,6 +4,7 @@ that the host does not wait."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,16 +31,24 @@ class Stream:
 
 
 class Event:
-    """Reached when the test says so."""
+    """Reached when the test says so, a millisecond after the one before."""
 
-    def __init__(self) -> None:
+    count = itertools.count()
+
+    def __init__(self, *, enable_timing: bool = False) -> None:
         self.is_reached = False
+        self.is_timed = enable_timing
 
     def record(self, stream: object) -> None:
         self.stream = stream
+        self.number = next(self.count)
 
     def query(self) -> bool:
         return self.is_reached
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.is_timed and end.is_timed
+        return float(end.number - self.number)
 
 
 @pytest.fixture
@@ -47,6 +56,7 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> Stream:
     """The stream on which steps run."""
     stream = Stream()
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     # Three layers at once.
@@ -69,12 +79,12 @@ def test_every_layer_arrives_and_no_other_page_is_touched(
     assert torch.equal(pool[:, page_ids], host)
     others = [page for page in range(16) if page not in page_ids]
     assert pool[:, others].isnan().all()
-    assert stream.waited_for == [compute], "what was launched may still read these pages"
+    assert not stream.waited_for, "pages that are free are in no launched step"
 
 
 def test_a_layer_is_in_when_its_chunk_is(compute: Stream) -> None:
     copy, _, host, stream = begun([0, 1, 2, 3, 4])
-    events = copy._events
+    events: Any = copy._events
     assert len(events) == 3 and all(each.stream is stream for each in events)
     layer_bytes = host[0].numel() * 4
     seen = []
@@ -98,22 +108,60 @@ def test_who_takes_the_pages_of_a_cancelled_copy_comes_after_all_of_it(compute: 
     assert compute.waited_for == [copy._events[-1]]
 
 
+def over_the_bus(monkeypatch: pytest.MonkeyPatch) -> PoolCopier:
+    pool = torch.zeros(LAYERS, 16, ELEMS)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    return PoolCopier(pool)
+
+
+def test_no_copy_comes_before_the_pool_is_made(
+    compute: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream: Any = over_the_bus(monkeypatch)._stream
+    assert stream.waited_for == [compute]
+
+
+def test_the_bus_is_measured_and_copies_wait_for_those_before_them(
+    compute: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = over_the_bus(monkeypatch)
+    host = torch.randn(LAYERS, PAGES, ELEMS)
+    layer_bytes = PAGES * ELEMS * 4
+    for _ in range(100):
+        copy: Any = copies.begin(host, PageRun.of([0, 1, 2, 3, 4]))
+        for event in copy._events:
+            event.is_reached = True
+        copies.advance(0.0)
+        assert copies.num_copies == 0
+    # Three chunks, of which each took a millisecond.
+    assert copies.rate.bytes_per_s == pytest.approx(LAYERS * layer_bytes / 3e-3, rel=0.01)
+    first: Any = copies.begin(host, PageRun.of([0, 1, 2, 3, 4]))
+    second = copies.begin(host, PageRun.of([5, 6, 7, 8, 9]))
+    assert copies.remaining_s(first) == pytest.approx(3e-3, rel=0.01)
+    assert copies.remaining_s(second) == pytest.approx(6e-3, rel=0.01)
+    first._events[0].is_reached = True
+    assert copies.remaining_s(first) == pytest.approx(3e-3 * 4 / 7, rel=0.01)
+    assert copies.remaining_s(second) == pytest.approx(3e-3 * 11 / 7, rel=0.01)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("page_ids", [[4, 5, 6, 7, 8], [9, 2, 14, 3, 0]])
-def test_the_host_does_not_wait_for_the_device(page_ids: list[int]) -> None:
+def test_a_copy_does_not_wait_for_steps_nor_the_host_for_either(page_ids: list[int]) -> None:
     pool = torch.full((LAYERS, 16, ELEMS), torch.nan, device="cuda")
     host = torch.randn(LAYERS, PAGES, ELEMS).pin_memory()
     copies = PoolCopier(pool)
     copies.begin(host, PageRun.of(page_ids)).wait(LAYERS - 1)  # first uses of allocators
     torch.cuda.synchronize()
     pool.fill_(torch.nan)
+    torch.cuda.synchronize()
     reached = torch.cuda.Event()
     torch.cuda._sleep(200_000_000)  # cycles: a tenth of a second
     reached.record()
     copy = copies.begin(host, PageRun.of(page_ids))
+    assert copies._stream is not None
+    copies._stream.synchronize()
+    assert copy.remaining_bytes == 0 and not reached.query()
     copy.wait(LAYERS - 1)
-    assert not reached.query(), "it was over before the copy had been queued"
     found = pool.cpu()
     assert torch.equal(found[:, page_ids], host)
     assert found[:, [page for page in range(16) if page not in page_ids]].isnan().all()
-    assert copy.remaining_bytes == 0

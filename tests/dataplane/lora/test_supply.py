@@ -11,6 +11,7 @@ import torch
 from dataplane.channel import Adapter
 from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
 from dataplane.lora import copier, supply
+from dataplane.lora.copier import CopyRate
 from dataplane.lora.layout import HostAdapter
 from tests.helpers.scheduling import Simulation
 
@@ -240,7 +241,7 @@ def test_it_starts_when_the_rest_would_hold_up_nobody_for_long(
     monkeypatch: pytest.MonkeyPatch, step_s: float | None, layers_before_start: int
 ) -> None:
     monkeypatch.setattr(copier, "_SLICE_BYTES", 1)  # a page; a layer of the adapter is two
-    monkeypatch.setattr(copier, "_KEEP", 1.0)
+    monkeypatch.setattr(CopyRate, "observe", lambda *_: None)
     for name in ("_COPY_SHARE", "_MIN_COPY_S", "_MAX_COPY_S"):
         monkeypatch.setattr(supply, name, 0.0)
     monkeypatch.setattr(supply, "_START_SHARE", 0.1)
@@ -249,7 +250,7 @@ def test_it_starts_when_the_rest_would_hold_up_nobody_for_long(
     tracked = supply.AdapterSupply(simulation.pool, simulation.loader, simulation.costs)
     page_bytes = 2 * 4
     # The rest of two layers, four pages, takes a tenth of 0.01 s.
-    tracked.resident.copier._bytes_per_s = 4 * page_bytes / 0.001
+    tracked.resident.copier.rate = CopyRate(4 * page_bytes / 0.001)
     host = HostAdapter("a", cast(Any, None), torch.ones(4, 2, 2))
     assert tracked.resident.install(host)
     resident = tracked.resident.acquire("a")
