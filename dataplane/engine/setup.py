@@ -21,6 +21,7 @@ from dataplane.engine.warm_up import warm_up as warm_up_forward
 from dataplane.errors import DataPlaneError, UnsupportedModelError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
+from dataplane.lora.pinned_arena import HostBlock, PinnedArena, arena_bytes, pinned_block
 from dataplane.models.config import ModelConfig, load_config
 from dataplane.models.decoder import Decoder
 from dataplane.models.shapes import layer_groups, layer_modules, outer_modules
@@ -91,8 +92,12 @@ def build_engine(
     pace = None
     if device.type == "cpu" and torch.get_num_threads() >= _num_cores():
         pace = Pace(_LOAD_SHARE, lambda: False)
+    block = pinned_block
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            block = PinnedArena(arena_bytes(options.host_cache_bytes)).empty
     loader = ThreadedLoader(
-        adapter_builder(options.model_name, config, weights, pool),
+        adapter_builder(options.model_name, config, weights, pool, block),
         sources=SourceOptions(
             roots=[Path(root) for root in options.adapter_roots],
             allowed=options.allowed_sources,
@@ -216,9 +221,14 @@ def graph_setup(
 
 
 def adapter_builder(
-    model_name: str, config: ModelConfig, weights: ModelWeights, pool: PagePool
+    model_name: str,
+    config: ModelConfig,
+    weights: ModelWeights,
+    pool: PagePool,
+    block: Callable[[tuple[int, ...], torch.dtype], HostBlock] = pinned_block,
 ) -> Callable[[ParsedAdapter], HostAdapter]:
-    """Checks an adapter against this very model once more, then packs it."""
+    """Checks an adapter against this very model once more, then packs it. block: where, with a
+    GPU."""
     spec = BaseModelSpec(
         model_name, config.num_layers, layer_modules(config), outer_modules(config)
     )
@@ -240,7 +250,7 @@ def adapter_builder(
                 adapter,
                 page_elems=pool.page_elems,
                 dtype=pool.data.dtype,
-                pin_memory=pool.data.is_cuda,
+                block=block if pool.data.is_cuda else None,
             )
 
     return build

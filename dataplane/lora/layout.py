@@ -8,7 +8,7 @@ for the order within a group, kernels/lora/extras.py for the vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import torch
 
 from dataplane.errors import AdapterRefusedError
 from dataplane.lora.affine import AffinePlan, AffineVectors
+from dataplane.lora.pinned_arena import HostBlock
 from dataplane.lora.tensors import stored_tensor
 from dataplane.models.config import ModelConfig
 from dataplane.models.shapes import GROUPS, LM_HEAD, layer_groups
@@ -87,6 +88,7 @@ class HostAdapter:
     digest: str
     layout: AdapterLayout
     pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host
+    block_bytes: int = 0  # of the memory that `pages` lie in, where they do not fill it
 
     @cached_property
     def nbytes(self) -> int:
@@ -94,8 +96,8 @@ class HostAdapter:
 
     @property
     def host_bytes(self) -> int:
-        """That it takes of host memory: torch pins blocks of a power of two bytes."""
-        return 1 << (self.nbytes - 1).bit_length() if self.pages.is_pinned() else self.nbytes
+        """That it takes of host memory."""
+        return max(self.nbytes, self.block_bytes)
 
 
 def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
@@ -188,10 +190,10 @@ def pack(
     *,
     page_elems: int,
     dtype: torch.dtype,
-    pin_memory: bool = False,
+    block: Callable[[tuple[int, ...], torch.dtype], HostBlock] | None = None,
 ) -> HostAdapter:
     """Builds the host copy in pool layout. Scaling, and DoRA's, is folded into B in float32.
-    pin_memory: the device can then read it by itself.
+    block: gives memory for it that the device reads by itself; None: any.
 
     Raises: AdapterRefusedError when a base tensor that the adapter carries differs from the base
     model's, when its biases are not the base model's, or when a weight overflows the pool's dtype.
@@ -201,9 +203,9 @@ def pack(
         _check_frozen(base, adapter, ref)
     layout = plan_layout(config, manifest)
     num_pages = layout.num_pages(page_elems)
-    pages = torch.zeros(
-        config.num_layers, num_pages, page_elems, dtype=dtype, pin_memory=pin_memory
-    )
+    shape = config.num_layers, num_pages, page_elems
+    pages, block_bytes = block(shape, dtype) if block else (torch.empty(shape, dtype=dtype), 0)
+    pages.zero_()
     flat = pages.view(config.num_layers, -1)
     columns = head_columns(config)
     groups = {
@@ -239,7 +241,7 @@ def pack(
             " float32",
             {"digest": manifest.digest, "dtype": str(dtype)},
         )
-    return HostAdapter(manifest.digest, layout, pages)
+    return HostAdapter(manifest.digest, layout, pages, block_bytes)
 
 
 def _is_finite(values: torch.Tensor) -> bool:

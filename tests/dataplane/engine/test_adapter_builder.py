@@ -35,19 +35,27 @@ def test_an_adapter_is_packed_on_a_stream_of_its_own(
         current.pop()
 
     packed: list[object] = []
+    blocks: list[object] = []
+
+    def note(*arguments: Any, block: object, **options: Any) -> None:
+        packed.append(current[-1])
+        blocks.append(block)
+
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "stream", use)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     monkeypatch.setattr(setup, "check_base", lambda *arguments, **options: None)
-    monkeypatch.setattr(setup, "pack", lambda *arguments, **options: packed.append(current[-1]))
+    monkeypatch.setattr(setup, "pack", note)
     config = load_config(save_model(make_model("llama"), tmp_path / "model"))
     data = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
     pool: Any = SimpleNamespace(data=data, device="cuda", page_elems=64)
     weights: Any = None
     adapter: Any = SimpleNamespace(manifest=None)
-    build = setup.adapter_builder("base", config, weights, pool)
+    block: Any = object()
+    build = setup.adapter_builder("base", config, weights, pool, block)
     build(adapter)
     build(adapter)
     stream, other = packed
     assert isinstance(stream, Stream) and stream is other
     assert stream.waited_for == "the steps'", "its weights may still be on their way"
+    assert blocks == [block, block]
