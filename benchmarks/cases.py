@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,12 +124,21 @@ class Setup:
         stack.callback(session.stop)
         return session
 
-    def turn(self, session: Session, adapters: Sequence[Adapter | None], seen: list[Times]) -> Case:
+    def turn(
+        self,
+        session: Session,
+        adapters: Sequence[Adapter | None],
+        seen: list[Times],
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Case:
         """A closed loop over all streams; its rate in output tokens a second."""
 
         def rate() -> float:
             times = session.closed_loop(
-                adapters, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens
+                adapters,
+                prompt_tokens=self.prompt_tokens,
+                new_tokens=self.new_tokens,
+                sampling=sampling,
             )
             seen.append(times)
             return times.tokens_per_s
@@ -171,7 +180,7 @@ def closed(setup: Setup) -> Result:
     roofline = 1 / (1 + adapter_bytes / shape.base_bytes)
     with ExitStack() as stack:
         session = setup.session(stack, adapter_bytes=adapter_bytes)
-        result = _measured(
+        result = measured(
             setup,
             session.parts.ready,
             {
@@ -224,7 +233,7 @@ def overlap(setup: Setup) -> Result:
             setup.session(stack, adapter_bytes=adapter_bytes, pipeline_depth=depth)
             for depth in (DEPTH, 1)
         )
-        return _measured(
+        return measured(
             setup,
             ahead.parts.ready,
             {"overlapped": (ahead, adapters), "one after another": (apart, adapters)},
@@ -242,7 +251,7 @@ def ranks(setup: Setup) -> Result:
     adapter_bytes = 2 * streams * setup.shape.adapter_bytes(even)
     with ExitStack() as stack:
         session = setup.session(stack, adapter_bytes=adapter_bytes)
-        return _measured(
+        return measured(
             setup,
             session.parts.ready,
             {"ranks mixed": (session, mixed), f"rank {even} each": (session, spread)},
@@ -272,7 +281,7 @@ def idle(setup: Setup) -> Result:
             crowded.closed_loop(others[start : start + streams], prompt_tokens=1, new_tokens=1)
         stats = crowded.parts.engine.stats()
         beside = f"beside {len(others)} idle"
-        return _measured(
+        return measured(
             setup,
             alone.parts.ready,
             {"alone": (alone, [active] * streams), beside: (crowded, [active] * streams)},
@@ -333,16 +342,19 @@ def many(setup: Setup) -> Result:
         return Result(session.parts.ready, {}, {}, judged([ratio], seconds), facts)
 
 
-def _measured(
+def measured(
     setup: Setup,
     ready: Ready,
     loops: dict[str, tuple[Session, Sequence[Adapter | None]]],
     ratios: list[Ratio],
     facts: dict[str, Any],
+    samplings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Result:
+    """Closed loops in turns. samplings: of those loops that are not greedy."""
     times: dict[str, list[Times]] = {name: [] for name in loops}
+    samplings = samplings or {}
     turns: dict[str, Callable[[], float]] = {
-        name: setup.turn(session, adapters, times[name])
+        name: setup.turn(session, adapters, times[name], samplings.get(name))
         for name, (session, adapters) in loops.items()
     }
     for turn in turns.values():  # loads adapters, warms up

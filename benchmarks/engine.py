@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases
+from benchmarks import cases, sampling_case
 from benchmarks.errors import BenchError
 from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES
@@ -35,6 +35,7 @@ CASES = {
     "idle": cases.idle,
     "many": cases.many,
     "overlap": cases.overlap,
+    "sampling": sampling_case.sampling,
 }
 DEFAULT_CASES = ["closed", "ranks", "idle"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -88,18 +88,20 @@ class Session:
         *,
         prompt_tokens: int,
         new_tokens: int,
+        sampling: Mapping[str, Any] | None = None,
         on_full_step: Callable[[int], None] | None = None,
     ) -> Times:
         """One request for each of `adapters`, all at once, to the end. Prompts are random and new
         each time, so that no cache knows them.
 
-        on_full_step: told after each step that gave every stream a token how many there were.
+        sampling: of all of them, beside the number of tokens. on_full_step: told after each step
+        that gave every stream a token how many there were.
 
         Raises: BenchError when a request fails or the pool's books are wrong.
         """
         engine, times = self.parts.engine, Times()
         submits = [
-            self._submit(each, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+            self._submit(each, prompt_tokens, {"max_tokens": new_tokens, **(sampling or {})})
             for each in adapters
         ]
         started_s = time.perf_counter()
@@ -145,7 +147,9 @@ class Session:
             if on_full_step is not None and num_tokens == num_streams:
                 on_full_step(len(times.full_steps))
 
-    def _submit(self, adapter: Adapter | None, *, prompt_tokens: int, new_tokens: int) -> Submit:
+    def _submit(
+        self, adapter: Adapter | None, prompt_tokens: int, sampling: Mapping[str, Any]
+    ) -> Submit:
         handle = next(self._handles)
         ids = np.random.default_rng((7, handle)).integers(
             FIRST_TOKEN_ID, self._vocab_size, size=prompt_tokens
@@ -153,7 +157,7 @@ class Session:
         return Submit(
             handle=handle,
             prompt=ids.tolist(),
-            sampling=Sampling(max_tokens=new_tokens, ignore_eos=True),
+            sampling=Sampling(ignore_eos=True, seed=handle, **sampling),
             adapter=adapter,
             arrival_s=time.monotonic(),
         )

@@ -40,7 +40,7 @@ from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
 from dataplane.pool.allocator import PoolIntegrityError
 from dataplane.pool.pool import PagePool
-from dataplane.sampling.plan import Row
+from dataplane.sampling.plan import Row, has_penalty
 from dataplane.sampling.sampler import Sampled
 
 
@@ -298,7 +298,10 @@ class Engine:
         if sequence.num_output + sequence.num_unread < sampling.min_tokens:
             banned = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)]
         unread = self._pipeline.unread_row(sequence)
-        return Row(sampling, sequence.tokens, sequence.num_prompt, banned, unread)
+        tokens = sequence.tokens
+        if has_penalty(sampling):
+            tokens = sequence.history.of(tokens)
+        return Row(sampling, tokens, sequence.num_prompt, banned, unread)
 
     def _collect(self, result: StepResult) -> None:
         """Takes in the oldest step in flight."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dataplane.channel import Adapter, Sampling, Submit, Timings
+from dataplane.sampling.history import History
 
 if TYPE_CHECKING:
     from dataplane.engine.prefix_cache import CachedBlock
@@ -45,6 +46,7 @@ class Sequence:
     scheduled_s: float | None = None  # first
     adapter_ready_s: float | None = None
     first_token_s: float | None = None
+    history: History = field(default_factory=History)
 
     @staticmethod
     def of(request: Submit, max_context: int = sys.maxsize) -> Sequence:

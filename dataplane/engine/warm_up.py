@@ -59,6 +59,9 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
         Row(Sampling(max_tokens=1), [1], 1, banned=[]),
     ]
     pick(logits, SamplingPlan.of(rows, pool.device), previous_ids=integers(1)).to_host()
+    # Drawn from logits that nothing has changed: another dtype.
+    drawn = Row(Sampling(max_tokens=1, temperature=1.0), [1], 1, banned=[])
+    pick(logits, SamplingPlan.of([drawn, drawn], pool.device)).to_host()
     for page in {0, last}:
         pool.data[:, page].zero_()
 

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dataplane.channel import Sampling
+from dataplane.sampling.history import IdArray
 from dataplane.sampling.random_numbers import uniform
 from dataplane.staging import staged
+from kernels.sampling.arguments import Filters, Histories
 
 # Denormal numbers are taken for 0, which temperatures are divided by.
 _COLDEST = torch.finfo(torch.float32).tiny
@@ -25,7 +29,7 @@ class Row(NamedTuple):
     """What sampling must know of a sequence. `banned` may not be chosen now (min_tokens)."""
 
     sampling: Sampling
-    tokens: Sequence[int]  # prompt plus output; not kept
+    tokens: Sequence[int] | IdArray  # prompt plus output; not kept
     num_prompt: int
     banned: Sequence[int]
     unread: int = -1
@@ -38,58 +42,37 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class History:
-    """The tokens of a row with penalties: `known`, then the unread one if there is one."""
-
-    at: int  # which special row
-    known: torch.Tensor  # [num_known] int64
-    num_prompt: int
-    unread: torch.Tensor | None  # [1] int64: index into the ids of the step before
-    sampling: Sampling
-
-    def tokens(self, previous_ids: torch.Tensor | None) -> torch.Tensor:
-        if self.unread is None:
-            return self.known
-        assert previous_ids is not None
-        return torch.cat((self.known, previous_ids[self.unread]))
-
-
-@dataclass(frozen=True)
 class Draws:
-    """The special rows that are drawn at random. A filter is None when no row has it."""
+    """The rows that are drawn at random."""
 
-    rows: torch.Tensor  # [num_drawn] int64: which special rows
-    temperature: torch.Tensor  # [num_drawn] float32
-    top_k: torch.Tensor | None  # [num_drawn] int64
-    top_p: torch.Tensor | None  # [num_drawn] float32
-    min_p: torch.Tensor | None  # [num_drawn] float32
+    rows: torch.Tensor  # [num_drawn] int64: among the changed ones, where any are changed
+    filters: Filters
     uniforms: torch.Tensor  # [num_drawn] float64
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """special: rows that are not merely the likeliest token. asked: rows that want logprobs, and
-    how many alternatives each."""
+    """changed: rows whose logits are changed first, and those drawn at random with them. None: the
+    logits are chosen from as they are. asked: rows that want logprobs, and how many alternatives
+    each."""
 
-    special: torch.Tensor | None  # [num_special] int64: which rows
-    histories: Sequence[History]
-    banned: tuple[torch.Tensor, torch.Tensor] | None  # special rows, and the token ids banned there
+    changed: torch.Tensor | None  # [num_changed] int64: which rows
+    histories: Histories | None  # of changed rows
+    banned: tuple[torch.Tensor, torch.Tensor] | None  # changed rows, and the token ids banned there
     draws: Draws | None
     asked: torch.Tensor | None  # [num_asked] int64: which rows
     num_alternatives: Sequence[tuple[int, int]]  # (row, number) of the asked
 
     @staticmethod
     def of(rows: Sequence[Row], device: torch.device) -> SamplingPlan:
-        special = [at for at, row in enumerate(rows) if not _is_plain(row)]
         asked = [at for at, row in enumerate(rows) if row.sampling.logprobs >= 0]
-        chosen = [rows[at] for at in special]
+        special: list[int] = []
+        if any(row.banned or has_penalty(row.sampling) for row in rows):
+            special = [at for at, row in enumerate(rows) if not _is_plain(row)]
+        chosen = [rows[at] for at in special] or rows
         return SamplingPlan(
-            special=_ids(special, device) if special else None,
-            histories=[
-                _history(at, row, device)
-                for at, row in enumerate(chosen)
-                if _has_penalty(row.sampling)
-            ],
+            changed=_ids(special, device) if special else None,
+            histories=_histories(chosen, device) if special else None,
             banned=_banned(chosen, device),
             draws=_draws(chosen, device),
             asked=_ids(asked, device) if asked else None,
@@ -98,10 +81,10 @@ class SamplingPlan:
 
 
 def _is_plain(row: Row) -> bool:
-    return row.sampling.temperature == 0.0 and not row.banned and not _has_penalty(row.sampling)
+    return row.sampling.temperature == 0.0 and not row.banned and not has_penalty(row.sampling)
 
 
-def _has_penalty(sampling: Sampling) -> bool:
+def has_penalty(sampling: Sampling) -> bool:
     return (
         sampling.repetition_penalty != 1.0
         or sampling.presence_penalty != 0.0
@@ -109,9 +92,31 @@ def _has_penalty(sampling: Sampling) -> bool:
     )
 
 
-def _history(at: int, row: Row, device: torch.device) -> History:
-    unread = _ids([row.unread], device) if row.unread >= 0 else None
-    return History(at, _ids(row.tokens, device), row.num_prompt, unread, row.sampling)
+def _histories(rows: Sequence[Row], device: torch.device) -> Histories | None:
+    penalized = [at for at, row in enumerate(rows) if has_penalty(row.sampling)]
+    if not penalized:
+        return None
+    chosen = [rows[at] for at in penalized]
+    tokens = np.concatenate([np.asarray(row.tokens, dtype=np.int64) for row in chosen])
+    ends = np.cumsum([0, *(len(row.tokens) for row in chosen)])
+    samplings = [row.sampling for row in chosen]
+    factors = staged(
+        [
+            [each.repetition_penalty for each in samplings],
+            [each.presence_penalty for each in samplings],
+            [each.frequency_penalty for each in samplings],
+        ],
+        torch.float32,
+        device,
+    )
+    return Histories(
+        _ids(penalized, device),
+        _ids(tokens, device),
+        _ids(ends, device),
+        _ids([row.num_prompt for row in chosen], device),
+        _ids([row.unread for row in chosen], device),
+        *factors,
+    )
 
 
 def _banned(rows: Sequence[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -133,13 +138,15 @@ def _draws(rows: Sequence[Row], device: torch.device) -> Draws | None:
     uniforms = [uniform(rows[at].sampling.seed, rows[at].num_output) for at in drawn]
     return Draws(
         rows=_ids(drawn, device),
-        temperature=staged(temperature, torch.float32, device),
-        top_k=_ids(top_k, device) if any(k > 0 for k in top_k) else None,
-        top_p=staged(top_p, torch.float32, device) if any(p < 1.0 for p in top_p) else None,
-        min_p=staged(min_p, torch.float32, device) if any(p > 0.0 for p in min_p) else None,
+        filters=Filters(
+            temperature=staged(temperature, torch.float32, device),
+            top_k=_ids(top_k, device) if any(k > 0 for k in top_k) else None,
+            top_p=staged(top_p, torch.float32, device) if any(p < 1.0 for p in top_p) else None,
+            min_p=staged(min_p, torch.float32, device) if any(p > 0.0 for p in min_p) else None,
+        ),
         uniforms=staged(uniforms, torch.float64, device),
     )
 
 
-def _ids(values: Sequence[int], device: torch.device) -> torch.Tensor:
+def _ids(values: ArrayLike, device: torch.device) -> torch.Tensor:
     return staged(values, torch.int64, device)

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 
 from dataplane.channel import TokenLogprobs
-from dataplane.sampling.filters import filter_logits, penalize
 from dataplane.sampling.plan import Draws, SamplingPlan
-from kernels.sampling.op import draw, likeliest
+from kernels.sampling.op import likeliest, penalize, sample
 
 
 class Sampled(NamedTuple):
@@ -77,39 +76,31 @@ def pick(
     previous_ids: [any] int64: what the step before sampled; what `Row.unread` points into
     """
     ids, finite = likeliest(logits)
-    if plan.special is not None:
-        picked = _pick_special(logits[plan.special].float(), plan, previous_ids)
-        ids = ids.index_copy(0, plan.special, picked)
+    if plan.changed is not None:
+        changed = logits[plan.changed].float()
+        _change(changed, plan, previous_ids)
+        chosen = _draw(changed, likeliest(changed)[0], plan.draws)
+        ids = ids.index_copy(0, plan.changed, chosen)
+    else:
+        ids = _draw(logits, ids, plan.draws)
     return Picks(plan, ids, finite, _logprobs(logits, plan, ids))
 
 
-def _pick_special(
-    logits: torch.Tensor, plan: SamplingPlan, previous_ids: torch.Tensor | None
-) -> torch.Tensor:
-    for history in plan.histories:
-        tokens = history.tokens(previous_ids)
-        penalize(
-            logits[history.at],
-            tokens,
-            tokens[history.num_prompt :],
-            repetition=history.sampling.repetition_penalty,
-            presence=history.sampling.presence_penalty,
-            frequency=history.sampling.frequency_penalty,
-        )
+def _change(logits: torch.Tensor, plan: SamplingPlan, previous_ids: torch.Tensor | None) -> None:
+    """In place, [num_changed, vocab] float32."""
+    if plan.histories is not None:
+        penalize(logits, plan.histories, previous_ids)
     if plan.banned is not None:
         # A number would be copied to the device first, and the host wait for that copy.
         logits.index_put_(plan.banned, logits.new_full((), float("-inf")))
-    ids = logits.argmax(dim=-1)
-    if plan.draws is not None:
-        ids = ids.index_copy(0, plan.draws.rows, _draw(logits[plan.draws.rows], plan.draws))
-    return ids
 
 
-def _draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
-    # Centred first, so that a tiny temperature cannot overflow.
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / draws.temperature.unsqueeze(-1)
-    probabilities = filter_logits(scaled, draws.top_k, draws.top_p, draws.min_p)
-    return draw(probabilities, draws.uniforms)
+def _draw(logits: torch.Tensor, ids: torch.Tensor, draws: Draws | None) -> torch.Tensor:
+    """ids, but of the rows that are drawn."""
+    if draws is None:
+        return ids
+    drawn = sample(logits, draws.rows, draws.filters, draws.uniforms)
+    return ids.index_copy(0, draws.rows, drawn)
 
 
 def _logprobs(logits: torch.Tensor, plan: SamplingPlan, ids: torch.Tensor) -> Logprobs | None:

@@ -15,7 +15,8 @@ from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
 from kernels.cpu.features import has
-from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, aligned_floats, load, store
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, load, store
+from kernels.cpu.scratch import Scratch
 from kernels.cpu.vectors import LANES, LINE, gather, spread
 
 # What the threads are told: a counter, sizes, and addresses.
@@ -109,7 +110,6 @@ def decode_arguments(
     stride = (-(-longest // RUN) + 1 | 1) * RUN
     scratch_size = num_heads * (stride + 2 * head_dim + 1) + 2 * (2 * stride)
     scratch_size = -(-scratch_size // LANES) * LANES
-    _scratch.grow(num_threads * scratch_size)
     return (
         0,
         0,
@@ -129,7 +129,7 @@ def decode_arguments(
         metadata.decode_block_tables.data_ptr(),
         metadata.decode_seq_lens.data_ptr(),
         factors,
-        _scratch.buffer.ctypes.data,
+        _scratch.address(num_threads * scratch_size),
         scratch_size,
     )
 
@@ -150,23 +150,10 @@ def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
     )
 
 
-class _Scratch:
-    """Buffers kept between calls (one engine thread), grown as needed.
-
-    buffer: float32, for each thread [num_heads, stride] scores, its heads' queries and sums, each
-    [num_heads, head_dim], [2 * stride] addresses of rows, int64, and [num_heads] totals.
-    """
-
-    def __init__(self) -> None:
-        self.buffer = aligned_floats(0)
-
-    def grow(self, size: int) -> None:
-        if self.buffer.size < size:
-            # Doubled, as every step of a growing sequence asks for more.
-            self.buffer = aligned_floats(2 * size)
-
-
-_scratch = _Scratch()
+# For each thread [num_heads, stride] scores, its heads' queries and sums, each
+# [num_heads, head_dim], [2 * stride] addresses of rows, int64, and [num_heads] totals. Every step
+# of a growing sequence asks for more.
+_scratch = Scratch(growth=2)
 
 
 def decode_worker(head_dim: int, group: int, dtype: torch.dtype) -> Any:

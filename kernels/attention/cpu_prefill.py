@@ -19,7 +19,8 @@ from kernels.attention.turn import turn_rows, turn_tile
 from kernels.cpu import threads
 from kernels.cpu.compile import compiled
 from kernels.cpu.exponential import exp, tanh
-from kernels.cpu.floats import BITS, FLOATS, aligned_floats, load, store
+from kernels.cpu.floats import BITS, FLOATS, load, store
+from kernels.cpu.scratch import Scratch
 from kernels.cpu.vectors import LINE, gather, spread
 from kernels.linear.cpu import is_best
 from kernels.linear.tile import PANEL, wide_tile_12
@@ -131,7 +132,7 @@ def prefill_arguments(
     """What a prefill worker is told. blocks: `query_blocks`; block_tables: [chunks, max_blocks]
     int64; window: NO_WINDOW for none; then addresses; factors: of scale and soft cap (0: none),
     float32. Once these are made, no more threads may run than torch has now."""
-    _scratch.grow(torch.get_num_threads() * _scratch_size(head_dim, num_heads // num_kv_heads))
+    size = torch.get_num_threads() * _scratch_size(head_dim, num_heads // num_kv_heads)
     return (
         0,
         0,
@@ -149,7 +150,7 @@ def prefill_arguments(
         blocks.ctypes.data,
         block_tables.data_ptr(),
         factors,
-        _scratch.buffer.ctypes.data,
+        _scratch.address(size),
     )
 
 
@@ -166,18 +167,7 @@ def _scratch_size(head_dim: int, group: int) -> int:
     return rows * (head_dim + wide_dim + 2) + keys_and_values + 2 * _TILE * PANEL + 2 * PANEL + 64
 
 
-class _Scratch:
-    """A buffer kept between calls (one engine thread), grown as needed."""
-
-    def __init__(self) -> None:
-        self.buffer = aligned_floats(0)
-
-    def grow(self, size: int) -> None:
-        if self.buffer.size < size:
-            self.buffer = aligned_floats(size)
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def warm_up(num_heads: int, num_kv_heads: int, head_dim: int) -> None:

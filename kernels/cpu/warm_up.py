@@ -12,6 +12,7 @@ from kernels.kv import cpu as kv
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
 from kernels.sampling import cpu as sampling
+from kernels.sampling import cpu_penalties, cpu_sample
 
 
 def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -19,8 +20,12 @@ def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
     compiled. Seconds the first time ever."""
     if dtype in SUPPORTED_DTYPES:
         attention.warm_up(dtype, num_heads, num_kv_heads, head_dim)
-        for kernels in (fused, kv, lora, sampling):
+        for kernels in (fused, kv, lora):
             kernels.warm_up(dtype)
+        for each in {dtype, torch.float32}:  # of logits, and of those that were changed
+            sampling.warm_up(each)
+            cpu_sample.warm_up(each)
+    cpu_penalties.warm_up()
     if dtype is torch.bfloat16:
         linear.warm_up()
         cpu_prefill.warm_up(num_heads, num_kv_heads, head_dim)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
-from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES, aligned_floats
+from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES
+from kernels.cpu.scratch import Scratch
 from kernels.lora.cpu_products import expand, scratch_size, shrink
 from kernels.lora.plan import (
     MAX_SLICES,
@@ -104,7 +105,6 @@ def lora_arguments(
     inputs and outputs; from `y` on addresses. Once these are made, no more threads may run than
     torch has now, and what is told for greater ones moves the scratch of these."""
     num_threads = torch.get_num_threads()
-    _scratch.grow(num_threads * scratch_size(max_rank, width))
     few = len(common.blocks) < _BLOCKS_A_THREAD * num_threads
     return (
         0,
@@ -127,7 +127,7 @@ def lora_arguments(
         common.page_indptr.ctypes.data,
         common.page_ids.ctypes.data,
         plans,
-        _scratch.buffer.ctypes.data,
+        _scratch.address(num_threads * scratch_size(max_rank, width)),
     )
 
 
@@ -142,19 +142,7 @@ def warm_up(dtype: torch.dtype) -> None:
     lora_apply(y, x, torch.zeros(1, 2, dtype=dtype), group)
 
 
-class _Scratch:
-    """A buffer kept between calls (one engine thread), grown as needed: for each thread
-    `scratch_size` float32."""
-
-    def __init__(self) -> None:
-        self.buffer = aligned_floats(0)
-
-    def grow(self, size: int) -> None:
-        if self.buffer.size < size:
-            self.buffer = aligned_floats(size)
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 @cache

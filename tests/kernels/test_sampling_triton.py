@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.sampling.triton_draw import BLOCK, OPTIONS, draw_kernel
+from kernels.sampling.triton_sample import BLOCK, OPTIONS, sample_kernel
 from tests.kernels.aot import FEW_BYTES, TARGETS, compile_kernel
 from tests.kernels.interpreter import run_interpreted
+
+TYPES = {"fp32": 32, "fp16": 20, "bf16": 16}
 
 
 @pytest.mark.timeout(300)
 def test_draws_in_the_interpreter() -> None:
-    run_interpreted("tests/kernels/test_sampling.py")
+    run_interpreted("tests/kernels/test_sample.py")
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_draw_compiles(target: str) -> None:
+def test_sample_compiles(target: str, dtype: str) -> None:
     built = compile_kernel(
-        draw_kernel,
+        sample_kernel,
         target,
-        {"probabilities_ptr": "*fp32:16", "uniforms_ptr": "*fp64:16", "ids_ptr": "*i64:16"}
-        | {"row_stride": "i32:16", "vocab": "i32"},
-        {"BLOCK": BLOCK},
+        {
+            "logits_ptr": f"*{dtype}:16",
+            "rows_ptr": "*i64:16",
+            "temperature_ptr": "*fp32:16",
+            "top_k_ptr": "*i64:16",
+            "top_p_ptr": "*fp32:16",
+            "min_p_ptr": "*fp32:16",
+            "uniforms_ptr": "*fp64:16",
+            "ids_ptr": "*i64:16",
+            "row_stride": "i32:16",
+            "vocab": "i32",
+            "has_top_k": "i32",
+            "has_top_p": "i32",
+            "has_min_p": "i32",
+        },
+        {"NUM_BITS": TYPES[dtype], "BLOCK": BLOCK},
         OPTIONS,
     )
-    assert built.shared_bytes <= 4096 and built.spilled_bytes <= FEW_BYTES, built.registers
+    assert built.shared_bytes <= 16 * 1024 and built.spilled_bytes <= FEW_BYTES, built.registers

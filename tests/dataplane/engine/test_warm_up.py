@@ -44,7 +44,7 @@ def test_it_runs_all_kernels_and_leaves_no_trace(
             batches.append((len(batch.attention.prefill), len(batch.attention.decode_rows)))
             return logits
 
-    def recorded(logits: torch.Tensor, plan: SamplingPlan, previous_ids: torch.Tensor) -> Picks:
+    def recorded(logits: torch.Tensor, plan: SamplingPlan, previous_ids: Any = None) -> Picks:
         plans.append(plan)
         return pick(logits, plan, previous_ids)
 
@@ -54,7 +54,8 @@ def test_it_runs_all_kernels_and_leaves_no_trace(
     beside = adapters[config.num_layers :]
     assert all(tuple(each) == GROUPS for each in beside) and bool(beside) is bool(stream)
     assert all(isinstance(group, LoraGroup) for each in beside for group in each.values())
-    (plan,) = plans
+    plan, unchanged = plans
     assert plan.histories and plan.banned and plan.draws and plan.asked is not None
-    assert None not in (plan.draws.top_k, plan.draws.top_p, plan.draws.min_p)
+    assert None not in vars(plan.draws.filters).values()
+    assert unchanged.draws and unchanged.changed is None
     assert not bool(pool.data.any())

@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from transformers import (
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from dataplane.channel import Sampling
-from dataplane.sampling.filters import filter_logits, penalize
 from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.random_numbers import uniform
 from dataplane.sampling.sampler import Picks, Sampled, pick
-from kernels.sampling.op import draw
+from kernels.sampling import naive
+from kernels.sampling.arguments import Filters
 
 VOCAB = 50
 
@@ -58,24 +57,15 @@ def test_filters_equal_transformers(
     if top_p < 1.0:
         expected = TopPLogitsWarper(top_p)(None, expected)  # pyright: ignore
     expected = MinPLogitsWarper(min_p)(None, expected)  # pyright: ignore
-    actual = filter_logits(
-        logits / temperature,
+    filters = Filters(
+        torch.tensor([temperature]),
         torch.tensor([top_k]),
         torch.tensor([top_p], dtype=torch.float32),
         torch.tensor([min_p], dtype=torch.float32),
     )
+    kept = naive.probabilities(logits, filters)
+    actual = kept / kept.sum(-1, keepdim=True)
     torch.testing.assert_close(actual, expected.softmax(-1), atol=1e-5, rtol=1e-4)
-
-
-@given(seed=st.integers(0, 1000), penalty=st.floats(0.1, 5.0))
-@settings(max_examples=30, deadline=None)
-def test_repetition_penalty_equals_transformers(seed: int, penalty: float) -> None:
-    logits = logits_of(seed)
-    tokens = [3, 7, 3, 44]
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())
-    row = logits[0].clone()
-    penalize(row, ids(tokens), ids([44]), repetition=penalty, presence=0.0, frequency=0.0)
-    torch.testing.assert_close(row, expected[0])
 
 
 @pytest.mark.parametrize("penalty", [1e-20, 1e-38, 1e-40])
@@ -89,22 +79,12 @@ def test_a_tiny_repetition_penalty_repeats(penalty: float) -> None:
         assert chosen.token_id in (0, 2)
 
 
-def test_presence_and_frequency_count_output_only() -> None:
-    logits = logits_of(1)[0]
-    row = logits.clone()
-    penalize(row, ids([1, 2, 2, 3]), ids([2, 2, 3]), repetition=1.0, presence=0.5, frequency=0.25)
-    change = row - logits
-    assert change[2].item() == pytest.approx(-0.5 - 0.5)
-    assert change[3].item() == pytest.approx(-0.5 - 0.25)
-    assert change[1].item() == 0.0
-
-
 def test_draws_follow_the_distribution() -> None:
     logits = logits_of(5)
     probabilities = logits.softmax(-1)
     count = 20_000
     uniforms = torch.tensor([uniform(9, position) for position in range(count)])
-    drawn = draw(probabilities.expand(count, -1), uniforms.double())
+    drawn = naive.draw(probabilities.expand(count, -1), uniforms.double())
     observed = torch.bincount(drawn, minlength=VOCAB) / count
     # Pearson's statistic has about VOCAB - 1 degrees of freedom; 4 standard deviations.
     statistic = (count * (observed - probabilities[0]) ** 2 / probabilities[0]).sum().item()
@@ -114,10 +94,8 @@ def test_draws_follow_the_distribution() -> None:
 @given(u=st.floats(0.0, 1.0, exclude_max=True), seed=st.integers(0, 100))
 @settings(max_examples=50, deadline=None)
 def test_a_draw_never_picks_an_impossible_token(u: float, seed: int) -> None:
-    probabilities = filter_logits(
-        logits_of(seed), torch.tensor([3]), torch.tensor([1.0]), torch.tensor([0.0])
-    )
-    token = int(draw(probabilities, torch.tensor([u], dtype=torch.float64)))
+    probabilities = naive.probabilities(logits_of(seed), Filters(torch.ones(1), torch.tensor([3])))
+    token = int(naive.draw(probabilities, torch.tensor([u], dtype=torch.float64)))
     assert probabilities[0, token] > 0
 
 
