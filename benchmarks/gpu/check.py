@@ -53,7 +53,6 @@ CHECK_GROUPS = {
         "tests/dataplane/engine",
         "tests/dataplane/lora",
         "tests/dataplane/sampling",
-        "tests/dataplane/test_staging.py",
     ),
 }
 # The sanitizer slows launches down many times: one dtype of what is run for several. It sees the

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike
 
 from dataplane.engine.chunk import Chunk
 from dataplane.engine.step_adapters import AdapterSpan, StepAdapters
@@ -14,8 +12,8 @@ from dataplane.lora.resident import ResidentAdapters
 from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import Batch
 from dataplane.pool.pool import PagePool
-from dataplane.staging import staged
 from kernels.attention.metadata import Queries, attention_metadata
+from kernels.gpu.staging import staged_together
 
 _MAX_KEYS_AGAIN = 1 << 20
 """That a chunk's generated tokens read one by one when computed again; beyond it, together."""
@@ -51,15 +49,20 @@ class BatchBuilder:
         all_sample = len(logit_rows) == len(token_ids)
         logit_spans = spans if all_sample else _logit_spans(chunks)
         layers = self._adapters.layers(spans)
+        at = np.array(positions, dtype=np.int64)
+        ids, rows, page_index = (
+            np.array(each, dtype=np.int64) for each in (token_ids, logit_rows, pages)
+        )
+        sent = staged_together((ids, at, page_index, at % page_tokens, rows), self._pool.device)
         return Batch(
-            token_ids=self._int64(token_ids),
-            positions=self._int64(positions),
-            page_index=self._int64(pages),
-            page_offset=self._int64(np.array(positions) % page_tokens),
+            token_ids=sent[0],
+            positions=sent[1],
+            page_index=sent[2],
+            page_offset=sent[3],
             attention=attention_metadata(queries, self._pool.device),
             layers=layers.segments,
             affine=layers.affine,
-            logit_rows=self._int64(logit_rows),
+            logit_rows=sent[4],
             lm_head=self._adapters.head(logit_spans),
             wait=self._resident.waiter(digest for digest, _, _ in spans),
         )
@@ -86,9 +89,6 @@ class BatchBuilder:
             at, blocks = row + position - first, table[: self._pool.blocks_for(position + 1)]
             queries.append(Queries(at, at + 1, position + 1, blocks))
         return queries
-
-    def _int64(self, values: ArrayLike) -> torch.Tensor:
-        return staged(values, torch.int64, self._pool.device)
 
 
 def adapter_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:

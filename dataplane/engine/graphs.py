@@ -32,7 +32,7 @@ from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
 from dataplane.models.decoder import Decoder, LayerSegments
 from dataplane.models.shapes import GROUPS, layer_groups
 from dataplane.pool.pool import PagePool
-from dataplane.staging import staged
+from kernels.gpu.staging import staged
 from kernels.lora.bucket import LoraBucket
 from kernels.lora.metadata import LoraBatchMetadata
 from kernels.lora.plan import MAX_SLICES

@@ -22,7 +22,7 @@ from dataplane.models.decoder import Batch, Decoder
 from dataplane.pool.pool import PagePool
 from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.sampler import Picks, Sampled, pick
-from dataplane.staging import staged
+from kernels.gpu.staging import staged
 
 DEPTH = 2
 """One step runs, and the next one is launched behind it. 1: nothing overlaps. More would gain

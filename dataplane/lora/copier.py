@@ -19,8 +19,8 @@ from typing import Protocol
 
 import torch
 
-from dataplane.staging import staged
 from kernels.cpu.floats import bits_of
+from kernels.gpu.staging import staged
 from kernels.lora.plan import PageRun
 
 _SLICE_BYTES = 1 << 20

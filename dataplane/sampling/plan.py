@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from dataplane.channel import Sampling
 from dataplane.sampling.history import IdArray
 from dataplane.sampling.random_numbers import uniform
-from dataplane.staging import staged
+from kernels.gpu.staging import staged
 from kernels.sampling.arguments import Filters, Histories
 
 # Denormal numbers are taken for 0, which temperatures are divided by.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kernels.gpu.staging import staged_together
+
 
 class PrefillChunk(NamedTuple):
     """Tokens [start, end) of the batch: the last tokens of one sequence's first `seq_len`."""
@@ -69,7 +71,7 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         np.array([each.seq_len for each in decode], dtype),
     ]
     if not prefill:
-        rows, tables, seq_lens = to_device(parts, device)
+        rows, tables, seq_lens = staged_together(parts, device)
         return AttentionMetadata((), rows, tables, seq_lens)
     indptr = [0, *accumulate(each.end - each.start for each in prefill)]
     parts += [
@@ -78,8 +80,8 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
         np.array([each.seq_len for each in prefill], dtype),
         padded_tables([each.block_table for each in prefill], dtype),
     ]
-    rows, tables, seq_lens, query_indptr, first_rows, prefill_lens, prefill_tables = to_device(
-        parts, device
+    rows, tables, seq_lens, query_indptr, first_rows, prefill_lens, prefill_tables = (
+        staged_together(parts, device)
     )
     return AttentionMetadata(
         prefill=tuple(
@@ -96,7 +98,7 @@ def attention_metadata(queries: Sequence[Queries], device: torch.device) -> Atte
 def ragged_prefill(chunks: Sequence[PrefillChunk], device: torch.device) -> RaggedPrefill:
     """From chunks whose block tables are on `device`."""
     lens = [chunk.end - chunk.start for chunk in chunks]
-    indptr, first_rows, seq_lens = to_device(
+    indptr, first_rows, seq_lens = staged_together(
         [
             np.cumsum([0, *lens], dtype=np.int32),
             np.array([chunk.start for chunk in chunks], np.int32),
@@ -120,21 +122,3 @@ def padded_tables(tables: Sequence[Sequence[int]], dtype: type[np.signedinteger]
         row[: len(table)] = table
         row[len(table) :] = table[-1]
     return padded
-
-
-def to_device(parts: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Arrays of one type as tensors on `device`: on CPU these very arrays, elsewhere of one copy,
-    each part 16-byte aligned in it."""
-    if device.type == "cpu":
-        return [torch.from_numpy(part) for part in parts]
-    step = 16 // parts[0].itemsize
-    starts = np.cumsum([0, *(-(-part.size // step) * step for part in parts)])
-    packed = np.zeros(int(starts[-1]), parts[0].dtype)
-    for start, part in zip(starts, parts, strict=False):
-        packed[start : start + part.size] = part.reshape(-1)
-    # The caching allocator of pinned memory keeps the source until the copy is done.
-    sent = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
-    return [
-        sent[start : start + part.size].view(part.shape)
-        for start, part in zip(starts.tolist(), parts, strict=False)
-    ]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kernels.attention.metadata import AttentionMetadata, Queries, to_device
+from kernels.attention.metadata import AttentionMetadata, Queries
+from kernels.gpu.staging import staged_together
 
 
 class DecodeBuffers:
@@ -39,6 +40,6 @@ class DecodeBuffers:
                 raise ValueError(f"{len(query.block_table)} pages, room for {max_blocks}")
             packed[index, 0] = query.seq_len
             packed[index, 1 : 1 + len(query.block_table)] = query.block_table
-        (sent,) = to_device([packed], self._tables.device)
+        (sent,) = staged_together([packed], self._tables.device)
         self._seq_lens.copy_(sent[:, 0])
         self._tables.copy_(sent[:, 1:])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataplane.staging import staged
+from kernels.gpu.staging import staged, staged_together
 
 VALUES = pytest.mark.parametrize(
     ("values", "dtype"),
@@ -71,3 +71,36 @@ def test_the_host_does_not_wait(values: Any, dtype: torch.dtype) -> None:
     made = staged(values, dtype, device)
     assert not reached.query()
     assert made.tolist() == torch.tensor(values, dtype=dtype).tolist()
+
+
+PARTS = [np.array([3, 1, 2]), np.array([[4, 5], [6, 7]]), np.array([], dtype=np.int64)]
+
+
+def test_several_go_together_each_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+    empty = torch.empty
+
+    def to(tensor: torch.Tensor, device: object, **options: object) -> torch.Tensor:
+        assert options == {"non_blocking": True}
+        sent.append(tensor)
+        return tensor
+
+    def pinning(*size: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", pinning)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for dtype in (np.int64, np.int32):
+        parts = [part.astype(dtype) for part in PARTS]
+        made = staged_together(parts, torch.device("cuda"))
+        assert [each.tolist() for each in made] == [part.tolist() for part in parts]
+        start = sent[-1].data_ptr()
+        assert all((each.data_ptr() - start) % 16 == 0 for each in made if each.numel())
+        assert all(each.dtype == sent[-1].dtype for each in made)
+    assert len(sent) == 2
+
+
+def test_on_cpu_several_are_what_they_were() -> None:
+    made = staged_together(PARTS, torch.device("cpu"))
+    assert [each.tolist() for each in made] == [part.tolist() for part in PARTS]
+    assert [each.data_ptr() for each in made[:2]] == [part.ctypes.data for part in PARTS[:2]]
