@@ -29,6 +29,7 @@ from controlplane.store.client import Store
 DEFAULT_TENANT = "default"
 MAX_TENANT_CHARS = 128
 MAX_EXCLUDED = 64
+MAX_ROUTING_KEY_CHARS = 256
 _TENANT = re.compile(r"[!-~]+", re.ASCII)
 _RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
 
@@ -88,8 +89,10 @@ class Admission:
         tenant: str = "",
         excluded: Sequence[str] = (),
         source_token: str = "",
+        routing_key: str = "",
     ) -> Admitted:
         """Places one request. source_token: the caller's, for private sources; shown to no other.
+        routing_key: equal ones get the same target of an alias; empty: any.
 
         Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), FleetFullError,
         NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source is private and
@@ -105,7 +108,8 @@ class Admission:
                 f"excluded_data_plane_ids holds {len(excluded)}; at most {MAX_EXCLUDED}",
                 metadata={"field": "excluded_data_plane_ids"},
             )
-        reply = await self._store.run("admit", model)
+        _check_routing_key(routing_key)
+        reply = await self._store.run("admit", model, routing_key or secrets.token_hex(8))
         if reply[0] == "UNKNOWN":
             raise UnknownNameError(
                 "MODEL_NOT_FOUND",
@@ -212,4 +216,14 @@ def _check_tenant(tenant: str) -> None:
             f"tenant must be 1 to {MAX_TENANT_CHARS} printable ASCII characters without spaces, "
             f"not {tenant[:200]!r}",
             metadata={"field": "tenant"},
+        )
+
+
+def _check_routing_key(key: str) -> None:
+    if len(key) > MAX_ROUTING_KEY_CHARS:
+        raise InvalidRequestError(
+            "ROUTING_KEY_INVALID",
+            f"routing_key has {len(key)} characters; at most {MAX_ROUTING_KEY_CHARS}: send a hash "
+            "of it",
+            metadata={"field": "routing_key"},
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from controlplane.cli import directives, output, views, waiting, whereabouts
-from controlplane.cli.aliases import aliases
+from controlplane.cli.aliases import aliases, meaning
 from controlplane.cli.directives import DataDir
 from controlplane.cli.errors import UsageError
 from controlplane.cli.exit_codes import ExitCode
@@ -305,10 +305,16 @@ def _row(adapter: registry_pb.Adapter) -> list[str]:
     ]
 
 
+def _alias_target(alias: registry_pb.Alias) -> str:
+    if alias.targets:
+        return meaning(alias)
+    return str(alias.version or "the current version")
+
+
 def _print_adapter(adapter: registry_pb.Adapter) -> None:
     print(f"{adapter.name}, current version {adapter.current_version}")
     for alias in adapter.aliases:
-        print(f"alias {alias.name} -> {alias.version or 'the current version'}")
+        print(f"alias {alias.name} -> {_alias_target(alias)}")
     for version in adapter.versions:
         print()
         output.print_fields(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from controlplane.cli import output, views
+from controlplane.cli.errors import UsageError
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 from controlplane.registry.names import MAX_VERSION
+
+if TYPE_CHECKING:
+    from chorale.v1 import adapter_registry_pb2 as registry_pb
 
 aliases = typer.Typer(no_args_is_help=True, help="Set and remove second names of adapters.")
 
@@ -17,28 +21,39 @@ aliases = typer.Typer(no_args_is_help=True, help="Set and remove second names of
 @aliases.command("set")
 def set_(
     name: Annotated[str, typer.Argument(help="The alias.")],
-    adapter: Annotated[str, typer.Argument(help="The adapter it is to mean.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER[@VERSION][=WEIGHT]...",
+            help="What it is to mean; several, each with a weight, share its requests.",
+        ),
+    ],
     version: Annotated[
         int,
         typer.Option(
-            min=0, max=MAX_VERSION, help="Bind it to one version; 0 follows the current one."
+            min=0, max=MAX_VERSION, help="As @VERSION of the one ADAPTER; 0 follows the current."
         ),
     ] = 0,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Point alias NAME at ADAPTER; makes the alias, or moves it."""
+    """Point alias NAME at an adapter, or at several versions by weight: support@3=95 support@4=5.
+
+    Makes the alias, or replaces what it was, at once. A user or routing key stays with its version
+    as long as the weights stay; one whose share grows takes users from the others, and gives none
+    back. Weight 0 keeps a target without requests.
+    """
     with reported(as_json=as_json, address=address):
+        weights = _weights(targets, version)
         from chorale.client import Client
 
         with Client(address, timeout=timeout) as client:
-            alias = client.adapters.set_alias(name, adapter, version=version)
+            alias = client.adapters.set_alias(name, targets=weights)
         if as_json:
             output.print_json({"alias": views.alias(alias)})
         else:
-            bound = f"@{alias.version}" if alias.version else ""
-            print(f"{alias.name} now means {alias.adapter}{bound}")
+            print(f"{alias.name} now means {meaning(alias)}")
 
 
 @aliases.command("remove")
@@ -58,3 +73,44 @@ def remove(
             output.print_json({"removed": name})
         else:
             print(f"removed alias {name}")
+
+
+def meaning(alias: registry_pb.Alias) -> str:
+    """One line, as "voice@2", or "95% voice@1, 5% voice"."""
+    if not alias.targets:
+        return _reference(alias)
+    total = sum(target.weight for target in alias.targets)
+    return ", ".join(
+        f"{100 * target.weight / total:.4g}% {_reference(target)}" for target in alias.targets
+    )
+
+
+def _reference(target: registry_pb.Alias | registry_pb.AliasTarget) -> str:
+    return f"{target.adapter}@{target.version}" if target.version else target.adapter
+
+
+def _weights(targets: list[str], version: int) -> dict[str, int]:
+    """References to weights. Raises: UsageError."""
+    weights: dict[str, int] = {}
+    for text in targets:
+        reference, equals, weight = text.partition("=")
+        if len(targets) > 1 and not equals:
+            raise _bad(text, "of several targets each has a weight, as support@4=5")
+        if equals and not (weight.isascii() and weight.isdecimal() and len(weight) <= 9):
+            raise _bad(text, "a weight is a whole number, as in support@4=5")
+        if version:
+            if len(targets) > 1 or "@" in reference:
+                raise _bad(text, "--version is for one ADAPTER without @VERSION")
+            reference = f"{reference}@{version}"
+        if reference in weights:
+            raise _bad(text, f"{reference[:200]} is there twice")
+        weights[reference] = int(weight) if equals else 1
+    return weights
+
+
+def _bad(target: str, problem: str) -> UsageError:
+    return UsageError(
+        "ALIAS_TARGET_INVALID",
+        f"target {target[:200]!r}: {problem}",
+        metadata={"target": target[:200]},
+    )

@@ -53,6 +53,9 @@ def generate(
             "--ttft-slo", min=0.001, help="Fail as soon as the first token cannot come in time."
         ),
     ] = None,
+    routing_key: Annotated[
+        str, typer.Option(help="A user's id: equal ones get the same version of an alias.")
+    ] = "",
     source_token: SourceToken = "",
     tenant: Annotated[str, typer.Option(envvar="CHORALE_TENANT", help="Counted for it.")] = "",
     timeout: Annotated[
@@ -88,6 +91,7 @@ def generate(
             "logprobs": logprobs,
             "timeout": timeout,
             "ttft_slo": ttft_slo,
+            "routing_key": routing_key,
             "source_token": source_token,
         }
         if chat:

@@ -41,8 +41,16 @@ def version(value: registry_pb.AdapterVersion) -> dict[str, Any]:
 
 
 def alias(value: registry_pb.Alias) -> dict[str, Any]:
-    """A version of 0 follows the adapter's current one."""
-    return {"name": value.name, "adapter": value.adapter, "version": value.version}
+    """A version of 0 follows the adapter's current one. targets: none where there is only one."""
+    return {
+        "name": value.name,
+        "adapter": value.adapter,
+        "version": value.version,
+        "targets": [
+            {"adapter": each.adapter, "version": each.version, "weight": each.weight}
+            for each in value.targets
+        ],
+    }
 
 
 def base_model(value: registry_pb.BaseModel) -> dict[str, Any]:

@@ -60,11 +60,11 @@ class Directives:
         and the ids of those who are told.
 
         Raises: InvalidRequestError (WITHIN_INVALID, PIN_IS_FOR_ALL), UnknownNameError,
-        ConflictError (PREFETCH_NEEDS_TOKEN), FleetFullError (TOO_MANY_DIRECTIVES),
+        ConflictError (PREFETCH_NEEDS_TOKEN, ALIAS_AMBIGUOUS), FleetFullError (TOO_MANY_DIRECTIVES),
         StoreUnavailableError.
         """
         _check(action, within_s, data_plane_id)
-        adapter, number = await self._registry.get(reference)
+        adapter, number = await self._registry.get_one(reference)
         version = adapter.version(number)
         directive = Directive(
             action=action,

@@ -41,6 +41,7 @@ from controlplane.gateway.upstream import (
 )
 
 T = TypeVar("T")
+_MAX_KEY_CHARS = 256  # as AdmitRequest.routing_key has it
 _CONTROL_PLANE = "CONTROL_PLANE", "the control plane"
 
 
@@ -72,6 +73,8 @@ class Generation:
         self._request.CopyFrom(request)
         if not request.request_id:
             self._request.request_id = uuid.uuid4().hex
+        self._routing_key = request.routing_key or self._request.request_id[:_MAX_KEY_CHARS]
+        self._request.ClearField("routing_key")  # whom it is for is no data plane's business
         self._metadata = metadata
         self._deadline = None if timeout_s is None else _now() + timeout_s
         self._objective = Objective(self._request, _now())
@@ -160,6 +163,7 @@ class Generation:
             model=model,
             tenant=self._request.tenant,
             excluded_data_plane_ids=self._recovery.excluded,
+            routing_key=self._routing_key,
         )
 
     def _as_promised(self, place: admission_pb.AdmitResponse) -> admission_pb.AdmitResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -62,12 +62,25 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Alias:
+class AliasTarget:
     """`version` 0 follows the adapter's current version."""
 
-    name: str
     adapter: str
     version: int
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """targets: at least one, one of them with a weight above 0."""
+
+    name: str
+    targets: tuple[AliasTarget, ...]
+
+    @property
+    def heaviest(self) -> AliasTarget:
+        """The first of equal ones."""
+        return max(self.targets, key=lambda target: target.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,18 @@ class Adapter:
 
     def version(self, number: int) -> AdapterVersion:
         return next(version for version in self.versions if version.version == number)
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a reference means: `version` of `adapter`. alias: when the reference is one's name.
+    is_shared: whether requests for it go to several targets, of which this is the heaviest.
+    """
+
+    adapter: Adapter
+    version: int
+    alias: Alias | None = None
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +141,7 @@ def encode(record: VersionRecord | BaseModelRecord) -> str:
 _version_decoder = msgspec.json.Decoder(VersionRecord)
 _base_model_decoder = msgspec.json.Decoder(BaseModelRecord)
 _labels_decoder = msgspec.json.Decoder(dict[str, str])
+_targets_decoder = msgspec.json.Decoder(list[tuple[str, str, int]])
 
 
 def decode_version(text: str) -> VersionRecord:
@@ -128,6 +154,12 @@ def decode_base_model(text: str) -> BaseModelRecord:
 
 def encode_labels(labels: Mapping[str, str]) -> str:
     return msgspec.json.encode(dict(labels)).decode()
+
+
+def encode_targets(targets: Sequence[AliasTarget]) -> str:
+    """As the scripts read them: versions are text."""
+    rows = [(target.adapter, str(target.version), target.weight) for target in targets]
+    return msgspec.json.encode(rows).decode()
 
 
 def decode_adapter(name: str, fields: Mapping[str, str], aliases: list[list[str]]) -> Adapter:
@@ -150,9 +182,14 @@ def decode_adapter(name: str, fields: Mapping[str, str], aliases: list[list[str]
             for number in numbers
         ),
         aliases=tuple(
-            Alias(alias, name, int(version)) for alias, version in sorted(map(tuple, aliases))
+            _alias(alias, _targets_decoder.decode(text) if text else [(adapter, version, 1)])
+            for alias, adapter, version, text in sorted(aliases)
         ),
     )
+
+
+def _alias(name: str, rows: list[tuple[str, str, int]]) -> Alias:
+    return Alias(name, tuple(AliasTarget(row[0], int(row[1]), row[2]) for row in rows))
 
 
 def _shapes(modules: tuple[ModuleRecord, ...]) -> dict[str, tuple[int, int]]:

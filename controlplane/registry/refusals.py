@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from controlplane.errors import ConflictError, ControlPlaneError, NameTakenError, UnknownNameError
+from controlplane.registry.alias_check import shown
 from controlplane.registry.model import Alias
 
 
@@ -37,6 +38,8 @@ def registration(code: str, name: str, detail: str) -> ControlPlaneError:
             f"adapter {name!r} has {detail} versions, the most there may be: remove old ones",
             metadata={"name": name, "num_versions": detail},
         )
+    if code == "ALIAS_MIXED":
+        return alias_mixed(name, detail)
     if code == "EXISTS":
         return NameTakenError(
             "ADAPTER_EXISTS",
@@ -70,19 +73,60 @@ def removal(reply: Sequence[str], name: str, version: int) -> ControlPlaneError:
             "the alias first",
             metadata={**metadata, "alias": reply[1]},
         )
+    if reply[0] == "SHARED_ALIAS":
+        return ConflictError(
+            "ALIAS_SHARED",
+            f"alias {reply[1]!r} has targets in adapter {name!r} and in others: set the alias "
+            "without this one, or remove it, first",
+            metadata={"name": name, "alias": reply[1]},
+        )
     return unknown(reply[0], name, version)
 
 
-def alias(code: str, wanted: Alias) -> ControlPlaneError:
-    if code == "TOO_MANY_ALIASES":
+def promotion(reply: Sequence[str], name: str, version: int) -> ControlPlaneError:
+    """version: 0 where none was asked for."""
+    if reply[0] == "ALIAS_MIXED":
+        return alias_mixed(name, reply[1])
+    return unknown(reply[0], name, version) if version else unknown_adapter(name)
+
+
+def alias_mixed(name: str, alias: str) -> ConflictError:
+    return ConflictError(
+        "ALIAS_BASE_MIXED",
+        f"alias {alias!r} follows adapter {name!r} beside versions of another base model, and its "
+        "targets must share one: bind the alias to a version first",
+        metadata={"name": name, "alias": alias},
+    )
+
+
+def ambiguous(alias: Alias) -> ConflictError:
+    names = ", ".join(shown(target) for target in alias.targets)
+    return ConflictError(
+        "ALIAS_AMBIGUOUS",
+        f"alias {alias.name!r} shares its requests between {names}: name one of them",
+        metadata={"name": alias.name},
+    )
+
+
+def alias(reply: Sequence[str], wanted: Alias) -> ControlPlaneError:
+    """reply: {why not, number of the target, details}."""
+    if reply[0] in ("ADAPTER", "BASE_MODEL"):
+        return _taken(reply[0], "alias.name", wanted.name, "")
+    target = wanted.targets[int(reply[1])]
+    if reply[0] == "TOO_MANY_ALIASES":
         return ConflictError(
             "TOO_MANY_ALIASES",
-            f"adapter {wanted.adapter!r} has the most aliases there may be: remove one first",
-            metadata={"adapter": wanted.adapter},
+            f"adapter {target.adapter!r} has the most aliases there may be: remove one first",
+            metadata={"adapter": target.adapter},
         )
-    if code in ("ADAPTER", "BASE_MODEL"):
-        return _taken(code, "alias.name", wanted.name, "")
-    return unknown(code, wanted.adapter, wanted.version)
+    if reply[0] == "MIXED":
+        return ConflictError(
+            "ALIAS_BASE_MIXED",
+            f"alias.targets: {shown(target)} is bound to base model {reply[2]!r} and "
+            f"{shown(wanted.targets[0])} to {reply[3]!r}: the targets of an alias must share one",
+            metadata={"field": f"alias.targets[{reply[1]}]", "base_model": reply[2]},
+        )
+    return unknown(reply[0], target.adapter, target.version)
 
 
 def _taken(code: str, field: str, name: str, detail: str) -> NameTakenError:

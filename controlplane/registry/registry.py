@@ -10,11 +10,13 @@ from typing import Any
 
 from controlplane.errors import ConflictError, InvalidRequestError, UnknownNameError
 from controlplane.registry import refusals
+from controlplane.registry.alias_check import check_alias
 from controlplane.registry.intake import Intake, choose_base
 from controlplane.registry.model import (
     Adapter,
     Alias,
     BaseModelRecord,
+    Meaning,
     Page,
     Registration,
     Verification,
@@ -23,6 +25,7 @@ from controlplane.registry.model import (
     decode_base_model,
     encode,
     encode_labels,
+    encode_targets,
 )
 from controlplane.registry.names import check_name, check_reference, check_version
 from controlplane.store.client import Store, as_dict
@@ -115,16 +118,25 @@ class AdapterRegistry:
             raise refusals.registration(reply[0], name, reply[1])
         return Registration(_adapter(reply[3]), int(reply[1]), bool(reply[2]))
 
-    async def get(self, reference: str) -> tuple[Adapter, int]:
-        """The adapter that a name, `name@version` or alias means, and the version.
-
-        Raises: UnknownNameError.
-        """
+    async def get(self, reference: str) -> Meaning:
+        """What a name, `name@version` or alias means. Raises: UnknownNameError."""
         check_reference("name", reference)
         reply = await self._store.run("get", reference)
         if not reply:
             raise refusals.unknown_adapter(reference)
-        return _adapter(reply[1]), int(reply[0])
+        adapter = _adapter(reply[1])
+        alias = next((alias for alias in adapter.aliases if alias.name == reference), None)
+        return Meaning(adapter, int(reply[0]), alias, int(reply[2]) > 1)
+
+    async def get_one(self, reference: str) -> tuple[Adapter, int]:
+        """The adapter and the version of which `reference` is a name.
+
+        Raises: UnknownNameError, ConflictError (ALIAS_AMBIGUOUS).
+        """
+        found = await self.get(reference)
+        if found.alias is not None and found.is_shared:
+            raise refusals.ambiguous(found.alias)
+        return found.adapter, found.version
 
     async def page(self, *, size: int = 0, token: str = "", base_model: str = "") -> Page:
         """Adapters in order of name. size: most to return; 0 is the default. token: from the page
@@ -156,18 +168,18 @@ class AdapterRegistry:
                 return Page(tuple(adapters), "", int(total))
 
     async def promote(self, name: str, version: int) -> Adapter:
-        """Makes `version` current. Raises: UnknownNameError."""
+        """Makes `version` current. Raises: UnknownNameError, ConflictError (ALIAS_BASE_MIXED)."""
         check_name("name", name)
         check_version("version", version)
         reply = await self._store.run("promote", name, version, MAX_HISTORY)
         if reply[0] != "OK":
-            raise refusals.unknown(reply[0], name, version)
+            raise refusals.promotion(reply, name, version)
         return _adapter(reply[1])
 
     async def rollback(self, name: str) -> Adapter:
         """Makes the version before the current one current again; twice goes back two.
 
-        Raises: UnknownNameError, ConflictError (NO_PREVIOUS_VERSION).
+        Raises: UnknownNameError, ConflictError (NO_PREVIOUS_VERSION, ALIAS_BASE_MIXED).
         """
         check_name("name", name)
         reply = await self._store.run("rollback", name)
@@ -178,13 +190,14 @@ class AdapterRegistry:
                 metadata={"name": name},
             )
         if reply[0] != "OK":
-            raise refusals.unknown_adapter(name)
+            raise refusals.promotion(reply, name, 0)
         return _adapter(reply[1])
 
     async def remove(self, name: str, version: int = 0) -> None:
         """Removes the adapter with its aliases, or one `version`.
 
-        Raises: UnknownNameError; ConflictError (VERSION_IS_CURRENT, VERSION_HAS_ALIAS).
+        Raises: UnknownNameError; ConflictError (VERSION_IS_CURRENT, VERSION_HAS_ALIAS,
+        ALIAS_SHARED).
         """
         check_name("name", name)
         reply = await self._store.run("remove", name, version)
@@ -192,14 +205,23 @@ class AdapterRegistry:
             raise refusals.removal(reply, name, version)
 
     async def set_alias(self, alias: Alias) -> Alias:
-        """Creates or moves an alias. Raises: UnknownNameError, NameTakenError, ConflictError."""
-        check_name("alias.name", alias.name)
-        check_name("alias.adapter", alias.adapter)
+        """Creates an alias or replaces its targets.
+
+        Raises: UnknownNameError, NameTakenError, ConflictError (TOO_MANY_ALIASES,
+        ALIAS_BASE_MIXED).
+        """
+        check_alias(alias)
+        heaviest = alias.heaviest
         reply = await self._store.run(
-            "set_alias", alias.name, alias.adapter, alias.version, MAX_ALIASES
+            "set_alias",
+            alias.name,
+            MAX_ALIASES,
+            encode_targets(alias.targets) if len(alias.targets) > 1 else "",
+            *(heaviest.adapter, heaviest.version),
+            *(part for target in alias.targets for part in (target.adapter, target.version)),
         )
         if reply[0] != "OK":
-            raise refusals.alias(reply[0], alias)
+            raise refusals.alias(reply, alias)
         return alias
 
     async def remove_alias(self, name: str) -> None:
@@ -226,9 +248,9 @@ class AdapterRegistry:
     async def verify(self, reference: str, access: Access = ANYBODY) -> Verification:
         """Compares what the source holds now with what was registered.
 
-        Raises: UnknownNameError, SourceError, AdapterFormatError.
+        Raises: UnknownNameError, ConflictError (ALIAS_AMBIGUOUS), SourceError, AdapterFormatError.
         """
-        adapter, number = await self.get(reference)
+        adapter, number = await self.get_one(reference)
         version = adapter.version(number)
         found = await self._intake.digest(version.source, access)
         return Verification(version.record.digest, found)

@@ -77,9 +77,11 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
     async def GetAdapter(
         self, request: pb.GetAdapterRequest, context: Context
     ) -> pb.GetAdapterResponse:
-        adapter, version = await self._registry.get(request.name)
+        found = await self._registry.get(request.name)
         return pb.GetAdapterResponse(
-            adapter=translate.adapter_to_pb(adapter), resolved_version=version
+            adapter=translate.adapter_to_pb(found.adapter),
+            resolved_version=found.version,
+            alias=translate.alias_to_pb(found.alias) if found.alias else None,
         )
 
     async def ListAdapters(

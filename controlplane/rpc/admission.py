@@ -28,6 +28,7 @@ class AdmissionHandlers(AdmissionServiceServicer):
                 tenant=request.tenant,
                 excluded=request.excluded_data_plane_ids,
                 source_token=source_token_of(context.invocation_metadata()),
+                routing_key=request.routing_key,
             )
         model = admitted.model
         return pb.AdmitResponse(

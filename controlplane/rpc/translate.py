@@ -15,6 +15,7 @@ from controlplane.registry.model import (
     Adapter,
     AdapterVersion,
     Alias,
+    AliasTarget,
     BaseModelRecord,
     ModuleRecord,
 )
@@ -56,11 +57,42 @@ def version_to_pb(version: AdapterVersion) -> registry_pb.AdapterVersion:
 
 
 def alias_to_pb(alias: Alias) -> registry_pb.Alias:
-    return registry_pb.Alias(name=alias.name, adapter=alias.adapter, version=alias.version)
+    heaviest = alias.heaviest
+    several = alias.targets if len(alias.targets) > 1 else ()
+    return registry_pb.Alias(
+        name=alias.name,
+        adapter=heaviest.adapter,
+        version=heaviest.version,
+        targets=[
+            registry_pb.AliasTarget(
+                adapter=target.adapter, version=target.version, weight=target.weight
+            )
+            for target in several
+        ],
+    )
 
 
 def alias_from_pb(alias: registry_pb.Alias) -> Alias:
-    return Alias(alias.name, alias.adapter, alias.version)
+    """Raises: InvalidRequestError where it says two things."""
+    single = AliasTarget(alias.adapter, alias.version)
+    if not alias.targets:
+        return Alias(alias.name, (single,))
+    made = Alias(
+        alias.name,
+        tuple(AliasTarget(each.adapter, each.version, each.weight) for each in alias.targets),
+    )
+    heaviest = made.heaviest
+    if (alias.adapter or alias.version) and (single.adapter, single.version) != (
+        heaviest.adapter,
+        heaviest.version,
+    ):
+        raise InvalidRequestError(
+            "ALIAS_TARGETS_INVALID",
+            "alias.adapter and alias.version are another target than the heaviest of "
+            "alias.targets: leave them out",
+            metadata={"field": "alias.adapter"},
+        )
+    return made
 
 
 def base_model_to_pb(base: BaseModelRecord) -> registry_pb.BaseModel:

@@ -20,8 +20,8 @@ SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
 # Prefixes, completed by a name or an id.
 ADAPTER = PREFIX + "adapter:"  # hash: current, count, version:N, source:N, labels:N, identity:N ...
 HISTORY = PREFIX + "history:"  # list: versions that were current before, newest last
-ALIAS = PREFIX + "alias:"  # hash: adapter, version
-ALIASES_OF = PREFIX + "aliases_of:"  # set of alias names that point to the adapter
+ALIAS = PREFIX + "alias:"  # hash: adapter, version; of several targets also: targets (JSON)
+ALIASES_OF = PREFIX + "aliases_of:"  # set of alias names that have a target in the adapter
 DATA_PLANE = PREFIX + "data_plane:"  # hash, expires with the lease: report and placements since
 DIRECTIVES = PREFIX + "directives:"  # zset of Directive JSON, scores its numbers: not yet received
 RESIDENCY_POOL = PREFIX + "residency:pool:"  # set of digests

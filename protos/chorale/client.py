@@ -14,7 +14,7 @@ from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.errors import ChoraleError, InternalError
 from chorale.events import Completion, Event, completion_of, event_of
-from chorale.requests import GenerateOptions, direct_request, generate_request
+from chorale.requests import GenerateOptions, alias_request, direct_request, generate_request
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
 from chorale.token_spans import TokenSpan, token_spans, tokenize_request
@@ -100,15 +100,18 @@ class Client:
         *,
         excluded_data_plane_ids: Sequence[str] = (),
         source_token: str = "",
+        routing_key: str = "",
     ) -> admission_pb.AdmitResponse:
         """A place on a data plane: its endpoint and the ticket to stream straight from it.
 
-        source_token: opens the adapter's source when that is private.
+        source_token: opens the adapter's source when that is private. routing_key: equal ones get
+        the same version of an alias.
         """
         request = admission_pb.AdmitRequest(
             model=model,
             tenant=self._tenant,
             excluded_data_plane_ids=excluded_data_plane_ids,
+            routing_key=routing_key,
         )
         metadata = source_token_metadata(source_token)
         return call(self._admission.Admit, request, self._timeout, metadata)
@@ -299,10 +302,17 @@ class Adapters:
         request = registry_pb.RemoveAdapterRequest(name=name, version=version)
         call(self._stub.RemoveAdapter, request, self._timeout)
 
-    def set_alias(self, name: str, adapter: str, *, version: int = 0) -> registry_pb.Alias:
-        """Points alias `name` at `adapter`; `version` 0 follows its current version."""
-        alias = registry_pb.Alias(name=name, adapter=adapter, version=version)
-        request = registry_pb.SetAliasRequest(alias=alias)
+    def set_alias(
+        self,
+        name: str,
+        adapter: str = "",
+        *,
+        version: int = 0,
+        targets: Mapping[str, int] | None = None,
+    ) -> registry_pb.Alias:
+        """Points alias `name` at `adapter` (`version` 0 follows its current version), or at several
+        `targets`: NAME or NAME@VERSION to weights, which share its requests."""
+        request = alias_request(name, adapter, version, targets)
         return call(self._stub.SetAlias, request, self._timeout).alias
 
     def remove_alias(self, name: str) -> None:

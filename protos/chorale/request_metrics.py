@@ -34,6 +34,10 @@ _WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 _TOKEN_KINDS = ("prompt", "completion", "cached")
 
 
+ModelKey = tuple[str, str]
+"""An adapter's name and version, or a base model's name and ""."""
+
+
 class Histogram:
     """bounds: upper ones, ascending; what is above the last counts under +Inf."""
 
@@ -58,7 +62,7 @@ class Histogram:
 
 
 class _Model:
-    """Of one adapter or base model."""
+    """Of one version of an adapter, or of a base model."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -76,8 +80,9 @@ class _Model:
 
 
 class RequestMetrics(Collector):
-    """prefix: of the names, as "chorale_gateway". max_models: adapters with rows of their own; when
-    there are more, the one that was asked for longest ago goes into the row "(other)"."""
+    """prefix: of the names, as "chorale_gateway". max_models: versions of adapters with rows of
+    their own; when there are more, the one that was asked for longest ago goes into the row
+    "(other)"."""
 
     def __init__(
         self,
@@ -91,7 +96,7 @@ class RequestMetrics(Collector):
         self.clock = clock
         self.num_running = 0
         self._ended: Counter[tuple[str, str]] = Counter()
-        self._models: OrderedDict[str, _Model] = OrderedDict()
+        self._models: OrderedDict[ModelKey, _Model] = OrderedDict()
         self._others = _Model()
         self.first_token = Histogram(_FIRST_TOKEN_S)
         self.gap = Histogram(_GAP_S)
@@ -102,23 +107,23 @@ class RequestMetrics(Collector):
         """Watches one generation, as a context manager around it."""
         return RequestWatch(self)
 
-    def ended(self, outcome: str, reason: str, model: str) -> None:
-        """A generation has ended; model: "" when it was never accepted."""
+    def ended(self, outcome: str, reason: str, model: ModelKey | None) -> None:
+        """A generation has ended; model: None when it was never accepted."""
         key = (outcome, reason)
         if key not in self._ended and len(self._ended) >= _MAX_REASONS:
             key = (outcome, OTHER)
         self._ended[key] += 1
-        if model:
+        if model is not None:
             self.model(model).outcomes[outcome] += 1
 
-    def model(self, name: str) -> _Model:
-        found = self._models.get(name)
+    def model(self, key: ModelKey) -> _Model:
+        found = self._models.get(key)
         if found is None:
             while len(self._models) >= self._max_models:
                 self._others.take(self._models.popitem(last=False)[1])
-            found = self._models[name] = _Model()
+            found = self._models[key] = _Model()
         else:
-            self._models.move_to_end(name)
+            self._models.move_to_end(key)
         return found
 
     def collect(self) -> Iterator[Any]:
@@ -153,33 +158,35 @@ class RequestMetrics(Collector):
     def _by_model(self) -> Iterator[Any]:
         prefix = self._prefix
         outcomes = CounterMetricFamily(
-            f"{prefix}_model_requests", "Accepted generations.", labels=("model", "outcome")
+            f"{prefix}_model_requests",
+            "Accepted generations.",
+            labels=("model", "version", "outcome"),
         )
         tokens = CounterMetricFamily(
             f"{prefix}_model_tokens",
             "Tokens taken and sent; cached ones are prompt tokens that needed no computing.",
-            labels=("model", "kind"),
+            labels=("model", "version", "kind"),
         )
         first = SummaryMetricFamily(
             f"{prefix}_model_time_to_first_token_seconds",
             "From the request to its first token.",
-            labels=("model",),
+            labels=("model", "version"),
         )
         waits = CounterMetricFamily(
             f"{prefix}_model_adapter_wait_seconds",
             "Waiting for the adapter, all together.",
-            labels=("model",),
+            labels=("model", "version"),
         )
         rows = list(self._models.items())
         if self._others.outcomes or self._others.tokens:
-            rows.append((OTHER, self._others))
-        for name, model in rows:
+            rows.append(((OTHER, ""), self._others))
+        for key, model in rows:
             for outcome, count in model.outcomes.items():
-                outcomes.add_metric((name, outcome), count)
+                outcomes.add_metric((*key, outcome), count)
             for kind in _TOKEN_KINDS:
-                tokens.add_metric((name, kind), model.tokens[kind])
-            first.add_metric((name,), model.num_first, model.first_token_s)
-            waits.add_metric((name,), model.load_wait_s)
+                tokens.add_metric((*key, kind), model.tokens[kind])
+            first.add_metric(key, model.num_first, model.first_token_s)
+            waits.add_metric(key, model.load_wait_s)
         yield from (outcomes, tokens, first, waits)
 
 
@@ -190,7 +197,7 @@ class RequestWatch:
     def __init__(self, metrics: RequestMetrics) -> None:
         self._metrics = metrics
         self._began_s = self._last_s = metrics.clock()
-        self._model = ""
+        self._model: ModelKey | None = None
         self._has_token = self._finished = False
         self._num_tokens = 0
 
@@ -205,7 +212,8 @@ class RequestWatch:
             self._last_s = now_s
             self._num_tokens += len(event.tokens.token_ids)
         elif event.HasField("accepted"):
-            self._model = event.accepted.model
+            version = event.accepted.adapter_version
+            self._model = event.accepted.model, str(version) if version else ""
             tokens = self._metrics.model(self._model).tokens
             tokens["prompt"] += event.accepted.num_prompt_tokens
         else:
@@ -231,13 +239,15 @@ class RequestWatch:
         ):
             outcome, reason = "error", getattr(error, "reason", "INTERNAL")
         self._metrics.ended(outcome, reason, self._model)
-        if self._model:
+        if self._model is not None:
             self._metrics.model(self._model).tokens["completion"] += self._num_tokens
 
     def _first(self, now_s: float) -> None:
         self._has_token = True
         took_s = now_s - self._began_s
         self._metrics.first_token.observe(took_s)
+        if self._model is None:
+            return
         model = self._metrics.model(self._model)
         model.num_first += 1
         model.first_token_s += took_s
@@ -247,6 +257,8 @@ class RequestWatch:
         timings = finished.timings
         self._metrics.queue.observe(timings.queue_s)
         self._metrics.load_wait.observe(timings.adapter_load_s)
+        if self._model is None:
+            return
         model = self._metrics.model(self._model)
         model.load_wait_s += timings.adapter_load_s
         model.tokens["cached"] += finished.usage.num_cached_tokens

@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 
 from chorale.errors import InvalidArgumentError
 from chorale.objective import set_ttft_slo
-from chorale.v1 import fleet_pb2
+from chorale.v1 import adapter_registry_pb2, fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 
 
@@ -26,6 +26,7 @@ class GenerateOptions(TypedDict, total=False):
     source_token: opens the adapter's source when that is private.
     priority: -10 to 10, higher first among waiting requests, as far as the tenant may.
     ttft_slo: seconds to the first token; the request fails as soon as that is out of reach.
+    routing_key: whom it is for, as a user's id: equal ones get the same version of an alias.
     return_prompt_token_ids: whether `Accepted` is to have the prompt as the model sees it.
     """
 
@@ -39,6 +40,7 @@ class GenerateOptions(TypedDict, total=False):
     source_token: str
     priority: int
     ttft_slo: float | None
+    routing_key: str
     return_prompt_token_ids: bool
     max_tokens: int | None
     min_tokens: int | None
@@ -92,6 +94,7 @@ def generate_request(
             generated_token_ids=options.get("generated_token_ids", ()),
             tenant=options.get("tenant", tenant),
             priority=options.get("priority", 0),
+            routing_key=options.get("routing_key", ""),
             return_prompt_token_ids=options.get("return_prompt_token_ids", False),
             sampling=_sampling(options),
         )
@@ -164,3 +167,29 @@ def direct_request(
     return fleet_pb2.DirectAdapterRequest(
         name=name, action=action, tier=tier, within=within, data_plane_id=data_plane_id
     )
+
+
+def alias_request(
+    name: str, adapter: str, version: int, targets: Mapping[str, int] | None
+) -> adapter_registry_pb2.SetAliasRequest:
+    """targets: references to their weights. Raises: InvalidArgumentError."""
+    alias = adapter_registry_pb2.Alias(name=name, adapter=adapter, version=version)
+    if targets and (adapter or version):
+        raise InvalidArgumentError(
+            "ARGUMENT_INVALID", "an alias is set to an adapter or to targets, not to both"
+        )
+    for reference, weight in (targets or {}).items():
+        bare, at, number = reference.partition("@")
+        is_number = number.isascii() and number.isdecimal() and not number.startswith("0")
+        try:
+            version = int(number) if is_number else -at.count("@")  # which no field takes
+            alias.targets.add(adapter=bare, version=version, weight=weight)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                "ARGUMENT_INVALID",
+                f"target {reference[:200]!r} is no NAME or NAME@VERSION with a weight: {error}",
+            ) from error
+    if len(alias.targets) == 1 and alias.targets[0].weight:  # as older servers know it, too
+        alias.adapter, alias.version = alias.targets[0].adapter, alias.targets[0].version
+        del alias.targets[:]
+    return adapter_registry_pb2.SetAliasRequest(alias=alias)

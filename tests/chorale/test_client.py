@@ -88,6 +88,11 @@ async def test_registry(gateway: RunningGateway, client: AsyncClient, fleet: Fak
     assert (await client.adapters.rollback("pirate")).current_version == 1
     assert (await client.adapters.set_alias("canary", "poet", version=1)).version == 1
     assert (await client.adapters.get("canary")).adapter.name == "poet"
+    targets = {"pirate@1": 95, "poet": 5}
+    shared = await client.adapters.set_alias("canary", targets=targets)
+    assert [each.weight for each in shared.targets] == [95, 5]
+    with pytest.raises(InvalidArgumentError):
+        await client.adapters.set_alias("canary", "poet", targets=targets)
     await client.adapters.remove_alias("canary")
     assert (await client.adapters.verify("poet")).matches
     await client.adapters.remove("poet")

@@ -23,9 +23,15 @@ class Bench:
     def seen(self) -> Metrics:
         return Metrics.of(self.registry)
 
-    def run(self, model: str = "pirate", *, gaps: tuple[float, ...] = (0.3, 0.04, 0.06)) -> None:
+    def run(
+        self,
+        model: str = "pirate",
+        *,
+        version: int = 2,
+        gaps: tuple[float, ...] = (0.3, 0.04, 0.06),
+    ) -> None:
         with self.metrics.request() as watch:
-            accepted = pb.Accepted(model=model, num_prompt_tokens=7)
+            accepted = pb.Accepted(model=model, adapter_version=version, num_prompt_tokens=7)
             watch.note(pb.GenerateResponse(accepted=accepted))
             for gap_s in gaps:
                 self.now_s += gap_s
@@ -44,9 +50,9 @@ def test_a_whole_generation() -> None:
     seen = bench.seen()
     assert seen("x_requests_total", outcome="ok", reason="") == 1
     assert seen("x_requests_running") == 0
-    assert seen("x_model_requests_total", model="pirate", outcome="ok") == 1
+    assert seen("x_model_requests_total", model="pirate", version="2", outcome="ok") == 1
     for kind, count in (("prompt", 7), ("completion", 6), ("cached", 4)):
-        assert seen("x_model_tokens_total", model="pirate", kind=kind) == count
+        assert seen("x_model_tokens_total", model="pirate", version="2", kind=kind) == count
     first = "x_time_to_first_token_seconds"
     assert seen(f"{first}_sum") == pytest.approx(0.3)
     assert seen(f"{first}_bucket", le="0.25") == 0
@@ -57,9 +63,9 @@ def test_a_whole_generation() -> None:
     assert seen("x_queue_seconds_sum") == pytest.approx(0.02)
     assert seen("x_adapter_wait_seconds_sum") == pytest.approx(0.011)
     by_model = "x_model_time_to_first_token_seconds"
-    assert seen(f"{by_model}_count", model="pirate") == 1
-    assert seen(f"{by_model}_sum", model="pirate") == pytest.approx(0.3)
-    waits = seen("x_model_adapter_wait_seconds_total", model="pirate")
+    assert seen(f"{by_model}_count", model="pirate", version="2") == 1
+    assert seen(f"{by_model}_sum", model="pirate", version="2") == pytest.approx(0.3)
+    waits = seen("x_model_adapter_wait_seconds_total", model="pirate", version="2")
     assert waits == pytest.approx(0.011)
 
 
@@ -89,8 +95,8 @@ def test_a_stream_that_breaks_off_keeps_its_tokens() -> None:
         watch.note(pb.GenerateResponse(accepted=pb.Accepted(model="a", num_prompt_tokens=3)))
         watch.note(pb.GenerateResponse(tokens=pb.TokenChunk(token_ids=[5])))
     seen = bench.seen()
-    assert seen("x_model_requests_total", model="a", outcome="cancelled") == 1
-    assert seen("x_model_tokens_total", model="a", kind="completion") == 1
+    assert seen("x_model_requests_total", model="a", version="", outcome="cancelled") == 1
+    assert seen("x_model_tokens_total", model="a", version="", kind="completion") == 1
     assert seen("x_queue_seconds_count") == 0
 
 
@@ -100,10 +106,22 @@ def test_names_are_bounded_and_nothing_is_lost() -> None:
         bench.run(name)
     seen = bench.seen()
     assert seen.values("model") == {"a", "d", "e", "(other)"}
-    assert seen("x_model_requests_total", model="(other)", outcome="ok") == 2
-    assert seen("x_model_tokens_total", model="(other)", kind="completion") == 12
-    assert seen("x_model_time_to_first_token_seconds_count", model="(other)") == 2
-    assert seen("x_model_requests_total", model="a", outcome="ok") == 3
+    assert seen("x_model_requests_total", model="(other)", version="", outcome="ok") == 2
+    assert seen("x_model_tokens_total", model="(other)", version="", kind="completion") == 12
+    assert seen("x_model_time_to_first_token_seconds_count", model="(other)", version="") == 2
+    assert seen("x_model_requests_total", model="a", version="2", outcome="ok") == 3
+
+
+def test_versions_have_rows_of_their_own() -> None:
+    bench = Bench()
+    for version in (1, 2, 2):
+        bench.run(version=version)
+    seen = bench.seen()
+    rows = [
+        seen("x_model_requests_total", model="pirate", version=version, outcome="ok")
+        for version in ("1", "2")
+    ]
+    assert rows == [1, 2]
 
 
 def test_reasons_are_bounded() -> None:

@@ -86,7 +86,7 @@ def test_list_takes_every_page(chorale: Chorale, gateway: ScriptedGateway) -> No
                 "private": False,
             }
         ],
-        "aliases": [{"name": "prod", "adapter": "a", "version": 0}],
+        "aliases": [{"name": "prod", "adapter": "a", "version": 0, "targets": []}],
     }
 
 
@@ -236,6 +236,54 @@ def test_aliases(chorale: Chorale, gateway: ScriptedGateway) -> None:
     assert shown == "prod now means a@2\n"
     assert chorale("adapters", "alias", "set", "prod", "a").stdout == "prod now means a\n"
     assert chorale("adapters", "alias", "remove", "prod").stdout == "removed alias prod\n"
+
+
+def test_weighted_aliases(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    gateway.answers["SetAlias"] = lambda request: pb.SetAliasResponse(alias=request.alias)
+    result = chorale("adapters", "alias", "set", "prod", "a@3=95", "a@4=5", "b=0")
+    assert result.stdout == "prod now means 95% a@3, 5% a@4, 0% b\n"
+    (request,) = gateway.requests
+    assert [(each.adapter, each.version, each.weight) for each in request.alias.targets] == [
+        ("a", 3, 95),
+        ("a", 4, 5),
+        ("b", 0, 0),
+    ]
+    made = adapter("a", versions=2)
+    made.aliases.append(request.alias)
+    gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=1)
+    gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse()
+    assert "alias prod -> 95% a@3, 5% a@4, 0% b\n" in chorale("adapters", "show", "a").stdout
+    view = json.loads(chorale("adapters", "show", "a", "--json").stdout)
+    (alias,) = view["adapter"]["aliases"]
+    assert alias["targets"][1] == {"adapter": "a", "version": 4, "weight": 5}
+
+
+def test_an_alias_of_one_target_is_sent_as_ever(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    gateway.answers["SetAlias"] = lambda request: pb.SetAliasResponse(alias=request.alias)
+    for target in ("a@3", "a@3=7"):
+        assert chorale("adapters", "alias", "set", "prod", target).exit_code == 0
+        assert gateway.requests[-1].alias == pb.Alias(name="prod", adapter="a", version=3)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["a=1", "b"],
+        ["a=x", "b=1"],
+        ["a=-1", "b=1"],
+        ["a=1", "a=2"],
+        ["a@x=1", "b=1"],
+        ["a@03=1", "b=1"],
+        ["a@", "--json"],
+        ["a=1", "b=1", "--version", "2"],
+        ["a@1", "--version", "2"],
+    ],
+)
+def test_targets_that_cannot_be_meant(
+    chorale: Chorale, gateway: ScriptedGateway, targets: list[str]
+) -> None:
+    assert chorale("adapters", "alias", "set", "prod", *targets).exit_code == 2
+    assert gateway.requests == []
 
 
 def test_verify_fails_on_changed_content(chorale: Chorale, gateway: ScriptedGateway) -> None:

@@ -45,7 +45,7 @@ def test_every_sampling_option_reaches_the_server(
     arguments = [f"--{name}={value}" for name, value in options.items()]
     result = chorale(
         "generate", "p", *arguments, "--stop=a", "--stop=b", "--ignore-eos", "--tenant=t",
-        "--ttft-slo=1.5", "--json",
+        "--ttft-slo=1.5", "--routing-key=ada", "--json",
     )  # fmt: skip
     assert result.exit_code == 0
     (request,) = gateway.requests
@@ -54,6 +54,7 @@ def test_every_sampling_option_reaches_the_server(
     assert list(request.sampling.stop) == ["a", "b"]
     assert request.sampling.ignore_eos and request.tenant == "t"
     assert request.ttft_slo.ToMilliseconds() == 1500
+    assert request.routing_key == "ada"
 
 
 def test_json_is_the_whole_result(chorale: Chorale, gateway: ScriptedGateway) -> None:

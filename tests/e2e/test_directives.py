@@ -42,7 +42,10 @@ def check_metrics(up: ChoraleUp) -> None:
     def is_seen() -> bool:
         seen = Metrics(httpx.get(f"http://{up.http_address}/metrics").text)
         plane = {"data_plane": "data-plane-0"}
-        assert seen("chorale_gateway_model_tokens_total", model=NAME, kind="completion") > 0
+        assert (
+            seen("chorale_gateway_model_tokens_total", model=NAME, version="1", kind="completion")
+            > 0
+        )
         assert seen("chorale_fleet_up") == 1 and seen("chorale_registry_adapters") > 1
         return (
             seen("chorale_fleet_prefetches_total", plane, what="hit") >= 1

@@ -32,8 +32,8 @@ async def test_generations_over_grpc_and_http(client: AsyncClient, gateway: Runn
     prefix = "chorale_gateway"
     assert seen(f"{prefix}_requests_total", outcome="ok", reason="") == 3
     assert seen(f"{prefix}_requests_total", outcome="error", reason="MODEL_NOT_FOUND") == 1
-    assert seen(f"{prefix}_model_requests_total", model="pirate", outcome="ok") == 3
-    assert seen(f"{prefix}_model_tokens_total", model="pirate", kind="completion") == 7
+    assert seen(f"{prefix}_model_requests_total", model="pirate", version="2", outcome="ok") == 3
+    assert seen(f"{prefix}_model_tokens_total", model="pirate", version="2", kind="completion") == 7
     assert seen(f"{prefix}_time_to_first_token_seconds_count") == 3
     assert seen(f"{prefix}_inter_token_seconds_count") == 4
     assert seen(f"{prefix}_queue_seconds_sum") == 0.75
@@ -48,7 +48,10 @@ async def test_running_cancelled_and_lost(
     await client.complete("x", model="pirate", max_tokens=4)
     seen = await scrape(gateway)
     assert seen("chorale_gateway_lost_streams_total") == 1
-    assert seen("chorale_gateway_model_tokens_total", model="pirate", kind="completion") == 4
+    assert (
+        seen("chorale_gateway_model_tokens_total", model="pirate", version="2", kind="completion")
+        == 4
+    )
     fleet.planes[1].delay_s = 0.01
     async with client.generate("x", max_tokens=100_000) as generation:
         await anext(aiter(generation))

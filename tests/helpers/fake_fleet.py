@@ -117,7 +117,7 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
         bare, _, version = name.partition("@")
         for adapter in self.adapters.values():
             for alias in adapter.aliases:
-                if alias.name == name:
+                if alias.name == name and alias.adapter == adapter.name:
                     return adapter, alias.version or adapter.current_version
         if bare not in self.adapters:
             raise NotFoundError(
@@ -175,7 +175,10 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
 
     async def GetAdapter(self, request: Any, context: Any) -> Any:
         adapter, version = self.resolve(request.name)
-        return registry_pb.GetAdapterResponse(adapter=adapter, resolved_version=version)
+        alias = next((each for each in adapter.aliases if each.name == request.name), None)
+        return registry_pb.GetAdapterResponse(
+            adapter=adapter, resolved_version=version, alias=alias
+        )
 
     async def ListAdapters(self, request: Any, context: Any) -> Any:
         self.metadata.append(dict(context.invocation_metadata()))
@@ -204,6 +207,8 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
         return registry_pb.RemoveAdapterResponse()
 
     async def SetAlias(self, request: Any, context: Any) -> Any:
+        if request.alias.targets:
+            request.alias.adapter = request.alias.targets[0].adapter
         self.adapters[request.alias.adapter].aliases.append(request.alias)
         return registry_pb.SetAliasResponse(alias=request.alias)
 

@@ -19,7 +19,7 @@ from controlplane.gateway.http.failures import ApiError, api_error
 from controlplane.gateway.http.json_response import json_response
 from controlplane.gateway.http.logprobs import finite
 from controlplane.gateway.http.lorax_request import Parameters, lorax_request, parse_lorax
-from controlplane.gateway.http.serving import Serving, collect
+from controlplane.gateway.http.serving import MODEL_HEADER, Serving, collect, served_model
 from controlplane.gateway.http.sse import EventStream
 
 
@@ -55,6 +55,7 @@ class Lorax:
         before = body.inputs if asked.return_full_text else ""
         try:
             await while_connected(request.receive, choices.start())
+            headers[MODEL_HEADER] = served_model(choice)
             if streams:
                 events = _events(choices, choice, asked, before)
                 return EventStream(events, choices.close, headers, done=b"", failure=lorax_error)

@@ -31,7 +31,9 @@ class Models:
             page = await ask_control_plane(self._registry.ListAdapters, request)
             for adapter in page.adapters:
                 data.append(_version(adapter.name, adapter, adapter.current_version))
-                data.extend(_alias(alias, adapter) for alias in adapter.aliases)
+                # One of several adapters' targets is told by each of them.
+                mine = (alias for alias in adapter.aliases if alias.adapter == adapter.name)
+                data.extend(_alias(alias, adapter) for alias in mine)
             token = page.next_page_token
             if not token:
                 return {"object": "list", "data": data}
@@ -50,6 +52,8 @@ class Models:
             )
         except InvalidArgumentError as error:  # what can be no name is no model either
             raise NotFoundError(error.reason, error.message) from error
+        if found.HasField("alias"):
+            return _alias(found.alias, found.adapter)
         return _version(name, found.adapter, found.resolved_version)
 
     async def info(self, max_concurrent_requests: int) -> dict[str, Any]:
@@ -80,7 +84,14 @@ class Models:
 
 
 def _alias(alias: pb.Alias, adapter: pb.Adapter) -> dict[str, Any]:
-    return _version(alias.name, adapter, alias.version or adapter.current_version)
+    """Of several targets the heaviest, and what they are."""
+    model = _version(alias.name, adapter, alias.version or adapter.current_version)
+    if alias.targets:
+        model["targets"] = [
+            {"adapter": each.adapter, "version": each.version or None, "weight": each.weight}
+            for each in alias.targets
+        ]
+    return model
 
 
 def _version(name: str, adapter: pb.Adapter, number: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The requests that the OpenAI API takes here.
 
 Every field is used, or refused: nothing is parsed and ignored but the few that describe the request
-to its sender (`user`, `metadata`, `store`, `service_tier`).
+to its sender (`metadata`, `store`, `service_tier`).
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ class GenerationBody(BaseModel):
     # Seconds to the first token; the request fails as soon as that is out of reach.
     ttft_slo: Annotated[float, Field(gt=0, le=MAX_TTFT_SLO_S)] | None = None
 
-    # Notes of the sender to itself.
+    # Whom it is for: picks the version where `model` is an alias of several.
     user: str | None = None
+
+    # Notes of the sender to itself.
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -29,6 +30,9 @@ _TRACING = ("traceparent", "tracestate", "baggage")
 # Of all of them, as W3C has it for baggage. With much more, servers behind would refuse the call.
 _MAX_TRACING_CHARACTERS = 8192
 _TENANT_HEADER = "x-chorale-tenant"
+_ROUTING_HEADER = "x-chorale-routing-key"
+MODEL_HEADER = "x-chorale-model"
+_MAX_KEY_CHARS = 256  # as GenerateRequest.routing_key has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Answer:
     id: str
     object: str
     model: str
+    system_fingerprint: str | None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __call__(self, object_suffix: str = "", **rest: Any) -> dict[str, Any]:
@@ -46,6 +51,7 @@ class Answer:
             "object": self.object + object_suffix,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
             **rest,
         }
 
@@ -101,7 +107,12 @@ class Serving:
         headers = {"x-request-id": answer_id}
         try:
             await while_connected(request.receive, choices.start())
-            answer = Answer(answer_id, shape.object, body.model or _model(choices.choices))
+            served = served_model(choices.choices[0])
+            headers[MODEL_HEADER] = served
+            # OpenAI's field for "which configuration was it".
+            fingerprint = served if "@" in served else None
+            model = body.model or served.partition("@")[0]
+            answer = Answer(answer_id, shape.object, model, fingerprint)
             if body.stream:
                 chunks = _chunks(choices, answer, shape, body.wants_usage_chunk)
                 return EventStream(chunks, choices.close, headers)
@@ -113,7 +124,6 @@ class Serving:
         whole = answer(
             choices=shown,
             usage=_usage(choices.choices),
-            system_fingerprint=None,
             **shape.beside(choices.choices[0]),
         )
         return json_response(whole, headers=headers)
@@ -130,6 +140,8 @@ class Serving:
             generate.request_id = f"{answer_id}-{index}"
             generate.return_prompt_token_ids = bool(body.return_token_ids)
             generate.model = body.model or ""
+            # Without a user: of one answer all choices have one version.
+            generate.routing_key = _routing_key(body.user or answer_id)
             if body.ttft_slo is not None:
                 set_ttft_slo(generate, body.ttft_slo)
             choices.append(Choice(index, prompt, self.start(request, generate), echo))
@@ -138,12 +150,15 @@ class Serving:
     def start(
         self, request: Request, generate: pb.GenerateRequest, source_token: str = ""
     ) -> Generation:
-        """`generate` for the tenant of the HTTP request, within its deadline.
+        """`generate` for the tenant and the routing key that the HTTP request's headers name,
+        within its deadline.
 
         source_token: opens the adapter's source when that is private; empty: the header's.
         Raises: InvalidArgumentError for the token.
         """
         generate.tenant = request.headers.get(_TENANT_HEADER, "")
+        if key := request.headers.get(_ROUTING_HEADER, ""):
+            generate.routing_key = _routing_key(key)
         token = source_token or request.headers.get(SOURCE_TOKEN_KEY, "")
         metadata = (*tracing_metadata(request.headers), *source_token_metadata(token))
         return self._relay.start(generate, timeout_s=self._timeout_s, metadata=metadata)
@@ -200,9 +215,17 @@ def finish_reason(finished: pb.Finished) -> str:
     return "length" if finished.finish_reason == pb.FINISH_REASON_LENGTH else "stop"
 
 
-def _model(choices: Sequence[Choice]) -> str:
-    accepted = choices[0].accepted
-    return accepted.model if accepted is not None else ""
+def served_model(choice: Choice) -> str:
+    """`name@version`, or the base model's name. The choice has been accepted."""
+    accepted = choice.accepted
+    if accepted is None:
+        return ""
+    version = accepted.adapter_version
+    return f"{accepted.model}@{version}" if version else accepted.model
+
+
+def _routing_key(given: str) -> str:
+    return given if len(given) <= _MAX_KEY_CHARS else hashlib.sha256(given.encode()).hexdigest()
 
 
 def tracing_metadata(headers: Mapping[str, str]) -> Metadata:

@@ -9,15 +9,44 @@ local function integer(n)
   return string.format("%.0f", n)
 end
 
--- name, version, record, source of what `model` means among adapters; nil when nothing.
-local function resolve(model)
+-- {{adapter, version ("0" follows the current one), weight}, ...} of an alias; nil when there is none.
+local function targets_of(alias)
+  local record = redis.call("HMGET", ALIAS .. alias, "adapter", "version", "targets")
+  if not record[1] then return nil end
+  if record[3] then return cjson.decode(record[3]) end
+  return {{record[1], record[2], 1}}
+end
+
+-- Of an alias's targets the one that `key` goes to, by weighted rendezvous: each target draws a time,
+-- exponential with its weight as the rate, and the soonest wins. So each has its weight's share, and
+-- one whose weight grows draws keys from the others and gives none back. Without a key: the heaviest.
+local function drawn(alias, targets, key)
+  if #targets == 1 then return targets[1] end
+  local best, least = nil, math.huge
+  for _, target in ipairs(targets) do
+    local adapter, version, weight = unpack(target)
+    local time = weight > 0 and -weight or math.huge
+    if weight > 0 and key then
+      local hash = redis.sha1hex(alias .. "\0" .. adapter .. "@" .. version .. "\0" .. key)
+      local uniform = (tonumber(string.sub(hash, 1, 8), 16) + 0.5) / 2 ^ 32
+      time = -math.log(uniform) / weight
+    end
+    if time < least then best, least = target, time end
+  end
+  return best
+end
+
+-- name, version, record, source of what `model` means among adapters; nil when nothing. key: see
+-- `drawn`.
+local function resolve(model, key)
   local name, version = string.match(model, "^([^@]*)@(%d+)$")
   if not name then
     name = model
-    local alias = redis.call("HMGET", ALIAS .. model, "adapter", "version")
-    if alias[1] then
-      name = alias[1]
-      if alias[2] ~= "0" then version = alias[2] end
+    local targets = targets_of(model)
+    if targets then
+      local target = drawn(model, targets, key)
+      name = target[1]
+      if target[2] ~= "0" then version = target[2] end
     end
   end
   version = version or redis.call("HGET", ADAPTER .. name, "current")
@@ -27,13 +56,45 @@ local function resolve(model)
   return name, version, found[1], found[2]
 end
 
--- {name, adapter hash, {{alias, version}, ...}}
+local function points_to(targets, name, version)
+  for _, target in ipairs(targets) do
+    if target[1] == name and (not version or target[2] == version) then return true end
+  end
+  return false
+end
+
+-- {name, adapter hash, {{alias, adapter, version, targets or ""}, ...}}
 local function dump(name)
   local aliases = {}
   for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
-    table.insert(aliases, {alias, redis.call("HGET", ALIAS .. alias, "version")})
+    local targets = targets_of(alias)
+    -- An older control plane that moves an alias forgets only where its first target was.
+    if targets and points_to(targets, name) then
+      local record = redis.call("HMGET", ALIAS .. alias, "adapter", "version", "targets")
+      table.insert(aliases, {alias, record[1], record[2], record[3] or ""})
+    end
   end
   return {name, redis.call("HGETALL", ADAPTER .. name), aliases}
+end
+
+-- version: "0" is the current one.
+local function base_model_of(name, version)
+  if version == "0" then version = redis.call("HGET", ADAPTER .. name, "current") end
+  return string.match(redis.call("HGET", ADAPTER .. name, "identity:" .. version), "^[^:]*:(.*)$")
+end
+
+-- The alias that would mix base models if the current version of `name` were one of `base`; or nil.
+local function mixed_by(name, base)
+  for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
+    local targets = targets_of(alias)
+    if targets and points_to(targets, name, "0") then
+      for _, target in ipairs(targets) do
+        local follows = target[1] == name and target[2] == "0"
+        if not follows and base_model_of(target[1], target[2]) ~= base then return alias end
+      end
+    end
+  end
+  return nil
 end
 
 -- The present current version, if another, goes to the history of at most `max_history`.
@@ -48,10 +109,10 @@ local function make_current(name, version, max_history)
 end
 
 local function drop_alias(alias)
-  local adapter = redis.call("HGET", ALIAS .. alias, "adapter")
-  if not adapter then return false end
+  local targets = targets_of(alias)
+  if not targets then return false end
   redis.call("DEL", ALIAS .. alias)
-  redis.call("SREM", ALIASES_OF .. adapter, alias)
+  for _, target in ipairs(targets) do redis.call("SREM", ALIASES_OF .. target[1], alias) end
   return true
 end
 

@@ -1,12 +1,13 @@
--- model -> {what it is, now_ms, signing key id, name, version, record, source, data planes,
---   "1" when the source is private}
+-- model, key that a target of an alias is drawn by
+-- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
+--   source is private}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name) or "UNKNOWN"
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
 --   tier that holds the adapter or ""}, ...}
 local model = ARGV[1]
 local kind, name, version, record, source = "ANY_BASE_MODEL", "", "0", "", ""
 if model ~= "" then
-  local found, number, json, uri = resolve(model)
+  local found, number, json, uri = resolve(model, ARGV[2])
   if found then
     kind, name, version, record, source = "ADAPTER", found, number, json, uri
   elseif redis.call("HEXISTS", BASE_MODELS, model) == 1 then

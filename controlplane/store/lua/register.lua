@@ -10,6 +10,8 @@ if redis.call("HGET", BASE_MODELS, base) ~= base_record then return {"BASE_CHANG
 
 local key = ADAPTER .. name
 if ARGV[11] == "1" and redis.call("EXISTS", key) == 1 then return {"EXISTS", name} end
+local mixed = mixed_by(name, base)
+if mixed then return {"ALIAS_MIXED", mixed} end
 local identity = digest .. ":" .. base
 local version = redis.call("HGET", key, "by_identity:" .. identity)
 local created = 0

@@ -18,7 +18,13 @@ local function unpin(identity, number)
 end
 if redis.call("EXISTS", key) == 0 then return {"UNKNOWN"} end
 if version == "0" then
-  for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do drop_alias(alias) end
+  local aliases = dump(name)[3]
+  for _, alias in ipairs(aliases) do
+    for _, target in ipairs(targets_of(alias[1])) do
+      if target[1] ~= name then return {"SHARED_ALIAS", alias[1]} end
+    end
+  end
+  for _, alias in ipairs(aliases) do drop_alias(alias[1]) end
   for _, field in ipairs(redis.call("HKEYS", key)) do
     local number = string.match(field, "^identity:(.*)$")
     if number then unpin(redis.call("HGET", key, field), number) end
@@ -31,7 +37,8 @@ local identity = redis.call("HGET", key, "identity:" .. version)
 if not identity then return {"UNKNOWN_VERSION"} end
 if redis.call("HGET", key, "current") == version then return {"CURRENT"} end
 for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
-  if redis.call("HGET", ALIAS .. alias, "version") == version then return {"ALIASED", alias} end
+  local targets = targets_of(alias)
+  if targets and points_to(targets, name, version) then return {"ALIASED", alias} end
 end
 unpin(identity, version)
 redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version, "private:" .. version,

@@ -53,14 +53,26 @@ class AdapterVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., private: _Optional[bool] = ...) -> None: ...
 
 class Alias(_message.Message):
-    __slots__ = ("name", "adapter", "version")
+    __slots__ = ("name", "adapter", "version", "targets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     adapter: str
     version: int
-    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[AliasTarget]
+    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., version: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ...) -> None: ...
+
+class AliasTarget(_message.Message):
+    __slots__ = ("adapter", "version", "weight")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    version: int
+    weight: int
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("name", "source", "base_model", "labels", "must_be_new")
@@ -170,12 +182,14 @@ class GetAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetAdapterResponse(_message.Message):
-    __slots__ = ("adapter", "resolved_version")
+    __slots__ = ("adapter", "resolved_version", "alias")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     adapter: Adapter
     resolved_version: int
-    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., resolved_version: _Optional[int] = ...) -> None: ...
+    alias: Alias
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., resolved_version: _Optional[int] = ..., alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "base_model")

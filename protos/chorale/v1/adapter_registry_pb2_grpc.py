@@ -166,7 +166,9 @@ class AdapterRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromoteAdapter(self, request, context):
-        """Makes an existing version the current one. NOT_FOUND when unknown. Atomic.
+        """Makes an existing version the current one. NOT_FOUND when unknown. Atomic. FAILED_PRECONDITION
+        (ALIAS_BASE_MIXED) when an alias of several targets follows the adapter and would then mix base
+        models; so it is with RollbackAdapter and RegisterAdapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,14 +185,17 @@ class AdapterRegistryServiceServicer:
     def RemoveAdapter(self, request, context):
         """Removes an adapter with all versions and the aliases that point to it, or one version that is
         not current (FAILED_PRECONDITION otherwise). Running requests finish. NOT_FOUND when unknown.
+        FAILED_PRECONDITION also when an alias is bound to the version, or has targets in the adapter
+        and in another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at an adapter, or at one of its versions; creates it or moves it. Atomic.
-        NOT_FOUND for an unknown target, ALREADY_EXISTS when the alias is an adapter's name.
+        """Points an alias at an adapter, at one of its versions, or at several with weights; creates it or
+        replaces what it was. Atomic. NOT_FOUND for an unknown target, ALREADY_EXISTS when the alias is
+        an adapter's name, FAILED_PRECONDITION (ALIAS_BASE_MIXED) for targets of several base models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +210,8 @@ class AdapterRegistryServiceServicer:
 
     def VerifyAdapter(self, request, context):
         """Reads the current version's source again and compares its content with what was registered.
-        `matches` false tells that the source has changed; source errors as in RegisterAdapter.
+        `matches` false tells that the source has changed; source errors as in RegisterAdapter. An alias
+        that shares requests between targets is refused, FAILED_PRECONDITION (ALIAS_AMBIGUOUS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

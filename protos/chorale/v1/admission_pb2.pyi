@@ -10,14 +10,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("model", "tenant", "excluded_data_plane_ids")
+    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "routing_key")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
     model: str
     tenant: str
     excluded_data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    routing_key: str
+    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., routing_key: _Optional[str] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("endpoint", "data_plane_id", "ticket", "expires_at", "model", "adapter_version", "adapter_digest")

@@ -151,8 +151,8 @@ async def test_requests_are_counted(start_rig: StartRig) -> None:
     (reason,) = found.values("reason") - {""}
     assert reason.startswith("TICKET_")
     assert found(f"{PREFIX}_requests_total", outcome="error", reason=reason) == 1
-    assert found(f"{PREFIX}_model_tokens_total", model="pirate", kind="completion") == 3
-    assert found(f"{PREFIX}_model_tokens_total", model="pirate", kind="cached") == 3
+    assert found(f"{PREFIX}_model_tokens_total", model="pirate", version="", kind="completion") == 3
+    assert found(f"{PREFIX}_model_tokens_total", model="pirate", version="", kind="cached") == 3
     assert found(f"{PREFIX}_time_to_first_token_seconds_count") == 1
     assert found(f"{PREFIX}_queue_seconds_sum") == 0.25
     assert found(f"{PREFIX}_adapter_wait_seconds_sum") == 0.125
