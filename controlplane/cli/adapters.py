@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controlplane.cli import directives, output, views, waiting, whereabouts
+from controlplane.cli import add_all, directives, output, views, waiting, whereabouts
 from controlplane.cli.aliases import aliases, meaning
 from controlplane.cli.directives import DataDir
-from controlplane.cli.errors import UsageError
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.failures import reported
 from controlplane.cli.fleet_token import find_token
+from controlplane.cli.labels import Labels, labels_of
 from controlplane.cli.options import (
     DEFAULT_ADDRESS,
     Address,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
 adapters.add_typer(aliases, name="alias")
+add_all.install(adapters)
 directives.install(adapters)
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.")]
@@ -58,9 +59,10 @@ def add(
     base_model: Annotated[
         str, typer.Option(help="Base model to bind to; else the one that the adapter names.")
     ] = "",
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeatable.")
-    ] = None,
+    label: Labels = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Refuse a NAME that exists, whatever its content.")
+    ] = False,
     wait: Wait = False,
     wait_timeout: WaitTimeout = 600.0,
     data_dir: DataDir = None,
@@ -72,11 +74,12 @@ def add(
 
     With --wait it is also brought to host memory of all data planes that serve its base model.
     """
-    labels = _checked_labels(label or [], as_json)
+    with reported(as_json=as_json):
+        labels = labels_of(label or [])  # before a long upload begins
     with _client(address, timeout, as_json) as client:
         token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME) if wait else ""
         response = _registered(
-            client.adapters, name, source, upload, base_model, labels, source_token
+            client.adapters, name, source, upload, base_model, labels, source_token, new
         )
         version = f"{name}@{response.version.version}"
         view = {"created": response.created, "version": views.version(response.version)}
@@ -99,6 +102,7 @@ def _registered(
     base_model: str,
     labels: dict[str, str],
     source_token: str,
+    new: bool,
 ) -> registry_pb.RegisterAdapterResponse:
     with shown_progress() as on_progress:
         if upload:
@@ -109,6 +113,7 @@ def _registered(
             base_model=base_model,
             labels=labels,
             source_token=source_token,
+            must_be_new=new,
             on_progress=on_progress,
         )
 
@@ -262,26 +267,6 @@ def _absolute(source: str) -> str:
     if not source or "://" in source or not Path(source).exists():
         return source  # an empty one is refused there; here it would be the current directory
     return str(Path(source).absolute())
-
-
-def _checked_labels(pairs: list[str], as_json: bool) -> dict[str, str]:
-    """Before a long upload begins."""
-    with reported(as_json=as_json):
-        return _labels(pairs)
-
-
-def _labels(pairs: list[str]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals or key in labels:
-            raise UsageError(
-                "LABEL_INVALID",
-                f"--label {pair[:200]!r}: labels are KEY=VALUE, each key once",
-                metadata={"label": pair[:200]},
-            )
-        labels[key] = value
-    return labels
 
 
 def _tell_current(adapter: registry_pb.Adapter, as_json: bool) -> None:

@@ -55,3 +55,19 @@ def shown_progress() -> Generator[Callable[[str, int, int], None] | None]:
             bars.update(tasks[file], completed=done_bytes, total=total_bytes or None)
 
         yield show
+
+
+@contextmanager
+def shown_count(total: int) -> Generator[Callable[[], None]]:
+    """What to call for each of `total` that is done, from any thread."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda: bars.advance(task)

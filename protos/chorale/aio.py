@@ -229,15 +229,21 @@ class AsyncAdapters:
         base_model: str = "",
         labels: Mapping[str, str] | None = None,
         source_token: str = "",
+        must_be_new: bool = False,
         on_progress: OnProgress | None = None,
     ) -> registry_pb.RegisterAdapterResponse:
         """Makes the PEFT directory at `source` the current version of `name`.
 
         source: what RegisterAdapterRequest.source may be. source_token: opens a private source.
+        must_be_new: raises AlreadyExistsError (ADAPTER_EXISTS) for a name that exists.
         on_progress: called with file name, bytes received and size while the source is read.
         """
         request = registry_pb.RegisterAdapterRequest(
-            name=name, source=source, base_model=base_model, labels=labels or {}
+            name=name,
+            source=source,
+            base_model=base_model,
+            labels=labels or {},
+            must_be_new=must_be_new,
         )
         metadata = source_token_metadata(source_token)
         if on_progress is not None:

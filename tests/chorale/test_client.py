@@ -11,6 +11,7 @@ import pytest
 
 from chorale import (
     Accepted,
+    AlreadyExistsError,
     AsyncClient,
     ChoraleError,
     Client,
@@ -82,6 +83,8 @@ async def test_closing_a_blocking_stream_cancels_it(
 async def test_registry(gateway: RunningGateway, client: AsyncClient, fleet: FakeFleet) -> None:
     made = await client.adapters.register("poet", "/a/poet", labels={"team": "x"})
     assert made.created and made.version.version == 1
+    with pytest.raises(AlreadyExistsError):
+        await client.adapters.register("poet", "/a/poet", must_be_new=True)
     assert (await client.adapters.get("poet")).resolved_version == 1
     assert (await client.adapters.promote("pirate", 1)).current_version == 1
     assert (await client.adapters.promote("pirate", 2)).current_version == 2
@@ -103,6 +106,8 @@ async def test_registry(gateway: RunningGateway, client: AsyncClient, fleet: Fak
 async def test_blocking_registry(gateway: RunningGateway, fleet: FakeFleet) -> None:
     def use(client: Client) -> None:
         assert client.adapters.register("poet", "/a/poet").adapter.name == "poet"
+        with pytest.raises(AlreadyExistsError):
+            client.adapters.register("poet", "/a/poet", must_be_new=True)
         assert client.adapters.get("poet").resolved_version == 1
         assert client.adapters.promote("pirate", 2).current_version == 2
         assert client.adapters.rollback("pirate").current_version == 1
