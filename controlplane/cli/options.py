@@ -52,6 +52,16 @@ HttpRegistry = Annotated[
         "is a loopback address.",
     ),
 ]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="CHORALE_ALLOW_HOST",
+        metavar="NAME",
+        help="Name that HTTP requests may be for besides localhost, as chorale.example.com, "
+        "*.example.com or *; repeatable. Checked where --host is a loopback address or this is "
+        "given.",
+    ),
+]
 Wait = Annotated[
     bool,
     typer.Option("--wait", help="Until it is there, with its progress; needs the fleet token."),

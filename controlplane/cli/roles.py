@@ -15,7 +15,7 @@ import typer
 from chorale.address import host_port
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
-from controlplane.cli.options import AllowPrivateHost, AllowSource, HttpRegistry
+from controlplane.cli.options import AllowHost, AllowPrivateHost, AllowSource, HttpRegistry
 
 
 class LogLevel(StrEnum):
@@ -168,6 +168,7 @@ def gateway(
         ),
     ] = 1024,
     http_registry: HttpRegistry = None,
+    allow_host: AllowHost = None,
     http_timeout: Annotated[
         float,
         typer.Option(
@@ -195,6 +196,7 @@ def gateway(
                 http_port=http_port,
                 max_concurrent_requests=max_concurrent_requests,
                 http_registry=http_registry,
+                allowed_hosts=allow_host or [],
                 http_timeout_s=http_timeout,
                 ready=ready,
             )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from controlplane.cli.failures import reported
-from controlplane.cli.options import AllowPrivateHost, AllowSource, HttpRegistry
+from controlplane.cli.options import AllowHost, AllowPrivateHost, AllowSource, HttpRegistry
 from controlplane.cli.supervisor.data_dir import default_data_dir
 
 
@@ -71,6 +71,7 @@ def up(
         int, typer.Option(envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one.")
     ] = 8000,
     http_registry: HttpRegistry = None,
+    allow_host: AllowHost = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -144,6 +145,7 @@ def up(
                 grpc_port=grpc_port,
                 http_port=http_port,
                 http_registry=http_registry,
+                allowed_hosts=allow_host or [],
                 metrics_port=metrics_port,
                 num_data_planes=data_planes,
                 redis_url=redis,

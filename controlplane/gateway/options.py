@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -23,6 +23,8 @@ class GatewayOptions:
     calls beside them, and texts to cut into tokens, up to 256.
     http_registry: whether adapters can be loaded and unloaded over HTTP. None: where the gateway
     listens on a loopback address, as HTTP is often opened to those who may only generate.
+    allowed_hosts: names that HTTP requests may be for besides this machine's own and addresses, as
+    AllowedHosts takes them. Checked where there are some, and on a loopback address.
     http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.
     drain_s: how long running requests may go on once it is to stop.
     ready: called with the bound gRPC and HTTP ports once both listen.
@@ -35,6 +37,7 @@ class GatewayOptions:
     max_concurrent_requests: int = 1024
     max_body_bytes: int = 8 * 1024 * 1024
     http_registry: bool | None = None
+    allowed_hosts: Sequence[str] = ()
     http_timeout_s: float = 600.0
     drain_s: float = 1.5
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
@@ -42,8 +45,14 @@ class GatewayOptions:
 
     @property
     def serves_http_registry(self) -> bool:
-        if self.http_registry is not None:
-            return self.http_registry
+        return self._is_on_loopback if self.http_registry is None else self.http_registry
+
+    @property
+    def checks_host(self) -> bool:
+        return self._is_on_loopback or bool(self.allowed_hosts)
+
+    @property
+    def _is_on_loopback(self) -> bool:
         host = self.host.strip("[]")
         try:
             return host == "localhost" or ip_address(host).is_loopback

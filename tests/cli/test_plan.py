@@ -48,6 +48,11 @@ def test_whether_http_changes_the_registry_reaches_the_gateway(
     assert [word for word in command if "registry" in word] == flags
 
 
+def test_allowed_hosts_reach_the_gateway() -> None:
+    command = plan.gateway(replace(OPTIONS, allowed_hosts=["a.example", "*"]), ADDRESSES).command
+    assert list(command[-2:]) == ["--allow-host=a.example", "--allow-host=*"]
+
+
 @pytest.mark.parametrize(
     ("changed", "flag"),
     [

@@ -55,7 +55,7 @@ async def test_bodies_over_the_limit_are_413(fleet: FakeFleet) -> None:
 async def test_bodies_on_their_way_are_bounded_together(fleet: FakeFleet) -> None:
     async with running_gateway(fleet, max_body_bytes=200_000) as gateway:
         host, _, port = gateway.http_url.removeprefix("http://").rpartition(":")
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n"
 
         async def unfinished() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
             reader, writer = await asyncio.open_connection(host, int(port))
@@ -90,7 +90,7 @@ async def test_connections_without_a_request_are_closed(
     async def closed(trickled: bytes) -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         if after_an_answer:
-            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1")
         ending = asyncio.create_task(reader.read())
         for byte in trickled:
@@ -235,7 +235,8 @@ async def test_a_client_that_does_not_read_holds_back_its_own_stream_only(
     body = json.dumps(COMPLETION | {"stream": True, "max_tokens": 10_000_000}).encode()
     _, writer = await asyncio.open_connection(host, int(port), limit=1024)
     writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
     )
     writer.write(body)
     await asyncio.sleep(1.0)

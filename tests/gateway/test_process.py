@@ -153,6 +153,15 @@ async def test_http_registry_is_an_option_of_the_command(fleet: FakeFleet) -> No
     assert response.status_code == 404 and "pirate" in fleet.adapters
 
 
+async def test_allowed_hosts_are_an_option_of_the_command(fleet: FakeFleet) -> None:
+    async with command(fleet, CHORALE_ALLOW_HOST="a.example *.b.example") as http:
+        statuses = [
+            (await http.get("/v1/models", headers={"host": host})).status_code
+            for host in ("a.example", "x.b.example", "c.example")
+        ]
+    assert statuses == [200, 200, 421]
+
+
 async def test_serves_before_its_control_plane_is_there() -> None:
     process, grpc_port, http_port = await start("127.0.0.1:1")
     try:

@@ -29,6 +29,7 @@ class UpOptions:
     grpc_port: int
     http_port: int
     http_registry: bool | None = None
+    allowed_hosts: Sequence[str] = ()
     metrics_port: int | None = None
     num_data_planes: int
     redis_url: str | None
@@ -150,6 +151,7 @@ def gateway(options: UpOptions, addresses: Addresses) -> Part:
     ]
     if options.http_registry is not None:
         command.append("--http-registry" if options.http_registry else "--no-http-registry")
+    command += [f"--allow-host={name}" for name in options.allowed_hosts]
     return Part("gateway", command, stop_phase=EDGE)
 
 

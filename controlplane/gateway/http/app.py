@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,6 +19,7 @@ from controlplane.gateway.http.body import Bodies
 from controlplane.gateway.http.chat import ChatFormat, chat_requests
 from controlplane.gateway.http.completions import CompletionFormat, completion_requests
 from controlplane.gateway.http.failures import ApiError, api_error, quoted
+from controlplane.gateway.http.hosts import AllowedHosts, HostCheck
 from controlplane.gateway.http.json_response import json_response
 from controlplane.gateway.http.lorax import Lorax
 from controlplane.gateway.http.lorax_tokens import LoraxTokens
@@ -90,7 +92,9 @@ def make_app(
         HTTPException: _not_routed,
         Exception: _faulted,
     }
+    hosts = [Middleware(HostCheck, AllowedHosts(options.allowed_hosts))]
     return Starlette(
+        middleware=hosts if options.checks_host else [],
         routes=[
             Route("/health", get_health),
             Route("/metrics", get_metrics),
