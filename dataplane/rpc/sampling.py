@@ -96,6 +96,8 @@ def _max_tokens(
         return room
     if parameters.max_tokens < 1:
         raise _out_of_range("max_tokens", parameters.max_tokens, f"[1, {room}]")
+    if parameters.max_tokens > room and parameters.clamp_max_tokens:
+        return room
     if parameters.max_tokens > room:
         raise InvalidArgumentError(
             "CONTEXT_EXCEEDED",

@@ -43,6 +43,7 @@ class GenerateOptions(TypedDict, total=False):
     routing_key: str
     return_prompt_token_ids: bool
     max_tokens: int | None
+    clamp_max_tokens: bool
     min_tokens: int | None
     temperature: float | None
     top_k: int | None
@@ -148,6 +149,7 @@ def _sampling(options: GenerateOptions) -> pb.SamplingParameters:
         stop=[stop] if isinstance(stop, str) else stop,
         stop_token_ids=options.get("stop_token_ids", ()),
         ignore_eos=options.get("ignore_eos", False),
+        clamp_max_tokens=options.get("clamp_max_tokens", False),
         **given,
     )
 

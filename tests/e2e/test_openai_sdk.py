@@ -87,3 +87,15 @@ def test_errors_are_the_sdks_own(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         sdk.completions.create(model=BASE, prompt="42 " * 5000, max_tokens=5)
     assert "1024" in long.value.message
+
+
+def test_near_the_end_of_the_context(sdk: openai.OpenAI) -> None:
+    """The default of 16 tokens is what fits; what is asked for is not made less of."""
+    ids = [5] * 1019
+    more = {"ignore_eos": True}
+    done = sdk.completions.create(model=BASE, prompt=ids, extra_body=more)
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage and done.usage.completion_tokens == 5
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.completions.create(model=BASE, prompt=ids, max_tokens=16)
+    assert refused.value.code == "context_length_exceeded"

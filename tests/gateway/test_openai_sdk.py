@@ -96,6 +96,7 @@ async def test_sampling_parameters_arrive(sdk: openai.AsyncOpenAI, fleet: FakeFl
     )
     sampling = fleet.planes[0].requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (3, 0.5, 0.25)
+    assert not sampling.clamp_max_tokens
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.125, 1.5)
     assert sampling.ignore_eos and sampling.min_tokens == 2

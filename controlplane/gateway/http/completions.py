@@ -33,6 +33,7 @@ def completion_requests(body: CompletionBody) -> list[tuple[int, str, pb.Generat
             sampling = sampling_of(
                 body, choice=choice, max_tokens=max_tokens, logprobs=body.logprobs
             )
+            sampling.clamp_max_tokens = body.max_tokens is None  # nobody asked for that many
             request = pb.GenerateRequest(sampling=sampling)
             prompt.put_into(request)
             requests.append((index, (prompt.text or "") if body.echo else "", request))

@@ -89,6 +89,13 @@ def test_max_tokens_past_the_context_names_both_numbers() -> None:
     assert raised.value.metadata["num_prompt_tokens"] == "10"
 
 
+def test_max_tokens_that_may_be_less_are_what_fits() -> None:
+    assert convert(max_tokens=91, clamp_max_tokens=True).max_tokens == 90
+    assert convert(max_tokens=16, clamp_max_tokens=True).max_tokens == 16
+    with pytest.raises(InvalidArgumentError):
+        convert(max_tokens=0, clamp_max_tokens=True)
+
+
 def test_stop_strings_are_bounded() -> None:
     stops = ["x" * 256, "é"] * 8
     assert stop_strings(SamplingParameters(stop=stops)) == tuple(stops)
