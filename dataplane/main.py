@@ -201,12 +201,23 @@ def data_plane(
             "replaced; 0: never. More than the longest step takes.",
         ),
     ] = 60.0,
+    drain_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="CHORALE_DRAIN_TIMEOUT",
+            min=0.0,
+            max=86_400.0,
+            help="Seconds that open requests have to finish when it is to stop; then gateways "
+            "continue them elsewhere.",
+        ),
+    ] = 2.0,
 ) -> None:
     """Serves one base model and its adapters over gRPC, as a member of a fleet.
 
     Prints `ready data-plane ID grpc=HOST:PORT` once it serves and has joined. SIGTERM and SIGINT
     stop it cleanly (exit status 0); 1: the engine was lost while it started, or again and again; 2:
-    it cannot start as asked. An engine that dies or hangs is started again.
+    it cannot start as asked. A second signal gives open requests no more time. An engine that dies
+    or hangs is started again.
     """
     signal.signal(signal.SIGTERM, _exit_cleanly)  # until the event loop has handlers of its own
     signal.signal(signal.SIGINT, _exit_cleanly)
@@ -257,6 +268,7 @@ def data_plane(
             data_plane_id=data_plane_id,
             ttft_slo_s=ttft_slo,
             engine_timeout_s=engine_timeout,
+            drain_s=drain_timeout,
             first_engine=process,
             spawn_engine=EngineProcess,
         )

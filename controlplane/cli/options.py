@@ -62,6 +62,16 @@ AllowHost = Annotated[
         "given.",
     ),
 ]
+DrainTimeout = Annotated[
+    float,
+    typer.Option(
+        "--drain-timeout",
+        envvar="CHORALE_DRAIN_TIMEOUT",
+        min=0.0,
+        max=86_400.0,
+        help="Seconds that running requests have to finish when it is to stop.",
+    ),
+]
 Wait = Annotated[
     bool,
     typer.Option("--wait", help="Until it is there, with its progress; needs the fleet token."),

@@ -15,7 +15,13 @@ import typer
 from chorale.address import host_port
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
-from controlplane.cli.options import AllowHost, AllowPrivateHost, AllowSource, HttpRegistry
+from controlplane.cli.options import (
+    AllowHost,
+    AllowPrivateHost,
+    AllowSource,
+    DrainTimeout,
+    HttpRegistry,
+)
 
 
 class LogLevel(StrEnum):
@@ -177,9 +183,14 @@ def gateway(
             help="Seconds that an HTTP request may take, its stream included.",
         ),
     ] = 600.0,
+    drain_timeout: DrainTimeout = 2.0,
     log_level: Level = LogLevel.INFO,
 ) -> None:
-    """Run one gateway: the address for clients, over gRPC and HTTP. Any number may run."""
+    """Run one gateway: the address for clients, over gRPC and HTTP. Any number may run.
+
+    SIGTERM and SIGINT stop it when running requests have finished, or after --drain-timeout; a
+    second one ends them at once.
+    """
     with _serving(log_level, f"{host_port(host, grpc_port)} and {host_port(host, http_port)}"):
         from controlplane.gateway.main import run
         from controlplane.gateway.options import GatewayOptions
@@ -198,6 +209,7 @@ def gateway(
                 http_registry=http_registry,
                 allowed_hosts=allow_host or [],
                 http_timeout_s=http_timeout,
+                drain_s=drain_timeout,
                 ready=ready,
             )
         )

@@ -9,7 +9,13 @@ from typing import Annotated
 import typer
 
 from controlplane.cli.failures import reported
-from controlplane.cli.options import AllowHost, AllowPrivateHost, AllowSource, HttpRegistry
+from controlplane.cli.options import (
+    AllowHost,
+    AllowPrivateHost,
+    AllowSource,
+    DrainTimeout,
+    HttpRegistry,
+)
 from controlplane.cli.supervisor.data_dir import default_data_dir
 
 
@@ -128,11 +134,13 @@ def up(
             help="Processor threads of each data plane. Left out: an equal share.",
         ),
     ] = None,
+    drain_timeout: DrainTimeout = 2.0,
 ) -> None:
     """Run everything on this machine, until SIGINT or SIGTERM.
 
     Prints one line `ready grpc=HOST:PORT http=HOST:PORT` on stdout when it can serve. Each part is
-    a process of its own, logs to DATA_DIR/logs, and is started again when it dies.
+    a process of its own, logs to DATA_DIR/logs, and is started again when it dies. A second signal
+    does not wait for running requests.
     """
     with reported():
         from controlplane.cli.supervisor import supervise
@@ -163,6 +171,7 @@ def up(
                 max_context_tokens=max_context_tokens,
                 ttft_slo=ttft_slo,
                 num_threads=num_threads,
+                drain_s=drain_timeout,
             )
         )
 

@@ -26,6 +26,12 @@ class ControlPlaneHealth:
         self._changed = changed
         self._interval_s = interval_s
         self.serving = False
+        self.stopping = False
+
+    async def stop(self) -> None:
+        """From now on it is told that the gateway does not serve; `watch` has ended."""
+        self.stopping, self.serving = True, False
+        await self._changed(False)
 
     async def watch(self) -> None:
         """Runs until it is cancelled."""

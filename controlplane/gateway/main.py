@@ -48,8 +48,13 @@ def run(options: GatewayOptions) -> None:
     event_loop.run(_serve_until_signal(options))
 
 
-async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> None:
-    """Serves until `stop` is set or the task is cancelled; ends within about 3 s of either.
+async def serve(
+    options: GatewayOptions,
+    stop: asyncio.Event | None = None,
+    hurry: asyncio.Event | None = None,
+) -> None:
+    """Serves until `stop` is set or the task is cancelled; ends within a second of what running
+    requests then get to finish, or of `hurry` being set.
 
     Raises: OSError when an address cannot be bound.
     """
@@ -90,16 +95,21 @@ async def serve(options: GatewayOptions, stop: asyncio.Event | None = None) -> N
             await (stop or asyncio.Event()).wait()
         finally:
             await _cancel(watcher)
-            await _drain(options, relay, grpc_server, http_server)
+            await health.stop()
+            await _drain(options, relay, grpc_server, http_server, hurry or asyncio.Event())
 
 
 async def _serve_until_signal(options: GatewayOptions) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     try:
-        await serve(options, stop)
+        await serve(options, stop, hurry)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
@@ -134,23 +144,34 @@ async def _start_grpc(
 
 
 async def _drain(
-    options: GatewayOptions, relay: Relay, grpc_server: Server, http_server: HttpServer
+    options: GatewayOptions,
+    relay: Relay,
+    grpc_server: Server,
+    http_server: HttpServer,
+    hurry: asyncio.Event,
 ) -> None:
-    """Lets running requests go on for `drain_s`, ends the rest with a typed error, and closes."""
+    """Takes new requests for a moment, lets running ones go on until `drain_s` is over or `hurry`
+    set, ends the rest with a typed error, and closes."""
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait([hurried], timeout=options.accepting_s)
+    running_s = options.drain_s - options.accepting_s
     ending = asyncio.gather(
-        grpc_server.stop(options.drain_s + _LAST_WORDS_S),
-        http_server.stop(options.drain_s + _LAST_WORDS_S),
+        grpc_server.stop(running_s + _LAST_WORDS_S), http_server.stop(running_s + _LAST_WORDS_S)
     )
-    await asyncio.wait([ending], timeout=options.drain_s)
+    await asyncio.wait([ending, hurried], timeout=running_s, return_when=asyncio.FIRST_COMPLETED)
     relay.end_all(
         UnavailableError(
             "GATEWAY_STOPPING", "the gateway is stopping; try again", retry_after_s=1.0
         )
     )
+    await asyncio.wait([ending], timeout=_LAST_WORDS_S)
+    await http_server.kill()
+    await grpc_server.stop(0)
     await ending
+    await _cancel(hurried)
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

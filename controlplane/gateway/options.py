@@ -26,7 +26,8 @@ class GatewayOptions:
     allowed_hosts: names that HTTP requests may be for besides this machine's own and addresses, as
     AllowedHosts takes them. Checked where there are some, and on a loopback address.
     http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.
-    drain_s: how long running requests may go on once it is to stop.
+    drain_s: how long running requests may go on once it is to stop. Of that, new ones are taken
+    for the first tenth, up to 5 s: what is in front needs a moment to see that it does not serve.
     ready: called with the bound gRPC and HTTP ports once both listen.
     """
 
@@ -39,9 +40,13 @@ class GatewayOptions:
     http_registry: bool | None = None
     allowed_hosts: Sequence[str] = ()
     http_timeout_s: float = 600.0
-    drain_s: float = 1.5
+    drain_s: float = 2.0
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
     ready: Callable[[int, int], None] = _nothing
+
+    @property
+    def accepting_s(self) -> float:
+        return min(5.0, self.drain_s / 10)
 
     @property
     def serves_http_registry(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from dataplane.rpc.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     from dataplane.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 SERVICE_NAME = "chorale.v1.InferenceService"
 _NUM_TOKENIZER_THREADS = 2
@@ -132,14 +135,22 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 inference_pb2.GenerateResponse(finished=prepared.completion.finish(took_s))
             )
 
-    async def drain(self, grace_s: float) -> None:
-        """Refuses new requests, gives open ones `grace_s` to finish, then ends them UNAVAILABLE."""
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Refuses new requests, gives open ones `grace_s` to finish, or until `hurry` is set, then
+        ends them UNAVAILABLE."""
         self._draining = UnavailableError(
             "SHUTTING_DOWN", "the data plane is going away; continue elsewhere", retry_after_s=0.1
         )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._idle.wait()
+        if self._num_open:
+            log.info("%d requests have up to %g s to finish", self._num_open, grace_s)
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
+        try:
+            await asyncio.wait(waiting, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+        if self._num_open:
+            log.info("ending %d requests that did not finish", self._num_open)
         self._engine().end_all(self._draining)
 
     def close(self) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DRAIN_S = 2.0
 _LAST_ANSWERS_S = 0.5
 _WILDCARD_HOSTS = ("0.0.0.0", "[::]", "::", "")
 
@@ -46,6 +45,7 @@ class DataPlaneOptions:
     advertise: HOST or HOST:PORT where others reach this data plane; empty: `host`, or this
     machine's name when `host` is a wildcard. data_plane_id: empty: made of machine and port.
     ttft_slo_s: the objective for the first token of requests that name none; 0: nothing.
+    drain_s: how long open requests may go on once it is to stop.
     engine_timeout_s: an engine that has work and is silent for so long is replaced; 0: never.
     first_engine: a process that was started early, to become the first engine. spawn_engine: makes
     the processes of those that replace it.
@@ -60,6 +60,7 @@ class DataPlaneOptions:
     advertise: str = ""
     data_plane_id: str = ""
     ttft_slo_s: float = 0.0
+    drain_s: float = 2.0
     engine_timeout_s: float = 60.0
     first_engine: EngineProcess | None = None
     spawn_engine: Callable[[], EngineProcess] = EngineProcess
@@ -67,14 +68,19 @@ class DataPlaneOptions:
 
 async def serve(options: DataPlaneOptions, ready: Callable[[str, str], None]) -> bool:
     """Serves until SIGTERM or SIGINT (returns true) or until no engine can be kept running (false).
+    A second signal cuts short what open requests get to finish.
 
     ready: called with the data plane's id and HOST:PORT once it serves and has joined the fleet.
     Raises: DataPlaneError or ChoraleError when it cannot start; OSError when the address is taken.
     """
     loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
+    asked, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if asked.is_set() else asked).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
+        loop.add_signal_handler(number, on_signal)
     data_plane = _DataPlane(options)
     running = asyncio.create_task(data_plane.run(ready), name="data-plane")
     stopping = asyncio.create_task(asked.wait(), name="stop-signal")
@@ -87,7 +93,7 @@ async def serve(options: DataPlaneOptions, ready: Callable[[str, str], None]) ->
         running.cancel()
         stopping.cancel()
         await asyncio.gather(running, stopping, return_exceptions=True)
-        await data_plane.stop()
+        await data_plane.stop(hurry)
 
 
 class _DataPlane:
@@ -138,13 +144,13 @@ class _DataPlane:
             member.resume(time.time_ns())
             await server.set_serving(True)
 
-    async def stop(self) -> None:
-        """Leaves, drains, stops the engine; whatever of it has been started."""
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Leaves, drains (until `hurry` is set), stops the engine; whatever has been started."""
         if self._server is not None:
             await self._server.set_serving(False)
+        await asyncio.gather(self._leave(), self._drain(hurry))
         if self._exporter is not None:
             await self._exporter.stop()
-        await asyncio.gather(self._leave(), self._drain())
         if self._server is not None:
             await self._server.stop(_LAST_ANSWERS_S)
         if self._service is not None:
@@ -238,9 +244,9 @@ class _DataPlane:
         if self._member is not None:
             await self._member.stop()
 
-    async def _drain(self) -> None:
+    async def _drain(self, hurry: asyncio.Event) -> None:
         if self._service is not None:
-            await self._service.drain(_DRAIN_S)
+            await self._service.drain(self._options.drain_s, hurry)
         if self._relay is not None:
             self._relay.finish()
 

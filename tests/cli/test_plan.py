@@ -50,7 +50,18 @@ def test_whether_http_changes_the_registry_reaches_the_gateway(
 
 def test_allowed_hosts_reach_the_gateway() -> None:
     command = plan.gateway(replace(OPTIONS, allowed_hosts=["a.example", "*"]), ADDRESSES).command
-    assert list(command[-2:]) == ["--allow-host=a.example", "--allow-host=*"]
+    assert [word for word in command if "host=" in word and "allow" in word] == [
+        "--allow-host=a.example",
+        "--allow-host=*",
+    ]
+
+
+def test_the_time_to_drain_reaches_who_serves_and_the_supervisor() -> None:
+    options = replace(OPTIONS, drain_s=30.0)
+    planes = plan.data_planes(options, ADDRESSES, Path("d")).values()
+    for part in (plan.gateway(options, ADDRESSES), *planes):
+        assert "--drain-timeout=30.0" in part.command and part.drain_s == 30.0
+    assert plan.control_plane(options, ADDRESSES, "unix:///socket").drain_s == 0
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,14 @@ print(json.dumps([context.params, known], default=str))
 """
 SET = {
     "CHORALE_ADAPTERS_DIR": "./adapters",
+    "CHORALE_ALLOW_HOST": "api.example *.b.example",
     "CHORALE_ALLOW_PRIVATE_HOST": "minio:9000",
     "CHORALE_ALLOW_SOURCE": "hf://some-org https://example.org/adapters",
     "CHORALE_BIND": "0.0.0.0",
     "CHORALE_CUDA_GRAPHS": "false",
     "CHORALE_DATA_PLANES": "3",
     "CHORALE_DEVICE": "auto",
+    "CHORALE_DRAIN_TIMEOUT": "60",
     "CHORALE_DISK_CACHE_BYTES": "3",
     "CHORALE_DTYPE": "bfloat16",
     "CHORALE_HOST_CACHE_BYTES": "4",
@@ -55,6 +57,7 @@ SET = {
     "CHORALE_MODEL_NAME": "some-model",
     "CHORALE_NUM_THREADS": "12",
     "CHORALE_POOL_BYTES": "13",
+    "CHORALE_STOP_GRACE_PERIOD": "70s",
     "CHORALE_TTFT_SLO": "0.5",
 }
 
@@ -93,11 +96,17 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
         assert changed["max_adapter_bytes"] == 6
     expected = {
         "control-plane": {"max_blob_bytes": 8, "max_priority": 2},
-        "gateway": {"max_concurrent_requests": 9, "http_timeout": 5.5},
+        "gateway": {
+            "max_concurrent_requests": 9,
+            "http_timeout": 5.5,
+            "allow_host": ["api.example", "*.b.example"],
+            "drain_timeout": 60.0,
+        },
         "data-plane": {
             "model": "some-org/some-model",
             "model_name": "some-model",
             "device": "auto",
+            "drain_timeout": 60.0,
             "dtype": "bfloat16",
             "disk_cache_bytes": 3,
             "host_cache_bytes": 4,
@@ -145,6 +154,9 @@ def test_what_others_wait_for_can_come_true() -> None:
         service = SERVICES[name]
         assert "healthcheck" in service and service["restart"] == "unless-stopped"
         assert seconds(service["stop_grace_period"]) >= 10
+        if "CHORALE_DRAIN_TIMEOUT" in service.get("environment", {}):
+            set_period = load(variables=SET)["services"][name]["stop_grace_period"]
+            assert seconds(set_period) == 70
 
 
 def test_no_secret_stands_in_the_files() -> None:

@@ -10,13 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typer.testing import CliRunner
 
+import controlplane.gateway.main
 from chorale import Accepted, AsyncClient, UnavailableError
+from controlplane.cli.main import app
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_fleet import FakeFleet, running_gateway
@@ -26,17 +31,20 @@ PROGRAM = """
 import sys
 from controlplane.gateway.main import run
 from controlplane.gateway.options import GatewayOptions
-run(GatewayOptions(control_plane=sys.argv[1], grpc_port=0, http_port=0,
+run(GatewayOptions(control_plane=sys.argv[1], grpc_port=0, http_port=0, drain_s=float(sys.argv[2]),
                    ready=lambda g, h: print(g, h, flush=True)))
 """
 
 
-async def start(control_plane: str) -> tuple[asyncio.subprocess.Process, int, int]:
+async def start(
+    control_plane: str, drain_s: float = 2.0
+) -> tuple[asyncio.subprocess.Process, int, int]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         PROGRAM,
         control_plane,
+        str(drain_s),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
         stdout=subprocess.PIPE,
@@ -97,6 +105,50 @@ async def test_running_requests_finish_within_the_drain(fleet: FakeFleet) -> Non
         assert time.monotonic() - began < 2, "the drain ends with the last request"
 
 
+async def test_it_says_first_that_it_stops(fleet: FakeFleet) -> None:
+    """And takes what still comes, as what is in front of it sees that only after a moment."""
+    async with (
+        running_gateway(fleet, drain_s=10.0) as gateway,
+        AsyncClient(gateway.address) as client,
+        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        grpc.aio.insecure_channel(gateway.address) as channel,
+    ):
+        gateway.stop.set()
+        health = health_pb2_grpc.HealthStub(channel)
+        async with asyncio.timeout(0.9):
+            while (answer := await http.get("/health")).status_code == 200:
+                await asyncio.sleep(0.01)
+            checked = await health.Check(health_pb2.HealthCheckRequest())
+            assert (await client.complete("x", max_tokens=1)).finish_reason == "length"
+        assert answer.json()["error"]["code"] == "gateway_stopping"
+        assert checked.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        began = time.monotonic()
+        await gateway.task
+        assert time.monotonic() - began < 3, "nothing runs"
+
+
+async def test_a_second_signal_ends_what_runs(fleet: FakeFleet) -> None:
+    assert fleet.server is not None
+    fleet.planes[0].delay_s = 0.02
+    process, grpc_port, _ = await start(fleet.server.address, drain_s=60.0)
+    async with (
+        AsyncClient(f"127.0.0.1:{grpc_port}") as client,
+        client.generate("x", max_tokens=100_000) as generation,
+    ):
+        await anext(generation)
+        process.send_signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(8):  # more than it takes new requests
+                async for _ in generation:
+                    pass
+        assert process.returncode is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+        assert time.monotonic() - began < 5
+    assert process.returncode == 0
+
+
 async def test_cancelling_serve_stops_it(fleet: FakeFleet) -> None:
     async with running_gateway(fleet) as gateway:
         gateway.task.cancel()
@@ -151,6 +203,15 @@ async def test_http_registry_is_an_option_of_the_command(fleet: FakeFleet) -> No
     async with command(fleet, CHORALE_HTTP_REGISTRY="0") as http:
         response = await http.post("/v1/unload_lora_adapter", json={"lora_name": "pirate"})
     assert response.status_code == 404 and "pirate" in fleet.adapters
+
+
+async def test_the_drain_is_an_option_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[GatewayOptions] = []
+    monkeypatch.setattr(controlplane.gateway.main, "run", seen.append)
+    for given in ({}, {"CHORALE_DRAIN_TIMEOUT": "30"}):
+        assert CliRunner().invoke(app, ["gateway"], env=given).exit_code == 0
+    assert [options.drain_s for options in seen] == [2.0, 30.0]
+    assert [options.accepting_s for options in seen] == [0.2, 3.0]
 
 
 async def test_allowed_hosts_are_an_option_of_the_command(fleet: FakeFleet) -> None:

@@ -47,6 +47,7 @@ class UpOptions:
     max_context_tokens: int | None
     ttft_slo: float | None = None
     num_threads: int | None
+    drain_s: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def gateway(options: UpOptions, addresses: Addresses) -> Part:
     if options.http_registry is not None:
         command.append("--http-registry" if options.http_registry else "--no-http-registry")
     command += [f"--allow-host={name}" for name in options.allowed_hosts]
-    return Part("gateway", command, stop_phase=EDGE)
+    command.append(f"--drain-timeout={options.drain_s}")
+    return Part("gateway", command, stop_phase=EDGE, drain_s=options.drain_s)
 
 
 def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> dict[str, Part]:
@@ -167,6 +169,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         *(f"--device={options.device}", f"--dtype={options.dtype}"),
         *_source_flags(options),
         f"--disk-cache-dir={disk_cache}",
+        f"--drain-timeout={options.drain_s}",
     ]
     optional = {
         "--model-name": model_name,
@@ -184,6 +187,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
             f"data-plane-{index}",
             [*command, f"--data-plane-id={prefix}{index}", *_metrics_flag(options, index + 1)],
             stop_phase=EDGE,
+            drain_s=options.drain_s,
         )
         for index in range(options.num_data_planes)
     }

@@ -29,12 +29,14 @@ class Part:
 
     environment: what it gets beside the supervisor's own.
     stop_phase: parts of a lower phase are stopped, and gone, before those of a higher one.
+    drain_s: what it takes, at most, to finish what it has begun, once it is to stop.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     stop_phase: int = 0
+    drain_s: float = 0.0
 
 
 def python_module(module: str) -> list[str]:

@@ -26,8 +26,10 @@ from controlplane.store.embedded import EmbeddedRedis
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Watched = Callable[[], Coroutine[Any, Any, None]]
 
-# With the store's milliseconds, less than the 5 s in which `up` promises to be gone.
-STOP_GRACE_S = {plan.EDGE: 3.0, plan.CORE: 0.9}
+# Beside what parts take to drain. With the 2 s that this is by default, and the store's
+# milliseconds, less than the 5 s in which `up` promises to be gone.
+STOP_GRACE_S = {plan.EDGE: 1.0, plan.CORE: 0.9}
+_LONG_DRAIN_S = 5.0
 
 
 def up(options: UpOptions) -> None:
@@ -71,6 +73,7 @@ class Supervisor:
     def __init__(
         self, parts: Sequence[Part], environment: Mapping[str, str], logs: Path, report: Report
     ) -> None:
+        self._report = report
         self._keepers = [Keeper(part, environment, logs, report) for part in parts]
         self._stop = asyncio.Event()
 
@@ -108,6 +111,10 @@ class Supervisor:
         if self._stop.is_set():
             for keeper in self._keepers:
                 keeper.kill()
+        elif (drain_s := max(keeper.part.drain_s for keeper in self._keepers)) > _LONG_DRAIN_S:
+            self._report(
+                f"stopping; requests have up to {drain_s:g} s to finish, another signal ends them"
+            )
         self._stop.set()
 
     async def _announce(self, announce: Callable[[], Awaitable[None]]) -> None:
@@ -122,7 +129,8 @@ async def _stop_all(keeping: Mapping[asyncio.Task[None], Keeper]) -> None:
         for keeper in members.values():
             keeper.stop()
         if members:
-            _, late = await asyncio.wait(members, timeout=grace_s)
+            drain_s = max(keeper.part.drain_s for keeper in members.values())
+            _, late = await asyncio.wait(members, timeout=drain_s + grace_s)
             for task in late:
                 members[task].kill()
             await asyncio.gather(*members, return_exceptions=True)

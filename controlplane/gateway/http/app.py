@@ -56,6 +56,9 @@ def make_app(
     async def get_health(_: Request) -> Response:
         if health.serving:
             return json_response({"status": "ok"})
+        if health.stopping:
+            message = "the gateway is stopping; ask another"
+            raise ApiError(503, message, code="gateway_stopping", retry_after_s=1.0)
         raise ApiError(
             503,
             "the control plane does not answer; try again soon",

@@ -302,7 +302,7 @@ async def test_drain_lets_short_streams_finish_and_ends_long_ones(start_rig: Sta
         short, long = rig.call(sampling={"max_tokens": 3}), rig.call()
         await short.read()
         await long.read()
-        await rig.service.drain(0.1)
+        await rig.service.drain(0.1, asyncio.Event())
         last = None
         while (event := await short.read()) is not grpc.aio.EOF:
             last = event
@@ -314,6 +314,29 @@ async def test_drain_lets_short_streams_finish_and_ends_long_ones(start_rig: Sta
             await rig.generate()
         for error in (from_rpc_error(ended.value), refused.value):
             assert isinstance(error, UnavailableError) and error.reason == "SHUTTING_DOWN"
+
+
+async def test_a_drain_is_over_when_nothing_runs_or_somebody_is_in_a_hurry(
+    start_rig: StartRig,
+) -> None:
+    script = FakeScript(tokens=[20] * 1000, interval_s=0.02)
+    async with start_rig(script) as rig:
+        async with asyncio.timeout(5):
+            await rig.service.drain(60.0, asyncio.Event())
+    async with start_rig(script) as rig:
+        call, hurry = rig.call(), asyncio.Event()
+        await call.read()
+        draining = asyncio.create_task(rig.service.drain(60.0, hurry))
+        for _ in range(5):
+            assert await call.read() is not grpc.aio.EOF
+        assert not draining.done()
+        hurry.set()
+        async with asyncio.timeout(5):
+            await draining
+            with pytest.raises(grpc.RpcError) as ended:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+        assert from_rpc_error(ended.value).reason == "SHUTTING_DOWN"
 
 
 async def test_tokenizing_a_long_prompt_does_not_stall_other_streams(start_rig: StartRig) -> None:

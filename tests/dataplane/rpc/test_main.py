@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -324,3 +325,51 @@ async def test_the_frontend_imports_no_torch(model: str, tmp_path: Path) -> None
     )
     out, _ = await process.communicate()
     assert out.decode() == "set() False\n"
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+async def test_open_requests_have_the_time_to_drain(model: str, log: Path, hurried: bool) -> None:
+    plane = FakeControlPlane()
+    script = FakeScript(tokens=[20] * 62, interval_s=0.2 if hurried else 0.02)
+    async with (
+        serving(plane) as server,
+        data_plane(
+            script,
+            log,
+            model,
+            f"--control-plane={server.address}",
+            "--data-plane-id=dp-1",
+            "--drain-timeout=60",
+        ) as running,
+        grpc.aio.insecure_channel(await running.ready()) as channel,
+    ):
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call = stub.Generate(
+            inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket()), timeout=30
+        )
+        await call.read()
+        running.process.send_signal(signal.SIGTERM)
+        # It leaves at once: nothing more is placed here.
+        await eventually(lambda: len(plane.leaves) == 1)
+        num_heartbeats = len(plane.heartbeats)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            again = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
+            async for _ in stub.Generate(again):
+                pass
+        assert from_rpc_error(refused.value).reason == "SHUTTING_DOWN"
+        health = health_pb2_grpc.HealthStub(channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+        if hurried:
+            running.process.send_signal(signal.SIGTERM)
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+            assert from_rpc_error(ended.value).reason == "SHUTTING_DOWN"
+        else:
+            last = None
+            while (event := await call.read()) is not grpc.aio.EOF:
+                last = event
+            assert last is not None and last.finished.usage.num_completion_tokens == 62
+        assert len(plane.heartbeats) == num_heartbeats
+        status, _, err = await running.end()
+        assert status == 0 and "Traceback" not in err
