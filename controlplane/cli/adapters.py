@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controlplane.cli import add_all, directives, output, views, waiting, whereabouts
+from controlplane.cli import add_all, backup, directives, output, views, waiting, whereabouts
 from controlplane.cli.aliases import aliases, meaning
 from controlplane.cli.directives import DataDir
 from controlplane.cli.exit_codes import ExitCode
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
 adapters.add_typer(aliases, name="alias")
 add_all.install(adapters)
+backup.install(adapters)
 directives.install(adapters)
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.")]
@@ -63,6 +64,10 @@ def add(
     new: Annotated[
         bool, typer.Option("--new", help="Refuse a NAME that exists, whatever its content.")
     ] = False,
+    keep_current: Annotated[
+        bool,
+        typer.Option("--keep-current", help="Leave the current version of a NAME that exists."),
+    ] = False,
     wait: Wait = False,
     wait_timeout: WaitTimeout = 600.0,
     data_dir: DataDir = None,
@@ -72,6 +77,7 @@ def add(
 ) -> None:
     """Register the adapter at SOURCE as the newest, and current, version of NAME.
 
+    With --keep-current only NAME@VERSION and aliases lead to it until it is promoted.
     With --wait it is also brought to host memory of all data planes that serve its base model.
     """
     with reported(as_json=as_json):
@@ -79,13 +85,25 @@ def add(
     with _client(address, timeout, as_json) as client:
         token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME) if wait else ""
         response = _registered(
-            client.adapters, name, source, upload, base_model, labels, source_token, new
+            client.adapters,
+            name,
+            source,
+            upload,
+            base_model,
+            labels,
+            source_token,
+            new,
+            keep_current,
         )
         version = f"{name}@{response.version.version}"
         view = {"created": response.created, "version": views.version(response.version)}
         if not as_json:
-            verb = "added" if response.created else "was registered before; current now:"
-            print(f"{verb} {version} {response.version.digest[:12]}", flush=True)
+            current = response.adapter.current_version
+            is_current = current == response.version.version
+            before = "was registered before" + ("; current now:" if is_current else ":")
+            after = "" if is_current else f"; current is still {current}"
+            verb = "added" if response.created else before
+            print(f"{verb} {version} {response.version.digest[:12]}{after}", flush=True)
         if wait:
             said = waiting.brought(client, version, token, wait_timeout, quiet=as_json)
             if not as_json:
@@ -103,6 +121,7 @@ def _registered(
     labels: dict[str, str],
     source_token: str,
     new: bool,
+    keep_current: bool,
 ) -> registry_pb.RegisterAdapterResponse:
     with shown_progress() as on_progress:
         if upload:
@@ -114,6 +133,7 @@ def _registered(
             labels=labels,
             source_token=source_token,
             must_be_new=new,
+            keep_current=keep_current,
             on_progress=on_progress,
         )
 

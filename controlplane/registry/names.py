@@ -31,6 +31,20 @@ def check_name(field: str, value: str) -> str:
     )
 
 
+def is_odd(name: str) -> bool:
+    """Whether a part between slashes is empty, "." or "..": clients and proxies rewrite URLs with
+    such, so that it could not be asked for in one. Older versions took these names."""
+    return not {"", ".", ".."}.isdisjoint(name.split("/"))
+
+
+def odd_name(field: str, value: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "NAME_INVALID",
+        f"{field} {value[:_SHOWN_CHARS]!r}: no part between slashes may be empty, '.' or '..'",
+        metadata={"field": field, "value": value[:_SHOWN_CHARS]},
+    )
+
+
 def check_reference(field: str, value: str) -> str:
     """`value`, when it is a name, an alias or `name@version`.
 

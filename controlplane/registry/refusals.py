@@ -40,6 +40,13 @@ def registration(code: str, name: str, detail: str) -> ControlPlaneError:
         )
     if code == "ALIAS_MIXED":
         return alias_mixed(name, detail)
+    if code == "NUMBER_TAKEN":
+        return ConflictError(
+            "VERSION_NUMBER_TAKEN",
+            f"version: adapter {name!r} has other content as version {detail}, or this content "
+            "under that number: leave version out, or remove that one first",
+            metadata={"field": "version", "name": name, "version": detail},
+        )
     if code == "EXISTS":
         return NameTakenError(
             "ADAPTER_EXISTS",
@@ -55,6 +62,15 @@ def registration(code: str, name: str, detail: str) -> ControlPlaneError:
             metadata={"base_model": detail},
         )
     return _taken(code, "name", name, detail)
+
+
+def other_content(name: str, expected: str, found: str) -> ConflictError:
+    return ConflictError(
+        "DIGEST_MISMATCH",
+        f"the source of {name!r} has the digest {found}, not the expected {expected[:80]}: its "
+        "content has changed",
+        metadata={"name": name, "expected_digest": expected[:80], "found_digest": found},
+    )
 
 
 def removal(reply: Sequence[str], name: str, version: int) -> ControlPlaneError:

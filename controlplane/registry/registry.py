@@ -27,13 +27,20 @@ from controlplane.registry.model import (
     encode_labels,
     encode_targets,
 )
-from controlplane.registry.names import check_name, check_reference, check_version
+from controlplane.registry.names import (
+    check_name,
+    check_reference,
+    check_version,
+    is_odd,
+    odd_name,
+)
 from controlplane.store.client import Store, as_dict
 from storage.adapter.manifest import AdapterManifest
 from storage.sources import ANYBODY, Access
 
 MAX_VERSIONS = 1000
 MAX_ALIASES = 256
+MAX_GIVEN_VERSION = 1_000_000_000  # leaves room for those that come after it
 MAX_HISTORY = 1000
 MAX_LABELS = 32
 MAX_LABEL_KEY_CHARS = 64
@@ -66,6 +73,9 @@ class AdapterRegistry:
         labels: Mapping[str, str],
         access: Access = ANYBODY,
         must_be_new: bool = False,
+        version: int = 0,
+        expected_digest: str = "",
+        keep_current: bool = False,
     ) -> Registration:
         """Validates the adapter at `source` and makes it the current version of `name`.
 
@@ -74,6 +84,8 @@ class AdapterRegistry:
         that is registered with a token is private.
 
         must_be_new: a name that is an adapter already is refused, before its source is read.
+        version: the number of a new version, 0 for the next. expected_digest: of the content, ""
+        for any. keep_current: whether a name that exists keeps its current version.
         Raises: NameTakenError, ConflictError, SourceError, AdapterFormatError,
         AdapterMismatchError. Nothing is stored then.
         """
@@ -81,11 +93,20 @@ class AdapterRegistry:
         if base_model:
             check_name("base_model", base_model)
         _check_labels(labels)
+        if version > MAX_GIVEN_VERSION:
+            raise InvalidRequestError(
+                "VERSION_INVALID",
+                f"version must be 0 to {MAX_GIVEN_VERSION:,}, not {version}",
+                metadata={"field": "version"},
+            )
         if must_be_new and (taken := await self._store.run("get", name)):
             adapter = taken[1][0]
             raise refusals.registration("EXISTS" if adapter == name else "ALIAS", name, adapter)
+        await self._check_parts("name", name)
         found = await self._intake.read(source, access)
         manifest = found.manifest
+        if expected_digest and expected_digest != manifest.digest:
+            raise refusals.other_content(name, expected_digest, manifest.digest)
         reply: list[Any] = []
         for _ in range(_MAX_ATTEMPTS):
             known = await self._base_model_texts()
@@ -110,6 +131,8 @@ class AdapterRegistry:
                 MAX_HISTORY,
                 "1" if access.token else "",
                 "1" if must_be_new else "",
+                version,
+                "1" if keep_current else "",
             )
             # Another data plane has announced the base model anew since: check against that.
             if reply[0] != "BASE_CHANGED":
@@ -211,6 +234,7 @@ class AdapterRegistry:
         ALIAS_BASE_MIXED).
         """
         check_alias(alias)
+        await self._check_parts("alias.name", alias.name)
         heaviest = alias.heaviest
         reply = await self._store.run(
             "set_alias",
@@ -259,6 +283,11 @@ class AdapterRegistry:
         """What data planes have announced, by name, in order of name."""
         found = await self._base_model_texts()
         return {name: decode_base_model(found[name]) for name in sorted(found)}
+
+    async def _check_parts(self, field: str, name: str) -> None:
+        """Names that are there already stay good. Raises: InvalidRequestError (NAME_INVALID)."""
+        if is_odd(name) and not await self._store.run("get", name):
+            raise odd_name(field, name)
 
     async def _base_model_texts(self) -> dict[str, str]:
         return as_dict(await self._store.run("base_models"))

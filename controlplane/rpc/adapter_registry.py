@@ -52,6 +52,9 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
             labels=request.labels,
             access=access,
             must_be_new=request.must_be_new,
+            version=request.version,
+            expected_digest=request.expected_digest,
+            keep_current=request.keep_current,
         )
         return pb.RegisterAdapterResponse(
             adapter=translate.adapter_to_pb(done.adapter),

@@ -226,12 +226,17 @@ class Adapters:
         labels: Mapping[str, str] | None = None,
         source_token: str = "",
         must_be_new: bool = False,
+        keep_current: bool = False,
+        expected_digest: str = "",
+        version: int = 0,
         on_progress: OnProgress | None = None,
     ) -> registry_pb.RegisterAdapterResponse:
         """Makes the PEFT directory at `source` the current version of `name`.
 
         source: what RegisterAdapterRequest.source may be. source_token: opens a private source.
         must_be_new: raises AlreadyExistsError (ADAPTER_EXISTS) for a name that exists.
+        keep_current: leaves the current version of a name that exists as it is.
+        expected_digest: refuses other content. version: the number to give, as in a restore.
         on_progress: called with file name, bytes received and size while the source is read.
         """
         request = registry_pb.RegisterAdapterRequest(
@@ -240,6 +245,9 @@ class Adapters:
             base_model=base_model,
             labels=labels or {},
             must_be_new=must_be_new,
+            keep_current=keep_current,
+            expected_digest=expected_digest,
+            version=version,
         )
         metadata = source_token_metadata(source_token)
         if on_progress is not None:

@@ -39,6 +39,16 @@ def test_add_sends_an_absolute_path_and_labels(
     assert gateway.requests[-1].source == "file:///elsewhere"
 
 
+def test_add_may_keep_the_current_version(chorale: Chorale, gateway: ScriptedGateway) -> None:
+    made = adapter("a", versions=2)
+    made.current_version = 1
+    response = pb.RegisterAdapterResponse(adapter=made, version=made.versions[0], created=True)
+    gateway.answers["RegisterAdapter"] = response
+    result = chorale("adapters", "add", "a", "/a", "--keep-current")
+    assert result.stdout == f"added a@2 {'2' * 12}; current is still 1\n"
+    assert gateway.requests[-1].keep_current and not gateway.requests[-1].must_be_new
+
+
 def test_add_of_nothing_is_not_the_current_directory(
     chorale: Chorale, gateway: ScriptedGateway
 ) -> None:

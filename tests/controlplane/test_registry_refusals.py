@@ -15,8 +15,11 @@ from safetensors.numpy import load_file, save_file
 from chorale import errors
 from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2 as pb
+from controlplane.store import keys
+from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import ControlPlane, failure, running
+from tests.helpers.redis import send
 
 
 @pytest.fixture
@@ -274,3 +277,53 @@ async def test_of_several_who_want_a_new_name_one_gets_it(
     assert {error.reason for error in refused} == {"ADAPTER_EXISTS"} and len(refused) == 3
     found = await plane.registry.GetAdapter(pb.GetAdapterRequest(name="voice"))
     assert [version.version for version in found.adapter.versions] == [1]
+
+
+@pytest.mark.parametrize("name", ["a/../b", "a//b", "a/", "a/./b", "a/.."])
+async def test_names_that_no_url_keeps(
+    voices: ControlPlane, tmp_path: Path, redis_server: EmbeddedRedis, name: str
+) -> None:
+    set_alias = voices.registry.SetAlias
+    alias = pb.SetAliasRequest(alias=pb.Alias(name=name, adapter="voice"))
+    for call in (voices.register(name, tmp_path / "1"), set_alias(alias)):
+        error = await failure(call)
+        assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "NAME_INVALID")
+    # One of an older version stays good.
+    send(redis_server, f'HSET "{keys.ALIAS}{name}" adapter voice version 1')
+    send(redis_server, f'SADD "{keys.ALIASES_OF}voice" {name}')
+    found = await voices.registry.GetAdapter(pb.GetAdapterRequest(name=name))
+    assert found.resolved_version == 1
+    await set_alias(alias)
+
+
+async def test_numbers_that_are_given(voices: ControlPlane, tmp_path: Path) -> None:
+    new = make_adapter_dir(tmp_path / "7", seed=7)
+    for number in (1, 2):
+        error = await failure(voices.register("voice", new, version=number))
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "VERSION_NUMBER_TAKEN")
+    error = await failure(voices.register("voice", tmp_path / "1", version=7))
+    assert error.reason == "VERSION_NUMBER_TAKEN", "its content is version 1"
+    error = await failure(voices.register("voice", new, version=2**32 - 1))
+    assert error.reason == "VERSION_INVALID"
+    assert (await voices.register("voice", new, version=7)).version.version == 7
+    earlier = await voices.register("voice", make_adapter_dir(tmp_path / "5", seed=5), version=5)
+    assert earlier.version.version == 5
+    assert not (await voices.register("voice", new, version=7)).created
+    after = await voices.register("voice", make_adapter_dir(tmp_path / "8", seed=8))
+    assert after.version.version == 8
+
+
+async def test_content_that_is_expected(voices: ControlPlane, tmp_path: Path) -> None:
+    new = make_adapter_dir(tmp_path / "7", seed=7)
+    error = await failure(voices.register("voice", new, expected_digest="0" * 64))
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "DIGEST_MISMATCH")
+    made = await voices.register("fresh", new, expected_digest=error.metadata["found_digest"])
+    assert made.created
+
+
+async def test_the_current_version_may_stay(voices: ControlPlane, tmp_path: Path) -> None:
+    new = make_adapter_dir(tmp_path / "7", seed=7)
+    made = await voices.register("voice", new, keep_current=True)
+    assert (made.version.version, made.adapter.current_version) == (3, 2)
+    first = await voices.register("fresh", new, keep_current=True)
+    assert first.adapter.current_version == 1

@@ -1,5 +1,6 @@
 -- name, digest, base model, its record as checked, version record, source, labels or "",
--- max_versions, max_history, "1" for a private source, "1" when the name must be new
+-- max_versions, max_history, "1" for a private source, "1" when the name must be new, number of the
+-- version or "0", "1" when the current version stays
 -- -> {"OK", version, created, dump} or {why not, detail}
 local name, digest, base, base_record, record, source, labels = unpack(ARGV, 1, 7)
 local max_versions, max_history = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -10,15 +11,19 @@ if redis.call("HGET", BASE_MODELS, base) ~= base_record then return {"BASE_CHANG
 
 local key = ADAPTER .. name
 if ARGV[11] == "1" and redis.call("EXISTS", key) == 1 then return {"EXISTS", name} end
-local mixed = mixed_by(name, base)
+local mixed = ARGV[13] == "" and mixed_by(name, base)
 if mixed then return {"ALIAS_MIXED", mixed} end
 local identity = digest .. ":" .. base
 local version = redis.call("HGET", key, "by_identity:" .. identity)
-local created = 0
+local created, number = 0, ARGV[12]
+if version and number ~= "0" and number ~= version then return {"NUMBER_TAKEN", version} end
 if not version then
   local count = tonumber(redis.call("HGET", key, "count") or "0")
   if count >= max_versions then return {"TOO_MANY_VERSIONS", integer(count)} end
-  version = integer(redis.call("HINCRBY", NEXT_VERSIONS, name, 1))
+  local last = redis.call("HGET", NEXT_VERSIONS, name) or "0"
+  version = number == "0" and integer(last + 1) or number
+  if redis.call("HEXISTS", key, "version:" .. version) == 1 then return {"NUMBER_TAKEN", version} end
+  redis.call("HSET", NEXT_VERSIONS, name, integer(math.max(last, version)))
   created = 1
   redis.call("HSET", key,
     "version:" .. version, record,
@@ -30,5 +35,7 @@ if not version then
 end
 redis.call("HSET", key, "source:" .. version, source, "private:" .. version, ARGV[10])
 if labels ~= "" then redis.call("HSET", key, "labels:" .. version, labels) end
-make_current(name, version, max_history)
+if ARGV[13] == "" or redis.call("HEXISTS", key, "current") == 0 then
+  make_current(name, version, max_history)
+end
 return {"OK", version, created, dump(name)}

@@ -75,7 +75,7 @@ class AliasTarget(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
-    __slots__ = ("name", "source", "base_model", "labels", "must_be_new")
+    __slots__ = ("name", "source", "base_model", "labels", "must_be_new", "version", "expected_digest", "keep_current")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -88,12 +88,18 @@ class RegisterAdapterRequest(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     MUST_BE_NEW_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KEEP_CURRENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     base_model: str
     labels: _containers.ScalarMap[str, str]
     must_be_new: bool
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., must_be_new: _Optional[bool] = ...) -> None: ...
+    version: int
+    expected_digest: str
+    keep_current: bool
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., must_be_new: _Optional[bool] = ..., version: _Optional[int] = ..., expected_digest: _Optional[str] = ..., keep_current: _Optional[bool] = ...) -> None: ...
 
 class RegisterAdapterResponse(_message.Message):
     __slots__ = ("adapter", "version", "created")

@@ -1,0 +1,130 @@
+"""`chorale adapters export` and `import`: the registry as lines of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controlplane.cli import bulk
+from controlplane.cli.backup_file import AdapterLine, AliasLine, read_lines, written
+from controlplane.cli.bulk import Bulk, Outcome
+from controlplane.cli.errors import BlockedError
+from controlplane.cli.exit_codes import ExitCode
+from controlplane.cli.failures import reported
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken, Timeout
+from controlplane.cli.restoring import restored, restored_alias
+from controlplane.cli.uploading import shown_count
+
+if TYPE_CHECKING:
+    from chorale.client import Client
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="To write; '-' is stdout.")],
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Write names, versions, sources, labels and aliases of all adapters to FILE, for `import`.
+
+    The adapters' own files are not in it, nor which versions were current before.
+    """
+    with reported(address=address):
+        from chorale.client import Client
+
+        with Client(address, timeout=timeout) as client:
+            num_lines = _write(file, written(client.adapters.list()))
+        if str(file) != "-":
+            print(f"{num_lines} adapters and aliases are in {file}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="As `export` wrote it; '-' is stdin.")],
+    source_token: SourceToken = "",
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Adapters at once.")] = 4,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make the registry what FILE says of its names: versions by number, which is current, aliases.
+
+    Every version that is missing is read from its source and compared with its digest; what has
+    changed is refused. Nothing that is not in FILE is touched, and the same may be run again. Ends
+    with 4 when something could not be restored, and with 5 when nothing answers any more.
+    """
+    with reported(as_json=as_json, address=address):
+        adapters, aliases = read_lines(file)
+        from chorale.client import Client
+
+        with Client(address, timeout=timeout) as client:
+            outcomes = _import(client, adapters, aliases, source_token, jobs)
+        code = bulk.report(outcomes, "adapters and aliases", as_json=as_json)
+        if code is not ExitCode.OK:
+            raise typer.Exit(code)
+
+
+def _import(
+    client: Client,
+    adapters: Sequence[AdapterLine],
+    aliases: Sequence[AliasLine],
+    source_token: str,
+    jobs: int,
+) -> list[Outcome]:
+    """Aliases come when their targets are there."""
+    lines = {line.name: line for line in adapters}
+    names = {line.name: line for line in aliases}
+    with shown_count(len(lines) + len(names)) as ended:
+        first = Bulk(
+            lambda name, _: restored(client.adapters, lines[name], source_token),
+            jobs=jobs,
+            ended=lambda _: ended(),
+        ).run([(name, "") for name in lines])
+        if any(outcome.state == "untried" for outcome in first):
+            return [*first, *(Outcome(name, "", "untried") for name in names)]
+        second = Bulk(
+            lambda name, _: restored_alias(client.adapters, names[name]),
+            jobs=jobs,
+            ended=lambda _: ended(),
+        ).run([(name, "") for name in names])
+    return [*first, *second]
+
+
+def _write(file: Path, lines: Iterator[bytes]) -> int:
+    """The number of lines but the first; a file appears whole or not at all."""
+    if str(file) == "-":
+        num_lines = 0
+        for line in lines:
+            sys.stdout.buffer.write(line)
+            num_lines += 1
+        sys.stdout.buffer.flush()
+        return num_lines - 1
+    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as opened:
+            num_lines = 0
+            for line in lines:
+                opened.write(line)
+                num_lines += 1
+            opened.flush()
+            os.fsync(opened.fileno())
+        new.replace(file)
+    except OSError as error:
+        raise BlockedError(
+            "FILE_UNWRITABLE",
+            f"cannot write {str(file)[:200]!r}: {error.strerror}",
+            metadata={"path": str(file)},
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()
+    return num_lines - 1
+
+
+def install(app: typer.Typer) -> None:
+    app.command("export")(export)
+    app.command("import")(import_)
