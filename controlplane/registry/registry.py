@@ -184,6 +184,7 @@ class AdapterRegistry:
             for dump in dumps:
                 adapter = _adapter(dump)
                 num_chars += sum(map(len, dump[1]))
+                num_chars += sum(len(part) for alias in dump[2] for part in alias)
                 if len(adapters) == size or (adapters and num_chars > _MAX_PAGE_CHARS):
                     return Page(tuple(adapters), _token_of_name(adapters[-1].name), int(total))
                 adapters.append(adapter)

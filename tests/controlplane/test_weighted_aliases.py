@@ -14,7 +14,7 @@ import pytest
 from chorale.requests import alias_request
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1 import admission_pb2, fleet_pb2
-from controlplane.registry import alias_check
+from controlplane.registry import alias_check, registry
 from controlplane.store import keys
 from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
@@ -139,6 +139,18 @@ async def test_targets_are_told_everywhere(voices: ControlPlane) -> None:
     assert plain == pb.Alias(name="prod", adapter="voice", version=1)
     other = await voices.registry.GetAdapter(pb.GetAdapterRequest(name="other"))
     assert not other.adapter.aliases and not other.HasField("alias")
+
+
+async def test_pages_end_early_for_many_targets_too(
+    voices: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = await voices.registry.ListAdapters(pb.ListAdaptersRequest())
+    assert len(listed.adapters) == 2
+    for number in range(40):
+        await set_alias(voices, {"voice@1": 1, "voice@2": 1, "other": 1}, f"alias-{number:03}")
+    monkeypatch.setattr(registry, "_MAX_PAGE_CHARS", 4000)
+    page = await voices.registry.ListAdapters(pb.ListAdaptersRequest())
+    assert [adapter.name for adapter in page.adapters] == ["other"] and page.next_page_token
 
 
 async def test_records_of_older_versions(voices: ControlPlane, redis_server: EmbeddedRedis) -> None:
