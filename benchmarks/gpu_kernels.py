@@ -1,7 +1,7 @@
 """Each kernel's part of the roofline on the device at hand.
 
-    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora] [--device cuda|cpu]
-                                     [--shapes real|tiny] [--out FILE]
+    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora sampling]
+                                     [--device cuda|cpu] [--shapes real|tiny] [--out FILE]
 
 Roofline time of a call: the most of (the bytes it must move at least ÷ the measured copy bandwidth)
 and (its operations ÷ the measured matmul rate). Printed and, with --out, written as JSON: that time
@@ -43,12 +43,22 @@ def lora_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iter
     return kernel_lora_cases.lora_cases(shapes, device, dtype)
 
 
+def sampling_cases(
+    shapes: Shapes, device: torch.device, dtype: torch.dtype
+) -> Iterator[KernelCase]:
+    # As above.
+    from benchmarks import kernel_sampling_cases
+
+    return kernel_sampling_cases.sampling_cases(shapes, device, dtype)
+
+
 OPS = {
     "decode": decode_cases,
     "prefill": prefill_cases,
     "kv": kv_cases,
     "fused": fused_cases,
     "lora": lora_cases,
+    "sampling": sampling_cases,
 }
 
 

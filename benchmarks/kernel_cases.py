@@ -32,6 +32,7 @@ class Shapes:
     tokens: tuple[int, ...]
     lora_adapters: tuple[int, ...]  # all different, one token each
     lora_ranks: dict[str, tuple[int, ...]]  # taken in turn
+    sampled: tuple[tuple[int, int], ...]  # rows, vocabulary
 
 
 SHAPES = {
@@ -45,6 +46,7 @@ SHAPES = {
         tokens=(1, 64, 2048),
         lora_adapters=(1, 2, 4, 8, 16, 32, 64),
         lora_ranks={"16": (16,), "8-64": (8, 16, 32, 64)},
+        sampled=((1, 128_256), (64, 128_256), (64, 32_000)),
     ),
     "tiny": Shapes(
         {"tiny": ModelShape(4, 2, 16, 64, 96, 8)},
@@ -53,6 +55,7 @@ SHAPES = {
         tokens=(1, 5),
         lora_adapters=(1, 3),
         lora_ranks={"4": (4,), "2-8": (2, 8)},
+        sampled=((3, 50),),
     ),
 }
 

@@ -10,7 +10,7 @@ from benchmarks.kernel_cases import SHAPES
 
 GROUPS = {
     "kernels-attention": ("decode", "prefill"),
-    "kernels-fused": ("kv", "fused"),
+    "kernels-fused": ("kv", "fused", "sampling"),
     "kernels-lora": ("lora",),
 }
 _ROUNDS = 5
