@@ -237,8 +237,8 @@ def _worker(dtype: torch.dtype) -> Any:
                     _keep(keys, weights, least, _ZERO)
             if has_top_p and top_p[n] < _ONE:
                 limit = np.float64(top_p[n]) * _total(weights)
-                nucleus = _least(keys, weights, limit, False, bins, own_keys, own_weights)
-                least = nucleus if nucleus > least else least
+                # Not below top_k's, as what that leaves out weighs nothing now.
+                least = _least(keys, weights, limit, False, bins, own_keys, own_weights)
             lightest = min_p[n] if has_min_p else _ZERO
             if least > -_SIGN or lightest > _ZERO:
                 _keep(keys, weights, least, lightest)

@@ -190,6 +190,14 @@ def test_equal_logits_stay_together() -> None:
     assert kept_of(logits, filters_of(top_p=0.45)) == {0, 1, 2, 4}
 
 
+def test_a_border_belongs_to_the_token_after_it() -> None:
+    infinity = float("-inf")
+    logits = [infinity, 1.0, infinity, 1.0, 1.0, 1.0, infinity]
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.5, 0.75, 1.0 - 2**-53], dtype=torch.float64)
+    for filters in (filters_of(), filters_of(top_k=3, top_p=0.9)):
+        assert drawn(logits, filters, uniforms) == [1, 1, 3, 4, 5, 5]
+
+
 def test_filters_follow_one_another() -> None:
     logits = [3.0, 2.0, 1.0, 0.0]
     # Of the first two the likelier has 0.73, of all four 0.64.
