@@ -44,6 +44,10 @@ class Worth:
     def use(self, digest: str) -> None:
         """Counts a use, of an entry that is kept or of one that is missed."""
         self._log_now += math.log(2.0) / (_TURNS * max(len(self._keys), _MIN_ENTRIES))
+        self.expect(digest)
+
+    def expect(self, digest: str) -> None:
+        """Counts a use that is to come; those of others do not fade by it."""
         before = self._log_uses.pop(digest, -math.inf)
         self._log_uses[digest] = self._log_now + math.log1p(math.exp(before - self._log_now))
         if len(self._log_uses) > max(_MAX_REMEMBERED, 2 * len(self._keys)):

@@ -70,7 +70,7 @@ class HostTier(Generic[T]):
     def put(self, digest: str, value: T, size_bytes: int, *, speculative: bool = False) -> bool:
         """Keep `value`, evicting as needed. False, with nothing evicted, when what may not be
         evicted leaves no room. speculative: nobody has asked for it yet, so nothing that is worth
-        more may go for it.
+        more may go for it; that somebody is expected to ask counts as a use.
 
         Raises: TierFullError when it could never fit.
         """
@@ -82,6 +82,8 @@ class HostTier(Generic[T]):
                 "raise --host-cache-bytes",
                 metadata={"size_bytes": str(size_bytes), "max_bytes": str(self._max_bytes)},
             )
+        if speculative:
+            self._worth.expect(digest)
         present = self._entries.get(digest)
         replaced = present.size_bytes if present is not None else 0
         victims = self._victims(digest, size_bytes - replaced, size_bytes, speculative)

@@ -85,6 +85,19 @@ def test_a_speculative_entry_displaces_nothing_of_more_worth() -> None:
     assert tier.digests() == {"guess", "b"}
 
 
+def test_a_guess_is_kept_as_if_it_were_used_now() -> None:
+    tier: HostTier[int] = HostTier(3)
+    tier.get("guess")  # long ago
+    for name in "abc":
+        tier.put(name, 0, 1)
+        for _ in range(30):
+            tier.get("x")
+    assert tier.put("guess", 0, 1, speculative=True), "a was used no later, and once only"
+    assert tier.digests() == {"guess", "b", "c"}
+    tier.put("d", 0, 1)
+    assert "guess" in tier.digests(), "which is what it is worth from then on"
+
+
 def test_peek_counts_nothing() -> None:
     tier: HostTier[int] = HostTier(2)
     tier.put("a", 1, 1)
