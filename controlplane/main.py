@@ -29,6 +29,11 @@ from controlplane.fleet.ticket_keys import TicketKeys
 from controlplane.metrics import ControlPlaneMetrics
 from controlplane.options import ControlPlaneOptions
 from controlplane.placement.placement import PlacementPolicy
+from controlplane.prefetch.batch import DemandBatch
+from controlplane.prefetch.demand import Demand
+from controlplane.prefetch.limits import DemandLimits
+from controlplane.prefetch.policy import PrefetchPolicy
+from controlplane.prefetch.predictor import Predictor
 from controlplane.registry.intake import Intake
 from controlplane.registry.registry import AdapterRegistry
 from controlplane.registry.uploads import Uploads
@@ -76,19 +81,34 @@ async def serve(
     try:
         if not await _first_of(store.wait_until_up(options.redis_start_s), stop):
             return
-        reservations = Reservations(store)
+        demand_limits = DemandLimits()
+        reservations = Reservations(store, DemandBatch(demand_limits) if options.prefetch else None)
+        demand = Demand(store, demand_limits)
+        prefetch_policy = PrefetchPolicy(budget_bytes_per_s=options.prefetch_bytes_per_s)
+        predictor = Predictor(store, prefetch_policy, demand_limits)
         limits = AdapterLimits(max_weights_bytes=options.max_adapter_bytes)
         blobs = _blobs(options, limits)
         sources = _sources(options, limits, blobs)
         registry = AdapterRegistry(store, Intake(sources, limits))
         ticket_keys = TicketKeys(store)
         fleet = Fleet(fleet_store, ticket_keys, lease_s=options.lease_s)
-        metrics = ControlPlaneMetrics(registry, fleet)
+        metrics = ControlPlaneMetrics(registry, fleet, demand, predictor)
         exporter = Exporter(metrics.registry, metrics.refresh)
         server = await _start(
-            options, store, registry, fleet, ticket_keys, reservations, sources, blobs, metrics
+            options,
+            store,
+            registry,
+            fleet,
+            ticket_keys,
+            reservations,
+            demand,
+            sources,
+            blobs,
+            metrics,
         )
         reservations.start()
+        if options.prefetch:
+            predictor.start()
         try:
             if options.metrics_port is not None:
                 await exporter.start(options.host, options.metrics_port)
@@ -100,6 +120,7 @@ async def serve(
             await exporter.stop()
             await server.stop(_GRACE_S)
             await reservations.stop()
+            await predictor.stop()
             await sources.aclose()
     finally:
         await store.close()
@@ -166,6 +187,7 @@ async def _start(
     fleet: Fleet,
     ticket_keys: TicketKeys,
     reservations: Reservations,
+    demand: Demand,
     sources: SourceRouter,
     blobs: BlobStore | None,
     metrics: ControlPlaneMetrics,
@@ -175,6 +197,7 @@ async def _start(
     fleet_handlers = FleetHandlers(
         fleet,
         Directives(store, registry),
+        demand,
         metrics,
         token=options.fleet_token,
         lease_s=options.lease_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,10 @@ from prometheus_client.registry import Collector
 
 from chorale.request_metrics import Histogram
 from controlplane.fleet.fleet import Fleet
+from controlplane.prefetch.demand import Demand
+from controlplane.prefetch.metrics import families
+from controlplane.prefetch.model import Kind, Score
+from controlplane.prefetch.predictor import Predictor
 from controlplane.registry.registry import AdapterRegistry
 
 _PREFIX = "chorale_control_plane"
@@ -27,16 +31,21 @@ class ControlPlaneMetrics(Collector):
         self,
         adapters: AdapterRegistry,
         fleet: Fleet,
+        demand: Demand,
+        predictor: Predictor,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._adapters = adapters
         self._fleet = fleet
+        self._demand = demand
+        self._predictor = predictor
         self._clock = clock
         self._admissions: Counter[tuple[str, str]] = Counter()
         self._admission_s = Histogram(_ADMISSION_S)
         self._directives: Counter[str] = Counter()
         self._heartbeats: Counter[str] = Counter()
         self._num_adapters = self._num_data_planes = 0
+        self._scores: Mapping[Kind, Score] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(self)
@@ -79,6 +88,7 @@ class ControlPlaneMetrics(Collector):
         """Raises: StoreUnavailableError."""
         self._num_adapters = (await self._adapters.page(size=1)).total
         self._num_data_planes = len(await self._fleet.data_planes())
+        self._scores = await self._demand.scores()
 
     def collect(self) -> Iterator[Any]:
         admissions = CounterMetricFamily(
@@ -108,3 +118,4 @@ class ControlPlaneMetrics(Collector):
         yield GaugeMetricFamily(
             f"{_PREFIX}_data_planes", "With a lease.", value=self._num_data_planes
         )
+        yield from families(_PREFIX, self._scores, self._predictor.is_active)

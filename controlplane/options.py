@@ -25,9 +25,10 @@ class ControlPlaneOptions:
     max_queue_factor: requests are refused (RESOURCE_EXHAUSTED) when every data plane has this many
     times max_running requests waiting. max_priority: the highest GenerateRequest.priority that is
     honoured, -10 to 10; nobody authenticates tenants here, so 0 keeps anyone from going before
-    others. ticket_ttl_s: covers the clocks' difference between
-    machines. redis_timeout_s: how long one command, and redis_start_s: how long the first
-    connection may take.
+    others. prefetch: whether demand is counted and adapters are brought nearer by predictions;
+    prefetch_bytes_per_s: what these may ask of each data plane. ticket_ttl_s: covers the clocks'
+    difference between machines. redis_timeout_s: how long one command, and redis_start_s: how long
+    the first connection may take.
     """
 
     redis_url: str
@@ -46,6 +47,8 @@ class ControlPlaneOptions:
     lease_s: float = 5.0
     max_queue_factor: float = 4.0
     max_priority: int = 0
+    prefetch: bool = True
+    prefetch_bytes_per_s: int = 128 << 20
     ticket_ttl_s: float = 30.0
     redis_timeout_s: float = 2.0
     redis_start_s: float = 10.0
@@ -68,6 +71,7 @@ class ControlPlaneOptions:
             "max_blob_bytes",
             "lease_s",
             "max_queue_factor",
+            "prefetch_bytes_per_s",
             "ticket_ttl_s",
             "redis_timeout_s",
             "max_concurrent_rpcs",

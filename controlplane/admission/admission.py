@@ -22,6 +22,7 @@ from controlplane.errors import (
 from controlplane.fleet.model import Load
 from controlplane.fleet.ticket_keys import TicketKeys
 from controlplane.placement.placement import Candidate, PlacementPolicy, Refusal, place
+from controlplane.prefetch.batch import Asked
 from controlplane.registry.model import decode_version
 from controlplane.registry.names import check_reference
 from controlplane.store.client import Store
@@ -133,7 +134,7 @@ class Admission:
         if isinstance(chosen, Refusal):
             raise _refused(chosen, resolved)
         # Counted before the next await, so that requests of one instant see each other.
-        self._reservations.add(chosen.data_plane_id)
+        self._reservations.add(chosen.data_plane_id, None if excluded else _asked(resolved, tenant))
         key_id, key = await self._ticket_keys.find(reply[2])
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
         claims = _claims(resolved, chosen, tenant, expires_at_ms)
@@ -172,6 +173,12 @@ def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved
             metadata={"field": "model"},
         )
     return Resolved(served[0] if served else "")
+
+
+def _asked(resolved: Resolved, tenant: str) -> Asked:
+    """Of a new request: one that excludes data planes was lost by them and goes on elsewhere."""
+    name = f"{resolved.adapter}@{resolved.version}" if resolved.adapter else ""
+    return Asked(tenant, resolved.base_model, resolved.digest, name)
 
 
 def _refused(refusal: Refusal, resolved: Resolved) -> FleetFullError | NoDataPlaneError:

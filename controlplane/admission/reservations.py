@@ -1,4 +1,5 @@
-"""Requests placed since the last heartbeats, counted in Redis for all replicas."""
+"""Requests placed since the last heartbeats, and what they asked for, counted in Redis for all
+replicas."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import logging
 from collections import Counter
 
 from controlplane.errors import StoreUnavailableError
+from controlplane.prefetch.batch import Asked, DemandBatch
 from controlplane.store.client import Store
 from controlplane.tasks import end
 
@@ -18,10 +20,12 @@ class Reservations:
     what has piled up, so that admission waits for one round trip and not for two.
 
     What is not written yet is in `unwritten`, for placements of this replica to see meanwhile.
+    demand: takes what requests asked for, to be written with it; None: nobody wants to know.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, demand: DemandBatch | None = None) -> None:
         self._store = store
+        self._demand = demand
         self._pending: Counter[str] = Counter()
         self._in_flight: Counter[str] = Counter()
         self._wake = asyncio.Event()
@@ -36,8 +40,11 @@ class Reservations:
             await end(self._task)
             self._task = None
 
-    def add(self, data_plane_id: str) -> None:
+    def add(self, data_plane_id: str, asked: Asked | None = None) -> None:
+        """asked: None for a request that is no new demand."""
         self._pending[data_plane_id] += 1
+        if self._demand is not None and asked is not None:
+            self._demand.add(data_plane_id, asked)
         self._wake.set()
 
     def unwritten(self, data_plane_id: str) -> int:
@@ -49,8 +56,9 @@ class Reservations:
             self._wake.clear()
             self._in_flight, self._pending = self._pending, Counter()
             args = [str(value) for item in self._in_flight.items() for value in item]
+            demand = self._demand.take() if self._demand is not None else ""
             try:
-                await self._store.run("reserve", *args)
+                await self._store.run("reserve", demand, *args)
             except StoreUnavailableError as error:
                 log.warning("placements are not counted: %s", error.message)
             except Exception:

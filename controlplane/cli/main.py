@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from controlplane.cli import generate, health, pool, roles, status, top, up
+from controlplane.cli import demand, generate, health, pool, roles, status, top, up
 from controlplane.cli.adapters import adapters
 from controlplane.cli.bench import bench
 from controlplane.cli.exit_codes import help_text
@@ -24,6 +24,7 @@ up.install(app)
 roles.install(app)
 generate.install(app)
 status.install(app)
+demand.install(app)
 top.install(app)
 health.install(app)
 pool.install(app)

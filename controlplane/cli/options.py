@@ -88,3 +88,12 @@ SourceToken = Annotated[
         help="Your token for a private source; better in the variable than on the command line.",
     ),
 ]
+Prefetch = Annotated[
+    bool,
+    typer.Option(
+        "--prefetch/--no-prefetch",
+        envvar="CHORALE_PREFETCH",
+        help="Whether to predict which adapters will be asked for, and bring them nearer before.",
+    ),
+]
+PREFETCH_BYTES_PER_S_HELP = "What predictions may ask of each data plane, in bytes per second."

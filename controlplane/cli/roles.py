@@ -16,11 +16,13 @@ from chorale.address import host_port
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
 from controlplane.cli.options import (
+    PREFETCH_BYTES_PER_S_HELP,
     AllowHost,
     AllowPrivateHost,
     AllowSource,
     DrainTimeout,
     HttpRegistry,
+    Prefetch,
 )
 
 
@@ -125,9 +127,14 @@ def control_plane(
             help="Highest priority that requests may ask for.",
         ),
     ] = 0,
+    prefetch: Prefetch = True,
+    prefetch_bytes_per_s: Annotated[
+        int,
+        typer.Option(envvar="CHORALE_PREFETCH_BYTES_PER_S", min=1, help=PREFETCH_BYTES_PER_S_HELP),
+    ] = 128 << 20,
     log_level: Level = LogLevel.INFO,
 ) -> None:
-    """Run one control plane: registry, fleet, admission. Any number may share one Redis."""
+    """Run one control plane: registry, fleet, admission, prefetch. Any number may share a Redis."""
     with _serving(log_level, host_port(host, port)):
         from controlplane.main import ControlPlaneOptions, run
 
@@ -149,6 +156,8 @@ def control_plane(
                 lease_s=lease,
                 max_queue_factor=max_queue_factor,
                 max_priority=max_priority,
+                prefetch=prefetch,
+                prefetch_bytes_per_s=prefetch_bytes_per_s,
             ),
             ready=lambda host, port: print(
                 f"ready control-plane grpc={host_port(host, port)}", flush=True

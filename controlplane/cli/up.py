@@ -10,11 +10,13 @@ import typer
 
 from controlplane.cli.failures import reported
 from controlplane.cli.options import (
+    PREFETCH_BYTES_PER_S_HELP,
     AllowHost,
     AllowPrivateHost,
     AllowSource,
     DrainTimeout,
     HttpRegistry,
+    Prefetch,
 )
 from controlplane.cli.supervisor.data_dir import default_data_dir
 
@@ -126,6 +128,11 @@ def up(
             help="Objective for the first token, in seconds, of requests that name none.",
         ),
     ] = None,
+    prefetch: Prefetch = True,
+    prefetch_bytes_per_s: Annotated[
+        int | None,
+        typer.Option(envvar="CHORALE_PREFETCH_BYTES_PER_S", min=1, help=PREFETCH_BYTES_PER_S_HELP),
+    ] = None,
     num_threads: Annotated[
         int | None,
         typer.Option(
@@ -170,6 +177,8 @@ def up(
                 disk_cache_bytes=disk_cache_bytes,
                 max_context_tokens=max_context_tokens,
                 ttft_slo=ttft_slo,
+                prefetch=prefetch,
+                prefetch_bytes_per_s=prefetch_bytes_per_s,
                 num_threads=num_threads,
                 drain_s=drain_timeout,
             )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # PageOwnerKind's numbers; the module of its names is not imported before a call is made.
 _OWNER_KINDS = {1: "free", 2: "adapter", 3: "sequence", 4: "prefix"}
+_PREDICTION_KINDS = {1: "follow", 2: "warm_up", 3: "rate"}
+_TIERS = {1: "host", 2: "pool"}
 
 
 def adapter(value: registry_pb.Adapter) -> dict[str, Any]:
@@ -121,6 +123,59 @@ def load_count(value: fleet_pb.LoadCount) -> dict[str, Any]:
         "read_s": value.read_s,
         "parse_s": value.parse_s,
         "build_s": value.build_s,
+    }
+
+
+def demand(value: fleet_pb.ListDemandResponse) -> dict[str, Any]:
+    return {
+        "predicting": value.predicting,
+        "adapters": [_adapter_demand(each) for each in value.adapters],
+        "predictions": [_prediction(each) for each in value.predictions],
+        "scores": [
+            {
+                "kind": _PREDICTION_KINDS.get(each.kind, "unknown"),
+                "num_made": each.num_made,
+                "num_hits": each.num_hits,
+                "num_late": each.num_late,
+                "num_misses": each.num_misses,
+                "asked_bytes": each.asked_bytes,
+                "precision": each.precision,
+            }
+            for each in value.scores
+        ],
+    }
+
+
+def _adapter_demand(value: fleet_pb.AdapterDemand) -> dict[str, Any]:
+    return {
+        "name": value.name,
+        "digest": value.digest,
+        "base_model": value.base_model,
+        "rates": [
+            {
+                "half_life_s": each.half_life.ToNanoseconds() / 1e9,
+                "requests_per_s": each.requests_per_s,
+            }
+            for each in value.rates
+        ],
+        "followers": [
+            {"name": each.name, "digest": each.digest, "share": each.share}
+            for each in value.followers
+        ],
+    }
+
+
+def _prediction(value: fleet_pb.Prediction) -> dict[str, Any]:
+    return {
+        "data_plane_id": value.data_plane_id,
+        "name": value.name,
+        "digest": value.digest,
+        "kind": _PREDICTION_KINDS.get(value.kind, "unknown"),
+        "tier": _TIERS.get(value.tier, "unknown"),
+        "size_bytes": value.size_bytes,
+        "age_s": value.age.ToNanoseconds() / 1e9,
+        "left_s": value.left.ToNanoseconds() / 1e9,
+        "hit": value.hit,
     }
 
 

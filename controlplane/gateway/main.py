@@ -37,6 +37,8 @@ from controlplane.gateway.tokenizing import Tokenizing
 # What a request gets to end itself in after the drain.
 _LAST_WORDS_S = 0.5
 _MAX_TEXTS = 256
+# The rest of the fleet service is between data planes and the control plane.
+_FLEET_METHODS = ("ListDataPlanes", "DirectAdapter", "ListDemand")
 _CONTROL_PLANE_OPTIONS = (
     *CHANNEL_OPTIONS,
     ("grpc.lb_policy_name", "round_robin"),  # a name may stand for several replicas
@@ -136,8 +138,7 @@ async def _start_grpc(
             (inference.full_name, add_inference),
             proxied(registry, control_plane, calls),
             proxied(admission, control_plane, calls),
-            # The rest of the fleet service is between data planes and the control plane.
-            proxied(fleet, control_plane, calls, methods=["ListDataPlanes", "DirectAdapter"]),
+            proxied(fleet, control_plane, calls, methods=_FLEET_METHODS),
         ],
         error_table={},
     )

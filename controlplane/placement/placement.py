@@ -119,6 +119,11 @@ def _bonus(candidate: Candidate, home: Candidate | None, policy: PlacementPolicy
 
 
 def _rank(digest: str, candidate: Candidate) -> bytes:
+    return affinity(digest, candidate.data_plane_id)
+
+
+def affinity(digest: str, data_plane_id: str) -> bytes:
+    """The least is the data plane where an adapter is at home."""
     # Rendezvous hashing: a data plane that comes or goes moves only its own adapters.
-    text = f"{digest}\0{candidate.data_plane_id}"
+    text = f"{digest}\0{data_plane_id}"
     return hashlib.blake2b(text.encode(), digest_size=8).digest()

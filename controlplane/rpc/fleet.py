@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-from google.protobuf import duration_pb2
 
 from chorale.bearer import check_bearer
 from chorale.v1 import fleet_pb2 as pb
@@ -13,8 +12,10 @@ from chorale.v1.fleet_pb2_grpc import FleetServiceServicer
 from controlplane.fleet.directives import Directives
 from controlplane.fleet.fleet import Fleet
 from controlplane.metrics import ControlPlaneMetrics
+from controlplane.prefetch.demand import Demand
 from controlplane.rpc import translate
 from controlplane.rpc.counters import counters_from_pb
+from controlplane.rpc.demand import demand_to_pb
 from controlplane.rpc.directives import (
     action_from_pb,
     directive_to_pb,
@@ -30,6 +31,7 @@ class FleetHandlers(FleetServiceServicer):
         self,
         fleet: Fleet,
         directives: Directives,
+        demand: Demand,
         metrics: ControlPlaneMetrics,
         *,
         token: str,
@@ -38,6 +40,7 @@ class FleetHandlers(FleetServiceServicer):
     ) -> None:
         self._fleet = fleet
         self._directives = directives
+        self._demand = demand
         self._metrics = metrics
         self._token = token
         self._lease_s = lease_s
@@ -52,8 +55,8 @@ class FleetHandlers(FleetServiceServicer):
             translate.base_model_from_pb(request.base_model),
         )
         return pb.JoinResponse(
-            lease=_duration(self._lease_s),
-            heartbeat_interval=_duration(self._heartbeat_interval_s),
+            lease=translate.duration(self._lease_s),
+            heartbeat_interval=translate.duration(self._heartbeat_interval_s),
             ticket_keys=translate.keys_to_pb(keys),
         )
 
@@ -103,8 +106,7 @@ class FleetHandlers(FleetServiceServicer):
         self._metrics.directed(action)
         return pb.DirectAdapterResponse(adapter=name, data_plane_ids=told)
 
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    message = duration_pb2.Duration()
-    message.FromMilliseconds(int(seconds * 1000))
-    return message
+    async def ListDemand(
+        self, request: pb.ListDemandRequest, context: Context
+    ) -> pb.ListDemandResponse:
+        return demand_to_pb(await self._demand.view(request.limit))

@@ -31,6 +31,12 @@ def timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
     return message
 
 
+def duration(seconds: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromMilliseconds(int(seconds * 1000))
+    return message
+
+
 def adapter_to_pb(adapter: Adapter) -> registry_pb.Adapter:
     return registry_pb.Adapter(
         name=adapter.name,

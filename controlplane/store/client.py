@@ -40,8 +40,8 @@ _STATES = (
 @cache
 def script_text(name: str) -> str:
     """Key names, the functions that scripts share, and lua/NAME.lua."""
-    shared = (_LUA / "_shared.lua").read_text()
-    return f"{keys.lua_locals()}\n{shared}\n{(_LUA / f'{name}.lua').read_text()}"
+    files = [(_LUA / f"{each}.lua").read_text() for each in ("_shared", "_demand", name)]
+    return "\n".join((keys.lua_locals(), *files))
 
 
 class Store:

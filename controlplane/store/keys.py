@@ -16,6 +16,16 @@ DATA_PLANES = PREFIX + "data_planes"  # set of ids; those whose lease ran out ar
 TICKET_KEYS = PREFIX + "ticket_keys"  # hash key id -> key in hex
 PINS = PREFIX + "pins"  # hash digest -> Pin JSON, for data planes that join later
 SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
+# Demand and predictions; an `identity` is digest:base_model, and :base_model all of its requests.
+DEMAND_CLOCK = PREFIX + "demand_clock"  # hash: seen (Redis' time), now (never goes back)
+DEMANDED = PREFIX + "demanded"  # hash identity -> "when it was asked for last name@version"
+SESSIONS = PREFIX + "sessions"  # zset tenant -> when it last asked for an adapter
+SESSION_LAST = PREFIX + "session_last"  # hash tenant -> "when it came to it identity"
+VISITED = PREFIX + "visited"  # zset identity -> when a session came to it, since the last tick
+PREDICTOR = PREFIX + "predictor"  # string, expires: the control plane that predicts
+PREDICTIONS = PREFIX + "predictions"  # hash "data plane identity" -> prediction JSON
+PREDICTION_ENDS = PREFIX + "prediction_ends"  # zset of those fields, scores when they are over
+PREDICTION_SCORES = PREFIX + "prediction_scores"  # hash what:kind -> count; gap_ms, of visits
 
 # Prefixes, completed by a name or an id.
 ADAPTER = PREFIX + "adapter:"  # hash: current, count, version:N, source:N, labels:N, identity:N ...
@@ -27,6 +37,8 @@ DIRECTIVES = PREFIX + "directives:"  # zset of Directive JSON, scores its number
 RESIDENCY_POOL = PREFIX + "residency:pool:"  # set of digests
 RESIDENCY_HOST = PREFIX + "residency:host:"
 RESIDENCY_DISK = PREFIX + "residency:disk:"
+DEMAND = PREFIX + "demand:"  # and 1, 2, 3, a zset by half-life: identity -> logarithm of its count
+FOLLOWERS = PREFIX + "followers:"  # zset, expires: identity -> the same, "" for all visits
 
 _NAMES = (
     "ADAPTERS",
@@ -36,6 +48,15 @@ _NAMES = (
     "TICKET_KEYS",
     "PINS",
     "SIGNING_KEY_ID",
+    "DEMAND_CLOCK",
+    "DEMANDED",
+    "SESSIONS",
+    "SESSION_LAST",
+    "VISITED",
+    "PREDICTOR",
+    "PREDICTIONS",
+    "PREDICTION_ENDS",
+    "PREDICTION_SCORES",
     "ADAPTER",
     "HISTORY",
     "ALIAS",
@@ -45,6 +66,8 @@ _NAMES = (
     "RESIDENCY_POOL",
     "RESIDENCY_HOST",
     "RESIDENCY_DISK",
+    "DEMAND",
+    "FOLLOWERS",
 )
 
 

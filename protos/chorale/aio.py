@@ -167,6 +167,14 @@ class AsyncClient:
         request = fleet_pb.ListDataPlanesRequest()
         return list((await call(self._fleet.ListDataPlanes, request, self._timeout)).data_planes)
 
+    async def demand(self, limit: int = 0) -> fleet_pb.ListDemandResponse:
+        """What is asked for lately, what is predicted by it, and how often that came true.
+
+        limit: most adapters to list, up to 1000; 0: 100.
+        """
+        request = fleet_pb.ListDemandRequest(limit=limit)
+        return await call(self._fleet.ListDemand, request, self._timeout)
+
 
 class AsyncGeneration:
     """A running generation: an async iterator of events, and a context manager that ends it.

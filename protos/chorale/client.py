@@ -167,6 +167,14 @@ class Client:
         request = fleet_pb.ListDataPlanesRequest()
         return list(call(self._fleet.ListDataPlanes, request, self._timeout).data_planes)
 
+    def demand(self, limit: int = 0) -> fleet_pb.ListDemandResponse:
+        """What is asked for lately, what is predicted by it, and how often that came true.
+
+        limit: most adapters to list, up to 1000; 0: 100.
+        """
+        request = fleet_pb.ListDemandRequest(limit=limit)
+        return call(self._fleet.ListDemand, request, self._timeout)
+
 
 class Generation:
     """A running generation: an iterator of events, and a context manager that ends it.

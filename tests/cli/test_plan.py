@@ -64,6 +64,17 @@ def test_the_time_to_drain_reaches_who_serves_and_the_supervisor() -> None:
     assert plan.control_plane(options, ADDRESSES, "unix:///socket").drain_s == 0
 
 
+def test_predictions_are_those_that_were_asked_for() -> None:
+    def flags(**changed: object) -> list[str]:
+        options = replace(OPTIONS, **changed)  # type: ignore[arg-type]
+        command = plan.control_plane(options, ADDRESSES, "unix:///socket").command
+        return [word for word in command if word.startswith(("--prefetch", "--no-prefetch"))]
+
+    assert flags() == ["--prefetch"]
+    assert flags(prefetch=False) == ["--no-prefetch"]
+    assert flags(prefetch_bytes_per_s=7) == ["--prefetch", "--prefetch-bytes-per-s=7"]
+
+
 @pytest.mark.parametrize(
     ("changed", "flag"),
     [

@@ -45,6 +45,14 @@ def test_secrets_come_from_files(started: list[ControlPlaneOptions], tmp_path: P
     assert started[-1].fleet_token == "nearer"
 
 
+def test_whether_to_predict(started: list[ControlPlaneOptions]) -> None:
+    assert control_plane(CHORALE_FLEET_TOKEN="t").exit_code == 0
+    assert started[-1].prefetch and started[-1].prefetch_bytes_per_s == 128 << 20
+    environment = {"CHORALE_PREFETCH": "0", "CHORALE_PREFETCH_BYTES_PER_S": "9"}
+    assert control_plane(CHORALE_FLEET_TOKEN="t", **environment).exit_code == 0
+    assert not started[-1].prefetch and started[-1].prefetch_bytes_per_s == 9
+
+
 def test_refusals(started: list[ControlPlaneOptions], tmp_path: Path) -> None:
     none = control_plane()
     assert none.exit_code == 2 and "CHORALE_FLEET_TOKEN_FILE" in none.stderr

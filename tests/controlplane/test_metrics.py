@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -7,9 +8,12 @@ import httpx
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
 from controlplane.cli.supervisor.ports import free_port
+from controlplane.store import keys
+from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
-from tests.helpers.control_plane import AUTHORIZATION, failure, running
+from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
 from tests.helpers.prometheus import Metrics
+from tests.helpers.redis import send
 
 PREFIX = "chorale_control_plane"
 
@@ -36,7 +40,14 @@ async def test_what_was_decided_and_what_there_is(redis_url: str, tmp_path: Path
         await failure(plane.beat("dp-9"))
         pin = fleet_pb.DirectAdapterRequest(name="voice", action=fleet_pb.ADAPTER_ACTION_PIN)
         await plane.fleet.DirectAdapter(pin, metadata=AUTHORIZATION)
+        await until_counted(plane)
         seen = await scrape()
+    assert seen(f"{PREFIX}_predicts") == 1
+    for kind in ("follow", "rate", "warm_up"):
+        assert seen(f"{PREFIX}_prediction_precision", kind=kind) == 1
+        assert seen(f"{PREFIX}_prediction_bytes_total", kind=kind) == 0
+        for outcome in ("made", "hit", "late", "miss"):
+            assert seen(f"{PREFIX}_predictions_total", kind=kind, outcome=outcome) == 0
     admissions = f"{PREFIX}_admissions_total"
     assert seen(admissions, outcome="admitted", reason="") == 2
     assert seen(admissions, outcome="refused", reason="MODEL_NOT_FOUND") == 1
@@ -47,6 +58,28 @@ async def test_what_was_decided_and_what_there_is(redis_url: str, tmp_path: Path
     assert seen(f"{PREFIX}_directives_total", action="pin") == 1
     assert seen(f"{PREFIX}_registered_adapters") == 1
     assert seen(f"{PREFIX}_data_planes") == 1
+
+
+async def until_counted(plane: ControlPlane) -> None:
+    while True:
+        demand = await plane.fleet.ListDemand(fleet_pb.ListDemandRequest())
+        if demand.predicting and demand.adapters:
+            return
+        await asyncio.sleep(0.02)
+
+
+async def test_predictions_are_told(redis_url: str, redis_server: EmbeddedRedis) -> None:
+    port = free_port("127.0.0.1")
+    counts = {"made": 9, "hits": 4, "late": 2, "misses": 1, "bytes": 77, "recent": 7}
+    fields = " ".join(f"{name}:follow {count}" for name, count in counts.items())
+    send(redis_server, f"HSET {keys.PREDICTION_SCORES} {fields} recent_hits:follow 4")
+    async with running(redis_url, metrics_port=port, prefetch=False), httpx.AsyncClient() as http:
+        seen = Metrics((await http.get(f"http://127.0.0.1:{port}/metrics")).text)
+    for outcome, count in (("made", 9), ("hit", 4), ("late", 2), ("miss", 1)):
+        assert seen(f"{PREFIX}_predictions_total", kind="follow", outcome=outcome) == count
+    assert seen(f"{PREFIX}_prediction_bytes_total", kind="follow") == 77
+    assert seen(f"{PREFIX}_prediction_precision", kind="follow") == (4 + 4) / (7 + 4)
+    assert seen(f"{PREFIX}_predicts") == 0
 
 
 async def test_counters_of_heartbeats_are_listed(redis_url: str) -> None:

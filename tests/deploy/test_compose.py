@@ -57,6 +57,8 @@ SET = {
     "CHORALE_MODEL_NAME": "some-model",
     "CHORALE_NUM_THREADS": "12",
     "CHORALE_POOL_BYTES": "13",
+    "CHORALE_PREFETCH": "false",
+    "CHORALE_PREFETCH_BYTES_PER_S": "14",
     "CHORALE_STOP_GRACE_PERIOD": "70s",
     "CHORALE_TTFT_SLO": "0.5",
 }
@@ -95,7 +97,12 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
         assert changed["allow_source"] == ["hf://some-org", "https://example.org/adapters"]
         assert changed["max_adapter_bytes"] == 6
     expected = {
-        "control-plane": {"max_blob_bytes": 8, "max_priority": 2},
+        "control-plane": {
+            "max_blob_bytes": 8,
+            "max_priority": 2,
+            "prefetch": False,
+            "prefetch_bytes_per_s": 14,
+        },
         "gateway": {
             "max_concurrent_requests": 9,
             "http_timeout": 5.5,

@@ -53,6 +53,11 @@ async def test_directives_pass_with_the_fleet_token(client: AsyncClient, fleet: 
     assert not fleet.directed[-1].HasField("within")
 
 
+async def test_demand_passes(client: AsyncClient) -> None:
+    (pirate,) = (await client.demand(limit=50)).adapters
+    assert pirate.name == "pirate@3" and pirate.followers[0].share == 0.5
+
+
 async def test_errors_pass_with_reason_metadata_and_retry_info(
     client: AsyncClient, fleet: FakeFleet
 ) -> None:

@@ -236,6 +236,12 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
         told = request.data_plane_id or "dp0"
         return fleet_pb.DirectAdapterResponse(adapter=request.name, data_plane_ids=[told])
 
+    async def ListDemand(self, request: Any, context: Any) -> Any:
+        follower = fleet_pb.Follower(name="parrot@1", share=request.limit / 100)
+        return fleet_pb.ListDemandResponse(
+            adapters=[fleet_pb.AdapterDemand(name="pirate@3", followers=[follower])]
+        )
+
     async def ListDataPlanes(self, request: Any, context: Any) -> Any:
         self.num_listings += 1
         if self.listed is not None:

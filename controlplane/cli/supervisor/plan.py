@@ -46,6 +46,8 @@ class UpOptions:
     disk_cache_bytes: int | None
     max_context_tokens: int | None
     ttft_slo: float | None = None
+    prefetch: bool = True
+    prefetch_bytes_per_s: int | None = None
     num_threads: int | None
     drain_s: float = 2.0
 
@@ -136,6 +138,9 @@ def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> P
     ]
     if options.max_blob_bytes is not None:
         command.append(f"--max-blob-bytes={options.max_blob_bytes}")
+    command.append("--prefetch" if options.prefetch else "--no-prefetch")
+    if options.prefetch_bytes_per_s is not None:
+        command.append(f"--prefetch-bytes-per-s={options.prefetch_bytes_per_s}")
     # A URL may hold a password, and every user of the machine can read command lines.
     environment = {"CHORALE_REDIS": redis_url}
     if options.redis_url is None:  # the variable is about another Redis

@@ -19,8 +19,10 @@ end
 for _, id in ipairs(told) do
   if redis.call("ZCARD", DIRECTIVES .. id) >= tonumber(max_waiting) then return {"FULL", id} end
 end
+local unloads = cjson.decode(json).action == "unload"
 for _, id in ipairs(told) do
   tell(id, json)
+  if unloads then hold_off(id, digest .. ":" .. base) end
 end
 if pin == "set" then redis.call("HSET", PINS, digest, json) end
 -- Where one alone is told to let go, the others keep it, and so do those that join later.

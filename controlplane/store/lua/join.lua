@@ -23,7 +23,9 @@ redis.call("HSET", key,
   "fingerprint", fingerprint,
   "load", "",
   "last_heartbeat_ms", integer(now_ms()),
+  "joined_ms", integer(now_ms()),
   "num_placed", 0)
+drop_predictions_of(id)
 redis.call("PEXPIRE", key, ARGV[7])
 redis.call("SADD", DATA_PLANES, id)
 for _, json in ipairs(redis.call("HVALS", PINS)) do

@@ -25,6 +25,13 @@ class AdapterTier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_TIER_UNSPECIFIED: _ClassVar[AdapterTier]
     ADAPTER_TIER_HOST: _ClassVar[AdapterTier]
     ADAPTER_TIER_POOL: _ClassVar[AdapterTier]
+
+class PredictionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PREDICTION_KIND_UNSPECIFIED: _ClassVar[PredictionKind]
+    PREDICTION_KIND_FOLLOW: _ClassVar[PredictionKind]
+    PREDICTION_KIND_WARM_UP: _ClassVar[PredictionKind]
+    PREDICTION_KIND_RATE: _ClassVar[PredictionKind]
 ADAPTER_ACTION_UNSPECIFIED: AdapterAction
 ADAPTER_ACTION_PREFETCH: AdapterAction
 ADAPTER_ACTION_PIN: AdapterAction
@@ -33,6 +40,10 @@ ADAPTER_ACTION_UNLOAD: AdapterAction
 ADAPTER_TIER_UNSPECIFIED: AdapterTier
 ADAPTER_TIER_HOST: AdapterTier
 ADAPTER_TIER_POOL: AdapterTier
+PREDICTION_KIND_UNSPECIFIED: PredictionKind
+PREDICTION_KIND_FOLLOW: PredictionKind
+PREDICTION_KIND_WARM_UP: PredictionKind
+PREDICTION_KIND_RATE: PredictionKind
 
 class JoinRequest(_message.Message):
     __slots__ = ("data_plane_id", "incarnation", "endpoint", "base_model")
@@ -257,3 +268,93 @@ class DataPlane(_message.Message):
     residency: Residency
     last_heartbeat_at: _timestamp_pb2.Timestamp
     def __init__(self, data_plane_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., endpoint: _Optional[str] = ..., base_model: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ..., last_heartbeat_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ListDemandRequest(_message.Message):
+    __slots__ = ("limit",)
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    def __init__(self, limit: _Optional[int] = ...) -> None: ...
+
+class ListDemandResponse(_message.Message):
+    __slots__ = ("predicting", "adapters", "predictions", "scores")
+    PREDICTING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    predicting: bool
+    adapters: _containers.RepeatedCompositeFieldContainer[AdapterDemand]
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    scores: _containers.RepeatedCompositeFieldContainer[PredictionScore]
+    def __init__(self, predicting: _Optional[bool] = ..., adapters: _Optional[_Iterable[_Union[AdapterDemand, _Mapping]]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[PredictionScore, _Mapping]]] = ...) -> None: ...
+
+class AdapterDemand(_message.Message):
+    __slots__ = ("digest", "base_model", "name", "rates", "followers")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    base_model: str
+    name: str
+    rates: _containers.RepeatedCompositeFieldContainer[RequestRate]
+    followers: _containers.RepeatedCompositeFieldContainer[Follower]
+    def __init__(self, digest: _Optional[str] = ..., base_model: _Optional[str] = ..., name: _Optional[str] = ..., rates: _Optional[_Iterable[_Union[RequestRate, _Mapping]]] = ..., followers: _Optional[_Iterable[_Union[Follower, _Mapping]]] = ...) -> None: ...
+
+class RequestRate(_message.Message):
+    __slots__ = ("half_life", "requests_per_s")
+    HALF_LIFE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    half_life: _duration_pb2.Duration
+    requests_per_s: float
+    def __init__(self, half_life: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_per_s: _Optional[float] = ...) -> None: ...
+
+class Follower(_message.Message):
+    __slots__ = ("digest", "name", "share")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    name: str
+    share: float
+    def __init__(self, digest: _Optional[str] = ..., name: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("data_plane_id", "digest", "name", "kind", "tier", "size_bytes", "age", "left", "hit")
+    DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    HIT_FIELD_NUMBER: _ClassVar[int]
+    data_plane_id: str
+    digest: str
+    name: str
+    kind: PredictionKind
+    tier: AdapterTier
+    size_bytes: int
+    age: _duration_pb2.Duration
+    left: _duration_pb2.Duration
+    hit: bool
+    def __init__(self, data_plane_id: _Optional[str] = ..., digest: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[PredictionKind, str]] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., size_bytes: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., hit: _Optional[bool] = ...) -> None: ...
+
+class PredictionScore(_message.Message):
+    __slots__ = ("kind", "num_made", "num_hits", "num_misses", "asked_bytes", "precision", "num_late")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NUM_MADE_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MISSES_FIELD_NUMBER: _ClassVar[int]
+    ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    NUM_LATE_FIELD_NUMBER: _ClassVar[int]
+    kind: PredictionKind
+    num_made: int
+    num_hits: int
+    num_misses: int
+    asked_bytes: int
+    precision: float
+    num_late: int
+    def __init__(self, kind: _Optional[_Union[PredictionKind, str]] = ..., num_made: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_misses: _Optional[int] = ..., asked_bytes: _Optional[int] = ..., precision: _Optional[float] = ..., num_late: _Optional[int] = ...) -> None: ...

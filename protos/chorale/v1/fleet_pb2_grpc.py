@@ -61,6 +61,11 @@ class FleetServiceStub:
                 request_serializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterResponse.FromString,
                 _registered_method=True)
+        self.ListDemand = channel.unary_unary(
+                '/chorale.v1.FleetService/ListDemand',
+                request_serializer=chorale_dot_v1_dot_fleet__pb2.ListDemandRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_fleet__pb2.ListDemandResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -115,6 +120,14 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDemand(self, request, context):
+        """What is asked for lately, what is predicted by it, and how often that came true. Control planes
+        that share a Redis share all of it. Errors: INVALID_ARGUMENT (limit).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +155,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.DirectAdapter,
                     request_deserializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_fleet__pb2.DirectAdapterResponse.SerializeToString,
+            ),
+            'ListDemand': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDemand,
+                    request_deserializer=chorale_dot_v1_dot_fleet__pb2.ListDemandRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_fleet__pb2.ListDemandResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -281,6 +299,33 @@ class FleetService:
             '/chorale.v1.FleetService/DirectAdapter',
             chorale_dot_v1_dot_fleet__pb2.DirectAdapterRequest.SerializeToString,
             chorale_dot_v1_dot_fleet__pb2.DirectAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDemand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.FleetService/ListDemand',
+            chorale_dot_v1_dot_fleet__pb2.ListDemandRequest.SerializeToString,
+            chorale_dot_v1_dot_fleet__pb2.ListDemandResponse.FromString,
             options,
             channel_credentials,
             insecure,

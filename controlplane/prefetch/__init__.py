@@ -1,0 +1,1 @@
+"""Prefetch predictions: demand counted in Redis, directives to data planes, and their score."""
