@@ -24,14 +24,14 @@ def zipf_drift(num_adapters: int, num_accesses: int, seed: int = 1) -> Trace:
     """Zipf popularity whose ranking drifts: every 40 uses two adapters change places in it."""
     random = np.random.default_rng(seed)
     ranks = random.permutation(num_adapters)
-    chosen = _zipf(random, num_adapters, num_accesses, 1.0)
+    chosen = zipf(random, num_adapters, num_accesses, 1.0)
     accesses = np.empty(num_accesses, dtype=np.int64)
     for at in range(num_accesses):
         if at % 40 == 0:
             a, b = random.integers(num_adapters, size=2)
             ranks[a], ranks[b] = ranks[b], ranks[a]
         accesses[at] = ranks[chosen[at]]
-    return Trace(accesses, _even_sizes(random, num_adapters))
+    return Trace(accesses, even_sizes(random, num_adapters))
 
 
 def bursts(num_adapters: int, num_accesses: int, seed: int = 2) -> Trace:
@@ -39,7 +39,7 @@ def bursts(num_adapters: int, num_accesses: int, seed: int = 2) -> Trace:
     without regard to popularity, a few bursts at a time."""
     random = np.random.default_rng(seed)
     ranks = random.permutation(num_adapters)
-    steady = _zipf(random, num_adapters, num_accesses, 0.8)
+    steady = zipf(random, num_adapters, num_accesses, 0.8)
     accesses = np.empty(num_accesses, dtype=np.int64)
     open_bursts: list[list[int]] = []
     for at in range(num_accesses):
@@ -53,14 +53,14 @@ def bursts(num_adapters: int, num_accesses: int, seed: int = 2) -> Trace:
                 open_bursts.remove(burst)
         else:
             accesses[at] = ranks[steady[at]]
-    return Trace(accesses, _even_sizes(random, num_adapters))
+    return Trace(accesses, even_sizes(random, num_adapters))
 
 
 def mixed_sizes(num_adapters: int, num_accesses: int, seed: int = 3) -> Trace:
     """Zipf; sizes from 4 to 256 MiB, evenly by their logarithm and whatever the popularity."""
     random = np.random.default_rng(seed)
     ranks = random.permutation(num_adapters)
-    chosen = _zipf(random, num_adapters, num_accesses, 0.9)
+    chosen = zipf(random, num_adapters, num_accesses, 0.9)
     sizes = (2.0 ** random.uniform(2, 8, num_adapters) * MIB).astype(np.int64)
     return Trace(ranks[chosen], sizes)
 
@@ -72,11 +72,11 @@ GENERATORS: Mapping[str, Callable[[int, int], Trace]] = {
 }
 
 
-def _zipf(random: np.random.Generator, count: int, draws: int, exponent: float) -> Any:
+def zipf(random: np.random.Generator, count: int, draws: int, exponent: float) -> Any:
     weights = 1.0 / np.arange(1, count + 1) ** exponent
     edges = np.cumsum(weights / weights.sum())
     return np.minimum(np.searchsorted(edges, random.random(draws)), count - 1)
 
 
-def _even_sizes(random: np.random.Generator, count: int) -> Any:
+def even_sizes(random: np.random.Generator, count: int) -> Any:
     return np.array(_EVEN_SIZES, dtype=np.int64)[random.integers(len(_EVEN_SIZES), size=count)]
