@@ -86,6 +86,8 @@ def compare(num_adapters: int, num_requests: int) -> dict[str, Any]:
                 "wait_to_none": ours.wait_s / none.wait_s,
                 "wait_to_none_clairvoyant": best.wait_s / none.wait_s,
                 "loaded_to_none": ours.loaded_bytes / none.loaded_bytes,
+                "found_early_without": _share(none.early_found, none.early),
+                "found_early_with": _share(ours.early_found, ours.early),
                 "wasted_share_of_loaded": ours.wasted_bytes / ours.loaded_bytes,
                 "predictions": {
                     kind: {
@@ -106,6 +108,10 @@ def compare(num_adapters: int, num_requests: int) -> dict[str, Any]:
         and all(line["misses_to_none"] <= 1 + MAX_MISSES_ADDED for line in lines)
     )
     return {"runs": lines, "held": held}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def outcomes(score: Score) -> dict[str, int]:
@@ -276,6 +282,12 @@ def show(report: dict[str, Any]) -> None:
             f"{line['misses_to_none_clairvoyant']:>9.3f}{line['wait_to_none']:>8.3f}"
             f"{line['loaded_to_none']:>8.3f}{line['wasted_share_of_loaded']:>8.2%}"
         )
+    for line in report["runs"]:
+        if line["found_early_with"] is not None:
+            print(
+                f"{line['trace']}, in the first minute of a data plane: "
+                f"{line['found_early_without']:.1%} without, {line['found_early_with']:.1%} with"
+            )
     verdict = "holds" if report["held"] else "DOES NOT HOLD"
     print(
         f"misses, wait, loaded bytes: to those without; at most {MAX_MISSES_ADDED:.0%} more misses "

@@ -88,17 +88,22 @@ class DemandTable:
         for identity in sorted(self._visited, key=lambda each: (self._visited[each], each)):
             if self._visited[identity] < now_ms - limits.session_ms:
                 continue
-            followers = list(self._followed(identity, now_ms).items())
+            table = self._followed(identity, now_ms)
+            followers = [(each, table[each]) for each in _most(table, len(table))]
             visits = decay.num_visits(followers, now_ms, limits.follow_tau_ms)
             follows += [
-                Follow(each, share, visits) for each, share in decay.shares(followers).items()
+                Follow(each, share, visits)
+                for each, share in decay.shares(followers).items()
+                if share >= limits.min_share
             ]
         self._visited.clear()
         found = [follow.identity for follow in follows]
         for counts, share in zip(self._counts, (4, 1, 2), strict=True):
             found += _most(counts, limits.num_top // share)
-        for identity in found:
-            if identity in self._names and identity not in wanted:
+        most = max(limits.num_top // 4, limits.max_lookups // max(len(planes), 1))
+        looked_at = [each for each in dict.fromkeys(found) if not each.startswith(":")][:most]
+        for identity in looked_at:
+            if identity in self._names:
                 rate = self._rate(identity, now_ms)
                 idle_s = (now_ms - self._names[identity][1]) / 1000
                 wanted[identity] = replace(self._describe(identity), rate=rate, idle_s=idle_s)

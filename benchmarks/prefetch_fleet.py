@@ -16,6 +16,7 @@ from storage.host_tier import HostTier
 
 MAX_RUNNING = 8
 _SERVICE_S = 3.0  # that a request takes
+_EARLY_S = 60.0
 _MAX_LOADING = 2  # prefetches at once, as in dataplane/lora/prefetch.py
 _UNUSED_SHARE = 4  # likewise
 _COSTS = {"disk": (0.005, 1e9), "source": (0.1, 2e8)}
@@ -79,11 +80,14 @@ def next_uses(times_s: Sequence[float]) -> Callable[[float], float]:
 
 @dataclass
 class Tally:
-    """found: requests whose adapter was in host memory. wait_s: of all for their adapters.
+    """found: requests whose adapter was in host memory; early, early_found: of these, on a data
+    plane that was started again less than a minute ago. wait_s: of all for their adapters.
     wasted_bytes: brought by predictions, and given up or refused a place before any use."""
 
     requests: int = 0
     found: int = 0
+    early: int = 0
+    early_found: int = 0
     wait_s: float = 0.0
     loaded_bytes: int = 0
     wasted_bytes: int = 0
@@ -131,8 +135,11 @@ class SimulatedPlane:
         heapq.heappush(self._running, now_s + _SERVICE_S)
         self._unused.pop(digest, None)
         self._queue.pop(digest, None)
+        early = 0 < self.joined_s >= now_s - _EARLY_S
+        self.tally.early += early
         if self.tier.get(digest) is not None:
             self.tally.found += 1
+            self.tally.early_found += early
             return
         if digest not in self._loading:
             self._load(digest, now_s)

@@ -41,6 +41,9 @@ class DemandBatch:
             self._last[asked.tenant] = identity
             self._visits.append((asked.tenant, identity))
 
+    def __bool__(self) -> bool:
+        return bool(self._asked)
+
     def take(self) -> str:
         """For the script, and begins anew; "" when there is nothing."""
         if not self._asked:

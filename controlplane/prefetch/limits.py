@@ -19,7 +19,8 @@ class DemandLimits(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     max_adapters: counted at once; the one asked for least in minutes is forgotten.
     max_followers: known to follow one adapter. session_ms: after it, what a tenant asks for follows
     nothing. repeat_ms: after it, what came true may be predicted again. num_top: adapters that a
-    tick looks at, beside those that may follow a visit. max_predictions: open ones. max_waiting:
+    tick looks at, beside those that follow a visit in min_share of its times. max_lookups: adapters
+    times data planes that it looks at. max_predictions: open ones. max_waiting:
     directives that a data plane did not fetch yet, beyond which it gets no more predictions.
     max_step_ms: what a gap between two looks at the clock counts for at most. keep: weight of all
     earlier predictions at each one that is scored, and of earlier gaps between visits.
@@ -35,6 +36,8 @@ class DemandLimits(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     max_tenants: int = 10_000
     max_visited: int = 64
     num_top: int = 128
+    max_lookups: int = 4096
+    min_share: float = 0.2
     max_predictions: int = 1024
     max_waiting: int = 100
     max_step_ms: int = 3_600_000

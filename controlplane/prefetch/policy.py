@@ -40,7 +40,7 @@ class PrefetchPolicy:
     tier_share: float = 0.2
     fill_share: float = 0.8
     warm_s: float = 60.0
-    spill_load: float = 0.5
+    spill_load: float = 0.9
     loading_s: float = 5.0
     busy_share: float = 0.5
     min_precision: float = 0.3

@@ -39,6 +39,7 @@ LIMITS = DemandLimits(
     max_tenants=4,
     max_visited=5,
     num_top=8,
+    max_lookups=14,
     max_predictions=6,
 )
 

@@ -207,7 +207,8 @@ async def test_admission_waits_for_one_round_trip(
         for _ in range(20):
             await admit(plane, "voice")
         await asyncio.sleep(0.05)
-        assert _num_scripts(redis_server) - before <= 40
+        # A tick of the predictor, and the rest of the demand, may come between.
+        assert _num_scripts(redis_server) - before <= 40 + 3
 
 
 def _num_scripts(server: EmbeddedRedis) -> int:

@@ -41,7 +41,7 @@ async def put_adapter(redis: Redis, name: str, *, private: bool = False) -> str:
 async def put_plane(
     redis: Redis, data_plane_id: str, *, host: Iterable[str] = (), max_bytes: int = 100 * SIZE
 ) -> None:
-    """One that has joined long ago. host: identities in host memory."""
+    """One that has joined long ago, and whose lease is long. host: identities in host memory."""
     tiers = [TierCounters(tier, 0, 0, max_bytes, 0, 0, 0) for tier in ("pool", "host")]
     fields = {
         "incarnation": "1",
@@ -52,6 +52,7 @@ async def put_plane(
         "last_heartbeat_ms": "0",
     }
     await redis.hset(keys.DATA_PLANE + data_plane_id, mapping=fields)  # type: ignore[misc]
+    await redis.pexpire(keys.DATA_PLANE + data_plane_id, 60_000)  # directives live as long
     await redis.sadd(keys.DATA_PLANES, data_plane_id)  # type: ignore[misc]
     held = [identity.partition(":")[0] for identity in host]
     if held:

@@ -25,15 +25,20 @@ for _, field in ipairs(redis.call("ZRANGEBYSCORE", PREDICTION_ENDS, "-inf", t, "
   drop_prediction(field)
 end
 
+-- Redis does nothing else meanwhile: the more data planes, the fewer adapters.
+local live = live_data_planes()
+local most = math.max(limits.num_top / 4, math.floor(limits.max_lookups / math.max(#live, 1)))
 local identities, known, bases = {}, {}, {}
 local function want(identity)
-  if known[identity] then return end
+  if known[identity] or #identities >= most then return end
   known[identity] = true
   if string.sub(identity, 1, 1) ~= ":" then table.insert(identities, identity) end
 end
 local visits = {}
 for _, identity in ipairs(redis.call("ZRANGEBYSCORE", VISITED, t - limits.session_ms, "+inf")) do
-  local followers = redis.call("ZREVRANGE", FOLLOWERS .. identity, 0, -1, "WITHSCORES")
+  local visited = tonumber(redis.call("ZSCORE", FOLLOWERS .. identity, "") or nil)
+  local followers = visited and redis.call("ZREVRANGEBYSCORE", FOLLOWERS .. identity, "+inf",
+    number(visited + math.log(limits.min_share)), "WITHSCORES") or {}
   table.insert(visits, {identity, followers})
   for i = 1, #followers, 2 do
     if followers[i] ~= "" then want(followers[i]) end
@@ -74,7 +79,7 @@ local totals = {}
 for base in pairs(bases) do table.insert(totals, {base, scores(":" .. base)}) end
 
 local planes = {}
-for _, id in ipairs(live_data_planes()) do
+for _, id in ipairs(live) do
   local plane = redis.call("HMGET", DATA_PLANE .. id, "base_model", "load", "num_placed", "counters",
     "joined_ms", "prefetch_debt", "prefetch_debt_ms")
   local where = {}

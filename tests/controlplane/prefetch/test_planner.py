@@ -135,7 +135,7 @@ def test_a_new_data_plane_is_warmed_up() -> None:
     assert asked(snapshot([wanted("a", rare)], [new])) == {("dp-0", "a", "warm_up", "host")}
     idle_holder = plane("dp-1", held={"a": "host"})
     assert asked(snapshot([wanted("a", rare)], [new, idle_holder])) == set(), "it has no need"
-    busy_holder = replace(idle_holder, load=Load(5, 0, 8))
+    busy_holder = replace(idle_holder, load=Load(8, 0, 8))
     seen = snapshot([wanted("a", rare)], [new, busy_holder], total_rate={BASE: 1.0})
     assert asked(seen) == {("dp-0", "a", "warm_up", "host")}
     other_base = replace(new, base_model="other")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -244,6 +246,27 @@ async def test_demand_is_written_with_the_placements(redis: Redis, store: Store)
     await reservations.stop()
     (found,) = (await Demand(store, LIMITS).view()).adapters
     assert found.rates[0] == pytest.approx(3 * 0.0231, rel=0.05)
+
+
+async def test_demand_is_written_a_few_times_a_second(redis: Redis, store: Store) -> None:
+    class Spy:
+        written: ClassVar[list[str]] = []
+
+        async def run(self, name: str, demand: str, *_: str) -> None:
+            self.written.append(demand)
+
+    reservations = Reservations(cast("Store", Spy()), DemandBatch(LIMITS))
+    reservations.start()
+    began_s = time.monotonic()
+    for _ in range(60):
+        reservations.add("dp-0", Asked("t", BASE, digest_of("a"), "a@1"))
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.15)
+    with_demand = [json.loads(each)["asked"] for each in Spy.written if each]
+    await reservations.stop()
+    assert len(Spy.written) > 20, "placements are written at once"
+    assert 2 <= len(with_demand) <= (time.monotonic() - began_s) / 0.1 + 1
+    assert sum(row[3] for asked in with_demand for row in asked if row[0]) == 60, "none is lost"
 
 
 def test_a_batch_is_bounded() -> None:
