@@ -84,6 +84,7 @@ def test_what_follows_is_there_before_it_is_asked_for(
     for tenant in range(6):
         visit(up, f"learner-{tenant}", "first", "second")
         visit(up, f"other-{tenant}", "third", "fourth")
+    time.sleep(0.5)  # what was asked for is written behind the requests' backs
     # Ten minutes later: nothing is asked for often enough to be brought for that alone.
     cast("int", redis.hincrby(keys.DEMAND_CLOCK, "now", 600_000))
     redis.delete(keys.VISITED, keys.PREDICTOR)

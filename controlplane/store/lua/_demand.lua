@@ -92,6 +92,7 @@ end
 
 -- An operator had it unloaded there: no prediction brings it back before somebody asks for it.
 local function hold_off(data_plane, identity)
+  if redis.call("HLEN", PREDICTIONS) >= 512 then return end  -- there must be room for predictions
   note_prediction(data_plane, identity,
     {state = "held_off", ends_ms = demand_now(3600000) + 3600000})
 end

@@ -46,7 +46,7 @@ for _, identity in ipairs(redis.call("ZRANGEBYSCORE", VISITED, t - limits.sessio
 end
 redis.call("DEL", VISITED)
 for i, share in ipairs({4, 1, 2}) do
-  for _, identity in ipairs(redis.call("ZREVRANGE", DEMAND .. i, 0, limits.num_top / share - 1)) do
+  for _, identity in ipairs(redis.call("ZREVRANGE", DEMAND .. i, 0, math.floor(limits.num_top / share) - 1)) do
     want(identity)
   end
 end

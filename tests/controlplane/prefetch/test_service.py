@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ async def until_told(plane: ControlPlane) -> pb.Directive:
     return directives[0]
 
 
-async def learn(plane: ControlPlane, roots: Path, server: EmbeddedRedis) -> str:
+async def learn(
+    plane: ControlPlane, roots: Path, server: EmbeddedRedis, *, counts: bool = True
+) -> str:
     """That b follows a, long ago, with a data plane that has neither; b's digest."""
     send(server, f"SET {keys.PREDICTOR} nobody")  # while they learn
     await plane.join(max_running=8)
@@ -50,9 +53,19 @@ async def learn(plane: ControlPlane, roots: Path, server: EmbeddedRedis) -> str:
     made = await plane.register("b", make_adapter_dir(roots / "b", seed=1))
     for tenant in ("1", "2", "3", "4"):
         await admit(plane, "a", "b", tenant=tenant)
+    until_s = time.monotonic() + 10
+    while counts and not _is_written(server):
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.02)
     send(server, f"HINCRBY {keys.DEMAND_CLOCK} now 1200000")
     send(server, f"DEL {keys.VISITED} {keys.PREDICTOR}")
     return made.version.digest
+
+
+def _is_written(server: EmbeddedRedis) -> bool:
+    """The last visit of the last tenant: demand is written behind the requests' backs."""
+    last = send(server, f"HGET {keys.SESSION_LAST} 4").split()[-1]  # "$-1" when there is none
+    return send(server, f"HGET {keys.DEMANDED} {last.decode()}").endswith(b"b@1\r\n")
 
 
 async def demand(plane: ControlPlane, limit: int = 0) -> pb.ListDemandResponse:
@@ -86,7 +99,7 @@ async def test_without_predictions_nothing_is_counted_nor_asked(
     redis_url: str, redis_server: EmbeddedRedis, tmp_path: Path
 ) -> None:
     async with running(redis_url, adapter_roots=[tmp_path], prefetch=False) as plane:
-        await learn(plane, tmp_path, redis_server)
+        await learn(plane, tmp_path, redis_server, counts=False)
         await admit(plane, "a", tenant="new")
         await asyncio.sleep(1.2)
         assert await beat(plane) == []
@@ -131,6 +144,17 @@ async def test_what_an_operator_unloads_is_not_brought_back(
         await asyncio.sleep(0.05)
         directives = await beat(plane, unload.sequence)
     assert directives[0].name == "b@1"
+
+
+async def test_what_is_unloaded_leaves_room_for_predictions(
+    plane: ControlPlane, tmp_path: Path, redis_server: EmbeddedRedis
+) -> None:
+    await learn(plane, tmp_path, redis_server)
+    for index in range(512):
+        send(redis_server, f"HSET {keys.PREDICTIONS} dp-9:{index} {{}}")
+    request = pb.DirectAdapterRequest(name="b", action=pb.ADAPTER_ACTION_UNLOAD)
+    await plane.fleet.DirectAdapter(request, metadata=AUTHORIZATION)
+    assert send(redis_server, f"HLEN {keys.PREDICTIONS}") == b":512\r\n"
 
 
 async def test_a_data_plane_that_joins_anew_begins_anew(
