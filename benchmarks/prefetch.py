@@ -89,14 +89,7 @@ def compare(num_adapters: int, num_requests: int) -> dict[str, Any]:
                 "found_early_without": _share(none.early_found, none.early),
                 "found_early_with": _share(ours.early_found, ours.early),
                 "wasted_share_of_loaded": ours.wasted_bytes / ours.loaded_bytes,
-                "predictions": {
-                    kind: {
-                        "made": score.num_made,
-                        "hits": score.num_hits,
-                        "misses": score.num_misses,
-                    }
-                    for kind, score in scores.items()
-                },
+                "predictions": {kind: outcomes(score) for kind, score in scores.items()},
             }
         )
     by_name = {line["trace"]: line for line in lines}
