@@ -75,7 +75,7 @@ def _print_predictions(predictions: list[dict[str, Any]]) -> None:
 
 
 def _print_scores(scores: list[dict[str, Any]]) -> None:
-    columns = ("made", "hits", "late", "misses", "bytes", "hits of late")
+    columns = ("made", "hits", "late", "misses", "bytes", "share of hits")
     rows = [
         [
             each["kind"],
