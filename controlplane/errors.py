@@ -6,6 +6,7 @@ ControlPlaneError
 ├── NameTakenError           ALREADY_EXISTS: an adapter, an alias or a base model has the name
 ├── ConflictError            FAILED_PRECONDITION: not in the state that the registry or fleet is in
 ├── FleetFullError           RESOURCE_EXHAUSTED: every data plane's queue is full
+├── UnreachableError         RESOURCE_EXHAUSTED: the queues are too long for the objective
 ├── NoDataPlaneError         UNAVAILABLE: no live data plane serves the base model
 ├── StoreUnavailableError    UNAVAILABLE: Redis does not answer (STORE_UNAVAILABLE)
 ├── StoreBusyError           RESOURCE_EXHAUSTED: too many calls wait for Redis (STORE_BUSY)
@@ -19,6 +20,9 @@ ControlPlaneError
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+_MIN_RETRY_S = 0.1
+_MAX_RETRY_S = 30.0
 
 
 class ControlPlaneError(Exception):
@@ -61,6 +65,23 @@ class ConflictError(ControlPlaneError):
 
 class FleetFullError(ControlPlaneError):
     pass
+
+
+class UnreachableError(ControlPlaneError):
+    """What would have missed its objective is computed no further: not at all."""
+
+    def __init__(self, base_model: str, *, expected_s: float, slo_s: float) -> None:
+        super().__init__(
+            "TTFT_SLO_UNREACHABLE",
+            f"the first token is expected after {expected_s:.3f} s and ttft_slo allows {slo_s:g} s;"
+            " try again after retry_after_s, or allow it more time",
+            metadata={
+                "base_model": base_model,
+                "expected_s": f"{expected_s:.3f}",
+                "ttft_slo_s": f"{slo_s:g}",
+            },
+            retry_after_s=min(max(expected_s - slo_s, _MIN_RETRY_S), _MAX_RETRY_S),
+        )
 
 
 class NoDataPlaneError(ControlPlaneError):

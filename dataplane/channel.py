@@ -21,7 +21,13 @@ from typing import Any
 
 import msgspec
 
-from dataplane.load_reports import AdapterLoad, LoadUnderWay, TierCounters, WaitingPin
+from dataplane.load_reports import (
+    AdapterLoad,
+    LoadUnderWay,
+    Outlook,
+    TierCounters,
+    WaitingPin,
+)
 from storage.load_count import LoadCount
 
 HIGH_WATER_MARK = 8192
@@ -303,6 +309,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     graph_capture_s: float = 0.0
     graph_bytes: int = 0
     num_graph_steps: int = 0
+    outlook: Outlook | None = None  # None until steps were measured
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):

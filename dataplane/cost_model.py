@@ -33,6 +33,9 @@ class CostModel:
         self._prefill = FadingLine(_KEEP)
         self._loads: dict[Tier, _Mean] = {}
         self._load_bytes: dict[Tier, _Ratio] = {}
+        self._load_lines: dict[Tier, FadingLine] = {}  # over bytes of the weights file
+        self._copies = FadingLine(_KEEP_LOADS)  # over bytes in the pool
+        self._pool_bytes = _Ratio(_KEEP_LOADS)  # for each byte of a weights file
         self.num_observed: Counter[Cost] = Counter()
         self._doubted: set[Cost] = set()
 
@@ -51,11 +54,20 @@ class CostModel:
             decode_s = self._decode.at(num_decode) if num_decode else 0.0
             self._prefill.observe(num_prefill, max(seconds - decode_s, 0.0))
 
-    def observe_load(self, tier: Tier, seconds: float, nbytes: int) -> None:
-        """The loader was asked for an adapter, which arrived `seconds` later from `tier`."""
+    def observe_load(self, tier: Tier, seconds: float, nbytes: int, weights_bytes: int = 0) -> None:
+        """The loader was asked for an adapter, which arrived `seconds` later from `tier`.
+        weights_bytes: of its file; 0 where that is not known."""
         self._observed(tier)
+        if weights_bytes:
+            self._pool_bytes.observe(nbytes, weights_bytes)
+        line = self._load_lines.setdefault(tier, FadingLine(_KEEP_LOADS))
+        line.observe(weights_bytes or nbytes, seconds)
         self._loads.setdefault(tier, _Mean(_KEEP_LOADS)).observe(seconds)
         self._load_bytes.setdefault(tier, _Ratio(_KEEP_LOADS)).observe(seconds, nbytes)
+
+    def observe_copy(self, seconds: float, nbytes: int) -> None:
+        """An adapter was copied from host memory into the pool."""
+        self._copies.observe(nbytes, seconds)
 
     def step_s(self, num_decode: int) -> float:
         """A step that decodes `num_decode` sequences."""
@@ -65,6 +77,27 @@ class CostModel:
         """Computing `num_tokens` of prompt, at most `chunk` a step, with nothing else in it."""
         full, rest = divmod(num_tokens, chunk)
         return full * self._prefill.at(chunk) + (self._prefill.at(rest) if rest else 0.0)
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether both parts of steps were measured."""
+        return bool(self.num_observed["decode"] and self.num_observed["prefill"])
+
+    @property
+    def prefill_line(self) -> tuple[float, float]:
+        """Seconds that a step with prompt tokens takes more, and more for each of them."""
+        at_0 = self._prefill.at(0)
+        return at_0, self._prefill.at(1) - at_0
+
+    def pool_line(self, tier: Tier) -> tuple[float, float] | None:
+        """Seconds from asking for an adapter until it is in the pool: a fixed part, and one for
+        each byte of its weights file; None where `tier` was not measured."""
+        load = self._load_lines.get(tier)
+        if load is None:
+            return None
+        load_0, copy_0 = load.at(0), self._copies.at(0)
+        copy_s = (self._copies.at(1) - copy_0) * (self._pool_bytes.value or 1.0)
+        return load_0 + copy_0, load.at(1) - load_0 + copy_s
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -100,6 +133,7 @@ class CostModel:
         else:
             self._loads.pop(cost, None)
             self._load_bytes.pop(cost, None)
+            self._load_lines.pop(cost, None)
 
 
 class _Mean:

@@ -59,3 +59,35 @@ class AdapterLoad(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     reason: str = ""
     message: str = ""
+
+
+class TierCost(msgspec.Struct, frozen=True, array_like=True):
+    """What getting an adapter takes that is in `tier` ("host", "disk" or "source") until it is in
+    the pool: a fixed part, and one for each byte of its weights file."""
+
+    tier: str
+    fixed_s: float
+    byte_s: float
+
+
+class ExpectedWait(msgspec.Struct, frozen=True, array_like=True):
+    """Of a request that comes now, behind all that wait at `priority` or above."""
+
+    priority: int
+    wait_s: float
+
+
+class Outlook(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What a first token takes here, by what was measured; see Outlook in fleet.proto."""
+
+    behind_running_s: float
+    waits: list[ExpectedWait]  # highest priority first
+    num_open: int
+    request_s: float
+    request_prefill_s: float
+    decode_step_s: float
+    prefill_step_s: float
+    prefill_token_s: float
+    max_batch_tokens: int
+    computed_share: float
+    tier_costs: list[TierCost]  # of the tiers that were measured

@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chorale.tickets import TICKET_ID_BYTES, sign
@@ -14,14 +14,26 @@ from chorale.v1 import admission_pb2
 from controlplane.admission.reservations import Reservations
 from controlplane.admission.source_access import SourceAccess
 from controlplane.errors import (
+    ControlPlaneError,
     FleetFullError,
     InvalidRequestError,
     NoDataPlaneError,
     UnknownNameError,
+    UnreachableError,
 )
 from controlplane.fleet.model import Load
+from controlplane.fleet.outlook import Outlook
 from controlplane.fleet.ticket_keys import TicketKeys
-from controlplane.placement.placement import Candidate, PlacementPolicy, Refusal, place
+from controlplane.options import MAX_PRIORITY
+from controlplane.placement.expectation import Wanted
+from controlplane.placement.placement import (
+    Candidate,
+    Choice,
+    PlacementPolicy,
+    Refusal,
+    Why,
+    place,
+)
 from controlplane.prefetch.batch import Asked
 from controlplane.registry.model import decode_version
 from controlplane.registry.names import check_reference
@@ -33,6 +45,7 @@ MAX_EXCLUDED = 64
 MAX_ROUTING_KEY_CHARS = 256
 _TENANT = re.compile(r"[!-~]+", re.ASCII)
 _RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
+_NOTHING_KNOWN = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,7 @@ class Resolved:
     digest: str = ""
     source: str = ""
     private: bool = False
+    weights_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +105,15 @@ class Admission:
         excluded: Sequence[str] = (),
         source_token: str = "",
         routing_key: str = "",
+        wanted: Wanted = _NOTHING_KNOWN,
     ) -> Admitted:
         """Places one request. source_token: the caller's, for private sources; shown to no other.
-        routing_key: equal ones get the same target of an alias; empty: any.
+        routing_key: equal ones get the same target of an alias; empty: any. wanted: what is known
+        of the request; the adapter's part of it is filled in here.
 
         Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), FleetFullError,
-        NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source is private and
-        the token does not open it, other SourceError when that cannot be told.
+        UnreachableError, NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source
+        is private and the token does not open it, other SourceError when that cannot be told.
         """
         if model:
             check_reference("model", model)
@@ -110,6 +126,7 @@ class Admission:
                 metadata={"field": "excluded_data_plane_ids"},
             )
         _check_routing_key(routing_key)
+        _check_priority(wanted.priority)
         reply = await self._store.run("admit", model, routing_key or secrets.token_hex(8))
         if reply[0] == "UNKNOWN":
             raise UnknownNameError(
@@ -118,41 +135,65 @@ class Admission:
                 "and ListBaseModels tell those there are",
                 metadata={"model": model},
             )
-        now_s = int(reply[1]) / 1000
-        candidates = [self._candidate(plane) for plane in reply[7]]
+        placed_at, asked = "", None
+        try:
+            resolved, choice = await self._choose(reply, wanted, excluded, source_token)
+            placed_at = choice.candidate.data_plane_id
+            asked = None if excluded else _asked(resolved, tenant)
+        finally:
+            # Counted before the next await, so that requests of one instant see each other.
+            self._reservations.add(placed_at, int(reply[9]), asked)
+        key_id, key = await self._ticket_keys.find(reply[2])
+        expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
+        claims = _claims(resolved, choice.candidate, tenant, expires_at_ms)
+        claims.max_priority = self._max_priority
+        claims.expected_ttft_s = choice.expected_s or 0.0
+        if resolved.private:
+            claims.adapter_source_token = source_token
+        ticket = sign(claims, key_id, key)
+        return Admitted(resolved, choice.candidate, ticket, expires_at_ms)
+
+    async def _choose(
+        self, reply: Sequence[Any], wanted: Wanted, excluded: Sequence[str], source_token: str
+    ) -> tuple[Resolved, Choice]:
+        """Raises as `admit`."""
+        planes = reply[7]
+        # Under way elsewhere: nobody knows yet where they go, so they are shared out.
+        number, num_before = int(reply[9]), int(reply[10])
+        others = max(0, num_before - self._reservations.num_unwritten_before(number))
+        candidates = [self._candidate(plane, others / len(planes)) for plane in planes]
         resolved = _resolved(reply, candidates)
         if resolved.private:
             await self._source_access.require(resolved.source, source_token)
-        chosen = place(
+        choice = place(
             candidates,
+            replace(
+                wanted,
+                digest=resolved.digest,
+                weights_bytes=resolved.weights_bytes,
+                priority=min(wanted.priority, self._max_priority),
+            ),
             base_model=resolved.base_model,
-            digest=resolved.digest,
             excluded=frozenset(excluded),
-            now_s=now_s,
+            now_s=int(reply[1]) / 1000,
             policy=self._policy,
         )
-        if isinstance(chosen, Refusal):
-            raise _refused(chosen, resolved)
-        # Counted before the next await, so that requests of one instant see each other.
-        self._reservations.add(chosen.data_plane_id, None if excluded else _asked(resolved, tenant))
-        key_id, key = await self._ticket_keys.find(reply[2])
-        expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
-        claims = _claims(resolved, chosen, tenant, expires_at_ms)
-        claims.max_priority = self._max_priority
-        if resolved.private:
-            claims.adapter_source_token = source_token
-        return Admitted(resolved, chosen, sign(claims, key_id, key), expires_at_ms)
+        if isinstance(choice, Refusal):
+            raise _refused(choice, resolved)
+        return resolved, choice
 
-    def _candidate(self, plane: list[Any]) -> Candidate:
-        data_plane_id, endpoint, base_model, load, heartbeat_ms, num_placed, tier = plane
+    def _candidate(self, plane: list[Any], num_more: float) -> Candidate:
+        """num_more: requests that may have been placed there, too."""
+        data_plane_id, endpoint, base_model, load, heartbeat_ms, num_placed, tier, outlook = plane
         return Candidate(
             data_plane_id=data_plane_id,
             endpoint=endpoint,
             base_model=base_model,
             load=Load.unpack(load),
-            num_placed=int(num_placed) + self._reservations.unwritten(data_plane_id),
+            num_placed=int(num_placed) + self._reservations.unwritten(data_plane_id) + num_more,
             tier=tier,
             last_heartbeat_s=int(heartbeat_ms) / 1000,
+            outlook=Outlook.unpack(outlook),
         )
 
 
@@ -161,7 +202,9 @@ def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved
     if kind == "ADAPTER":
         record = decode_version(reply[5])
         version, private = int(reply[4]), reply[8] == "1"
-        return Resolved(record.base_model, name, version, record.digest, reply[6], private)
+        return Resolved(
+            record.base_model, name, version, record.digest, reply[6], private, record.size_bytes
+        )
     if kind == "BASE_MODEL":
         return Resolved(name)
     served = sorted({candidate.base_model for candidate in candidates})
@@ -181,19 +224,24 @@ def _asked(resolved: Resolved, tenant: str) -> Asked:
     return Asked(tenant, resolved.base_model, resolved.digest, name)
 
 
-def _refused(refusal: Refusal, resolved: Resolved) -> FleetFullError | NoDataPlaneError:
+def _refused(refusal: Refusal, resolved: Resolved) -> ControlPlaneError:
+    why = refusal.why
     metadata = {"base_model": resolved.base_model}
-    if refusal is Refusal.ALL_FULL:
+    if why is Why.OUT_OF_REACH:
+        return UnreachableError(
+            resolved.base_model, expected_s=refusal.expected_s, slo_s=refusal.slo_s
+        )
+    if why is Why.ALL_FULL:
         return FleetFullError(
             "FLEET_FULL",
-            f"{refusal.value}: try again after retry_after_s, or add data planes",
+            f"{why.value}: try again after retry_after_s, or add data planes",
             metadata=metadata,
             retry_after_s=_RETRY_AFTER_S,
         )
     name = repr(resolved.base_model) if resolved.base_model else "any base model"
     return NoDataPlaneError(
-        refusal.name,
-        f"{refusal.value} ({name}): wait for one to join or recover",
+        why.name,
+        f"{why.value} ({name}): wait for one to join or recover",
         metadata=metadata,
         retry_after_s=_RETRY_AFTER_S,
     )
@@ -233,4 +281,13 @@ def _check_routing_key(key: str) -> None:
             f"routing_key has {len(key)} characters; at most {MAX_ROUTING_KEY_CHARS}: send a hash "
             "of it",
             metadata={"field": "routing_key"},
+        )
+
+
+def _check_priority(priority: int) -> None:
+    if abs(priority) > MAX_PRIORITY:
+        raise InvalidRequestError(
+            "PRIORITY_OUT_OF_RANGE",
+            f"priority is {priority}; it must be in [-{MAX_PRIORITY}, {MAX_PRIORITY}]",
+            metadata={"field": "priority", "value": str(priority)},
         )

@@ -32,6 +32,8 @@ class Reservations:
         self._demand = demand
         self._pending: Counter[str] = Counter()
         self._in_flight: Counter[str] = Counter()
+        self._numbers: list[int] = []
+        self._numbers_in_flight: list[int] = []
         self._wake = asyncio.Event()
         self._demand_due_s = 0.0  # on the event loop's clock
         self._task: asyncio.Task[None] | None = None
@@ -45,9 +47,11 @@ class Reservations:
             await end(self._task)
             self._task = None
 
-    def add(self, data_plane_id: str, asked: Asked | None = None) -> None:
-        """asked: None for a request that is no new demand."""
+    def add(self, data_plane_id: str, number: int, asked: Asked | None = None) -> None:
+        """An admission has ended, with a place there; "" with none. number: Redis' own of it.
+        asked: None for a request that is no new demand."""
         self._pending[data_plane_id] += 1
+        self._numbers.append(number)
         if self._demand is not None and asked is not None:
             self._demand.add(data_plane_id, asked)
         self._wake.set()
@@ -55,11 +59,16 @@ class Reservations:
     def unwritten(self, data_plane_id: str) -> int:
         return self._pending[data_plane_id] + self._in_flight[data_plane_id]
 
+    def num_unwritten_before(self, number: int) -> int:
+        """Those with no place, too. Replies need not come in the order of their numbers."""
+        return sum(each < number for each in (*self._numbers, *self._numbers_in_flight))
+
     async def _write_forever(self) -> None:
         while True:
             await self._until_due()
             self._wake.clear()
             self._in_flight, self._pending = self._pending, Counter()
+            self._numbers_in_flight, self._numbers = self._numbers, []
             args = [str(value) for item in self._in_flight.items() for value in item]
             try:
                 await self._store.run("reserve", self._take_demand(), *args)
@@ -68,6 +77,7 @@ class Reservations:
             except Exception:
                 log.exception("placements are not counted")
             self._in_flight = Counter()
+            self._numbers_in_flight = []
 
     async def _until_due(self) -> None:
         due_s = self._demand_due_s if self._demand else None

@@ -16,11 +16,13 @@ from controlplane.fleet.checks import (
 from controlplane.fleet.counters import Counters
 from controlplane.fleet.directives import Numbered, decode_numbered
 from controlplane.fleet.model import TIERS, DataPlane, Load, Residency
+from controlplane.fleet.outlook import Outlook
 from controlplane.fleet.ticket_keys import TicketKeys, decode_keys
 from controlplane.registry.model import BaseModelRecord, encode
 from controlplane.store.client import Store, as_dict
 
 _NO_COUNTERS = Counters()
+_NO_OUTLOOK = Outlook()
 
 
 class Fleet:
@@ -67,6 +69,7 @@ class Fleet:
         residency: Residency,
         received_directives: int = 0,
         counters: Counters = _NO_COUNTERS,
+        outlook: Outlook = _NO_OUTLOOK,
     ) -> tuple[Mapping[str, bytes], list[Numbered]]:
         """Renews the lease, takes the report, returns the ticket keys and the directives after
         number `received_directives`.
@@ -89,6 +92,7 @@ class Fleet:
             *tags.values(),
             received_directives,
             counters.pack(),
+            outlook.pack(),
         )
         if reply[0] != "OK":
             raise _lease_lost(reply[0], data_plane_id)
@@ -132,6 +136,7 @@ def _data_plane(item: list[Any]) -> DataPlane:
         residency=Residency(sorted(pool), sorted(host), sorted(disk)),
         last_heartbeat_ms=int(fields["last_heartbeat_ms"]),
         counters=Counters.unpack(fields.get("counters", "")),
+        outlook=Outlook.unpack(fields.get("outlook", "")),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from controlplane.fleet.counters import Counters
+from controlplane.fleet.outlook import Outlook
 
 TIERS = ("pool", "host", "disk")
 
@@ -58,3 +59,4 @@ class DataPlane:
     residency: Residency
     last_heartbeat_ms: int
     counters: Counters = field(default_factory=Counters)
+    outlook: Outlook = field(default_factory=Outlook)

@@ -20,6 +20,7 @@ from chorale.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from chorale.prompt_size import prompt_size
 from chorale.relay import MAX_REQUEST_BYTES
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import inference_pb2 as pb
@@ -159,12 +160,21 @@ class Generation:
             # Pinned: the name may have been promoted to another version in the meantime.
             version = first.adapter_version
             model = f"{first.model}@{version}" if version else first.model
-        return admission_pb.AdmitRequest(
+        request = admission_pb.AdmitRequest(
             model=model,
             tenant=self._request.tenant,
             excluded_data_plane_ids=self._recovery.excluded,
             routing_key=self._routing_key,
+            prompt_size=prompt_size(self._request),
+            priority=self._request.priority,
         )
+        self._objective.put_into(request, _now(), has_begun=self._has_begun)
+        return request
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the first token was delivered."""
+        return bool(self._request.generated_token_ids)
 
     def _as_promised(self, place: admission_pb.AdmitResponse) -> admission_pb.AdmitResponse:
         if self._place is None:
@@ -193,7 +203,7 @@ class Generation:
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         request.ticket = place.ticket
-        self._objective.put_into(request, _now())
+        self._objective.put_into(request, _now(), has_begun=self._has_begun)
         return request
 
     async def _one_stream(

@@ -1,9 +1,9 @@
-"""What is left of a request's objective for the first token when it goes down to a data plane."""
+"""What is left of a request's objective for the first token when it is admitted, and sent down."""
 
 from __future__ import annotations
 
 from chorale.errors import ResourceExhaustedError
-from chorale.objective import set_ttft_slo, ttft_slo_s
+from chorale.objective import HasObjective, set_ttft_slo, ttft_slo_s
 from chorale.v1 import inference_pb2 as pb
 
 _RETRY_AFTER_S = 1.0
@@ -16,11 +16,11 @@ class Objective:
         self._slo_s = ttft_slo_s(request)
         self._arrival_s = now_s
 
-    def put_into(self, request: pb.GenerateRequest, now_s: float) -> None:
-        """Sets what is left for a data plane that gets `request` now: nothing once the first token
-        was delivered. Raises: ResourceExhaustedError when no time is left."""
+    def put_into(self, request: HasObjective, now_s: float, *, has_begun: bool) -> None:
+        """Sets what is left for whoever gets `request` now: nothing once the first token was
+        delivered (`has_begun`). Raises: ResourceExhaustedError when no time is left."""
         request.ClearField("ttft_slo")
-        if self._slo_s is None or request.generated_token_ids:
+        if self._slo_s is None or has_begun:
             return
         waited_s = now_s - self._arrival_s
         if waited_s >= self._slo_s:

@@ -4,75 +4,99 @@ Semantics:
     eligible = live, serving the base model, not excluded
     load     = (running + waiting + placed since the report) / max_running
     full     = waiting >= max_queue_factor * max_running
-    choice   = least (load - bonus[tier]) among those with a free place; when none has one, among
-               those that are not full
-A free place goes before residency, so a hot adapter spills to other data planes as soon as those
-that hold it are busy; and the load of the choice never exceeds the least load by more than the
-largest bonus (bounded-load affinity).
-Placements since the report spread a burst, but fill nobody: short requests among them may be done
-already. The report tells, and a data plane bounds its own queue.
+    in reach = where the queue leaves time for the objective, if the request has one there
+    choice   = least (expected first token + crowding * (load - bonus[tier])) among those that are
+               not full and in reach, where the first token is expected in time if that is anywhere
+`expectation` says when a first token is expected. Residency counts twice: in what a load takes, and
+as a bonus, which gathers the requests of an adapter and bounds by how much more load they may find
+there (bounded-load affinity): a hot adapter spills to other data planes, a cold one has one home.
+Placements since the report spread a burst. They fill nobody: short requests among them may be done
+already.
+
+While one of the eligible has not measured what a step takes, loads are compared instead: a free
+place goes before residency, and the choice is least (load - bonus[tier]).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from controlplane.fleet.model import Load
+from controlplane.fleet.outlook import Outlook
+from controlplane.placement.expectation import Expectation, Wanted, expected
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A data plane as the snapshot shows it.
 
-    num_placed: requests placed there that its report does not count yet. tier: "pool", "host",
-    "disk" or "" for where it holds the adapter. last_heartbeat_s: on the clock of `now_s`.
+    num_placed: requests placed there that its report does not count yet; what may have been placed
+    there counts in part. tier: "pool", "host", "disk" or "" for where it holds the adapter.
+    last_heartbeat_s: on the clock of `now_s`.
     """
 
     data_plane_id: str
     endpoint: str
     base_model: str
     load: Load
-    num_placed: int
+    num_placed: float
     tier: str
     last_heartbeat_s: float
+    outlook: Outlook = field(default_factory=Outlook)
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
     """bonus: load that residency is worth, by tier; "home" is the one place where an adapter that
-    nobody holds is gathered. assumed_max_running: before the first report.
+    nobody holds is gathered. crowding: steps by which the first token may come later where the
+    load is less by 1. assumed_max_running: before the first report.
     """
 
     max_queue_factor: float = 4.0
     assumed_max_running: int = 8
     lease_s: float = 5.0
+    crowding: float = 30.0
     bonus: Mapping[str, float] = field(
         default_factory=lambda: {"pool": 0.5, "host": 0.35, "disk": 0.2, "home": 0.1, "": 0.0}
     )
 
 
-class Refusal(Enum):
+class Why(Enum):
     NO_DATA_PLANE = "no live data plane serves the base model"
     ALL_EXCLUDED = "every live data plane that serves the base model is excluded by the request"
     ALL_FULL = "every data plane's queue is full"
+    OUT_OF_REACH = "every data plane's queue is too long for the objective"
+
+
+class Refusal(NamedTuple):
+    """expected_s, slo_s: of OUT_OF_REACH, where it misses by the least."""
+
+    why: Why
+    expected_s: float = 0.0
+    slo_s: float = 0.0
+
+
+class Choice(NamedTuple):
+    """expected_s: until the first token; None where the data plane has not measured enough."""
+
+    candidate: Candidate
+    expected_s: float | None
 
 
 def place(
     candidates: Iterable[Candidate],
+    wanted: Wanted,
     *,
     base_model: str,
-    digest: str,
     excluded: Collection[str] = (),
     now_s: float,
     policy: PlacementPolicy,
-) -> Candidate | Refusal:
-    """The candidate to send a request to. The order of `candidates` does not matter.
-
-    digest: of the adapter; "" for the base model, for which residency means nothing.
-    """
+) -> Choice | Refusal:
+    """Where to send a request. The order of `candidates` does not matter."""
     serving = [
         candidate
         for candidate in candidates
@@ -80,36 +104,95 @@ def place(
         and now_s - candidate.last_heartbeat_s <= policy.lease_s
     ]
     if not serving:
-        return Refusal.NO_DATA_PLANE
+        return Refusal(Why.NO_DATA_PLANE)
     eligible = [candidate for candidate in serving if candidate.data_plane_id not in excluded]
     if not eligible:
-        return Refusal.ALL_EXCLUDED
+        return Refusal(Why.ALL_EXCLUDED)
     open_ones = [candidate for candidate in eligible if not is_full(candidate, policy)]
     if not open_ones:
-        return Refusal.ALL_FULL
-    with_place = [candidate for candidate in open_ones if load_of(candidate, policy) < 1.0]
-    pool = with_place or open_ones
-    home = min(pool, key=lambda candidate: _rank(digest, candidate)) if digest else None
-    return min(
-        pool,
-        key=lambda candidate: (
-            load_of(candidate, policy) - _bonus(candidate, home, policy),
-            _rank(digest, candidate),
-        ),
-    )
+        return Refusal(Why.ALL_FULL)
+    prospects = [_Prospect(each, wanted, now_s) for each in open_ones]
+    in_reach = [each for each in prospects if not each.is_queued_out]
+    if not in_reach:
+        nearest = min(prospects, key=lambda each: each.misses_by_s)
+        return Refusal(Why.OUT_OF_REACH, nearest.expectation.ttft_s, nearest.slo_s or 0.0)
+    if all(each.is_known for each in in_reach):
+        return _soonest(in_reach, wanted.digest, policy)
+    return _least_loaded(in_reach, wanted.digest, policy)
 
 
 def load_of(candidate: Candidate, policy: PlacementPolicy) -> float:
     """Requests there over places; 1.0 and more has no place free."""
     load = candidate.load
-    expected = load.num_running + load.num_waiting + candidate.num_placed
-    return expected / (load.max_running or policy.assumed_max_running)
+    waiting = load.num_running + load.num_waiting + candidate.num_placed
+    return waiting / (load.max_running or policy.assumed_max_running)
 
 
 def is_full(candidate: Candidate, policy: PlacementPolicy) -> bool:
     load = candidate.load
     max_running = load.max_running or policy.assumed_max_running
     return load.num_waiting >= policy.max_queue_factor * max_running
+
+
+class _Prospect:
+    """A candidate, and what a request could expect there."""
+
+    def __init__(self, candidate: Candidate, wanted: Wanted, now_s: float) -> None:
+        outlook = candidate.outlook
+        self.candidate = candidate
+        self.is_known = outlook.is_measured
+        self.slo_s = wanted.slo_s_on(outlook)
+        self.expectation: Expectation = expected(
+            outlook,
+            wanted,
+            tier=candidate.tier,
+            num_running=candidate.load.num_running,
+            num_placed=candidate.num_placed,
+            since_s=now_s - candidate.last_heartbeat_s,
+        )
+
+    @property
+    def is_queued_out(self) -> bool:
+        known = self.is_known and self.slo_s is not None
+        return known and self.expectation.is_queued_out(self.slo_s or 0.0)
+
+    @property
+    def misses_by_s(self) -> float:
+        return self.expectation.ttft_s - (self.slo_s or 0.0)
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.candidate, self.expectation.ttft_s if self.is_known else None)
+
+
+def _soonest(prospects: Sequence[_Prospect], digest: str, policy: PlacementPolicy) -> Choice:
+    in_time = [each for each in prospects if each.slo_s is None or each.misses_by_s <= 0]
+    pool = in_time or prospects
+    home = _home([each.candidate for each in pool], digest)
+    steps_s = [each.candidate.outlook.decode_step_s for each in pool]
+    crowding_s = policy.crowding * max(steps_s)
+
+    def cost_s(each: _Prospect) -> float:
+        load = load_of(each.candidate, policy) - _bonus(each.candidate, home, policy)
+        return each.expectation.ttft_s + crowding_s * load
+
+    best = min(pool, key=lambda each: (cost_s(each), _rank(digest, each.candidate)))
+    return best.choice
+
+
+def _least_loaded(prospects: Sequence[_Prospect], digest: str, policy: PlacementPolicy) -> Choice:
+    with_place = [each for each in prospects if load_of(each.candidate, policy) < 1.0]
+    pool = with_place or prospects
+    home = _home([each.candidate for each in pool], digest)
+
+    def cost(each: _Prospect) -> float:
+        return load_of(each.candidate, policy) - _bonus(each.candidate, home, policy)
+
+    return min(pool, key=lambda each: (cost(each), _rank(digest, each.candidate))).choice
+
+
+def _home(candidates: Sequence[Candidate], digest: str) -> Candidate | None:
+    return min(candidates, key=lambda each: _rank(digest, each)) if digest else None
 
 
 def _bonus(candidate: Candidate, home: Candidate | None, policy: PlacementPolicy) -> float:

@@ -6,11 +6,13 @@ from typing import Any
 
 import grpc
 
+from chorale.objective import ttft_slo_s
 from chorale.source_token import source_token_of
 from chorale.v1 import admission_pb2 as pb
 from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
 from controlplane.admission.admission import Admission
 from controlplane.metrics import ControlPlaneMetrics
+from controlplane.placement.expectation import Wanted
 from controlplane.rpc import translate
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,6 +31,7 @@ class AdmissionHandlers(AdmissionServiceServicer):
                 excluded=request.excluded_data_plane_ids,
                 source_token=source_token_of(context.invocation_metadata()),
                 routing_key=request.routing_key,
+                wanted=_wanted(request),
             )
         model = admitted.model
         return pb.AdmitResponse(
@@ -40,3 +43,15 @@ class AdmissionHandlers(AdmissionServiceServicer):
             adapter_version=model.version,
             adapter_digest=model.digest,
         )
+
+
+def _wanted(request: pb.AdmitRequest) -> Wanted:
+    """Raises: InvalidArgumentError."""
+    size = request.prompt_size
+    return Wanted(
+        num_tokens=size.num_tokens,
+        num_characters=size.num_characters,
+        num_generated=size.num_generated_tokens,
+        priority=request.priority,
+        ttft_slo_s=ttft_slo_s(request),
+    )

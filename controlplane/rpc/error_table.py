@@ -14,6 +14,7 @@ ERROR_TABLE: ErrorTable = {
     errors.NameTakenError: grpc.StatusCode.ALREADY_EXISTS,
     errors.ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.FleetFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnreachableError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoDataPlaneError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,

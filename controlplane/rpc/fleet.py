@@ -22,6 +22,7 @@ from controlplane.rpc.directives import (
     tier_from_pb,
     within_from_pb,
 )
+from controlplane.rpc.outlook import outlook_from_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -72,6 +73,7 @@ class FleetHandlers(FleetServiceServicer):
                 translate.residency_from_pb(request.residency),
                 request.received_directives,
                 counters_from_pb(request.load),
+                outlook_from_pb(request.load),
             )
         return pb.HeartbeatResponse(
             ticket_keys=translate.keys_to_pb(keys),

@@ -20,6 +20,7 @@ from controlplane.registry.model import (
     ModuleRecord,
 )
 from controlplane.rpc.counters import add_counters
+from controlplane.rpc.outlook import add_outlook
 from storage.files import CONFIG_NAME, WEIGHTS_NAME
 from storage.sources import Progress
 from storage.upload import UploadHeader
@@ -194,6 +195,7 @@ def data_plane_to_pb(plane: DataPlane) -> fleet_pb.DataPlane:
         last_heartbeat_at=timestamp(plane.last_heartbeat_ms),
     )
     add_counters(message.load, plane.counters)
+    add_outlook(message.load, plane.outlook)
     return message
 
 

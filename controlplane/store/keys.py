@@ -15,6 +15,7 @@ BASE_MODELS = PREFIX + "base_models"  # hash name -> BaseModelRecord JSON
 DATA_PLANES = PREFIX + "data_planes"  # set of ids; those whose lease ran out are pruned on reading
 TICKET_KEYS = PREFIX + "ticket_keys"  # hash key id -> key in hex
 PINS = PREFIX + "pins"  # hash digest -> Pin JSON, for data planes that join later
+ADMISSIONS = PREFIX + "admissions"  # hash: begun, ended; begins anew after 2 s without any
 SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
 # Demand and predictions; an `identity` is digest:base_model, and :base_model all of its requests.
 DEMAND_CLOCK = PREFIX + "demand_clock"  # hash: seen (Redis' time), now (never goes back)
@@ -47,6 +48,7 @@ _NAMES = (
     "DATA_PLANES",
     "TICKET_KEYS",
     "PINS",
+    "ADMISSIONS",
     "SIGNING_KEY_ID",
     "DEMAND_CLOCK",
     "DEMANDED",

@@ -246,6 +246,7 @@ class Engine:
             graph_capture_s=graphs.capture_s,
             graph_bytes=graphs.memory_bytes,
             num_graph_steps=self.graphs.num_steps if self.graphs else 0,
+            outlook=self._scheduler.outlook(self._clock()),
         )
 
     def copy_s(self, digest: str) -> float:

@@ -22,12 +22,40 @@ class Growth:
         self._page_tokens = page_tokens
         self._weight = _DOUBT
         self._shares = 0.0
+        self._num_ended = self._prompts = self._outputs = self._computed = 0.0
 
     def ended(self, sequence: Sequence) -> None:
         """It has left the batch for good, finished or not wanted any more."""
         share = sequence.num_output / max(sequence.sampling.max_tokens, 1)
         self._weight = _KEEP * self._weight + 1.0
         self._shares = _KEEP * self._shares + min(share, 1.0)
+        self._num_ended = _KEEP * self._num_ended + 1.0
+        self._prompts = _KEEP * self._prompts + sequence.num_prompt
+        num_computed = max(0, sequence.num_prompt - sequence.num_cached)
+        self._computed = _KEEP * self._computed + num_computed
+        self._outputs = _KEEP * self._outputs + sequence.num_output
+
+    @property
+    def usual_prompt(self) -> float:
+        """Mean number of prompt tokens; 0 before any sequence ended."""
+        return self._prompts / self._num_ended if self._num_ended else 0.0
+
+    @property
+    def computed_share(self) -> float:
+        """Of prompt tokens, that no cached block spared computing."""
+        return self._computed / self._prompts if self._prompts else 1.0
+
+    @property
+    def usual_output(self) -> float:
+        """Mean number of generated tokens; 0 before any sequence ended."""
+        return self._outputs / self._num_ended if self._num_ended else 0.0
+
+    def expected_more(self, sequence: Sequence) -> int:
+        """Tokens that it is expected to generate from now on, at least 1."""
+        share = self._shares / self._weight
+        expected = max(sequence.min_output, math.ceil(share * sequence.sampling.max_tokens))
+        left = sequence.max_length - sequence.num_prompt
+        return max(1, min(expected, left) - sequence.num_output - sequence.num_unread)
 
     def pages(self, sequences: Iterable[Sequence]) -> int:
         """The most pages, beyond those that they hold, that all together will need at once.

@@ -31,7 +31,7 @@ class Objectives:
 
         ready_in_s: until its adapter is at hand. num_cached: tokens that need no computing.
         """
-        latest_s = self._latest_start_s(sequence, ready_in_s, num_cached)
+        latest_s = self.latest_start_s(sequence, ready_in_s, num_cached)
         if latest_s is not None:
             self._due.push(sequence, latest_s)
 
@@ -61,8 +61,19 @@ class Objectives:
     def is_hopeless(
         self, sequence: Sequence, now_s: float, ready_in_s: float, num_cached: int
     ) -> bool:
-        latest_s = self._latest_start_s(sequence, ready_in_s, num_cached)
+        latest_s = self.latest_start_s(sequence, ready_in_s, num_cached)
         return latest_s is not None and now_s > latest_s
+
+    def latest_start_s(
+        self, sequence: Sequence, ready_in_s: float, num_cached: int
+    ) -> float | None:
+        """The last moment at which it is not hopeless; None without an objective. A load goes on by
+        itself: it takes from the time left only what it lasts beyond now."""
+        first_s = decode_s = 0.0
+        if not sequence.is_probe:
+            first_s = ready_in_s + self._prefill_s(sequence, num_cached)
+            decode_s = self._decode_s(sequence)
+        return min(_ends_s(sequence, first_s, decode_s), default=None)
 
     def is_over(self, sequence: Sequence, now_s: float) -> bool:
         """Its own time has passed, whatever anything costs."""
@@ -77,17 +88,6 @@ class Objectives:
         if load is not None:
             parts[load[0]] = load[1]
         return max(parts, key=lambda each: parts[each])
-
-    def _latest_start_s(
-        self, sequence: Sequence, ready_in_s: float, num_cached: int
-    ) -> float | None:
-        """The last moment at which it is not hopeless; None without an objective. A load goes on by
-        itself: it takes from the time left only what it lasts beyond now."""
-        first_s = decode_s = 0.0
-        if not sequence.is_probe:
-            first_s = ready_in_s + self._prefill_s(sequence, num_cached)
-            decode_s = self._decode_s(sequence)
-        return min(_ends_s(sequence, first_s, decode_s), default=None)
 
     def _prefill_s(self, sequence: Sequence, num_cached: int) -> float:
         return self._costs.prefill_s(len(sequence.tokens) - num_cached, self._max_batch_tokens)

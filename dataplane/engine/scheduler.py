@@ -12,22 +12,24 @@ That takes no token's value, only their number.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataplane.cost_model import CostModel
 from dataplane.engine.chunk import Chunk, Failure
+from dataplane.engine.counters import Counters
 from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
 from dataplane.engine.growth import Growth
 from dataplane.engine.holdings import Holdings
 from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
+from dataplane.engine.outlook import Outlooks
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
 from dataplane.engine.probes import Probes
 from dataplane.engine.room import Room
 from dataplane.engine.sequence import Sequence
 from dataplane.engine.waiting import Waiting
 from dataplane.errors import DataPlaneError, QueueFullError
+from dataplane.load_reports import Outlook
 
 if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
@@ -35,16 +37,6 @@ if TYPE_CHECKING:
 
 _OVERLOAD_S = 5.0  # there is overload for so long after a request was failed as hopeless
 _MAX_RETRY_S = 30.0
-
-
-@dataclass
-class Counters:
-    """Since the start."""
-
-    num_prompt_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-    num_preemptions: int = 0
-    num_hopeless: int = 0
 
 
 class Scheduler:
@@ -80,6 +72,16 @@ class Scheduler:
         self._holdings = Holdings(pool, supply.resident, prefixes)
         self._growth = Growth(pool.page_tokens)
         self._room = Room(pool, supply, prefixes, self._growth)
+        self._outlooks = Outlooks(
+            pool,
+            supply,
+            costs,
+            self._waiting,
+            self._objectives,
+            self._growth,
+            max_running=max_running,
+            max_batch_tokens=max_batch_tokens,
+        )
         self._overload_until_s: float | None = None
         self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
@@ -170,6 +172,10 @@ class Scheduler:
             if chunk.samples:
                 sequence.num_unread -= 1
                 self._waiting.charge(sequence, OUTPUT_WEIGHT)
+
+    def outlook(self, now_s: float) -> Outlook | None:
+        """What a first token takes here, of a moment ago; None until steps were measured."""
+        return self._outlooks.recent(self.running, now_s)
 
     def claims(self) -> dict[str, list[int]]:
         """Owner -> pages, for the integrity check; cached blocks are the cache's."""

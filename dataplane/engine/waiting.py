@@ -21,6 +21,7 @@ Adapters that are not here are parked: their requests are skipped until `unpark`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -75,6 +76,12 @@ class Waiting:
     def all_parked(self) -> bool:
         """Nobody waits but for adapters."""
         return all(key in self._parked for key in self._by_adapter)
+
+    def by_level(self) -> list[tuple[int | None, Sequence]]:
+        """All that wait with their levels, the highest first, those of one level as they came;
+        preempted ones, which have none, before all."""
+        places = [(place.level, sequence) for sequence, place in self._places.items()]
+        return sorted(places, key=lambda each: -math.inf if each[0] is None else -each[0])
 
     def of_adapter(self, key: str) -> list[Sequence]:
         return list(self._by_adapter.get(key, ()))

@@ -88,6 +88,7 @@ class HostAdapter:
     digest: str
     layout: AdapterLayout
     pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host
+    weights_bytes: int = 0  # of the file that it was made of; 0: not known
     block_bytes: int = 0  # of the memory that `pages` lie in, where they do not fill it
 
     @cached_property
@@ -241,7 +242,7 @@ def pack(
             " float32",
             {"digest": manifest.digest, "dtype": str(dtype)},
         )
-    return HostAdapter(manifest.digest, layout, pages, block_bytes)
+    return HostAdapter(manifest.digest, layout, pages, len(adapter.weights), block_bytes)
 
 
 def _is_finite(values: torch.Tensor) -> bool:

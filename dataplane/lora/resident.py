@@ -226,15 +226,18 @@ class ResidentAdapters:
         self._let_go(resident)
         return True
 
-    def note_copies(self) -> None:
-        """Remembers what copies took that have come to their end."""
+    def note_copies(self) -> list[tuple[int, float]]:
+        """Remembers what copies took that have come to their end; (bytes, seconds) of each."""
+        noted: list[tuple[int, float]] = []
         for copy, took_s in self.copier.take_ended():
             for each in self:
                 if each.copy is copy:
+                    noted.append((each.nbytes, took_s))
                     self._copy_s[each.digest] = took_s
                     self._copy_s.move_to_end(each.digest)
             while len(self._copy_s) > _MAX_COPY_TIMES:
                 self._copy_s.popitem(last=False)
+        return noted
 
     def copy_s(self, digest: str) -> float:
         """What its last copy into the pool took; 0 when that is not known."""

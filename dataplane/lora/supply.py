@@ -102,7 +102,8 @@ class AdapterSupply:
                 assert error is not None
                 loads.failed.append((load.adapter, error))
                 continue
-            self._costs.observe_load(load.tier, now_s - load.asked_s, adapter.nbytes)
+            took_s = now_s - load.asked_s
+            self._costs.observe_load(load.tier, took_s, adapter.nbytes, adapter.weights_bytes)
             load.nbytes = adapter.nbytes
             if (pages := adapter.pages.shape[1]) >= self._num_pages:
                 loads.failed.append((load.adapter, self._too_large(digest, pages)))
@@ -202,7 +203,8 @@ class AdapterSupply:
         for each in self.resident:
             if not each.may_start and each.copy.num_layers_in:
                 each.may_start = limit_s is None or copier.remaining_s(each.copy) <= limit_s
-        self.resident.note_copies()
+        for nbytes, took_s in self.resident.note_copies():
+            self._costs.observe_copy(took_s, nbytes)
 
     def may_start(self, digest: str) -> bool:
         """Whether a forward pass may use an acquired adapter now: most of it, or all, is in."""

@@ -19,14 +19,17 @@ from chorale.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from chorale.prompt_size import prompt_size
 from chorale.request_metrics import RequestMetrics
 from chorale.v1 import admission_pb2, inference_pb2, inference_pb2_grpc
 from dataplane import channel
 from dataplane.rpc.deadline import deadline_of, deadline_passed, within
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_stream import EngineStream
+from dataplane.rpc.foresight import Foresight
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.request import PreparedRequest, is_short, prepare
+from dataplane.rpc.text_ratio import TextRatio
 from dataplane.rpc.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
     with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that name none; None: nothing.
-    metrics: of all requests.
+    metrics: of all requests. Tells, besides, how many characters make a token of prompts, and how
+    true the tickets' expectations came.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._max_open = max_open
         self._ttft_slo_s = ttft_slo_s
         self._metrics = metrics
+        self.text_ratio = TextRatio()
+        self.foresight = Foresight()
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -119,6 +125,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             held.enter_context(self._place())
             claims = self._gate.enter(request.ticket, tenant=request.tenant)
             prepared = await self._prepared(request, deadline_s)
+            self.text_ratio.note(prompt_size(request).num_characters, len(prepared.prompt))
             yield watch.note(
                 inference_pb2.GenerateResponse(accepted=self._accepted(prepared, claims))
             )
@@ -128,7 +135,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 if deadline_s is not None:
                     # One timer for the request: one for each token would cost more than the token.
                     held.callback(_expire_at(deadline_s, outputs).cancel)
+                expected_s = claims.expected_ttft_s
                 async for chunk in _chunks(prepared, outputs):
+                    if expected_s:
+                        self.foresight.note(expected_s, time.monotonic() - arrival_s)
+                        expected_s = 0.0  # only of the first token
                     yield watch.note(inference_pb2.GenerateResponse(tokens=chunk))
             took_s = time.monotonic() - arrival_s
             yield watch.note(

@@ -214,13 +214,18 @@ class _DataPlane:
                 endpoint=endpoint_of(options.advertise, options.host, port),
                 base_model=base_model_of(announced),
             ),
-            report=lambda: (
-                load_of(self._engine.ready, self._engine.client.stats),
-                residency_of(self._engine.client.stats),
-            ),
+            report=self._report,
             on_keys=gate.set_keys,
             on_directive=self._direct,
         )
+
+    def _report(self) -> tuple[fleet_pb2.Load, fleet_pb2.Residency]:
+        assert self._service is not None
+        stats = self._engine.client.stats
+        load = load_of(self._engine.ready, stats)
+        load.ttft_slo_s = self._options.ttft_slo_s
+        load.characters_per_token = self._service.text_ratio.characters_per_token
+        return load, residency_of(stats)
 
     async def _export(self, requests: RequestMetrics, data_plane_id: str) -> None:
         options = self._options
@@ -229,7 +234,8 @@ class _DataPlane:
         engine = metrics.EngineCollector(
             data_plane_id, lambda: self._engine.ready, lambda: self._engine.client.stats
         )
-        self._exporter = Exporter(metrics.make_registry(requests, engine))
+        assert self._service is not None
+        self._exporter = Exporter(metrics.make_registry(requests, engine, self._service.foresight))
         await self._exporter.start(options.host, options.metrics_port)
         log.info("metrics on %s:%s", options.host, self._exporter.port)
 

@@ -14,6 +14,7 @@ from chorale.load_metrics import load_families
 from chorale.request_metrics import RequestMetrics
 from dataplane.channel import Ready, Stats
 from dataplane.rpc.announce import load_of
+from dataplane.rpc.foresight import Foresight
 
 PREFIX = "chorale_data_plane"
 _COUNTERS = {
@@ -87,12 +88,15 @@ class EngineCollector(Collector):
         return family
 
 
-def make_registry(requests: RequestMetrics, engine: EngineCollector) -> CollectorRegistry:
+def make_registry(
+    requests: RequestMetrics, engine: EngineCollector, foresight: Foresight
+) -> CollectorRegistry:
     """With what the operating system tells of this process."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(requests)
     registry.register(engine)
+    registry.register(foresight)
     return registry
 
 

@@ -225,7 +225,7 @@ async def test_counting_a_placement_revives_nobody(
     reservations = Reservations(store)
     reservations.start()
     try:
-        reservations.add("gone")
+        reservations.add("gone", 1)
         assert reservations.unwritten("gone") == 1
         while reservations.unwritten("gone"):
             await asyncio.sleep(0.01)

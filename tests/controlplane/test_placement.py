@@ -5,14 +5,20 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.fleet.model import Load
+from controlplane.fleet.outlook import ExpectedWait, Outlook, TierCost
+from controlplane.placement.expectation import Wanted
 from controlplane.placement.placement import (
     Candidate,
+    Choice,
     PlacementPolicy,
     Refusal,
+    Why,
     is_full,
     load_of,
     place,
@@ -28,11 +34,15 @@ def candidate(name: str, *, running: int = 0, waiting: int = 0, tier: str = "") 
     return Candidate(name, f"{name}:1", "base", load, 0, tier, NOW)
 
 
-def choose(*candidates: Candidate, digest: str = DIGEST, **changes: object) -> str:
-    arguments = {"base_model": "base", "now_s": NOW, "policy": POLICY, "digest": digest}
-    chosen = place(candidates, **{**arguments, **changes})  # type: ignore[arg-type]
-    assert isinstance(chosen, Candidate), chosen
-    return chosen.data_plane_id
+def choose(*candidates: Candidate, digest: str = DIGEST, **wanted: object) -> str:
+    choice = placed(*candidates, digest=digest, **wanted)
+    assert isinstance(choice, Choice), choice
+    return choice.candidate.data_plane_id
+
+
+def placed(*candidates: Candidate, digest: str = DIGEST, **wanted: object) -> Choice | Refusal:
+    asked = Wanted(digest=digest, **wanted)  # type: ignore[arg-type]
+    return place(candidates, asked, base_model="base", now_s=NOW, policy=POLICY)
 
 
 @st.composite
@@ -58,26 +68,27 @@ def fleets(draw: st.DrawFn) -> list[Candidate]:
 
 @given(fleets(), st.sets(st.sampled_from("abcdefgh"), max_size=4), st.sampled_from(["", DIGEST]))
 def test_properties(fleet: list[Candidate], excluded: set[str], digest: str) -> None:
-    def run(candidates: list[Candidate]) -> Candidate | Refusal:
+    def run(candidates: list[Candidate]) -> Choice | Refusal:
         return place(
             candidates,
+            Wanted(digest=digest),
             base_model="base",
-            digest=digest,
             excluded=excluded,
             now_s=NOW,
             policy=POLICY,
         )
 
-    chosen = run(fleet)
+    choice = run(fleet)
     serving = [c for c in fleet if c.base_model == "base" and NOW - c.last_heartbeat_s <= 5]
     eligible = [c for c in serving if c.data_plane_id not in excluded]
     not_full = [c for c in eligible if not is_full(c, POLICY)]
-    if isinstance(chosen, Refusal):
+    if isinstance(choice, Refusal):
         assert not not_full
-        expected = Refusal.ALL_FULL if eligible else Refusal.ALL_EXCLUDED
-        assert chosen is (expected if serving else Refusal.NO_DATA_PLANE)
+        expected = Why.ALL_FULL if eligible else Why.ALL_EXCLUDED
+        assert choice.why is (expected if serving else Why.NO_DATA_PLANE)
         return
-    assert chosen in not_full
+    chosen = choice.candidate
+    assert chosen in not_full and choice.expected_s is None
     loads = [load_of(c, POLICY) for c in not_full]
     # Bounded: residency never costs more load than it is worth, and never a free place.
     assert load_of(chosen, POLICY) <= min(loads) + max(POLICY.bonus.values()) + 1e-9
@@ -85,7 +96,7 @@ def test_properties(fleet: list[Candidate], excluded: set[str], digest: str) -> 
     if not digest:
         assert load_of(chosen, POLICY) == min(loads)
     shuffled = random.Random(0).sample(fleet, len(fleet))
-    assert run(shuffled) == chosen
+    assert run(shuffled) == choice
 
 
 def test_faster_tiers_win_at_equal_load() -> None:
@@ -126,14 +137,156 @@ def test_adapters_that_nobody_holds_have_homes_and_spread() -> None:
 
 
 def test_reports_alone_make_a_data_plane_full() -> None:
-    placed = replace(candidate("a", running=16), num_placed=10_000)
-    assert choose(placed) == "a"
+    assert choose(replace(candidate("a", running=16), num_placed=10_000)) == "a"
     full = candidate("a", running=16, waiting=64)
     assert is_full(full, POLICY)
-    assert place([full], base_model="base", digest="", now_s=NOW, policy=POLICY) is Refusal.ALL_FULL
+    assert placed(full) == Refusal(Why.ALL_FULL)
 
 
 def test_before_its_first_report_a_data_plane_takes_requests() -> None:
     new = replace(candidate("new"), load=Load())
     assert choose(new) == "new"
     assert choose(replace(new, num_placed=100)) == "new", "what was placed there fills nobody"
+
+
+# By what data planes measured.
+
+MEASURED = Outlook(
+    behind_running_s=0.0,
+    num_open=8,
+    request_s=0.3,
+    request_prefill_s=0.05,
+    decode_step_s=0.02,
+    prefill_step_s=0.01,
+    prefill_token_s=0.001,
+    max_batch_tokens=512,
+    tier_costs=(
+        TierCost("host", 0.01, 0.0),
+        TierCost("disk", 0.1, 1e-8),
+        TierCost("source", 1.0, 1e-7),
+    ),
+)
+
+
+def measured(name: str, outlook: Outlook = MEASURED, **fields: object) -> Candidate:
+    return replace(candidate(name, **fields), outlook=outlook)  # type: ignore[arg-type]
+
+
+def queued(wait_s: float, *waits: tuple[int, float], **changes: object) -> Outlook:
+    """A data plane with a queue; waits: (priority, seconds)."""
+    behind = tuple(ExpectedWait(*each) for each in waits or ((0, wait_s),))
+    return msgspec.structs.replace(
+        MEASURED, behind_running_s=1.0, num_open=0, waits=behind, **changes
+    )
+
+
+def test_the_shorter_queue_wins_over_residency() -> None:
+    here = measured("here", queued(5.0), running=16, waiting=9, tier="pool")
+    there = measured("there", queued(2.0), running=16, waiting=9)
+    assert choose(here, there) == "there"
+    # A wait hides a load that takes no longer.
+    choice = placed(there, weights_bytes=1_000_000, num_tokens=100)
+    assert isinstance(choice, Choice)
+    assert choice.expected_s == pytest.approx(2.0 + 0.01 + 0.02 + 100 * 0.001 + 0.01)
+    there = measured("there", queued(0.5), running=16, waiting=9)
+    choice = placed(there, weights_bytes=1_000_000)
+    assert isinstance(choice, Choice)
+    assert choice.expected_s == pytest.approx(1.0 + 0.1 + 0.01 + 0.02 + 0.001 + 0.01)
+
+
+def test_idle_data_planes_are_chosen_by_tier_and_size() -> None:
+    tiers = {"a": "", "b": "disk", "c": "host", "d": "pool"}
+    fleet = [measured(name, tier=tier) for name, tier in tiers.items()]
+    assert choose(*fleet) == "d"
+    assert choose(*fleet[:3]) == "c"
+    assert choose(*fleet[:2], weights_bytes=10_000_000) == "b"
+    # Tiers that were never measured count no less than nearer ones, and the bonus tells them apart.
+    unknown = msgspec.structs.replace(MEASURED, tier_costs=())
+    assert choose(measured("a", unknown), measured("b", unknown, tier="disk")) == "b"
+
+
+def test_one_without_measurements_has_loads_compared() -> None:
+    new = candidate("new")
+    busy = measured("busy", queued(9.0), running=16, waiting=9, tier="pool")
+    assert choose(new, busy, ttft_slo_s=1.0) == "new"
+    assert placed(new, ttft_slo_s=1e-6) == Choice(new, None), "nobody is refused on a guess"
+
+
+def test_refused_when_every_queue_is_too_long() -> None:
+    short, long = (
+        measured(name, queued(wait_s), running=16, waiting=9)
+        for name, wait_s in (("short", 7.0), ("long", 12.0))
+    )
+    refusal = placed(short, long, digest="", ttft_slo_s=6.0)
+    assert isinstance(refusal, Refusal) and refusal.why is Why.OUT_OF_REACH
+    assert (refusal.expected_s, refusal.slo_s) == (pytest.approx(7.041), 6.0)
+    assert choose(short, long, digest="", ttft_slo_s=8.0) == "short"
+    assert choose(short, long, digest="") == "short", "no objective, no refusal"
+    # Its first token was delivered elsewhere: it goes on, whatever its objective was.
+    assert choose(short, long, digest="", ttft_slo_s=6.0, num_generated=1) == "short"
+
+
+def test_the_operators_objective_holds_where_a_request_names_none() -> None:
+    strict = measured("strict", queued(7.0, ttft_slo_s=6.0), running=16, waiting=9)
+    assert isinstance(placed(strict), Refusal)
+    assert choose(strict, ttft_slo_s=9.0) == "strict"
+    lax = measured("lax", queued(9.0, ttft_slo_s=20.0), running=16, waiting=9)
+    assert choose(strict, lax) == "lax"
+
+
+def test_what_no_queue_is_to_blame_for_is_for_the_data_plane_to_judge() -> None:
+    # Alone it would miss its objective by these costs: only there are they put to the test.
+    slow = msgspec.structs.replace(MEASURED, prefill_token_s=1.0)
+    assert choose(measured("idle", slow), num_tokens=100, ttft_slo_s=6.0) == "idle"
+    waiting = msgspec.structs.replace(queued(0.5), prefill_token_s=1.0)
+    busy = measured("busy", waiting, running=16, waiting=1)
+    assert choose(busy, num_tokens=100, ttft_slo_s=6.0) == "busy"
+    longer = msgspec.structs.replace(queued(6.5), prefill_token_s=1.0)
+    busy = measured("busy", longer, running=16, waiting=9)
+    assert isinstance(placed(busy, num_tokens=100, ttft_slo_s=6.0), Refusal)
+
+
+def test_queues_drain_between_reports_and_grow_by_what_was_placed() -> None:
+    at_6 = measured("a", queued(6.5), running=16, waiting=9)
+    assert isinstance(placed(at_6, digest="", ttft_slo_s=6.0), Refusal)
+    older = replace(at_6, last_heartbeat_s=NOW - 1.0)
+    assert choose(older, digest="", ttft_slo_s=6.0) == "a"
+    assert isinstance(placed(replace(older, num_placed=5), digest="", ttft_slo_s=6.0), Refusal)
+    # Places that are open take so many before anybody waits for more than prompts.
+    idle = replace(measured("b"), num_placed=8)
+    choice = placed(idle, digest="", ttft_slo_s=6.0)
+    assert isinstance(choice, Choice) and choice.expected_s == pytest.approx(8 * 0.05 + 0.011)
+    assert isinstance(placed(replace(idle, num_placed=30), digest="", ttft_slo_s=6.0), Refusal)
+
+
+def test_one_waits_behind_its_own_priority_and_higher_ones() -> None:
+    outlook = queued(0.0, (5, 2.0), (0, 7.0), (-3, 11.0))
+    waits = [outlook.wait_s(priority) for priority in (6, 5, 1, 0, -1, -3, -10)]
+    assert waits == [1.0, 2.0, 2.0, 7.0, 7.0, 11.0, 11.0]
+    plane = measured("a", outlook, running=16, waiting=9)
+    assert isinstance(placed(plane, digest="", ttft_slo_s=6.0), Refusal)
+    assert choose(plane, digest="", ttft_slo_s=6.0, priority=1) == "a"
+
+
+def test_sizes_of_prompts() -> None:
+    outlook = msgspec.structs.replace(MEASURED, characters_per_token=4.0)
+    assert Wanted(num_tokens=10, num_characters=999).tokens_on(outlook) == 10
+    assert Wanted(num_characters=100).tokens_on(outlook) == 25
+    assert Wanted(num_characters=100, num_generated=7).tokens_on(outlook) == 32
+    assert Wanted(num_characters=100).tokens_on(MEASURED) == 1, "nobody measured characters"
+    assert Wanted().tokens_on(outlook) == 1
+    # Chunks of 512 each take a step, and cached tokens none.
+    half = msgspec.structs.replace(MEASURED, computed_share=0.5)
+    for plane, expected_s in (
+        (measured("a"), 2 * 0.01 + 1.024),
+        (measured("a", half), 0.01 + 0.512),
+    ):
+        choice = placed(plane, digest="", num_tokens=1024)
+        assert isinstance(choice, Choice) and choice.expected_s == pytest.approx(expected_s)
+
+
+def test_an_old_report_says_nothing_and_a_new_one_may_say_more() -> None:
+    assert Outlook.unpack("") == Outlook() and not Outlook().is_measured
+    packed = queued(3.0).pack()
+    assert Outlook.unpack(packed) == queued(3.0)
+    assert Outlook.unpack(packed[:-1] + ',"more"]') == queued(3.0)

@@ -1,9 +1,9 @@
 -- model, key that a target of an alias is drawn by
 -- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
---   source is private}
+--   source is private, its number among admissions, those before it under way}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name) or "UNKNOWN"
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
---   tier that holds the adapter or ""}, ...}
+--   tier that holds the adapter or "", outlook}, ...}
 local model = ARGV[1]
 local kind, name, version, record, source = "ANY_BASE_MODEL", "", "0", "", ""
 if model ~= "" then
@@ -21,7 +21,7 @@ digest = digest and string.match(digest, "^([^:]*):")
 local planes = {}
 for _, id in ipairs(live_data_planes()) do
   local plane = redis.call("HMGET", DATA_PLANE .. id,
-    "endpoint", "base_model", "load", "last_heartbeat_ms", "num_placed")
+    "endpoint", "base_model", "load", "last_heartbeat_ms", "num_placed", "outlook")
   local tier = ""
   if digest then
     if redis.call("SISMEMBER", RESIDENCY_POOL .. id, digest) == 1 then
@@ -32,7 +32,14 @@ for _, id in ipairs(live_data_planes()) do
       tier = "disk"
     end
   end
-  table.insert(planes, {id, plane[1], plane[2], plane[3], plane[4], plane[5], tier})
+  table.insert(planes, {id, plane[1], plane[2], plane[3], plane[4], plane[5], tier,
+    plane[6] or ""})
 end
+-- They end in reserve.lua. Where Redis takes no writes, the request is placed all the same.
+local number = redis.pcall("HINCRBY", ADMISSIONS, "begun", 1)
+redis.pcall("PEXPIRE", ADMISSIONS, 2000)
+if type(number) ~= "number" then number = 0 end
+local ended = tonumber(redis.call("HGET", ADMISSIONS, "ended") or "0")
 return {kind, integer(now_ms()), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
-  source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or ""}
+  source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
+  number, math.max(number - 1 - ended, 0)}

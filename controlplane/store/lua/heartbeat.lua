@@ -1,5 +1,5 @@
 -- id, incarnation, load, lease_ms, tags of pool, host and disk residency, received directives,
---   counters
+--   counters, outlook
 -- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys,
 --     {"number directive", ...}} or {why not}
 local id, incarnation, load, lease_ms = unpack(ARGV)
@@ -9,8 +9,11 @@ if not held then return {"EXPIRED"} end
 if held ~= incarnation then return {"REPLACED"} end
 -- The report counts what was placed here so far.
 redis.call("HSET", key, "load", load, "last_heartbeat_ms", integer(now_ms()), "num_placed", 0,
-  "counters", ARGV[9])
+  "counters", ARGV[9], "outlook", ARGV[10])
 redis.call("PEXPIRE", key, lease_ms)
+-- What a control plane that died had under way does not count for ever.
+local begun = redis.call("HGET", ADMISSIONS, "begun")
+if begun then redis.call("HSET", ADMISSIONS, "ended", begun) end
 local wanted = {}
 local tiers = {pool = RESIDENCY_POOL, host = RESIDENCY_HOST, disk = RESIDENCY_DISK}
 for i, tier in ipairs({"pool", "host", "disk"}) do

@@ -1,11 +1,18 @@
 -- demand JSON or "", id, requests, id, requests, ... : counts requests placed since the last heartbeat,
 -- and what they asked for -> the demand clock in ms, or "" without demand
+--   the id is "" for those that were placed nowhere; none of them is under way any more
 --   demand: {limits, asked = {{data plane or "", identity, name@version, requests}, ...},
 --     visits = {{tenant, identity}, ...} in order}
+local ended = 0
 for i = 2, #ARGV, 2 do
+  ended = ended + ARGV[i + 1]
   if redis.call("EXISTS", DATA_PLANE .. ARGV[i]) == 1 then
     redis.call("HINCRBY", DATA_PLANE .. ARGV[i], "num_placed", ARGV[i + 1])
   end
+end
+local begun = tonumber(redis.call("HGET", ADMISSIONS, "begun") or "0")
+if begun > 0 and redis.call("HINCRBY", ADMISSIONS, "ended", ended) > begun then
+  redis.call("HSET", ADMISSIONS, "ended", begun)
 end
 if ARGV[1] == "" then return "" end
 local demand = cjson.decode(ARGV[1])

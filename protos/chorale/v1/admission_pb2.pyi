@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -10,16 +11,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "routing_key")
+    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "prompt_size", "ttft_slo", "priority", "routing_key")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
     model: str
     tenant: str
     excluded_data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
+    prompt_size: PromptSize
+    ttft_slo: _duration_pb2.Duration
+    priority: int
     routing_key: str
-    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., routing_key: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., prompt_size: _Optional[_Union[PromptSize, _Mapping]] = ..., ttft_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., routing_key: _Optional[str] = ...) -> None: ...
+
+class PromptSize(_message.Message):
+    __slots__ = ("num_tokens", "num_characters", "num_generated_tokens")
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    num_tokens: int
+    num_characters: int
+    num_generated_tokens: int
+    def __init__(self, num_tokens: _Optional[int] = ..., num_characters: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("endpoint", "data_plane_id", "ticket", "expires_at", "model", "adapter_version", "adapter_digest")
@@ -40,7 +57,7 @@ class AdmitResponse(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ..., data_plane_id: _Optional[str] = ..., ticket: _Optional[bytes] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
 
 class TicketClaims(_message.Message):
-    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token")
+    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token", "expected_ttft_s")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +69,7 @@ class TicketClaims(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     MAX_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SOURCE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TTFT_S_FIELD_NUMBER: _ClassVar[int]
     ticket_id: bytes
     data_plane_id: str
     tenant: str
@@ -63,7 +81,8 @@ class TicketClaims(_message.Message):
     expires_at: _timestamp_pb2.Timestamp
     max_priority: int
     adapter_source_token: str
-    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ...) -> None: ...
+    expected_ttft_s: float
+    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ..., expected_ttft_s: _Optional[float] = ...) -> None: ...
 
 class SignedTicket(_message.Message):
     __slots__ = ("claims", "signature", "key_id")

@@ -76,7 +76,7 @@ class TicketKey(_message.Message):
     def __init__(self, key_id: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches", "tiers", "num_loading", "num_waiting_pins", "load_counts")
+    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches", "tiers", "num_loading", "num_waiting_pins", "load_counts", "outlook", "ttft_slo_s", "characters_per_token")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,9 @@ class Load(_message.Message):
     NUM_LOADING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_PINS_FIELD_NUMBER: _ClassVar[int]
     LOAD_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_S_FIELD_NUMBER: _ClassVar[int]
+    CHARACTERS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     max_running: int
@@ -99,7 +102,54 @@ class Load(_message.Message):
     num_loading: int
     num_waiting_pins: int
     load_counts: _containers.RepeatedCompositeFieldContainer[LoadCount]
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierCounters, _Mapping]]] = ..., num_loading: _Optional[int] = ..., num_waiting_pins: _Optional[int] = ..., load_counts: _Optional[_Iterable[_Union[LoadCount, _Mapping]]] = ...) -> None: ...
+    outlook: Outlook
+    ttft_slo_s: float
+    characters_per_token: float
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierCounters, _Mapping]]] = ..., num_loading: _Optional[int] = ..., num_waiting_pins: _Optional[int] = ..., load_counts: _Optional[_Iterable[_Union[LoadCount, _Mapping]]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ..., ttft_slo_s: _Optional[float] = ..., characters_per_token: _Optional[float] = ...) -> None: ...
+
+class Outlook(_message.Message):
+    __slots__ = ("behind_running_s", "waits", "num_open", "request_s", "request_prefill_s", "decode_step_s", "prefill_step_s", "prefill_token_s", "max_batch_tokens", "computed_share", "tier_costs")
+    BEHIND_RUNNING_S_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OPEN_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_S_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TIER_COSTS_FIELD_NUMBER: _ClassVar[int]
+    behind_running_s: float
+    waits: _containers.RepeatedCompositeFieldContainer[ExpectedWait]
+    num_open: int
+    request_s: float
+    request_prefill_s: float
+    decode_step_s: float
+    prefill_step_s: float
+    prefill_token_s: float
+    max_batch_tokens: int
+    computed_share: float
+    tier_costs: _containers.RepeatedCompositeFieldContainer[TierCost]
+    def __init__(self, behind_running_s: _Optional[float] = ..., waits: _Optional[_Iterable[_Union[ExpectedWait, _Mapping]]] = ..., num_open: _Optional[int] = ..., request_s: _Optional[float] = ..., request_prefill_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., prefill_step_s: _Optional[float] = ..., prefill_token_s: _Optional[float] = ..., max_batch_tokens: _Optional[int] = ..., computed_share: _Optional[float] = ..., tier_costs: _Optional[_Iterable[_Union[TierCost, _Mapping]]] = ...) -> None: ...
+
+class ExpectedWait(_message.Message):
+    __slots__ = ("priority", "wait_s")
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    priority: int
+    wait_s: float
+    def __init__(self, priority: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class TierCost(_message.Message):
+    __slots__ = ("tier", "fixed_s", "byte_s")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    FIXED_S_FIELD_NUMBER: _ClassVar[int]
+    BYTE_S_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    fixed_s: float
+    byte_s: float
+    def __init__(self, tier: _Optional[str] = ..., fixed_s: _Optional[float] = ..., byte_s: _Optional[float] = ...) -> None: ...
 
 class TierCounters(_message.Message):
     __slots__ = ("tier", "num_adapters", "size_bytes", "max_bytes", "num_hits", "num_misses", "num_evictions")

@@ -50,7 +50,9 @@ class Bench:
         assert self.gate.wait(10)
         self.built.append(parsed.manifest.digest)
         pages = torch.zeros(1, 3, 8)
-        return HostAdapter(parsed.manifest.digest, cast(Any, None), pages, self.block_bytes)
+        return HostAdapter(
+            parsed.manifest.digest, cast(Any, None), pages, block_bytes=self.block_bytes
+        )
 
     def adapter(self, seed: int) -> Adapter:
         path = make_adapter_dir(self.root / f"a{seed}", seed=seed)

@@ -1,0 +1,109 @@
+"""When a request could have its first token on a data plane: a pure function of its report.
+
+Semantics:
+    wait    = of the report, behind its own priority and higher ones
+            + what was placed there since, each as much as a usual request takes
+            - the time that has passed since
+    load    = of the adapter, from the tier that it is in there
+    prefill = of the prompt, in chunks beside the running batch, and half of the step under way
+    first token after max(wait, load) + prefill
+What was not measured costs nothing, so that nobody is refused on a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from controlplane.fleet.outlook import Outlook
+
+_TIERS = ("host", "disk", "source")  # each costs at least what the one before it costs
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request asks for, as far as that is known.
+
+    weights_bytes: of the adapter's file. num_tokens, num_characters: of the prompt, either 0 where
+    it is not known. num_generated: tokens delivered before, which are computed anew.
+    ttft_slo_s: its own objective; None: the data plane's. has_begun: its first token was delivered,
+    so that it has no objective.
+    """
+
+    digest: str = ""
+    weights_bytes: int = 0
+    num_tokens: int = 0
+    num_characters: int = 0
+    num_generated: int = 0
+    priority: int = 0
+    ttft_slo_s: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self.num_generated > 0
+
+    def tokens_on(self, outlook: Outlook) -> float:
+        """To compute before the first token; 1 where that is not known."""
+        num_tokens = float(self.num_tokens)
+        if not num_tokens and outlook.characters_per_token:
+            num_tokens = self.num_characters / outlook.characters_per_token
+        return max(1.0, num_tokens + self.num_generated)
+
+    def slo_s_on(self, outlook: Outlook) -> float | None:
+        """The objective that holds there; None: none does."""
+        if self.has_begun:
+            return None
+        return (outlook.ttft_slo_s or None) if self.ttft_slo_s is None else self.ttft_slo_s
+
+
+class Expectation(NamedTuple):
+    """Seconds from now."""
+
+    wait_s: float
+    load_s: float
+    prefill_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return max(self.wait_s, self.load_s) + self.prefill_s
+
+    def is_queued_out(self, slo_s: float) -> bool:
+        """Whether it is the queue that puts the objective out of reach. What would miss it on an
+        idle data plane, too, is for that one to judge, which puts its costs to the test."""
+        alone_s = self.load_s + self.prefill_s
+        return self.ttft_s > max(slo_s, alone_s) and (alone_s <= slo_s or self.wait_s > slo_s)
+
+
+def expected(
+    outlook: Outlook,
+    wanted: Wanted,
+    *,
+    tier: str,
+    num_running: int,
+    num_placed: float,
+    since_s: float,
+) -> Expectation:
+    """tier: as in Candidate. num_placed: since the report, which is `since_s` old."""
+    num_behind = max(0, num_placed - outlook.num_open)
+    placed_s = num_behind * outlook.request_s
+    placed_s += (num_placed - num_behind) * outlook.request_prefill_s
+    wait_s = max(0.0, outlook.wait_s(wanted.priority) + placed_s - max(since_s, 0.0))
+    load_s = 0.0
+    if wanted.digest and tier != "pool":
+        load_s = _load_s(outlook, tier or "source", wanted.weights_bytes)
+    decode_step_s = outlook.decode_step_s if num_running else 0.0
+    prefill_s = _prefill_s(outlook, wanted.tokens_on(outlook), decode_step_s)
+    return Expectation(wait_s, load_s, prefill_s)
+
+
+def _load_s(outlook: Outlook, tier: str, weights_bytes: int) -> float:
+    nearer = _TIERS[: _TIERS.index(tier) + 1]
+    known = [each for each in outlook.tier_costs if each.tier in nearer]
+    return max((each.fixed_s + each.byte_s * weights_bytes for each in known), default=0.0)
+
+
+def _prefill_s(outlook: Outlook, num_tokens: float, decode_step_s: float) -> float:
+    num_computed = max(1.0, num_tokens * outlook.computed_share)
+    num_steps = -(-num_computed // max(1, outlook.max_batch_tokens))
+    steps_s = num_steps * (outlook.prefill_step_s + decode_step_s)
+    return steps_s + num_computed * outlook.prefill_token_s + decode_step_s / 2

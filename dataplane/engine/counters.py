@@ -1,0 +1,13 @@
+"""What a scheduler counts since the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counters:
+    num_prompt_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_preemptions: int = 0
+    num_hopeless: int = 0
