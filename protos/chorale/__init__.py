@@ -42,11 +42,12 @@ if TYPE_CHECKING:
         TokenLogprobs,
         Tokens,
     )
-    from chorale.requests import GenerateOptions
+    from chorale.requests import AdmitOptions, GenerateOptions
     from chorale.token_spans import TokenSpan
 
 __all__ = [
     "Accepted",
+    "AdmitOptions",
     "AlreadyExistsError",
     "AsyncClient",
     "AsyncGeneration",
@@ -87,6 +88,7 @@ _HOMES = {
     "TokenLogprob": "events",
     "TokenLogprobs": "events",
     "Tokens": "events",
+    "AdmitOptions": "requests",
     "GenerateOptions": "requests",
     "TokenSpan": "token_spans",
 }

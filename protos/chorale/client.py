@@ -14,7 +14,14 @@ from chorale.bearer import bearer_metadata
 from chorale.channel import CHANNEL_OPTIONS
 from chorale.errors import ChoraleError, InternalError
 from chorale.events import Completion, Event, completion_of, event_of
-from chorale.requests import GenerateOptions, alias_request, direct_request, generate_request
+from chorale.requests import (
+    AdmitOptions,
+    GenerateOptions,
+    admit_request,
+    alias_request,
+    direct_request,
+    generate_request,
+)
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
 from chorale.token_spans import TokenSpan, token_spans, tokenize_request
@@ -94,26 +101,11 @@ class Client:
         with self.generate(prompt, **options) as events:
             return completion_of(events)
 
-    def admit(
-        self,
-        model: str = "",
-        *,
-        excluded_data_plane_ids: Sequence[str] = (),
-        source_token: str = "",
-        routing_key: str = "",
-    ) -> admission_pb.AdmitResponse:
-        """A place on a data plane: its endpoint and the ticket to stream straight from it.
-
-        source_token: opens the adapter's source when that is private. routing_key: equal ones get
-        the same version of an alias.
-        """
-        request = admission_pb.AdmitRequest(
-            model=model,
-            tenant=self._tenant,
-            excluded_data_plane_ids=excluded_data_plane_ids,
-            routing_key=routing_key,
-        )
-        metadata = source_token_metadata(source_token)
+    def admit(self, model: str = "", **options: Unpack[AdmitOptions]) -> admission_pb.AdmitResponse:
+        """A place on a data plane: its endpoint and the ticket to stream straight from it; see
+        AdmitOptions."""
+        request = admit_request(model, options, tenant=self._tenant)
+        metadata = source_token_metadata(options.get("source_token", ""))
         return call(self._admission.Admit, request, self._timeout, metadata)
 
     def tokenize(

@@ -37,6 +37,17 @@ def _work(prefix: str, loads: Mapping[str, fleet_pb2.Load]) -> Iterator[Any]:
         for data_plane, load in loads.items():
             gauge.add_metric((data_plane,), getattr(load, field))
         yield gauge
+    waits = GaugeMetricFamily(
+        f"{prefix}_expected_wait_seconds",
+        "Until a request of the lowest priority that waits, come with the last report, would be "
+        "begun; no row until steps were measured.",
+        labels=("data_plane",),
+    )
+    for data_plane, load in loads.items():
+        if load.HasField("outlook"):
+            behind = [each.wait_s for each in load.outlook.waits]
+            waits.add_metric((data_plane,), max(behind, default=load.outlook.behind_running_s))
+    yield waits
     tokens = CounterMetricFamily(
         f"{prefix}_generated_tokens", "Since the start of the engine.", labels=("data_plane",)
     )

@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 
 from chorale.errors import InvalidArgumentError
 from chorale.objective import set_ttft_slo
-from chorale.v1 import adapter_registry_pb2, fleet_pb2
+from chorale.v1 import adapter_registry_pb2, admission_pb2, fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 
 
@@ -152,6 +152,53 @@ def _sampling(options: GenerateOptions) -> pb.SamplingParameters:
         clamp_max_tokens=options.get("clamp_max_tokens", False),
         **given,
     )
+
+
+class AdmitOptions(TypedDict, total=False):
+    """Keyword arguments of `admit`; what is left out is not known or not asked for.
+
+    excluded_data_plane_ids: not to be picked. source_token: opens the adapter's source when that is
+    private. num_prompt_tokens, or num_prompt_characters where the tokens are not known, and
+    num_generated_tokens of a request that goes on: what is to be computed before the first token.
+    ttft_slo: seconds to the first token; refused at once where no data plane is expected to make
+    it. priority: as in GenerateOptions. routing_key: equal ones get the same version of an alias.
+    """
+
+    excluded_data_plane_ids: Sequence[str]
+    source_token: str
+    routing_key: str
+    num_prompt_tokens: int
+    num_prompt_characters: int
+    num_generated_tokens: int
+    ttft_slo: float
+    priority: int
+
+
+def admit_request(model: str, options: AdmitOptions, *, tenant: str) -> admission_pb2.AdmitRequest:
+    """Raises: TypeError for an unknown option, InvalidArgumentError when a value does not fit."""
+    unknown = sorted(set(options) - set(AdmitOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}")
+    try:
+        request = admission_pb2.AdmitRequest(
+            model=model,
+            tenant=tenant,
+            excluded_data_plane_ids=options.get("excluded_data_plane_ids", ()),
+            routing_key=options.get("routing_key", ""),
+            prompt_size=admission_pb2.PromptSize(
+                num_tokens=options.get("num_prompt_tokens", 0),
+                num_characters=options.get("num_prompt_characters", 0),
+                num_generated_tokens=options.get("num_generated_tokens", 0),
+            ),
+            priority=options.get("priority", 0),
+        )
+        if (ttft_slo := options.get("ttft_slo")) is not None:
+            set_ttft_slo(request, ttft_slo)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            "ARGUMENT_INVALID", f"an argument is invalid: {error}"
+        ) from error
+    return request
 
 
 def direct_request(

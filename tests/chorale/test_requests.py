@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from chorale import InvalidArgumentError
-from chorale.requests import GenerateOptions, generate_request
+from chorale.requests import AdmitOptions, GenerateOptions, admit_request, generate_request
 from chorale.source_token import source_token_metadata
+from chorale.v1 import admission_pb2
 from chorale.v1 import inference_pb2 as pb
 
 
@@ -81,3 +82,26 @@ def test_tokens_that_no_call_can_carry_are_refused_before_it(token: str) -> None
     with pytest.raises(InvalidArgumentError) as raised:
         source_token_metadata(token)
     assert raised.value.reason == "SOURCE_TOKEN_INVALID" and token not in raised.value.message
+
+
+def test_a_place_is_asked_for_with_what_is_known() -> None:
+    assert admit_request("m", {}, tenant="t") == admission_pb2.AdmitRequest(
+        model="m", tenant="t", prompt_size=admission_pb2.PromptSize()
+    )
+    options: AdmitOptions = {
+        "excluded_data_plane_ids": ["a"],
+        "num_prompt_tokens": 7,
+        "num_generated_tokens": 2,
+        "ttft_slo": 1.5,
+        "priority": -3,
+    }
+    request = admit_request("m", options, tenant="")
+    assert request.prompt_size == admission_pb2.PromptSize(num_tokens=7, num_generated_tokens=2)
+    assert request.ttft_slo.ToNanoseconds() == 1_500_000_000
+    assert (request.excluded_data_plane_ids, request.priority) == (["a"], -3)
+    characters: AdmitOptions = {"num_prompt_characters": 9}
+    assert admit_request("m", characters, tenant="").prompt_size.num_characters == 9
+    with pytest.raises(InvalidArgumentError):
+        admit_request("m", {"num_prompt_tokens": -1}, tenant="")
+    with pytest.raises(TypeError, match="prompt"):
+        admit_request("m", {"prompt": "x"}, tenant="")  # type: ignore[typeddict-unknown-key]

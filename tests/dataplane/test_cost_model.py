@@ -75,3 +75,29 @@ def test_loads_are_learnt_by_tier() -> None:
     assert costs.reload_s("disk", 2_000_000) == pytest.approx(0.4)
     # Unmeasured: at least what the faster tier takes.
     assert costs.reload_s("source", 2_000_000) == pytest.approx(0.4)
+
+
+def test_what_bringing_an_adapter_into_the_pool_takes() -> None:
+    """By bytes of its weights file, of which each is two in the pool here."""
+    costs = CostModel()
+    assert costs.pool_line("disk") is None and not costs.knows_steps
+    for megabytes in (1, 4, 10):
+        weights_bytes = megabytes * 10**6
+        seconds = 0.1 + weights_bytes * 1e-8
+        costs.observe_load("disk", seconds, 2 * weights_bytes, weights_bytes)
+        costs.observe_copy(0.01 + 2 * weights_bytes * 1e-9, 2 * weights_bytes)
+    assert costs.pool_line("disk") == pytest.approx((0.11, 1.2e-8), rel=0.01)
+    assert costs.pool_line("source") is None
+    costs.doubt("disk")
+    costs.observe_load("disk", 5.0, 100, 100)
+    assert costs.pool_line("disk") == pytest.approx((5.01, 0.2e-8), rel=0.01)
+
+
+def test_steps_are_known_once_both_parts_were_measured() -> None:
+    costs = CostModel()
+    costs.observe_step(0.02, num_prefill=0, num_decode=1)
+    assert not costs.knows_steps
+    for tokens in (50, 100, 150):
+        costs.observe_step(0.03 + tokens * 1e-4, num_prefill=tokens, num_decode=0)
+    assert costs.knows_steps
+    assert costs.prefill_line == pytest.approx((0.03, 1e-4), rel=0.01)

@@ -106,3 +106,64 @@ async def test_over_http(gateway: RunningGateway, fleet: FakeFleet) -> None:
         late = await http.post("/v1/completions", json=COMPLETION | {"ttft_slo": 0.05})
         assert error_of(late, 429)["code"] == "ttft_slo_missed"
         assert late.headers["retry-after"] == "1"
+
+
+async def test_admission_hears_how_much_there_is_to_compute(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    """Of each kind of prompt; and where it stands, and how long it may take."""
+    chat = [{"role": "user", "content": "four"}, {"role": "assistant", "content": "two"}]
+    await client.complete("seven…", max_tokens=1, priority=-2, ttft_slo=60.0)
+    await client.complete(prompt_token_ids=[5, 6, 7], max_tokens=1)
+    await client.complete(messages=chat, max_tokens=1)
+    text, tokens, messages = fleet.admits
+    assert (text.prompt_size.num_characters, text.prompt_size.num_tokens) == (6, 0)
+    assert text.priority == -2 and 50.0 < text.ttft_slo.ToNanoseconds() / 1e9 <= 60.0
+    assert (tokens.prompt_size.num_characters, tokens.prompt_size.num_tokens) == (0, 3)
+    assert not tokens.HasField("ttft_slo")
+    assert (messages.prompt_size.num_characters, messages.prompt_size.num_tokens) == (7, 0)
+
+
+async def test_a_refusal_of_admission_is_the_clients(client: AsyncClient, fleet: FakeFleet) -> None:
+    facts = {"expected_s": "9.000", "ttft_slo_s": "6"}
+    fleet.admit_errors = [
+        ResourceExhaustedError(
+            "TTFT_SLO_UNREACHABLE", "too long a queue", metadata=facts, retry_after_s=3.0
+        )
+    ]
+    with pytest.raises(ResourceExhaustedError) as refused:
+        await client.complete("x", max_tokens=1, ttft_slo=6.0)
+    assert (refused.value.reason, refused.value.retry_after_s) == ("TTFT_SLO_UNREACHABLE", 3.0)
+    assert refused.value.metadata == facts
+
+
+async def test_over_http_a_refusal_says_when_to_come_again(
+    fleet: FakeFleet, gateway: RunningGateway
+) -> None:
+    fleet.admit_errors = [
+        ResourceExhaustedError("TTFT_SLO_UNREACHABLE", "too long a queue", retry_after_s=2.2)
+    ]
+    async with httpx.AsyncClient(base_url=gateway.http_url) as http:
+        answer = await http.post("/v1/completions", json={**COMPLETION, "ttft_slo": 6.0})
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "3"
+
+
+async def test_what_goes_on_elsewhere_is_admitted_without_an_objective(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    arrived = asyncio.Event()
+
+    async def die(plane: FakeDataPlane, done: int) -> None:
+        if done == 3:
+            await arrived.wait()
+            await plane.kill()
+
+    fleet.planes[0].before_token = die
+    async with client.generate("x", max_tokens=8, ttft_slo=60.0) as events:
+        async for event in events:
+            if isinstance(event, Tokens):
+                arrived.set()
+    first, second = fleet.admits
+    assert first.HasField("ttft_slo") and not second.HasField("ttft_slo")
+    assert first.prompt_size.num_generated_tokens == 0
+    assert second.prompt_size.num_generated_tokens > 0

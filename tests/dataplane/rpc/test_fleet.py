@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from chorale.errors import FailedPreconditionError, UnauthenticatedError, UnavailableError
 from chorale.v1 import fleet_pb2
 from dataplane.channel import Adapter, Prefetch, Stats, Unload, Unpin
+from dataplane.load_reports import ExpectedWait, Outlook, TierCost
 from dataplane.rpc import fleet
 from dataplane.rpc.announce import base_model_of, directive_of, load_of, residency_of
 from dataplane.rpc.fleet import FleetMember
@@ -277,3 +279,29 @@ def test_prefetch_counters_are_reported() -> None:
         num_failed=5,
         num_refused=6,
     )
+
+
+def test_what_a_first_token_takes_is_announced() -> None:
+    outlook = Outlook(
+        behind_running_s=0.5,
+        waits=[ExpectedWait(3, 1.0), ExpectedWait(0, 2.0)],
+        num_open=4,
+        request_s=0.25,
+        request_prefill_s=0.125,
+        decode_step_s=0.02,
+        prefill_step_s=0.01,
+        prefill_token_s=0.001,
+        max_batch_tokens=512,
+        computed_share=0.75,
+        tier_costs=[TierCost("disk", 0.1, 1e-9)],
+    )
+    told = load_of(ready_message(), structs.replace(STATS, outlook=outlook)).outlook
+    assert [(each.priority, each.wait_s) for each in told.waits] == [(3, 1.0), (0, 2.0)]
+    (cost,) = told.tier_costs
+    assert (cost.tier, cost.fixed_s, cost.byte_s) == ("disk", 0.1, 1e-9)
+    names = set(Outlook.__struct_fields__) - {"waits", "tier_costs"}
+    for name in names:
+        assert getattr(told, name) == getattr(outlook, name), name
+    assert set(fleet_pb2.Outlook.DESCRIPTOR.fields_by_name) == set(Outlook.__struct_fields__)
+    assert not load_of(ready_message(), STATS).HasField("outlook")
+    assert not load_of(ready_message(), None).HasField("outlook")

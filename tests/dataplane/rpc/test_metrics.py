@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from chorale.errors import UnauthenticatedError
 from dataplane.channel import Stats
-from dataplane.load_reports import LoadUnderWay, TierCounters, WaitingPin
+from dataplane.load_reports import ExpectedWait, LoadUnderWay, Outlook, TierCounters, WaitingPin
 from dataplane.rpc.metrics import EngineCollector
 from storage.load_count import LoadCount
 from tests.dataplane.rpc.conftest import StartRig
@@ -17,6 +17,21 @@ from tests.helpers.prometheus import Metrics
 
 PREFIX = "chorale_data_plane"
 PLANE = {"data_plane": "dp"}
+
+
+OUTLOOK = Outlook(
+    behind_running_s=1.0,
+    waits=[ExpectedWait(2, 3.0), ExpectedWait(0, 7.0)],
+    num_open=0,
+    request_s=0.3,
+    request_prefill_s=0.05,
+    decode_step_s=0.02,
+    prefill_step_s=0.01,
+    prefill_token_s=0.001,
+    max_batch_tokens=512,
+    computed_share=1.0,
+    tier_costs=[],
+)
 
 
 def stats(**changes: Any) -> Stats:
@@ -82,6 +97,7 @@ def test_each_figure_of_the_engine_is_shown() -> None:
             num_prefetch_refused=26,
             waiting_pins=[WaitingPin(digest="d", tier="pool", reason="PIN_POOL_FULL")] * 2,
             num_waiting_pins=2,
+            outlook=OUTLOOK,
         )
     )
     for name, value in {
@@ -93,6 +109,7 @@ def test_each_figure_of_the_engine_is_shown() -> None:
         "generated_tokens_total": 9,
         "adapters_loading": 5,
         "pins_waiting": 2,
+        "expected_wait_seconds": 7.0,
         "prompt_tokens_total": 11,
         "prefix_hit_tokens_total": 12,
         "preemptions_total": 13,
