@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MAX_STARTS = 256
+MAX_STARTS = 64
 """Waiting requests that are played through; later ones are taken to start at their rate."""
 
-_MAX_TURNS = 2_000  # of the loop, each a step with prompts or all steps until somebody ends
+_MAX_TURNS = 500  # of the loop, each a step with prompts or all steps until somebody ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ def expected_waits(ahead: Ahead, costs: StepCosts) -> tuple[float, list[Expected
             num_begun += 1
         if at + 1 == len(ahead.waiting) or ahead.waiting[at + 1].level != job.level:
             course.go_on_until_free(ahead.newcomer_pages)
-            waits.append(ExpectedWait(job.level, course.now_s * (at + 1) / max(num_begun, 1)))
+            queue_s = (course.now_s - behind_running_s) * (at + 1) / max(num_begun, 1)
+            waits.append(ExpectedWait(job.level, behind_running_s + queue_s))
     return behind_running_s, waits
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
     from dataplane.pool.pool import PagePool
 
-_INTERVAL_S = 0.25  # heartbeats are further apart
+_INTERVAL_S = 0.5  # heartbeats are further apart
 _TIERS: tuple[Tier, ...] = ("host", "disk", "source")
 
 

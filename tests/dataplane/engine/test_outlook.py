@@ -114,5 +114,5 @@ def test_what_getting_an_adapter_takes_is_told_by_tier() -> None:
 def test_it_is_worked_out_a_few_times_a_second() -> None:
     simulation = warmed_up(num_pages=1000)
     first = simulation.scheduler.outlook(simulation.now_s)
-    assert simulation.scheduler.outlook(simulation.now_s + 0.2) is first
-    assert simulation.scheduler.outlook(simulation.now_s + 0.3) is not first
+    assert simulation.scheduler.outlook(simulation.now_s + 0.4) is first
+    assert simulation.scheduler.outlook(simulation.now_s + 0.6) is not first
