@@ -153,8 +153,8 @@ class _Prospect:
 
     @property
     def is_queued_out(self) -> bool:
-        known = self.is_known and self.slo_s is not None
-        return known and self.expectation.is_queued_out(self.slo_s or 0.0)
+        """Never where nothing was measured, as nothing costs anything then."""
+        return self.slo_s is not None and self.expectation.is_queued_out(self.slo_s)
 
     @property
     def misses_by_s(self) -> float:

@@ -64,4 +64,6 @@ def add_outlook(load: pb.Load, outlook: Outlook) -> None:
 
 
 def _amount(value: float) -> float:
-    return value if math.isfinite(value) and value > 0 else 0.0
+    if not math.isfinite(value) or value <= 0:
+        return 0.0
+    return float(f"{value:.4g}")  # read at each admission: kept short

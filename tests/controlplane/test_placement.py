@@ -240,7 +240,7 @@ def test_what_no_queue_is_to_blame_for_is_for_the_data_plane_to_judge() -> None:
     assert choose(measured("idle", slow), num_tokens=100, ttft_slo_s=6.0) == "idle"
     waiting = msgspec.structs.replace(queued(0.5), prefill_token_s=1.0)
     busy = measured("busy", waiting, running=16, waiting=1)
-    assert choose(busy, num_tokens=100, ttft_slo_s=6.0) == "busy"
+    assert choose(busy, digest="", num_tokens=100, ttft_slo_s=6.0) == "busy"
     longer = msgspec.structs.replace(queued(6.5), prefill_token_s=1.0)
     busy = measured("busy", longer, running=16, waiting=9)
     assert isinstance(placed(busy, num_tokens=100, ttft_slo_s=6.0), Refusal)
