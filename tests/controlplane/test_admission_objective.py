@@ -166,7 +166,7 @@ async def test_a_report_of_an_older_control_plane_has_no_outlook(
 
 async def test_a_burst_over_two_replicas_hardly_passes_the_objective(redis_url: str) -> None:
     """200 at once on two replicas without a report in between. Each of two data planes has room
-    for 30 more within the objective, and for 10 more each second that the burst takes."""
+    for 37 more that may make the objective, and for 10 more each second that the burst takes."""
     async with running(redis_url) as one, running(redis_url) as two:
         for name in ("dp-0", "dp-1"):
             await one.join(name)
@@ -180,8 +180,8 @@ async def test_a_burst_over_two_replicas_hardly_passes_the_objective(redis_url: 
                 return "refused"
 
         counts = Counter(await asyncio.gather(*(outcome(at) for at in range(200))))
-        room = 60 + 20 * (time.monotonic() - began_s)
+        room = 75 + 20 * (time.monotonic() - began_s)
         admitted = 200 - counts["refused"]
         print(f"admitted {admitted} where {room:.0f} have room")
-        assert 50 <= admitted <= room + 10, "a second's work more at most"
+        assert 65 <= admitted <= room + 10, "a second's work more at most"
         assert abs(counts["dp-0"] - counts["dp-1"]) <= 10
