@@ -21,7 +21,8 @@ from benchmarks.load.provenance import provenance
 from benchmarks.prefetch_demand import DemandTable
 from benchmarks.prefetch_fleet import FarthestTier, SimulatedPlane, Tally, host_tier, next_uses
 from benchmarks.prefetch_traces import GENERATORS, Timed
-from controlplane.placement.placement import Candidate, PlacementPolicy, place
+from controlplane.placement.expectation import Wanted as Asked
+from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, place
 from controlplane.prefetch.limits import DemandLimits
 from controlplane.prefetch.model import Score, Wanted
 from controlplane.prefetch.planner import destinations, plan
@@ -236,13 +237,14 @@ class _Run:
         ]
         chosen = place(
             candidates,
+            Asked(digest=digest),
             base_model=_BASE,
-            digest=digest,
             now_s=self._now_s,
             policy=self._placement,
         )
-        assert isinstance(chosen, Candidate), "the fleet is never full here"
-        return next(p for p in self._planes if p.data_plane_id == chosen.data_plane_id)
+        assert isinstance(chosen, Choice), "the fleet is never full here"
+        chosen_id = chosen.candidate.data_plane_id
+        return next(p for p in self._planes if p.data_plane_id == chosen_id)
 
     def _describe(self, identity: str) -> Wanted:
         digest = identity.partition(":")[0]

@@ -67,7 +67,7 @@ def _least(
             w = tl.where(keys >= floor, w, 0.0)
             sums += tl.where(keys[None, :] > above[:, None], w[None, :], 0.0)
         mass = tl.sum(sums.to(tl.float64), 1)  # [_DIGITS]
-        digit = tl.min(tl.where(mass < limit, digits, _DIGITS - 1), 0)
+        digit = tl.minimum(tl.min(tl.where(mass < limit, digits, _DIGITS), 0), _DIGITS - 1)
         found += digit.to(tl.int64) << shift
     return (found - _SIGN).to(tl.int32)
 

@@ -10,7 +10,8 @@ import pytest
 
 from controlplane.fleet.counters import Counters, LoadCount, TierCounters
 from controlplane.fleet.model import Load
-from controlplane.placement.placement import Candidate, PlacementPolicy, affinity, place
+from controlplane.placement.expectation import Wanted as Asked
+from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, affinity, place
 from controlplane.prefetch.costs import load_s
 from controlplane.prefetch.model import Follow, Kind, Open, Plane, Score, Snapshot, Wanted
 from controlplane.prefetch.planner import plan
@@ -84,10 +85,16 @@ def test_what_follows_is_brought_where_it_would_be_placed() -> None:
             Candidate(each.data_plane_id, "", BASE, each.load, 0, "", 0.0) for each in planes
         ]
         chosen = place(
-            candidates, base_model=BASE, digest=digest_of(name), now_s=0.0, policy=PlacementPolicy()
+            candidates,
+            Asked(digest=digest_of(name)),
+            base_model=BASE,
+            now_s=0.0,
+            policy=PlacementPolicy(),
         )
-        assert isinstance(chosen, Candidate)
-        assert chosen.data_plane_id == home.data_plane_id, "placement sends the request there"
+        assert isinstance(chosen, Choice)
+        assert chosen.candidate.data_plane_id == home.data_plane_id, (
+            "placement sends the request there"
+        )
 
 
 def test_what_is_more_likely_goes_nearer_and_what_is_not_likely_nowhere() -> None:
