@@ -30,6 +30,7 @@ def test_dry_run_writes_every_op(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "add_rms_norm",
         "gated_activation",
         "lora_apply",
+        "sample",
     }
     for case in report["cases"]:
         least = max(

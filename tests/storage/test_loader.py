@@ -21,6 +21,7 @@ from storage.host_tier import HostTier
 from storage.loader import LoadTimings, TieredLoader
 from storage.reload_costs import ReloadCosts
 from storage.sources import ANYBODY, Access, Progress, SourceRouter
+from tests.helpers.fake_control_plane import eventually
 from tests.storage.samples import config, files, key, lora_tensors, safetensors
 
 SAMPLE = files(1)
@@ -168,14 +169,13 @@ async def test_one_cancellation_leaves_the_others(bench: Bench) -> None:
 async def test_last_cancellation_stops_the_load_and_the_next_starts_afresh(bench: Bench) -> None:
     bench.source.gate.clear()
     callers = [asyncio.create_task(bench.loader.load(REF)) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(bench.source.fetched) == 1)
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
     again = asyncio.create_task(bench.loader.load(REF))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(bench.source.fetched) == 2)
     assert bench.source.cancelled == 1
-    assert len(bench.source.fetched) == 2
     bench.source.gate.set()
     assert (await again)[0] == DIGEST
 

@@ -239,8 +239,8 @@ async def test_demand_is_written_with_the_placements(redis: Redis, store: Store)
     reservations = Reservations(store, DemandBatch(LIMITS))
     reservations.start()
     for _ in range(3):
-        reservations.add("dp-0", Asked("t", BASE, digest_of("a"), "a@1"))
-    reservations.add("dp-0")
+        reservations.add("dp-0", 0, Asked("t", BASE, digest_of("a"), "a@1"))
+    reservations.add("dp-0", 0)
     while await redis.hget(keys.DATA_PLANE + "dp-0", "num_placed") != "4":  # type: ignore[misc]
         await asyncio.sleep(0.01)
     await reservations.stop()
@@ -259,7 +259,7 @@ async def test_demand_is_written_a_few_times_a_second(redis: Redis, store: Store
     reservations.start()
     began_s = time.monotonic()
     for _ in range(60):
-        reservations.add("dp-0", Asked("t", BASE, digest_of("a"), "a@1"))
+        reservations.add("dp-0", 0, Asked("t", BASE, digest_of("a"), "a@1"))
         await asyncio.sleep(0.005)
     await asyncio.sleep(0.15)
     with_demand = [json.loads(each)["asked"] for each in Spy.written if each]

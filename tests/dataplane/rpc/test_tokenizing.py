@@ -65,7 +65,7 @@ async def test_a_whole_context_fits_and_no_more(start_rig: StartRig) -> None:
 
 async def test_a_data_plane_that_drains_sends_elsewhere(start_rig: StartRig) -> None:
     async with start_rig() as rig:
-        await rig.service.drain(0)
+        await rig.service.drain(0, asyncio.Event())
         with pytest.raises(UnavailableError) as raised:
             await rig.tokenize(text="x")
     assert raised.value.reason == "SHUTTING_DOWN"
