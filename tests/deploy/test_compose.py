@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -70,8 +70,14 @@ def parsed(name: str, variables: Mapping[str, str], gpu: bool = False) -> dict[s
     environment = dict(definition.get("environment", {}))
     if gpu:
         environment |= load("compose.gpu.yaml", variables)["services"][name]["environment"]
-    command = [*entrypoint(), *definition["command"]]
-    assert command[:2] == ["chorale", name]
+    assert definition["command"][0] == name
+    return parsed_command(definition["command"], environment)
+
+
+def parsed_command(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What the image's command makes of them."""
+    command = [*entrypoint(), *arguments]
+    assert command[0] == "chorale"
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PARSE, *command[1:]],
         env=chorale_environment(environment),
