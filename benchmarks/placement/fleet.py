@@ -10,13 +10,13 @@ from typing import Any
 from benchmarks.load import generators
 from benchmarks.load.workload import Request
 from benchmarks.placement.plane import PlaneCosts, Served, SimulatedPlane
+from chorale.outlooks import outlook_to_pb
 from chorale.v1 import fleet_pb2
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import Outlook
 from controlplane.placement.expectation import Wanted
 from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, place
 from controlplane.rpc.outlook import outlook_from_pb
-from dataplane.rpc.announce import outlook_to_pb
 
 HEARTBEAT_S = 1.0
 _BASE = "base"
@@ -115,7 +115,8 @@ class _Fleet:
             num_pages=plane.costs.num_pages,
             num_available_pages=plane.num_available_pages,
         )
-        message = fleet_pb2.Load(outlook=outlook_to_pb(scheduler.outlook(now_s)))
+        told = scheduler.outlook(now_s)
+        message = fleet_pb2.Load(outlook=outlook_to_pb(told) if told else None)
         outlook = outlook_from_pb(message) if self._mode.foresight else Outlook()
         self._reports[plane.name] = now_s, load, outlook
         self._num_placed[plane.name] = 0

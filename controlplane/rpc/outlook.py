@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from chorale.outlooks import outlook_to_pb
 from chorale.v1 import fleet_pb2 as pb
 from controlplane.fleet.counters import word
 from controlplane.fleet.outlook import MAX_TIERS, MAX_WAITS, ExpectedWait, Outlook, TierCost
@@ -40,27 +41,7 @@ def add_outlook(load: pb.Load, outlook: Outlook) -> None:
     load.characters_per_token = outlook.characters_per_token
     if not outlook.is_measured:
         return
-    load.outlook.CopyFrom(
-        pb.Outlook(
-            behind_running_s=outlook.behind_running_s,
-            waits=[
-                pb.ExpectedWait(priority=each.priority, wait_s=each.wait_s)
-                for each in outlook.waits
-            ],
-            num_open=outlook.num_open,
-            request_s=outlook.request_s,
-            request_prefill_s=outlook.request_prefill_s,
-            decode_step_s=outlook.decode_step_s,
-            prefill_step_s=outlook.prefill_step_s,
-            prefill_token_s=outlook.prefill_token_s,
-            max_batch_tokens=outlook.max_batch_tokens,
-            computed_share=outlook.computed_share,
-            tier_costs=[
-                pb.TierCost(tier=each.tier, fixed_s=each.fixed_s, byte_s=each.byte_s)
-                for each in outlook.tier_costs
-            ],
-        )
-    )
+    load.outlook.CopyFrom(outlook_to_pb(outlook))
 
 
 def _amount(value: float) -> float:

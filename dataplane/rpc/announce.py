@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf import duration_pb2
 
+from chorale.outlooks import outlook_to_pb
 from chorale.v1 import adapter_registry_pb2, fleet_pb2
 from dataplane.channel import (
     Adapter,
@@ -15,7 +16,6 @@ from dataplane.channel import (
     Unload,
     Unpin,
 )
-from dataplane.load_reports import Outlook
 
 _TIERS = {fleet_pb2.ADAPTER_TIER_HOST: "host", fleet_pb2.ADAPTER_TIER_POOL: "pool"}
 
@@ -75,7 +75,7 @@ def load_of(ready: Ready, stats: Stats | None) -> fleet_pb2.Load:
             )
             for each in stats.loads
         ],
-        outlook=outlook_to_pb(stats.outlook),
+        outlook=outlook_to_pb(stats.outlook) if stats.outlook else None,
     )
 
 
@@ -119,30 +119,6 @@ def _prefetches(stats: Stats) -> fleet_pb2.Prefetches:
         num_failed=stats.num_prefetch_failed,
         num_refused=stats.num_prefetch_refused,
         num_asked=stats.num_prefetch_asked,
-    )
-
-
-def outlook_to_pb(outlook: Outlook | None) -> fleet_pb2.Outlook | None:
-    if outlook is None:
-        return None
-    return fleet_pb2.Outlook(
-        behind_running_s=outlook.behind_running_s,
-        waits=[
-            fleet_pb2.ExpectedWait(priority=each.priority, wait_s=each.wait_s)
-            for each in outlook.waits
-        ],
-        num_open=outlook.num_open,
-        request_s=outlook.request_s,
-        request_prefill_s=outlook.request_prefill_s,
-        decode_step_s=outlook.decode_step_s,
-        prefill_step_s=outlook.prefill_step_s,
-        prefill_token_s=outlook.prefill_token_s,
-        max_batch_tokens=outlook.max_batch_tokens,
-        computed_share=outlook.computed_share,
-        tier_costs=[
-            fleet_pb2.TierCost(tier=each.tier, fixed_s=each.fixed_s, byte_s=each.byte_s)
-            for each in outlook.tier_costs
-        ],
     )
 
 
