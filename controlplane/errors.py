@@ -7,6 +7,8 @@ ControlPlaneError
 ├── ConflictError            FAILED_PRECONDITION: not in the state that the registry or fleet is in
 ├── FleetFullError           RESOURCE_EXHAUSTED: every data plane's queue is full
 ├── UnreachableError         RESOURCE_EXHAUSTED: the queues are too long for the objective
+├── QuotaError               RESOURCE_EXHAUSTED: a tenant has used its limits up (TENANT_QUOTA)
+├── TooManyTenantsError      RESOURCE_EXHAUSTED: no further one can have limits
 ├── NoDataPlaneError         UNAVAILABLE: no live data plane serves the base model
 ├── StoreUnavailableError    UNAVAILABLE: Redis does not answer (STORE_UNAVAILABLE)
 ├── StoreBusyError           RESOURCE_EXHAUSTED: too many calls wait for Redis (STORE_BUSY)
@@ -81,6 +83,35 @@ class UnreachableError(ControlPlaneError):
                 "ttft_slo_s": f"{slo_s:g}",
             },
             retry_after_s=min(max(expected_s - slo_s, _MIN_RETRY_S), _MAX_RETRY_S),
+        )
+
+
+class QuotaError(ControlPlaneError):
+    """limit: TenantLimits' name of it, and its value. retry_after_s: None where the limit is 0."""
+
+    def __init__(
+        self, tenant: str, limit: str, value: int, asked: int, retry_after_s: float | None
+    ) -> None:
+        what = "tokens" if limit.startswith("tokens") else "request"
+        way_out = "ask the operator to raise it"
+        if retry_after_s is not None:
+            way_out = f"try again after {retry_after_s:.3f} s, or {way_out}"
+        super().__init__(
+            "TENANT_QUOTA",
+            f"tenant {tenant!r} has reached its limit of {value:,} {limit.replace('_', ' ')}, and "
+            f"this asks for {asked:,} {what}: {way_out}",
+            metadata={"tenant": tenant, "limit": limit, limit: str(value), "asked": str(asked)},
+            retry_after_s=retry_after_s,
+        )
+
+
+class TooManyTenantsError(ControlPlaneError):
+    def __init__(self, max_tenants: int) -> None:
+        super().__init__(
+            "TOO_MANY_TENANTS",
+            f"{max_tenants:,} tenants have limits of their own, the most there may be: remove "
+            "some, or let '*' say what holds for all others",
+            metadata={"max_tenants": str(max_tenants)},
         )
 
 

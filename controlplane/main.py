@@ -18,6 +18,7 @@ from chorale.v1 import (
     admission_pb2_grpc,
     blob_pb2_grpc,
     fleet_pb2_grpc,
+    tenant_pb2_grpc,
 )
 from controlplane.admission.admission import Admission
 from controlplane.admission.reservations import Reservations
@@ -42,8 +43,10 @@ from controlplane.rpc.admission import AdmissionHandlers
 from controlplane.rpc.blobs import BlobHandlers
 from controlplane.rpc.error_table import ERROR_TABLE
 from controlplane.rpc.fleet import FleetHandlers
+from controlplane.rpc.tenants import TenantHandlers
 from controlplane.store.client import Store
 from controlplane.tasks import end
+from controlplane.tenants.tenants import Tenants
 from storage.blobs import BlobStore
 from storage.limits import AdapterLimits
 from storage.sources import SourceOptions, SourceRouter, build_router
@@ -216,7 +219,9 @@ async def _start(
         ),
         metrics,
     )
+    tenants = TenantHandlers(Tenants(store), token=options.fleet_token)
     blob_pb: Any = blob_pb2_grpc
+    tenant_pb: Any = tenant_pb2_grpc
     registry_pb, admission_pb, fleet_pb = (
         adapter_registry_pb2_grpc,
         admission_pb2_grpc,
@@ -245,6 +250,10 @@ async def _start(
             (
                 "chorale.v1.FleetService",
                 lambda server: fleet_pb.add_FleetServiceServicer_to_server(fleet_handlers, server),
+            ),
+            (
+                "chorale.v1.TenantService",
+                lambda server: tenant_pb.add_TenantServiceServicer_to_server(tenants, server),
             ),
         ),
         error_table=ERROR_TABLE,

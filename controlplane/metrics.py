@@ -19,6 +19,8 @@ from controlplane.prefetch.metrics import families
 from controlplane.prefetch.model import Kind, Score
 from controlplane.prefetch.predictor import Predictor
 from controlplane.registry.registry import AdapterRegistry
+from controlplane.tenants.metrics import TenantAdmissions
+from controlplane.tenants.names import DEFAULT_TENANT
 
 _PREFIX = "chorale_control_plane"
 _ADMISSION_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -41,6 +43,7 @@ class ControlPlaneMetrics(Collector):
         self._predictor = predictor
         self._clock = clock
         self._admissions: Counter[tuple[str, str]] = Counter()
+        self._tenants = TenantAdmissions()
         self._admission_s = Histogram(_ADMISSION_S)
         self._directives: Counter[str] = Counter()
         self._heartbeats: Counter[str] = Counter()
@@ -51,8 +54,8 @@ class ControlPlaneMetrics(Collector):
         self.registry.register(self)
 
     @contextmanager
-    def admission(self) -> Generator[None]:
-        """Around one; how it is left is what was decided."""
+    def admission(self, tenant: str) -> Generator[None]:
+        """Around one; how it is left is what was decided. tenant: as the request has it."""
         began_s = self._clock()
         outcome, reason = "admitted", ""
         try:
@@ -65,6 +68,8 @@ class ControlPlaneMetrics(Collector):
             raise
         finally:
             self._admissions[outcome, reason] += 1
+            if reason != "TENANT_INVALID":
+                self._tenants.count(tenant or DEFAULT_TENANT, outcome, reason)
             self._admission_s.observe(self._clock() - began_s)
 
     @contextmanager
@@ -99,6 +104,7 @@ class ControlPlaneMetrics(Collector):
         for key, count in self._admissions.items():
             admissions.add_metric(key, count)
         yield admissions
+        yield self._tenants.family(f"{_PREFIX}_tenant_admissions")
         yield self._admission_s.family(f"{_PREFIX}_admission_seconds", "What one took.")
         directives = CounterMetricFamily(
             f"{_PREFIX}_directives", "Accepted ones.", labels=("action",)

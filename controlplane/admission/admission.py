@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -38,12 +37,11 @@ from controlplane.prefetch.batch import Asked
 from controlplane.registry.model import decode_version
 from controlplane.registry.names import check_reference
 from controlplane.store.client import Store
+from controlplane.tenants.charge import Charge, first_ticket_id, prompt_tokens, refused
+from controlplane.tenants.names import DEFAULT_TENANT, check_tenant
 
-DEFAULT_TENANT = "default"
-MAX_TENANT_CHARS = 128
 MAX_EXCLUDED = 64
 MAX_ROUTING_KEY_CHARS = 256
-_TENANT = re.compile(r"[!-~]+", re.ASCII)
 _RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
 _NOTHING_KNOWN = Wanted()
 
@@ -96,6 +94,7 @@ class Admission:
         self._source_access = source_access
         self._ticket_ttl_s = ticket_ttl_s
         self._max_priority = max_priority
+        self._characters_per_token = 0.0  # of the data plane placed on last
 
     async def admit(
         self,
@@ -106,19 +105,21 @@ class Admission:
         source_token: str = "",
         routing_key: str = "",
         wanted: Wanted = _NOTHING_KNOWN,
+        continued_ticket: bytes = b"",
     ) -> Admitted:
         """Places one request. source_token: the caller's, for private sources; shown to no other.
         routing_key: equal ones get the same target of an alias; empty: any. wanted: what is known
-        of the request; the adapter's part of it is filled in here.
+        of the request; the adapter's part of it is filled in here. continued_ticket: one that a
+        request had that goes on: it is not charged to its tenant again.
 
-        Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), FleetFullError,
+        Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), QuotaError, FleetFullError,
         UnreachableError, NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source
         is private and the token does not open it, other SourceError when that cannot be told.
         """
         if model:
             check_reference("model", model)
         tenant = tenant or DEFAULT_TENANT
-        _check_tenant(tenant)
+        check_tenant("tenant", tenant)
         if len(excluded) > MAX_EXCLUDED:
             raise InvalidRequestError(
                 "TOO_MANY_EXCLUDED",
@@ -127,7 +128,23 @@ class Admission:
             )
         _check_routing_key(routing_key)
         _check_priority(wanted.priority)
-        reply = await self._store.run("admit", model, routing_key or secrets.token_hex(8))
+        first_id = b""
+        if continued_ticket:
+            keys = await self._ticket_keys.known()
+            first_id = first_ticket_id(
+                continued_ticket, keys, tenant=tenant, model=model, now_s=time.time()
+            )
+        reply = await self._store.run(
+            "admit",
+            model,
+            routing_key or secrets.token_hex(8),
+            tenant,
+            prompt_tokens(wanted, self._characters_per_token),
+            "" if wanted.max_tokens is None else wanted.max_tokens,
+            first_id.hex(),
+        )
+        if reply[0] == "QUOTA":
+            raise refused(tenant, *reply[1:])
         if reply[0] == "UNKNOWN":
             raise UnknownNameError(
                 "MODEL_NOT_FOUND",
@@ -136,17 +153,25 @@ class Admission:
                 metadata={"model": model},
             )
         placed_at, asked = "", None
+        max_priority = self._max_priority if reply[11] == "" else int(reply[11])
         try:
-            resolved, choice = await self._choose(reply, wanted, excluded, source_token)
+            resolved, choice = await self._choose(
+                reply, wanted, max_priority, excluded, source_token
+            )
             placed_at = choice.candidate.data_plane_id
             asked = None if excluded else _asked(resolved, tenant)
         finally:
             # Counted before the next await, so that requests of one instant see each other.
             self._reservations.add(placed_at, int(reply[9]), asked)
+            if not placed_at and reply[12]:
+                self._reservations.give_back(Charge(tenant, int(reply[12]), int(reply[13])))
+        outlook = choice.candidate.outlook
+        self._characters_per_token = outlook.characters_per_token or self._characters_per_token
         key_id, key = await self._ticket_keys.find(reply[2])
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
         claims = _claims(resolved, choice.candidate, tenant, expires_at_ms)
-        claims.max_priority = self._max_priority
+        claims.max_priority = max_priority
+        claims.first_ticket_id = first_id
         claims.expected_ttft_s = choice.expected_s or 0.0
         if resolved.private:
             claims.adapter_source_token = source_token
@@ -154,7 +179,12 @@ class Admission:
         return Admitted(resolved, choice.candidate, ticket, expires_at_ms)
 
     async def _choose(
-        self, reply: Sequence[Any], wanted: Wanted, excluded: Sequence[str], source_token: str
+        self,
+        reply: Sequence[Any],
+        wanted: Wanted,
+        max_priority: int,
+        excluded: Sequence[str],
+        source_token: str,
     ) -> tuple[Resolved, Choice]:
         """Raises as `admit`."""
         planes = reply[7]
@@ -171,7 +201,7 @@ class Admission:
                 wanted,
                 digest=resolved.digest,
                 weights_bytes=resolved.weights_bytes,
-                priority=min(wanted.priority, self._max_priority),
+                priority=min(wanted.priority, max_priority),
             ),
             base_model=resolved.base_model,
             excluded=frozenset(excluded),
@@ -262,16 +292,6 @@ def _claims(
     )
     claims.expires_at.FromMilliseconds(expires_at_ms)
     return claims
-
-
-def _check_tenant(tenant: str) -> None:
-    if len(tenant) > MAX_TENANT_CHARS or not _TENANT.fullmatch(tenant):
-        raise InvalidRequestError(
-            "TENANT_INVALID",
-            f"tenant must be 1 to {MAX_TENANT_CHARS} printable ASCII characters without spaces, "
-            f"not {tenant[:200]!r}",
-            metadata={"field": "tenant"},
-        )
 
 
 def _check_routing_key(key: str) -> None:

@@ -1,9 +1,10 @@
 """Requests placed since the last heartbeats, and what they asked for, counted in Redis for all
-replicas."""
+replicas; and what those were charged that found no place."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import Counter
 from contextlib import suppress
@@ -12,6 +13,7 @@ from controlplane.errors import StoreUnavailableError
 from controlplane.prefetch.batch import Asked, DemandBatch
 from controlplane.store.client import Store
 from controlplane.tasks import end
+from controlplane.tenants.charge import Charge
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Reservations:
         self._in_flight: Counter[str] = Counter()
         self._numbers: list[int] = []
         self._numbers_in_flight: list[int] = []
+        self._given_back: list[Charge] = []
         self._wake = asyncio.Event()
         self._demand_due_s = 0.0  # on the event loop's clock
         self._task: asyncio.Task[None] | None = None
@@ -56,6 +59,11 @@ class Reservations:
             self._demand.add(data_plane_id, asked)
         self._wake.set()
 
+    def give_back(self, charge: Charge) -> None:
+        """A request was charged and placed nowhere."""
+        self._given_back.append(charge)
+        self._wake.set()
+
     def unwritten(self, data_plane_id: str) -> int:
         return self._pending[data_plane_id] + self._in_flight[data_plane_id]
 
@@ -69,9 +77,12 @@ class Reservations:
             self._wake.clear()
             self._in_flight, self._pending = self._pending, Counter()
             self._numbers_in_flight, self._numbers = self._numbers, []
+            given_back, self._given_back = self._given_back, []
             args = [str(value) for item in self._in_flight.items() for value in item]
             try:
                 await self._store.run("reserve", self._take_demand(), *args)
+                if given_back:
+                    await self._store.run("give_back", json.dumps(given_back))
             except StoreUnavailableError as error:
                 log.warning("placements are not counted: %s", error.message)
             except Exception:

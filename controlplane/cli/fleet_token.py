@@ -43,7 +43,7 @@ def find_token(path: Path) -> str:
         return read_secret(path)
     raise BlockedError(
         "FLEET_TOKEN_MISSING",
-        f"this asks a data plane for its inside and needs the fleet token: set {VARIABLE} or "
+        f"this needs the fleet token: set {VARIABLE} or "
         f"{FILE_VARIABLE}, or name with --data-dir the directory of a running `chorale up`; {path} "
         "does not give it",
         metadata={"variable": VARIABLE, "path": str(path)},

@@ -8,6 +8,7 @@ from controlplane.cli import demand, generate, health, pool, roles, status, top,
 from controlplane.cli.adapters import adapters
 from controlplane.cli.bench import bench
 from controlplane.cli.exit_codes import help_text
+from controlplane.cli.tenants import tenants
 
 app = typer.Typer(
     name="chorale",
@@ -29,6 +30,7 @@ top.install(app)
 health.install(app)
 pool.install(app)
 app.add_typer(adapters, name="adapters")
+app.add_typer(tenants, name="tenants")
 app.add_typer(bench, name="bench")
 
 

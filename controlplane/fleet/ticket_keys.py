@@ -25,6 +25,12 @@ class TicketKeys:
             signing_key_id = await self._reload()
         return signing_key_id, self._keys[signing_key_id]
 
+    async def known(self) -> Mapping[str, bytes]:
+        """Keys by id, from Redis only where none is known here yet."""
+        if not self._keys:
+            await self._reload()
+        return self._keys
+
     async def all(self) -> Mapping[str, bytes]:
         """All keys by id, from Redis; the first caller ever makes one."""
         await self._reload()

@@ -167,7 +167,10 @@ class Generation:
             routing_key=self._routing_key,
             prompt_size=prompt_size(self._request),
             priority=self._request.priority,
+            continued_ticket=b"" if first is None else first.ticket,
         )
+        if self._request.sampling.HasField("max_tokens"):
+            request.max_tokens = self._request.sampling.max_tokens
         self._objective.put_into(request, _now(), has_begun=self._has_begun)
         return request
 

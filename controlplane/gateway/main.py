@@ -19,6 +19,7 @@ from chorale.v1 import (
     fleet_pb2,
     inference_pb2,
     inference_pb2_grpc,
+    tenant_pb2,
 )
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.data_planes import DataPlanes
@@ -131,6 +132,7 @@ async def _start_grpc(
     registry = adapter_registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistryService"]
     admission = admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"]
     fleet = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
+    tenants = tenant_pb2.DESCRIPTOR.services_by_name["TenantService"]
     return await start_server(
         host=options.host,
         port=options.grpc_port,
@@ -139,6 +141,7 @@ async def _start_grpc(
             proxied(registry, control_plane, calls),
             proxied(admission, control_plane, calls),
             proxied(fleet, control_plane, calls, methods=_FLEET_METHODS),
+            proxied(tenants, control_plane, calls),
         ],
         error_table={},
     )

@@ -26,7 +26,8 @@ class Wanted:
     """What a request asks for, as far as that is known.
 
     weights_bytes: of the adapter's file. num_tokens, num_characters: of the prompt, either 0 where
-    it is not known. num_generated: tokens delivered before, which are computed anew.
+    it is not known. num_generated: tokens delivered before, which are computed anew. max_tokens: of
+    the answer; None: what the context has left.
     ttft_slo_s: its own objective; None: the data plane's. has_begun: its first token was delivered,
     so that it has no objective.
     """
@@ -36,6 +37,7 @@ class Wanted:
     num_tokens: int = 0
     num_characters: int = 0
     num_generated: int = 0
+    max_tokens: int | None = None
     priority: int = 0
     ttft_slo_s: float | None = None
 

@@ -24,7 +24,7 @@ class AdmissionHandlers(AdmissionServiceServicer):
         self._metrics = metrics
 
     async def Admit(self, request: pb.AdmitRequest, context: Context) -> pb.AdmitResponse:
-        with self._metrics.admission():
+        with self._metrics.admission(request.tenant):
             admitted = await self._admission.admit(
                 request.model,
                 tenant=request.tenant,
@@ -32,6 +32,7 @@ class AdmissionHandlers(AdmissionServiceServicer):
                 source_token=source_token_of(context.invocation_metadata()),
                 routing_key=request.routing_key,
                 wanted=_wanted(request),
+                continued_ticket=request.continued_ticket,
             )
         model = admitted.model
         return pb.AdmitResponse(
@@ -52,6 +53,7 @@ def _wanted(request: pb.AdmitRequest) -> Wanted:
         num_tokens=size.num_tokens,
         num_characters=size.num_characters,
         num_generated=size.num_generated_tokens,
+        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         priority=request.priority,
         ttft_slo_s=ttft_slo_s(request),
     )

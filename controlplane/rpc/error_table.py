@@ -15,6 +15,8 @@ ERROR_TABLE: ErrorTable = {
     errors.ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.FleetFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnreachableError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyTenantsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoDataPlaneError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,

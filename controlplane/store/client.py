@@ -40,7 +40,7 @@ _STATES = (
 @cache
 def script_text(name: str) -> str:
     """Key names, the functions that scripts share, and lua/NAME.lua."""
-    files = [(_LUA / f"{each}.lua").read_text() for each in ("_shared", "_demand", name)]
+    files = [(_LUA / f"{each}.lua").read_text() for each in ("_shared", "_demand", "_quota", name)]
     return "\n".join((keys.lua_locals(), *files))
 
 

@@ -17,6 +17,8 @@ TICKET_KEYS = PREFIX + "ticket_keys"  # hash key id -> key in hex
 PINS = PREFIX + "pins"  # hash digest -> Pin JSON, for data planes that join later
 ADMISSIONS = PREFIX + "admissions"  # hash: begun, ended; begins anew after 2 s without any
 SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
+TENANTS = PREFIX + "tenants"  # hash tenant, or "*" for all others -> TenantLimits JSON
+DEFAULT_BUCKETS = PREFIX + "default_buckets"  # zset: tenants with the limits of "*" -> expiry, ms
 # Demand and predictions; an `identity` is digest:base_model, and :base_model all of its requests.
 DEMAND_CLOCK = PREFIX + "demand_clock"  # hash: seen (Redis' time), now (never goes back)
 DEMANDED = PREFIX + "demanded"  # hash identity -> "when it was asked for last name@version"
@@ -40,6 +42,8 @@ RESIDENCY_HOST = PREFIX + "residency:host:"
 RESIDENCY_DISK = PREFIX + "residency:disk:"
 DEMAND = PREFIX + "demand:"  # and 1, 2, 3, a zset by half-life: identity -> logarithm of its count
 FOLLOWERS = PREFIX + "followers:"  # zset, expires: identity -> the same, "" for all visits
+TENANT_BUCKET = PREFIX + "tenant_bucket:"  # string, expires: what a tenant has used of its limits
+CONTINUED = PREFIX + "continued:"  # integer, expires: admissions by a first ticket beside its own
 
 _NAMES = (
     "ADAPTERS",
@@ -50,6 +54,8 @@ _NAMES = (
     "PINS",
     "ADMISSIONS",
     "SIGNING_KEY_ID",
+    "TENANTS",
+    "DEFAULT_BUCKETS",
     "DEMAND_CLOCK",
     "DEMANDED",
     "SESSIONS",
@@ -70,6 +76,8 @@ _NAMES = (
     "RESIDENCY_DISK",
     "DEMAND",
     "FOLLOWERS",
+    "TENANT_BUCKET",
+    "CONTINUED",
 )
 
 

@@ -25,6 +25,7 @@ from chorale.requests import (
 )
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
+from chorale.tenants import AsyncTenants
 from chorale.token_spans import TokenSpan, token_spans, tokenize_request
 from chorale.upload import OnProgress, Sending, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
@@ -36,6 +37,7 @@ from chorale.v1.admin_pb2_grpc import DataPlaneAdminServiceStub
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from chorale.v1.tenant_pb2_grpc import TenantServiceStub
 
 
 class AsyncClient:
@@ -63,6 +65,7 @@ class AsyncClient:
         self._admission = AdmissionServiceStub(self._channel)
         self._fleet = FleetServiceStub(self._channel)
         self._admin: Any = DataPlaneAdminServiceStub(self._channel)
+        self._tenants: Any = TenantServiceStub(self._channel)
         self._registry = AdapterRegistryServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._registry, timeout)
 
@@ -168,6 +171,10 @@ class AsyncClient:
         """
         request = fleet_pb.ListDemandRequest(limit=limit)
         return await call(self._fleet.ListDemand, request, self._timeout)
+
+    def tenants(self, fleet_token: str) -> AsyncTenants:
+        """What tenants may ask for: to be set, told and removed with the fleet token."""
+        return AsyncTenants(self._tenants, call, self._timeout, bearer_metadata(fleet_token))
 
 
 class AsyncGeneration:

@@ -24,6 +24,7 @@ from chorale.requests import (
 )
 from chorale.source_token import source_token_metadata
 from chorale.status import from_rpc_error
+from chorale.tenants import Tenants
 from chorale.token_spans import TokenSpan, token_spans, tokenize_request
 from chorale.upload import OnProgress, Sending, pause_before_retry_s, read_directory
 from chorale.v1 import adapter_registry_pb2 as registry_pb
@@ -35,6 +36,7 @@ from chorale.v1.admin_pb2_grpc import DataPlaneAdminServiceStub
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from chorale.v1.tenant_pb2_grpc import TenantServiceStub
 
 PAGE_SIZE = 1000
 
@@ -70,6 +72,7 @@ class Client:
         self._admission = AdmissionServiceStub(self._channel)
         self._fleet = FleetServiceStub(self._channel)
         self._admin: Any = DataPlaneAdminServiceStub(self._channel)
+        self._tenants: Any = TenantServiceStub(self._channel)
         self._registry = AdapterRegistryServiceStub(self._channel)
         self.adapters = Adapters(self._registry, timeout)
 
@@ -166,6 +169,10 @@ class Client:
         """
         request = fleet_pb.ListDemandRequest(limit=limit)
         return call(self._fleet.ListDemand, request, self._timeout)
+
+    def tenants(self, fleet_token: str) -> Tenants:
+        """What tenants may ask for: to be set, told and removed with the fleet token."""
+        return Tenants(self._tenants, call, self._timeout, bearer_metadata(fleet_token))
 
 
 class Generation:

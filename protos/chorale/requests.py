@@ -162,6 +162,8 @@ class AdmitOptions(TypedDict, total=False):
     num_generated_tokens of a request that goes on: what is to be computed before the first token.
     ttft_slo: seconds to the first token; refused at once where no data plane is expected to make
     it. priority: as in GenerateOptions. routing_key: equal ones get the same version of an alias.
+    max_tokens: of the answer, for the tenant's tokens per minute; left out: what the context has
+    left. continued_ticket: one that the request had before, so that it is not charged again.
     """
 
     excluded_data_plane_ids: Sequence[str]
@@ -172,6 +174,8 @@ class AdmitOptions(TypedDict, total=False):
     num_generated_tokens: int
     ttft_slo: float
     priority: int
+    max_tokens: int
+    continued_ticket: bytes
 
 
 def admit_request(model: str, options: AdmitOptions, *, tenant: str) -> admission_pb2.AdmitRequest:
@@ -191,6 +195,8 @@ def admit_request(model: str, options: AdmitOptions, *, tenant: str) -> admissio
                 num_generated_tokens=options.get("num_generated_tokens", 0),
             ),
             priority=options.get("priority", 0),
+            max_tokens=options.get("max_tokens"),
+            continued_ticket=options.get("continued_ticket", b""),
         )
         if (ttft_slo := options.get("ttft_slo")) is not None:
             set_ttft_slo(request, ttft_slo)

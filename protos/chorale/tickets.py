@@ -36,6 +36,16 @@ def verify(
     Raises: UnauthenticatedError with the reason TICKET_MISSING, TICKET_MALFORMED, TICKET_FORGED,
     TICKET_WRONG_DATA_PLANE or TICKET_EXPIRED.
     """
+    claims = genuine(ticket, keys)
+    _check_claims(claims, data_plane_id, now)
+    return claims
+
+
+def genuine(ticket: bytes, keys: Mapping[str, bytes]) -> admission_pb2.TicketClaims:
+    """The claims of a ticket that was signed with one of `keys`, for whomever and whenever.
+
+    Raises: UnauthenticatedError with the reason TICKET_MISSING, TICKET_MALFORMED or TICKET_FORGED.
+    """
     if not ticket:
         raise UnauthenticatedError("TICKET_MISSING", f"ticket is empty: {_WAY_OUT}")
     if len(ticket) > MAX_TICKET_BYTES:
@@ -54,7 +64,13 @@ def verify(
             f"ticket is not signed with a key in use here: {_WAY_OUT}",
             metadata={"key_id": signed.key_id[:64]},
         )
-    return _checked_claims(signed.claims, data_plane_id, now)
+    try:
+        claims = admission_pb2.TicketClaims.FromString(signed.claims)
+    except DecodeError:
+        raise _malformed("its claims are not TicketClaims") from None
+    if len(claims.ticket_id) != TICKET_ID_BYTES or not claims.HasField("expires_at"):
+        raise _malformed("its claims lack ticket_id or expires_at")
+    return claims
 
 
 class TicketReplayGuard:
@@ -97,13 +113,7 @@ class TicketReplayGuard:
         heapq.heappush(self._by_expiry, (_expiry(claims), claims.ticket_id))
 
 
-def _checked_claims(raw: bytes, data_plane_id: str, now: float) -> admission_pb2.TicketClaims:
-    try:
-        claims = admission_pb2.TicketClaims.FromString(raw)
-    except DecodeError:
-        raise _malformed("its claims are not TicketClaims") from None
-    if len(claims.ticket_id) != TICKET_ID_BYTES or not claims.HasField("expires_at"):
-        raise _malformed("its claims lack ticket_id or expires_at")
+def _check_claims(claims: admission_pb2.TicketClaims, data_plane_id: str, now: float) -> None:
     if claims.data_plane_id != data_plane_id:
         raise UnauthenticatedError(
             "TICKET_WRONG_DATA_PLANE",
@@ -117,7 +127,6 @@ def _checked_claims(raw: bytes, data_plane_id: str, now: float) -> admission_pb2
             f"ticket expired {now - _expiry(claims):.3f} s ago: {_WAY_OUT}",
             metadata={"expired_s": f"{now - _expiry(claims):.3f}"},
         )
-    return claims
 
 
 def _expiry(claims: admission_pb2.TicketClaims) -> float:

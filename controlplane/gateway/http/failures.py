@@ -34,6 +34,7 @@ _TYPE_OF = {
 _CODE_OF = {
     "PROMPT_TOO_LONG": "context_length_exceeded",
     "CONTEXT_EXCEEDED": "context_length_exceeded",
+    "TENANT_QUOTA": "rate_limit_exceeded",
 }
 _PARAM_OF = {"chat": "messages", "prompt_token_ids": "prompt"}
 _MAX_QUOTED = 200

@@ -1,9 +1,35 @@
--- model, key that a target of an alias is drawn by
+-- model, key that a target of an alias is drawn by, tenant, tokens of the prompt, most of the answer
+--   or "", of a request that goes on the id of its first ticket, else ""
 -- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
---   source is private, its number among admissions, those before it under way}
---   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name) or "UNKNOWN"
+--   source is private, its number among admissions, those before it under way, the tenant's highest
+--   priority or "", requests charged, tokens charged}
+--   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name), "UNKNOWN", or "QUOTA",
+--   followed by limit, its value, what was asked for, milliseconds until it is there or ""
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
 --   tier that holds the adapter or "", outlook}, ...}
+local MAX_GOING_ON, GOING_ON_MS = 64, 6 * 3600 * 1000
+
+-- Whether this is one of the admissions that a request's first ticket stands for.
+local function goes_on(ticket_id)
+  if ticket_id == "" then return false end
+  local times = redis.pcall("INCR", CONTINUED .. ticket_id)
+  redis.pcall("PEXPIRE", CONTINUED .. ticket_id, GOING_ON_MS)
+  return type(times) ~= "number" or times <= MAX_GOING_ON
+end
+
+-- Tokens that the base model's context has; nil when it is not known.
+local function context_of(kind, name, version)
+  local base = name
+  if kind == "ADAPTER" then
+    base = base_model_of(name, version)
+  elseif kind == "ANY_BASE_MODEL" then
+    local some = live_data_planes()[1]
+    base = some and redis.call("HGET", DATA_PLANE .. some, "base_model") or ""
+  end
+  local record = redis.call("HGET", BASE_MODELS, base)
+  return record and cjson.decode(record).max_context_tokens
+end
+
 local model = ARGV[1]
 local kind, name, version, record, source = "ANY_BASE_MODEL", "", "0", "", ""
 if model ~= "" then
@@ -15,6 +41,19 @@ if model ~= "" then
   else
     return {"UNKNOWN"}
   end
+end
+local limits, is_default = limits_of(ARGV[3])
+local num_charged, tokens_charged = 0, 0
+if limits and (limits.requests_per_minute or limits.tokens_per_minute)
+    and not goes_on(ARGV[6]) then
+  local asked = {1, tonumber(ARGV[4]) + tonumber(ARGV[5] ~= "" and ARGV[5] or 0)}
+  if limits.tokens_per_minute then
+    local context = context_of(kind, name, version)
+    if context then asked[2] = ARGV[5] == "" and context or math.min(asked[2], context) end
+  end
+  local refusal, tokens = charge(ARGV[3], limits, is_default, asked)
+  if refusal then return {"QUOTA", unpack(refusal)} end
+  num_charged, tokens_charged = 1, tokens
 end
 local digest = redis.call("HGET", ADAPTER .. name, "identity:" .. version)
 digest = digest and string.match(digest, "^([^:]*):")
@@ -42,4 +81,5 @@ if type(number) ~= "number" then number = 0 end
 local ended = tonumber(redis.call("HGET", ADMISSIONS, "ended") or "0")
 return {kind, integer(now_ms()), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
   source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
-  number, math.max(number - 1 - ended, 0)}
+  number, math.max(number - 1 - ended, 0), limits and limits.max_priority or "",
+  num_charged, tokens_charged}

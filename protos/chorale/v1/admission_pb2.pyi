@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "prompt_size", "ttft_slo", "priority", "routing_key")
+    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "prompt_size", "ttft_slo", "priority", "routing_key", "max_tokens", "continued_ticket")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,8 @@ class AdmitRequest(_message.Message):
     TTFT_SLO_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUED_TICKET_FIELD_NUMBER: _ClassVar[int]
     model: str
     tenant: str
     excluded_data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
@@ -26,7 +28,9 @@ class AdmitRequest(_message.Message):
     ttft_slo: _duration_pb2.Duration
     priority: int
     routing_key: str
-    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., prompt_size: _Optional[_Union[PromptSize, _Mapping]] = ..., ttft_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., routing_key: _Optional[str] = ...) -> None: ...
+    max_tokens: int
+    continued_ticket: bytes
+    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., prompt_size: _Optional[_Union[PromptSize, _Mapping]] = ..., ttft_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., routing_key: _Optional[str] = ..., max_tokens: _Optional[int] = ..., continued_ticket: _Optional[bytes] = ...) -> None: ...
 
 class PromptSize(_message.Message):
     __slots__ = ("num_tokens", "num_characters", "num_generated_tokens")
@@ -57,7 +61,7 @@ class AdmitResponse(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ..., data_plane_id: _Optional[str] = ..., ticket: _Optional[bytes] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
 
 class TicketClaims(_message.Message):
-    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token", "expected_ttft_s")
+    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token", "expected_ttft_s", "first_ticket_id")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +74,7 @@ class TicketClaims(_message.Message):
     MAX_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SOURCE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     ticket_id: bytes
     data_plane_id: str
     tenant: str
@@ -82,7 +87,8 @@ class TicketClaims(_message.Message):
     max_priority: int
     adapter_source_token: str
     expected_ttft_s: float
-    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ..., expected_ttft_s: _Optional[float] = ...) -> None: ...
+    first_ticket_id: bytes
+    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ..., expected_ttft_s: _Optional[float] = ..., first_ticket_id: _Optional[bytes] = ...) -> None: ...
 
 class SignedTicket(_message.Message):
     __slots__ = ("claims", "signature", "key_id")

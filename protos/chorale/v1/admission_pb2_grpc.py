@@ -51,9 +51,10 @@ class AdmissionServiceServicer:
         it. Changes nothing but the load that the control plane expects there. When the version's source
         is private, the metadata entry `x-chorale-source-token` must hold a token that opens it, which
         is checked each time (PERMISSION_DENIED otherwise).
+        Charges the tenant's limits (tenant.proto) for it; what is refused is charged nothing.
         Errors: NOT_FOUND (model), RESOURCE_EXHAUSTED with RetryInfo (FLEET_FULL: every data plane is
         full; TTFT_SLO_UNREACHABLE: their queues are too long for the objective, by what they
-        measured), UNAVAILABLE with RetryInfo (no live data plane serves the base model), INVALID_ARGUMENT.
+        measured; TENANT_QUOTA: the tenant has used its limits up), UNAVAILABLE with RetryInfo (no live data plane serves the base model), INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

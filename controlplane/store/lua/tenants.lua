@@ -1,0 +1,2 @@
+-- -> {name, limits JSON, ...}
+return redis.call("HGETALL", TENANTS)

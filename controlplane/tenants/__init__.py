@@ -1,0 +1,1 @@
+"""Tenants: what each may ask for."""
