@@ -10,6 +10,7 @@ from chorale.v1 import fleet_pb2 as fleet_pb
 from controlplane.cli.supervisor.ports import free_port
 from controlplane.store import keys
 from controlplane.store.embedded import EmbeddedRedis
+from tests.controlplane.tenants.quota import admit, limit, refusal
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
 from tests.helpers.prometheus import Metrics
@@ -58,6 +59,29 @@ async def test_what_was_decided_and_what_there_is(redis_url: str, tmp_path: Path
     assert seen(f"{PREFIX}_directives_total", action="pin") == 1
     assert seen(f"{PREFIX}_registered_adapters") == 1
     assert seen(f"{PREFIX}_data_planes") == 1
+
+
+async def test_admissions_by_tenant(redis_url: str) -> None:
+    port = free_port("127.0.0.1")
+    async with running(redis_url, metrics_port=port) as plane, httpx.AsyncClient() as http:
+        await limit(plane, "acme", requests_per_minute=1)
+        await failure(admit(plane))  # nobody is there
+        await plane.join(max_running=4)
+        await asyncio.sleep(0.1)  # its charge is given back
+        await admit(plane)
+        for _ in range(2):
+            await refusal(plane)
+        await admit(plane, "")
+        await failure(admit(plane, "no name"))
+        seen = Metrics((await http.get(f"http://127.0.0.1:{port}/metrics")).text)
+    name = f"{PREFIX}_tenant_admissions_total"
+    assert seen(name, tenant="acme", outcome="admitted") == 1
+    assert seen(name, tenant="acme", outcome="refused") == 1
+    assert seen(name, tenant="acme", outcome="over_quota") == 2
+    assert seen(name, tenant="default", outcome="admitted") == 1
+    assert seen.values("tenant") == {"acme", "default"}
+    refused = seen(f"{PREFIX}_admissions_total", outcome="refused", reason="TENANT_QUOTA")
+    assert refused == 2
 
 
 async def until_counted(plane: ControlPlane) -> None:

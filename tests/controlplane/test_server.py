@@ -58,6 +58,7 @@ async def test_health_and_reflection(plane: ControlPlane) -> None:
         "chorale.v1.AdapterRegistryService",
         "chorale.v1.AdmissionService",
         "chorale.v1.FleetService",
+        "chorale.v1.TenantService",
     }
     assert ours | {"grpc.health.v1.Health"} <= names
     for name in ("", *ours):

@@ -53,6 +53,12 @@ async def test_directives_pass_with_the_fleet_token(client: AsyncClient, fleet: 
     assert not fleet.directed[-1].HasField("within")
 
 
+async def test_tenants_pass_with_the_fleet_token(client: AsyncClient, fleet: FakeFleet) -> None:
+    made = await client.tenants("secret").set("acme", requests_per_minute=7)
+    assert (made.name, made.limits.requests_per_minute) == ("acme", 7)
+    assert fleet.metadata[-1]["authorization"] == "Bearer secret"
+
+
 async def test_demand_passes(client: AsyncClient) -> None:
     (pirate,) = (await client.demand(limit=50)).adapters
     assert pirate.name == "pirate@3" and pirate.followers[0].share == 0.5
@@ -152,6 +158,7 @@ async def test_reflection_lists_and_describes_the_services(gateway: RunningGatew
         "chorale.v1.AdapterRegistryService",
         "chorale.v1.AdmissionService",
         "chorale.v1.FleetService",
+        "chorale.v1.TenantService",
         "grpc.health.v1.Health",
     }
     raw = described.file_descriptor_response.file_descriptor_proto[0]

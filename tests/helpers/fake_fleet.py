@@ -21,6 +21,7 @@ from chorale.server import Server, start_server
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
+from chorale.v1 import tenant_pb2 as tenant_pb
 from chorale.v1.adapter_registry_pb2_grpc import (
     AdapterRegistryServiceServicer,
     add_AdapterRegistryServiceServicer_to_server,
@@ -30,6 +31,7 @@ from chorale.v1.admission_pb2_grpc import (
     add_AdmissionServiceServicer_to_server,
 )
 from chorale.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
+from chorale.v1.tenant_pb2_grpc import TenantServiceServicer, add_TenantServiceServicer_to_server
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_data_plane import FakeDataPlane
@@ -38,7 +40,12 @@ BASE_MODEL = "base"
 
 
 @dataclass
-class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetServiceServicer):
+class FakeFleet(
+    AdmissionServiceServicer,
+    AdapterRegistryServiceServicer,
+    FleetServiceServicer,
+    TenantServiceServicer,
+):
     """The control plane. Adapters: name → versions; a ticket is good for one stream."""
 
     planes: list[FakeDataPlane] = field(default_factory=list)
@@ -59,11 +66,12 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
     server: Server | None = None
 
     async def start(self) -> None:
-        names = ("AdmissionService", "AdapterRegistryService", "FleetService")
+        names = ("AdmissionService", "AdapterRegistryService", "FleetService", "TenantService")
         adds = (
             add_AdmissionServiceServicer_to_server,
             add_AdapterRegistryServiceServicer_to_server,
             add_FleetServiceServicer_to_server,
+            add_TenantServiceServicer_to_server,
         )
         self.server = await start_server(
             host="127.0.0.1",
@@ -235,6 +243,10 @@ class FakeFleet(AdmissionServiceServicer, AdapterRegistryServiceServicer, FleetS
         self.directed.append(request)
         told = request.data_plane_id or "dp0"
         return fleet_pb.DirectAdapterResponse(adapter=request.name, data_plane_ids=[told])
+
+    async def SetTenant(self, request: Any, context: Any) -> Any:
+        self.metadata.append(dict(context.invocation_metadata()))
+        return tenant_pb.SetTenantResponse(tenant=request.tenant)
 
     async def ListDemand(self, request: Any, context: Any) -> Any:
         follower = fleet_pb.Follower(name="parrot@1", share=request.limit / 100)

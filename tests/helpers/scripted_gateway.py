@@ -16,6 +16,7 @@ from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admin_pb2 as admin_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
 from chorale.v1 import inference_pb2 as inference_pb
+from chorale.v1 import tenant_pb2 as tenant_pb
 from chorale.v1.adapter_registry_pb2_grpc import (
     AdapterRegistryServiceServicer,
     add_AdapterRegistryServiceServicer_to_server,
@@ -29,6 +30,7 @@ from chorale.v1.inference_pb2_grpc import (
     InferenceServiceServicer,
     add_InferenceServiceServicer_to_server,
 )
+from chorale.v1.tenant_pb2_grpc import TenantServiceServicer, add_TenantServiceServicer_to_server
 
 
 class ScriptedGateway(
@@ -36,6 +38,7 @@ class ScriptedGateway(
     DataPlaneAdminServiceServicer,
     FleetServiceServicer,
     InferenceServiceServicer,
+    TenantServiceServicer,
 ):
     """`answers` by RPC name: a response, a list of them for a stream, an error, or a function of
     the request that returns one of these. A list may end in an error. `requests` holds what came,
@@ -74,7 +77,7 @@ def _scripted(rpc: str) -> Callable[..., Any]:
     return method
 
 
-for _file in (registry_pb, admin_pb, fleet_pb):
+for _file in (registry_pb, admin_pb, fleet_pb, tenant_pb):
     for _service in _file.DESCRIPTOR.services_by_name.values():
         for _method in _service.methods:
             setattr(ScriptedGateway, _method.name, _scripted(_method.name))
@@ -89,6 +92,7 @@ def scripted_gateway() -> Generator[ScriptedGateway]:
     add_DataPlaneAdminServiceServicer_to_server(gateway, server)
     add_FleetServiceServicer_to_server(gateway, server)
     add_InferenceServiceServicer_to_server(gateway, server)
+    add_TenantServiceServicer_to_server(gateway, server)
     gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:

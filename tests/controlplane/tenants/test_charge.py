@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from chorale.tickets import sign
+from chorale.v1 import admission_pb2 as pb
+from controlplane.placement.expectation import Wanted
+from controlplane.tenants.charge import MAX_CONTINUED_S, first_ticket_id, prompt_tokens
+
+KEYS = {"k": b"x" * 32}
+NOW_S = 1_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ratio", "tokens"),
+    [
+        (Wanted(num_tokens=7, num_characters=100), 2.0, 7),
+        (Wanted(num_characters=9), 2.0, 5),
+        (Wanted(num_characters=9), 0.0, 3),
+        (Wanted(), 2.0, 0),
+        (Wanted(num_tokens=7, num_generated=3), 0.0, 7),  # those are of the answer
+    ],
+)
+def test_prompts(wanted: Wanted, ratio: float, tokens: int) -> None:
+    assert prompt_tokens(wanted, ratio) == tokens
+
+
+def ticket(expires_s: float = NOW_S, **claims: object) -> bytes:
+    made = pb.TicketClaims(ticket_id=b"i" * 16, tenant="acme", base_model="base", **claims)
+    made.expires_at.FromSeconds(int(expires_s))
+    return sign(made, "k", KEYS["k"])
+
+
+def first(ticket: bytes, model: str = "base", tenant: str = "acme") -> bytes:
+    return first_ticket_id(ticket, KEYS, tenant=tenant, model=model, now_s=NOW_S)
+
+
+def test_which_ticket_was_the_first() -> None:
+    assert first(ticket()) == b"i" * 16
+    assert first(ticket(first_ticket_id=b"f" * 16)) == b"f" * 16
+    voice = ticket(adapter_name="voice", adapter_version=2)
+    assert first(voice, "voice@2") == b"i" * 16
+    for model in ("voice", "voice@1", "base", ""):
+        assert first(voice, model) == b""
+    assert first(ticket(), tenant="other") == b""
+    assert first(ticket(NOW_S - MAX_CONTINUED_S - 1)) == b""
+    assert first(b"") == first(b"?") == first(ticket()[:-3] + b"\0\0\0") == b""

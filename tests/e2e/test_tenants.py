@@ -1,0 +1,68 @@
+"""Tenants' limits in a real deployment: set by the command, met over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import httpx
+import openai
+import pytest
+
+import chorale
+from chorale.errors import ResourceExhaustedError
+from tests.e2e.conftest import BASE
+from tests.helpers import up as helpers
+from tests.helpers.up import ChoraleUp
+
+Tenants = Callable[..., str]
+
+
+@pytest.fixture
+def tenants(up: ChoraleUp) -> Tenants:
+    def run(*arguments: str) -> str:
+        where = (f"--address={up.grpc_address}", f"--data-dir={up.data_dir}")
+        done = helpers.chorale("tenants", *arguments, *where)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_tenant_meets_its_limit(up: ChoraleUp, client: chorale.Client, tenants: Tenants) -> None:
+    shown = tenants("set", "metered", "--requests-per-minute=1", "--burst=2")
+    assert shown == "metered: 1 requests per minute, request burst 2\n"
+    with openai.OpenAI(
+        base_url=f"http://{up.http_address}/v1",
+        api_key="none",
+        max_retries=0,
+        default_headers={"x-chorale-tenant": "metered"},
+    ) as sdk:
+        assert sdk.completions.create(model=BASE, prompt="4", max_tokens=2).choices
+        list(sdk.completions.create(model=BASE, prompt="4", max_tokens=2, stream=True))
+        with pytest.raises(openai.RateLimitError) as caught:
+            sdk.completions.create(model=BASE, prompt="4", max_tokens=2)
+    assert caught.value.code == "rate_limit_exceeded"
+    assert 0 < int(caught.value.response.headers["retry-after"]) <= 60
+    with pytest.raises(ResourceExhaustedError) as refused:
+        client.complete("4", tenant="metered", max_tokens=2)
+    assert refused.value.reason == "TENANT_QUOTA" and refused.value.retry_after_s
+    assert client.complete("4", tenant="another", max_tokens=2).token_ids
+    assert "0.0" in tenants("show", "metered")
+
+    process = up.part("control-plane")  # what was used is not in its memory
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    for _ in range(100):
+        answer = httpx.post(
+            f"http://{up.http_address}/v1/completions",
+            json={"model": BASE, "prompt": "4", "max_tokens": 2},
+            headers={"x-chorale-tenant": "metered"},
+        )
+        if answer.status_code != 503:
+            break
+    assert answer.status_code == 429, answer.text
+    assert tenants("list").count("metered") == 1
+    tenants("remove", "metered")
+    assert client.complete("4", tenant="metered", max_tokens=2).token_ids
