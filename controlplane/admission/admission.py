@@ -37,7 +37,7 @@ from controlplane.prefetch.batch import Asked
 from controlplane.registry.model import decode_version
 from controlplane.registry.names import check_reference
 from controlplane.store.client import Store
-from controlplane.tenants.charge import Charge, first_ticket_id, prompt_tokens, refused
+from controlplane.tenants.charge import Charge, Continued, continued, prompt_tokens, refused
 from controlplane.tenants.names import DEFAULT_TENANT, check_tenant
 
 MAX_EXCLUDED = 64
@@ -128,10 +128,10 @@ class Admission:
             )
         _check_routing_key(routing_key)
         _check_priority(wanted.priority)
-        first_id = b""
+        before: Continued | None = None
         if continued_ticket:
             keys = await self._ticket_keys.known()
-            first_id = first_ticket_id(
+            before = continued(
                 continued_ticket, keys, tenant=tenant, model=model, now_s=time.time()
             )
         reply = await self._store.run(
@@ -141,7 +141,7 @@ class Admission:
             tenant,
             prompt_tokens(wanted, self._characters_per_token),
             "" if wanted.max_tokens is None else wanted.max_tokens,
-            first_id.hex(),
+            before.first_ticket_id.hex() if before else "",
         )
         if reply[0] == "QUOTA":
             raise refused(tenant, *reply[1:])
@@ -171,7 +171,9 @@ class Admission:
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
         claims = _claims(resolved, choice.candidate, tenant, expires_at_ms)
         claims.max_priority = max_priority
-        claims.first_ticket_id = first_id
+        claims.charged_tokens = int(reply[13])
+        if before and not reply[12]:
+            claims.first_ticket_id, claims.charged_tokens = before
         claims.expected_ttft_s = choice.expected_s or 0.0
         if resolved.private:
             claims.adapter_source_token = source_token

@@ -20,9 +20,11 @@ from controlplane.fleet.outlook import Outlook
 from controlplane.fleet.ticket_keys import TicketKeys, decode_keys
 from controlplane.registry.model import BaseModelRecord, encode
 from controlplane.store.client import Store, as_dict
+from controlplane.tenants.settlement import Settlement
 
 _NO_COUNTERS = Counters()
 _NO_OUTLOOK = Outlook()
+_NO_SETTLEMENT = Settlement()
 
 
 class Fleet:
@@ -70,6 +72,7 @@ class Fleet:
         received_directives: int = 0,
         counters: Counters = _NO_COUNTERS,
         outlook: Outlook = _NO_OUTLOOK,
+        settlement: Settlement = _NO_SETTLEMENT,
     ) -> tuple[Mapping[str, bytes], list[Numbered]]:
         """Renews the lease, takes the report, returns the ticket keys and the directives after
         number `received_directives`.
@@ -93,6 +96,8 @@ class Fleet:
             received_directives,
             counters.pack(),
             outlook.pack(),
+            settlement.number,
+            settlement.pack(),
         )
         if reply[0] != "OK":
             raise _lease_lost(reply[0], data_plane_id)

@@ -23,6 +23,7 @@ from controlplane.rpc.directives import (
     within_from_pb,
 )
 from controlplane.rpc.outlook import outlook_from_pb
+from controlplane.rpc.tenants import settlement_from_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -74,6 +75,7 @@ class FleetHandlers(FleetServiceServicer):
                 request.received_directives,
                 counters_from_pb(request.load),
                 outlook_from_pb(request.load),
+                settlement_from_pb(request.settlement),
             )
         return pb.HeartbeatResponse(
             ticket_keys=translate.keys_to_pb(keys),

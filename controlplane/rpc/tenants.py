@@ -1,4 +1,4 @@
-"""TenantService."""
+"""TenantService, and what data planes tell of tenants' tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 import grpc
 
 from chorale.bearer import check_bearer
+from chorale.v1 import fleet_pb2
 from chorale.v1 import tenant_pb2 as pb
 from chorale.v1.tenant_pb2_grpc import TenantServiceServicer
 from controlplane.tenants.limits import TenantLimits
+from controlplane.tenants.settlement import Settlement
 from controlplane.tenants.tenants import Tenants
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,6 +57,12 @@ class TenantHandlers(TenantServiceServicer):
         check_bearer(context.invocation_metadata(), self._token)
         await self._tenants.remove(request.name)
         return pb.RemoveTenantResponse()
+
+
+def settlement_from_pb(settlement: fleet_pb2.Settlement) -> Settlement:
+    return Settlement.of(
+        settlement.number, ((each.tenant, each.num_tokens) for each in settlement.unused)
+    )
 
 
 def _limits_from_pb(limits: pb.TenantLimits) -> TenantLimits:

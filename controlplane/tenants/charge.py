@@ -24,6 +24,13 @@ class Charge(NamedTuple):
     num_tokens: int
 
 
+class Continued(NamedTuple):
+    """A request that was charged before, known by its first ticket."""
+
+    first_ticket_id: bytes
+    charged_tokens: int
+
+
 def prompt_tokens(wanted: Wanted, characters_per_token: float) -> int:
     """Of the prompt, or about so many where only its characters are known.
 
@@ -34,25 +41,25 @@ def prompt_tokens(wanted: Wanted, characters_per_token: float) -> int:
     return math.ceil(wanted.num_characters / (characters_per_token or USUAL_CHARACTERS_PER_TOKEN))
 
 
-def first_ticket_id(
+def continued(
     ticket: bytes, keys: Mapping[str, bytes], *, tenant: str, model: str, now_s: float
-) -> bytes:
-    """The id of the first ticket of the request that `ticket` was signed for, or nothing when it
-    does not show that it was one of `tenant` for `model` (`name@version`, or a base model).
+) -> Continued | None:
+    """The request that `ticket` was signed for; None when it does not show that it was one of
+    `tenant` for `model` (`name@version`, or a base model).
 
     now_s: since the Unix epoch.
     """
     try:
         claims = tickets.genuine(ticket, keys)
     except UnauthenticatedError:
-        return b""
+        return None
     served = claims.base_model
     if claims.adapter_name:
         served = f"{claims.adapter_name}@{claims.adapter_version}"
     is_old = now_s - claims.expires_at.seconds > MAX_CONTINUED_S
     if is_old or claims.tenant != tenant or served != model:
-        return b""
-    return claims.first_ticket_id or claims.ticket_id
+        return None
+    return Continued(claims.first_ticket_id or claims.ticket_id, claims.charged_tokens)
 
 
 def refused(tenant: str, limit: str, value: str, asked: str, retry_ms: str) -> QuotaError:

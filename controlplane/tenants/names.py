@@ -7,14 +7,17 @@ import re
 from controlplane.errors import InvalidRequestError
 
 DEFAULT_TENANT = "default"
-EVERYBODY_ELSE = "*"
 MAX_TENANT_CHARS = 128
 _TENANT = re.compile(r"[!-~]+", re.ASCII)
 
 
+def is_tenant(value: str) -> bool:
+    return len(value) <= MAX_TENANT_CHARS and _TENANT.fullmatch(value) is not None
+
+
 def check_tenant(field: str, value: str) -> str:
     """`value`, when it can name a tenant. Raises: InvalidRequestError (TENANT_INVALID)."""
-    if len(value) <= MAX_TENANT_CHARS and _TENANT.fullmatch(value):
+    if is_tenant(value):
         return value
     raise InvalidRequestError(
         "TENANT_INVALID",

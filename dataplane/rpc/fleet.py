@@ -23,6 +23,7 @@ from chorale.errors import (
 )
 from chorale.status import from_rpc_error
 from chorale.v1 import fleet_pb2, fleet_pb2_grpc
+from dataplane.rpc.settlements import Settlements
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ class FleetMember:
     """Keeps this data plane known to the control plane at `address` while it runs.
 
     join: what Join is called with. report: the load and residency of the moment. on_keys: called
-    with the ticket keys of every answer. on_directive: called once with each directive. Belongs to
-    one event loop; `stop` after `start`. Between `pause` and `resume` it is no member, and nothing
-    is placed here.
+    with the ticket keys of every answer. on_directive: called once with each directive.
+    settlements: told with the heartbeats. Belongs to one event loop; `stop` after `start`. Between
+    `pause` and `resume` it is no member, and nothing is placed here.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class FleetMember:
         report: Report,
         on_keys: OnKeys,
         on_directive: OnDirective = lambda _directive: None,
+        settlements: Settlements | None = None,
     ) -> None:
         self._metadata = bearer_metadata(token)
         self._join_request = join
         self._report = report
         self._on_keys = on_keys
         self._on_directive = on_directive
+        self._settlements = settlements or Settlements()
         self._received = 0  # number of the last directive since Join
         self._pins = _Pins()
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -151,6 +154,7 @@ class FleetMember:
                 continue
             self._received = 0
             self._pins.joined()
+            self._settlements.joined()
             self._on_keys(list(answer.ticket_keys))
             log.info("joined the fleet as %s", self._join_request.data_plane_id)
             interval_s = answer.heartbeat_interval.ToNanoseconds() / 1e9
@@ -169,11 +173,13 @@ class FleetMember:
                 load=load,
                 residency=residency,
                 received_directives=self._received,
+                settlement=self._settlements.next(),
             )
             try:
                 answer: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(
                     request, metadata=self._metadata, timeout=max(interval_s, 1.0)
                 )
+                self._settlements.arrived()
                 self._on_keys(list(answer.ticket_keys))
                 self._take(answer.directives)
                 if told:

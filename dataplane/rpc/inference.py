@@ -29,6 +29,7 @@ from dataplane.rpc.engine_stream import EngineStream
 from dataplane.rpc.foresight import Foresight
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.request import PreparedRequest, is_short, prepare
+from dataplane.rpc.settlements import Settlements
 from dataplane.rpc.text_ratio import TextRatio
 from dataplane.rpc.tokenizing import Tokenizing
 
@@ -46,8 +47,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
     with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that name none; None: nothing.
-    metrics: of all requests. Tells, besides, how many characters make a token of prompts, and how
-    true the tickets' expectations came.
+    metrics: of all requests. Tells, besides, how many characters make a token of prompts, how true
+    the tickets' expectations came, and what tenants were charged too much.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._metrics = metrics
         self.text_ratio = TextRatio()
         self.foresight = Foresight()
+        self.settlements = Settlements()
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -142,9 +144,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                         expected_s = 0.0  # only of the first token
                     yield watch.note(inference_pb2.GenerateResponse(tokens=chunk))
             took_s = time.monotonic() - arrival_s
-            yield watch.note(
-                inference_pb2.GenerateResponse(finished=prepared.completion.finish(took_s))
-            )
+            finished = prepared.completion.finish(took_s)
+            used_tokens = finished.usage.num_prompt_tokens + finished.usage.num_completion_tokens
+            self.settlements.note(claims.tenant, claims.charged_tokens, used_tokens)
+            yield watch.note(inference_pb2.GenerateResponse(finished=finished))
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Refuses new requests, gives open ones `grace_s` to finish, or until `hurry` is set, then

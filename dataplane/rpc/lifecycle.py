@@ -205,6 +205,7 @@ class _DataPlane:
         self, announced: channel.Ready, gate: TicketGate, data_plane_id: str, port: int
     ) -> FleetMember:
         options = self._options
+        assert self._service is not None
         return FleetMember(
             options.control_plane,
             options.fleet_token,
@@ -217,6 +218,7 @@ class _DataPlane:
             report=self._report,
             on_keys=gate.set_keys,
             on_directive=self._direct,
+            settlements=self._service.settlements,
         )
 
     def _report(self) -> tuple[fleet_pb2.Load, fleet_pb2.Residency]:

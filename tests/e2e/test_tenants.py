@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import httpx
@@ -66,3 +68,21 @@ def test_a_tenant_meets_its_limit(up: ChoraleUp, client: chorale.Client, tenants
     assert tenants("list").count("metered") == 1
     tenants("remove", "metered")
     assert client.complete("4", tenant="metered", max_tokens=2).token_ids
+
+
+def test_answers_settle_what_they_were_charged(
+    up: ChoraleUp, client: chorale.Client, tenants: Tenants
+) -> None:
+    tenants("set", "careful", "--tokens-per-minute=1", "--token-burst=5000")
+
+    def left() -> float:
+        shown = json.loads(tenants("show", "careful", "--json"))
+        return shown["tenant"]["available"]["tokens"]
+
+    done = client.complete("407 =", tenant="careful", max_tokens=400)
+    used = done.accepted.num_prompt_tokens + len(done.token_ids)
+    assert used < 300
+    until_s = time.monotonic() + 10
+    while abs(5000 - used - left()) > 3:
+        assert time.monotonic() < until_s, (used, left())
+        time.sleep(0.1)

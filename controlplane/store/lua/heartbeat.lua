@@ -1,5 +1,5 @@
 -- id, incarnation, load, lease_ms, tags of pool, host and disk residency, received directives,
---   counters, outlook
+--   counters, outlook, number of a settlement or 0, JSON {{tenant, tokens unused}, ...}
 -- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys,
 --     {"number directive", ...}} or {why not}
 local id, incarnation, load, lease_ms = unpack(ARGV)
@@ -11,6 +11,11 @@ if held ~= incarnation then return {"REPLACED"} end
 redis.call("HSET", key, "load", load, "last_heartbeat_ms", integer(now_ms()), "num_placed", 0,
   "counters", ARGV[9], "outlook", ARGV[10])
 redis.call("PEXPIRE", key, lease_ms)
+local settled = tonumber(redis.call("HGET", key, "settled") or "0")
+if tonumber(ARGV[11]) > settled then
+  redis.call("HSET", key, "settled", ARGV[11])
+  for _, each in ipairs(cjson.decode(ARGV[12])) do give_back(each[1], 0, each[2]) end
+end
 -- What a control plane that died had under way does not count for ever.
 local begun = redis.call("HGET", ADMISSIONS, "begun")
 if begun then redis.call("HSET", ADMISSIONS, "ended", begun) end

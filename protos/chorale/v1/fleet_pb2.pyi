@@ -218,18 +218,36 @@ class Residency(_message.Message):
     def __init__(self, pool_digests: _Optional[_Iterable[str]] = ..., host_digests: _Optional[_Iterable[str]] = ..., disk_digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("data_plane_id", "incarnation", "load", "residency", "received_directives")
+    __slots__ = ("data_plane_id", "incarnation", "load", "residency", "received_directives", "settlement")
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_DIRECTIVES_FIELD_NUMBER: _ClassVar[int]
+    SETTLEMENT_FIELD_NUMBER: _ClassVar[int]
     data_plane_id: str
     incarnation: int
     load: Load
     residency: Residency
     received_directives: int
-    def __init__(self, data_plane_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ..., received_directives: _Optional[int] = ...) -> None: ...
+    settlement: Settlement
+    def __init__(self, data_plane_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ..., received_directives: _Optional[int] = ..., settlement: _Optional[_Union[Settlement, _Mapping]] = ...) -> None: ...
+
+class Settlement(_message.Message):
+    __slots__ = ("number", "unused")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    unused: _containers.RepeatedCompositeFieldContainer[TenantTokens]
+    def __init__(self, number: _Optional[int] = ..., unused: _Optional[_Iterable[_Union[TenantTokens, _Mapping]]] = ...) -> None: ...
+
+class TenantTokens(_message.Message):
+    __slots__ = ("tenant", "num_tokens")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    num_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("ticket_keys", "directives")

@@ -5,7 +5,7 @@ import pytest
 from chorale.tickets import sign
 from chorale.v1 import admission_pb2 as pb
 from controlplane.placement.expectation import Wanted
-from controlplane.tenants.charge import MAX_CONTINUED_S, first_ticket_id, prompt_tokens
+from controlplane.tenants.charge import MAX_CONTINUED_S, continued, prompt_tokens
 
 KEYS = {"k": b"x" * 32}
 NOW_S = 1_000_000.0
@@ -32,7 +32,8 @@ def ticket(expires_s: float = NOW_S, **claims: object) -> bytes:
 
 
 def first(ticket: bytes, model: str = "base", tenant: str = "acme") -> bytes:
-    return first_ticket_id(ticket, KEYS, tenant=tenant, model=model, now_s=NOW_S)
+    found = continued(ticket, KEYS, tenant=tenant, model=model, now_s=NOW_S)
+    return found.first_ticket_id if found else b""
 
 
 def test_which_ticket_was_the_first() -> None:
@@ -45,3 +46,8 @@ def test_which_ticket_was_the_first() -> None:
     assert first(ticket(), tenant="other") == b""
     assert first(ticket(NOW_S - MAX_CONTINUED_S - 1)) == b""
     assert first(b"") == first(b"?") == first(ticket()[:-3] + b"\0\0\0") == b""
+
+
+def test_what_it_was_charged() -> None:
+    found = continued(ticket(charged_tokens=7), KEYS, tenant="acme", model="base", now_s=NOW_S)
+    assert found == (b"i" * 16, 7)
