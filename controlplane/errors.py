@@ -95,7 +95,7 @@ class QuotaError(ControlPlaneError):
         what = "tokens" if limit.startswith("tokens") else "request"
         way_out = "ask the operator to raise it"
         if retry_after_s is not None:
-            way_out = f"try again after {retry_after_s:.3f} s, or {way_out}"
+            way_out = f"try again after retry_after_s, or {way_out}"
         super().__init__(
             "TENANT_QUOTA",
             f"tenant {tenant!r} has reached its limit of {value:,} {limit.replace('_', ' ')}, and "

@@ -94,7 +94,7 @@ local function give_back(tenant, requests, tokens)
   local bucket = bucket_of(tenant, is_default, now)
   local owed, given = owed_by(bucket, limits, now), {requests, tokens}
   for i, quota in ipairs(QUOTAS) do
-    if limits[quota.rate] then owed[i] = math.max(owed[i] - given[i], 0) end
+    if limits[quota.rate] then owed[i] = owed[i] - given[i] end
   end
   note_owed(bucket, is_default, limits, owed, now)
 end

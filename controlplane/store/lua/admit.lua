@@ -46,10 +46,10 @@ local limits, is_default = limits_of(ARGV[3])
 local num_charged, tokens_charged = 0, 0
 if limits and (limits.requests_per_minute or limits.tokens_per_minute)
     and not goes_on(ARGV[6]) then
-  local asked = {1, tonumber(ARGV[4]) + tonumber(ARGV[5] ~= "" and ARGV[5] or 0)}
-  if limits.tokens_per_minute then
-    local context = context_of(kind, name, version)
-    if context then asked[2] = ARGV[5] == "" and context or math.min(asked[2], context) end
+  local asked = {1, ARGV[4] + (tonumber(ARGV[5]) or math.huge)}
+  -- Reading the base model's record costs as much as all else of a charge: only where it decides.
+  if limits.tokens_per_minute and asked[2] > burst_of(limits, QUOTAS[2]) then
+    asked[2] = math.min(asked[2], context_of(kind, name, version) or tonumber(ARGV[4]))
   end
   local refusal, tokens = charge(ARGV[3], limits, is_default, asked)
   if refusal then return {"QUOTA", unpack(refusal)} end

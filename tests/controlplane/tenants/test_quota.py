@@ -233,6 +233,13 @@ async def _eventually(plane: ControlPlane, requests: float, tokens: float) -> No
     raise AssertionError(seen)
 
 
+async def test_a_base_model_that_nobody_knows(plane: ControlPlane) -> None:
+    await limit(plane, "acme", tokens_per_minute=100)
+    for fields in ({}, {"max_tokens": 4_000_000_000}):
+        error = await failure(admit(plane, prompt_size=SIZE, **fields))
+        assert error.reason == "NO_DATA_PLANE"
+
+
 async def test_what_is_refused_is_no_demand(plane: ControlPlane, redis: Redis) -> None:
     await plane.join(max_running=64)
     await limit(plane, "acme", requests_per_minute=1)
