@@ -94,11 +94,14 @@ def test_a_place_is_asked_for_with_what_is_known() -> None:
         "num_generated_tokens": 2,
         "ttft_slo": 1.5,
         "priority": -3,
+        "max_tokens": 0,
+        "continued_ticket": b"before",
     }
     request = admit_request("m", options, tenant="")
     assert request.prompt_size == admission_pb2.PromptSize(num_tokens=7, num_generated_tokens=2)
     assert request.ttft_slo.ToNanoseconds() == 1_500_000_000
     assert (request.excluded_data_plane_ids, request.priority) == (["a"], -3)
+    assert request.HasField("max_tokens") and request.continued_ticket == b"before"
     characters: AdmitOptions = {"num_prompt_characters": 9}
     assert admit_request("m", characters, tenant="").prompt_size.num_characters == 9
     with pytest.raises(InvalidArgumentError):
