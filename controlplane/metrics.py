@@ -20,7 +20,7 @@ from controlplane.prefetch.model import Kind, Score
 from controlplane.prefetch.predictor import Predictor
 from controlplane.registry.registry import AdapterRegistry
 from controlplane.tenants.metrics import TenantAdmissions
-from controlplane.tenants.names import DEFAULT_TENANT
+from controlplane.tenants.names import DEFAULT_TENANT, is_tenant
 
 _PREFIX = "chorale_control_plane"
 _ADMISSION_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -68,7 +68,7 @@ class ControlPlaneMetrics(Collector):
             raise
         finally:
             self._admissions[outcome, reason] += 1
-            if reason != "TENANT_INVALID":
+            if is_tenant(tenant or DEFAULT_TENANT):
                 self._tenants.count(tenant or DEFAULT_TENANT, outcome, reason)
             self._admission_s.observe(self._clock() - began_s)
 

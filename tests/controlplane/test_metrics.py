@@ -73,6 +73,7 @@ async def test_admissions_by_tenant(redis_url: str) -> None:
             await refusal(plane)
         await admit(plane, "")
         await failure(admit(plane, "no name"))
+        await failure(admit(plane, "nor this", model="@"))  # which is looked at first
         seen = Metrics((await http.get(f"http://127.0.0.1:{port}/metrics")).text)
     name = f"{PREFIX}_tenant_admissions_total"
     assert seen(name, tenant="acme", outcome="admitted") == 1
