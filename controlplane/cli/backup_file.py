@@ -4,19 +4,24 @@ adapter and each alias."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from controlplane.cli.errors import NoSuchFileError, UsageError
+from controlplane.registry.names import MAX_VERSION
 
 if TYPE_CHECKING:
     from chorale.v1 import adapter_registry_pb2 as registry_pb
 
 FORMAT, FORMAT_VERSION = "chorale-adapters", 1
 MAX_LINE_BYTES = 16 << 20
+
+# What the API's fields can hold; what of it is good is for the control plane to say.
+Version = Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)]
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True, tag_field="kind", kw_only=True):
@@ -29,7 +34,7 @@ class HeadLine(_Line, tag="file"):
 
 
 class VersionEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    version: int
+    version: Version
     digest: str
     source: str
     base_model: str
@@ -41,19 +46,19 @@ class AdapterLine(_Line, tag="adapter"):
     """versions: by their numbers, ascending."""
 
     name: str
-    current: int
-    versions: list[VersionEntry]
+    current: Version
+    versions: Annotated[list[VersionEntry], msgspec.Meta(min_length=1)]
 
 
 class TargetEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     adapter: str
-    version: int = 0
-    weight: int = 1
+    version: Number = 0
+    weight: Number = 1
 
 
 class AliasLine(_Line, tag="alias"):
     name: str
-    targets: list[TargetEntry]
+    targets: Annotated[list[TargetEntry], msgspec.Meta(min_length=1)]
 
 
 _decoder = msgspec.json.Decoder(HeadLine | AdapterLine | AliasLine)
@@ -92,8 +97,10 @@ def read_lines(file: Path) -> tuple[list[AdapterLine], list[AliasLine]]:
             raise _malformed(1, "does not say that this is an export")
         elif isinstance(line, AdapterLine):
             line.versions.sort(key=lambda entry: entry.version)
+            _check_once(number, [entry.version for entry in line.versions], "version")
             adapters.append(line)
         else:
+            _check_once(number, [(each.adapter, each.version) for each in line.targets], "target")
             aliases.append(line)
     if not has_head:
         raise _malformed(1, "is missing")
@@ -142,6 +149,11 @@ def _alias_line(alias: registry_pb.Alias) -> AliasLine:
     ]
     single = TargetEntry(adapter=alias.adapter, version=alias.version)
     return AliasLine(name=alias.name, targets=several or [single])
+
+
+def _check_once(number: int, entries: Sequence[Hashable], what: str) -> None:
+    if len(set(entries)) < len(entries):
+        raise _malformed(number, f"names a {what} twice")
 
 
 def _encoded(line: HeadLine | AdapterLine | AliasLine) -> bytes:
