@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,33 +95,43 @@ def _import(
 
 
 def _write(file: Path, lines: Iterator[bytes]) -> int:
-    """The number of lines but the first; a file appears whole or not at all."""
+    """The number of lines but the first; a file appears whole or not at all, behind a link, too.
+    What is there and no file, as a pipe or a device, stays what it is and is written to."""
     if str(file) == "-":
-        num_lines = 0
-        for line in lines:
-            sys.stdout.buffer.write(line)
-            num_lines += 1
-        sys.stdout.buffer.flush()
-        return num_lines - 1
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+        return _write_to(sys.stdout.buffer, lines)
     try:
-        with new.open("wb") as opened:
-            num_lines = 0
-            for line in lines:
-                opened.write(line)
-                num_lines += 1
-            opened.flush()
-            os.fsync(opened.fileno())
-        new.replace(file)
+        if file.exists() and not file.is_file():
+            with file.open("wb") as opened:
+                return _write_to(opened, lines)
+        return _write_whole(Path(os.path.realpath(file)), lines)
     except OSError as error:
         raise BlockedError(
             "FILE_UNWRITABLE",
             f"cannot write {str(file)[:200]!r}: {error.strerror}",
             metadata={"path": str(file)},
         ) from error
+
+
+def _write_whole(file: Path, lines: Iterator[bytes]) -> int:
+    """Raises: OSError."""
+    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as opened:
+            num_lines = _write_to(opened, lines)
+            os.fsync(opened.fileno())
+        new.replace(file)
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
+    return num_lines
+
+
+def _write_to(opened: IO[bytes], lines: Iterator[bytes]) -> int:
+    num_lines = 0
+    for line in lines:
+        opened.write(line)
+        num_lines += 1
+    opened.flush()
     return num_lines - 1
 
 

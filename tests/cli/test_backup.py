@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,9 @@ def test_import_leaves_what_is_not_in_the_file(
 
 
 HEAD = '{"kind":"file","format":"chorale-adapters","version":1}\n'
-ADAPTER = '{"kind":"adapter","name":"a","current":1,"versions":[]}\n'
+VERSION = '{"version":1,"digest":"d","source":"/s","base_model":"b"}'
+ADAPTER = f'{{"kind":"adapter","name":"a","current":1,"versions":[{VERSION}]}}\n'
+ALIAS = '{"kind":"alias","name":"z","targets":[{"adapter":"a","weight":2}]}\n'
 
 
 @pytest.mark.parametrize(
@@ -158,6 +162,14 @@ ADAPTER = '{"kind":"adapter","name":"a","current":1,"versions":[]}\n'
         (HEAD + ADAPTER + "{}\n", "line 3 is none of an export"),
         (HEAD + ADAPTER.replace('"a"', "7"), "line 2 is none"),
         (HEAD + ADAPTER.replace("}", ',"more":1}'), "line 2 is none"),
+        (HEAD + ADAPTER.replace('"current":1', '"current":-1'), "line 2 is none"),
+        (HEAD + ADAPTER.replace('"version":1', '"version":0'), "line 2 is none"),
+        (HEAD + ADAPTER.replace('"version":1', '"version":4294967296'), "line 2 is none"),
+        (HEAD + ADAPTER.replace(VERSION, ""), "line 2 is none"),
+        (HEAD + ADAPTER.replace(VERSION, f"{VERSION},{VERSION}"), "line 2 names a version twice"),
+        (HEAD + ALIAS.replace('"weight":2', '"weight":-2'), "line 2 is none"),
+        (HEAD + ALIAS.replace('{"adapter":"a","weight":2}', ""), "line 2 is none"),
+        (HEAD + ALIAS.replace("[", '[{"adapter":"a"},'), "line 2 names a target twice"),
         (HEAD + ADAPTER + ADAPTER, "twice"),
         (HEAD + HEAD, "line 2 is of"),
     ],
@@ -175,3 +187,24 @@ def test_files_that_cannot_be_read_or_written(chorale: Chorale, tmp_path: Path) 
     assert chorale("adapters", "import", str(tmp_path / "none")).exit_code == 3
     written = chorale("adapters", "export", str(tmp_path / "none" / "x"))
     assert written.exit_code == 4 and "FILE_UNWRITABLE" in written.stderr
+
+
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(
+    chorale: Chorale, address: str, tmp_path: Path
+) -> None:
+    fill(address, tmp_path)
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_text)
+        written = chorale("adapters", "export", str(pipe))
+        assert written.exit_code == 0 and pipe.is_fifo()
+        assert read.result(10).startswith(HEAD)
+    begin, end = os.pipe()  # as a shell's, named /dev/stdout or /dev/fd/N
+    assert chorale("adapters", "export", f"/dev/fd/{end}").exit_code == 0
+    assert os.read(begin, 65_536).decode().startswith(HEAD)
+    os.close(begin)
+    os.close(end)
+    assert chorale("adapters", "export", str(link)).exit_code == 0
+    assert link.is_symlink() and target.read_text().startswith(HEAD)
