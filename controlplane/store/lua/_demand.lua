@@ -83,10 +83,16 @@ local function settle_hit(data_plane, identity, t, limits)
   score_prediction(prediction.kind, there and "hits" or "late", limits.keep)
 end
 
--- A data plane begins anew: what was predicted for the one before is neither right nor wrong.
+-- A data plane begins anew: what was predicted for the one before is neither right nor wrong. What an
+-- operator had unloaded there stays so.
 local function drop_predictions_of(data_plane)
-  for _, field in ipairs(redis.call("HKEYS", PREDICTIONS)) do
-    if string.match(field, "^[^ ]*") == data_plane then drop_prediction(field) end
+  local all = redis.call("HGETALL", PREDICTIONS)
+  for i = 1, #all, 2 do
+    local field = all[i]
+    if string.match(field, "^[^ ]*") == data_plane
+        and cjson.decode(all[i + 1]).state ~= "held_off" then
+      drop_prediction(field)
+    end
   end
 end
 

@@ -30,9 +30,14 @@ async def admit(plane: ControlPlane, *models: str, tenant: str, **fields: list[s
         await asyncio.sleep(0.05)
 
 
-async def beat(plane: ControlPlane, received: int = 0) -> list[pb.Directive]:
+async def beat(
+    plane: ControlPlane, received: int = 0, *, incarnation: int = 1
+) -> list[pb.Directive]:
     request = pb.HeartbeatRequest(
-        data_plane_id="dp-0", incarnation=1, load=LOAD, received_directives=received
+        data_plane_id="dp-0",
+        incarnation=incarnation,
+        load=LOAD,
+        received_directives=received,
     )
     return list((await plane.fleet.Heartbeat(request, metadata=AUTHORIZATION)).directives)
 
@@ -144,6 +149,20 @@ async def test_what_an_operator_unloads_is_not_brought_back(
         await asyncio.sleep(0.05)
         directives = await beat(plane, unload.sequence)
     assert directives[0].name == "b@1"
+
+
+async def test_what_is_unloaded_is_left_alone_by_a_data_plane_that_starts_again(
+    plane: ControlPlane, tmp_path: Path, redis_server: EmbeddedRedis
+) -> None:
+    await learn(plane, tmp_path, redis_server)
+    request = pb.DirectAdapterRequest(name="b", action=pb.ADAPTER_ACTION_UNLOAD)
+    await plane.fleet.DirectAdapter(request, metadata=AUTHORIZATION)
+    await plane.join(incarnation=2)
+    await beat(plane, incarnation=2)
+    await admit(plane, "a", tenant="new")
+    await asyncio.sleep(1.3)
+    assert "b@1" not in [each.name for each in await beat(plane, incarnation=2)]
+    assert "b@1" not in [each.name for each in (await demand(plane)).predictions]
 
 
 async def test_what_is_unloaded_leaves_room_for_predictions(
