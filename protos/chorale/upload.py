@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,9 @@ class Sending:
 def read_directory(directory: Path) -> UploadFiles:
     """Reads the weights once, for their hash. Raises: OSError."""
     weights = directory / WEIGHTS_NAME
+    for path in (directory / CONFIG_NAME, weights):
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
     config = (directory / CONFIG_NAME).read_bytes()
     with weights.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").digest()
