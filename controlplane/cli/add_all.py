@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 MAX_ADAPTERS = 1_000_000
+MAX_FOLDERS = 4_000_000
 
 
 def add_all(
@@ -82,7 +83,8 @@ def add_all(
 
 def found(directory: Path) -> list[tuple[str, Path]]:
     """Name, which is the path below `directory`, and absolute path of each adapter, in order of
-    name. What is inside an adapter's directory, as checkpoints, is none of its own.
+    name. What is inside an adapter's directory, as checkpoints, is none of its own. Links are
+    followed: who has two names is there twice.
 
     Raises: NoSuchFileError, UsageError.
     """
@@ -100,17 +102,22 @@ def found(directory: Path) -> list[tuple[str, Path]]:
             "name the directory above it",
         )
     adapters: list[tuple[str, Path]] = []
-    seen: set[str] = set()
-    for path, folders, files in os.walk(top, followlinks=True, onerror=_unreadable):
-        real = os.path.realpath(path)
-        if real in seen:  # a link that leads back
+    inside: dict[str, frozenset[str]] = {}  # path -> real paths of it and those that it is in
+    for num_folders, (path, folders, files) in enumerate(
+        os.walk(top, followlinks=True, onerror=_unreadable)
+    ):
+        if num_folders > MAX_FOLDERS:  # links to each other make ever more names
+            raise UsageError("TOO_MANY_FOLDERS", f"more than {MAX_FOLDERS:,}; add them in parts")
+        real, above = os.path.realpath(path), inside.get(os.path.dirname(path), frozenset())
+        if real in above:  # a link that leads back
             folders.clear()
             continue
-        seen.add(real)
         folders.sort()
         if CONFIG_NAME in files:
             folders.clear()
             adapters.append((Path(path).relative_to(top).as_posix(), Path(path)))
+        if folders:
+            inside[path] = above | {real}
         if len(adapters) > MAX_ADAPTERS:
             raise UsageError("TOO_MANY_ADAPTERS", f"more than {MAX_ADAPTERS:,}; add them in parts")
     if not adapters:

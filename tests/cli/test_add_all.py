@@ -14,7 +14,7 @@ import pytest
 
 from chorale import errors
 from chorale.v1 import adapter_registry_pb2 as pb
-from controlplane.cli import bulk
+from controlplane.cli import add_all, bulk
 from controlplane.cli.bulk import Bulk, Done
 from tests.cli.conftest import Chorale
 from tests.helpers.scripted_gateway import ScriptedGateway, adapter
@@ -67,6 +67,43 @@ def test_each_adapter_is_registered_by_its_path(
     for request in sent:
         assert (dict(request.labels), request.base_model) == ({"by": "me"}, "base")
         assert not request.must_be_new
+
+
+def test_an_adapter_that_a_link_leads_to_has_both_names(
+    chorale: Chorale, gateway: ScriptedGateway, tree: Path
+) -> None:
+    gateway.answers["RegisterAdapter"] = accepts()
+    (tree / "a-team").symlink_to(tree / "team")
+    (tree / "A").symlink_to(tree / "a")
+    assert chorale("adapters", "add-all", str(tree)).stdout == "6 adapters: 6 added\n"
+    names = sorted(request.name for request in gateway.requests)
+    assert names == ["A", "a", "a-team/b", "a-team/c", "team/b", "team/c"]
+
+
+def test_links_to_each_other_are_not_followed_for_ever(
+    chorale: Chorale, gateway: ScriptedGateway, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(add_all, "MAX_FOLDERS", 500)
+    for each in range(8):
+        (tree / f"d{each}").mkdir()
+        for other in range(8):
+            (tree / f"d{each}" / f"l{other}").symlink_to(tree / f"d{other}")
+    refused = chorale("adapters", "add-all", str(tree))
+    assert refused.exit_code == 2 and "TOO_MANY_FOLDERS" in refused.stderr
+    assert not gateway.requests
+
+
+def test_upload_does_not_wait_for_a_pipe(
+    chorale: Chorale, gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    for name in ("x", "y"):
+        make(tmp_path / name)
+    os.mkfifo(tmp_path / "x" / "adapter_model.safetensors")
+    (tmp_path / "y" / "adapter_model.safetensors").symlink_to("/dev/zero")
+    result = chorale("adapters", "add-all", str(tmp_path), "--upload", "--json")
+    failed = json.loads(result.stdout)["adapters"]
+    assert [each["reason"] for each in failed] == ["ADAPTER_UNREADABLE"] * 2
+    assert all("is not a regular file" in each["message"] for each in failed)
 
 
 def test_failures_are_told_and_the_rest_goes_on(
