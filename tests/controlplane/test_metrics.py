@@ -107,6 +107,24 @@ async def test_predictions_are_told(redis_url: str, redis_server: EmbeddedRedis)
     assert seen(f"{PREFIX}_predicts") == 0
 
 
+async def test_where_redis_takes_no_writes_all_can_still_be_looked_at(
+    redis_url: str, redis_server: EmbeddedRedis
+) -> None:
+    port = free_port("127.0.0.1")
+    async with running(redis_url, metrics_port=port) as plane, httpx.AsyncClient() as http:
+        await plane.join(max_running=4)
+        send(redis_server, f"SADD {keys.DATA_PLANES} one-that-is-gone")
+        send(redis_server, "CONFIG SET min-replicas-to-write 1")
+        try:
+            answer = await http.get(f"http://127.0.0.1:{port}/metrics")
+            assert answer.status_code == 200
+            assert Metrics(answer.text)(f"{PREFIX}_data_planes") == 1
+            await plane.fleet.ListDemand(fleet_pb.ListDemandRequest())
+            assert (await plane.admission.Admit(admission_pb.AdmitRequest())).ticket
+        finally:
+            send(redis_server, "CONFIG SET min-replicas-to-write 0")
+
+
 async def test_counters_of_heartbeats_are_listed(redis_url: str) -> None:
     load = fleet_pb.Load(
         num_loading=3,

@@ -4,12 +4,17 @@
 -- them; benchmarks/prefetch_demand.py does the same in Python.
 
 -- Milliseconds of a clock of its own: it goes on with Redis', stands still when that is set back, and
--- a gap counts for `max_step_ms` at most.
-local function demand_now(max_step_ms)
+-- a gap counts for `max_step_ms` at most. Then Redis' own.
+local function demand_time(max_step_ms)
   local now = now_ms()
   local clock = redis.call("HMGET", DEMAND_CLOCK, "seen", "now")
   local step = math.max(now - (tonumber(clock[1]) or now), 0)
-  local t = (tonumber(clock[2]) or 0) + math.min(step, max_step_ms)
+  return (tonumber(clock[2]) or 0) + math.min(step, max_step_ms), now
+end
+
+-- The same, and keeps it for the next look.
+local function demand_now(max_step_ms)
+  local t, now = demand_time(max_step_ms)
   redis.call("HSET", DEMAND_CLOCK, "seen", integer(now), "now", integer(t))
   return t
 end

@@ -116,14 +116,14 @@ local function drop_alias(alias)
   return true
 end
 
--- Ids whose lease holds; the others are forgotten on the way.
+-- Ids whose lease holds; the others are forgotten on the way, where Redis takes writes.
 local function live_data_planes()
   local live = {}
   for _, id in ipairs(redis.call("SMEMBERS", DATA_PLANES)) do
     if redis.call("EXISTS", DATA_PLANE .. id) == 1 then
       table.insert(live, id)
     else
-      redis.call("SREM", DATA_PLANES, id)
+      redis.pcall("SREM", DATA_PLANES, id)
     end
   end
   return live

@@ -35,5 +35,7 @@ if limit > 0 then
     table.insert(predictions, demanded(identity) or "")
   end
 end
-return {integer(demand_now(limits.max_step_ms)), redis.call("GET", PREDICTOR) or "", adapters,
+-- Nothing is written: who looks must be answered where Redis takes no writes, too.
+local t = demand_time(limits.max_step_ms)
+return {integer(t), redis.call("GET", PREDICTOR) or "", adapters,
   predictions, redis.call("HGETALL", PREDICTION_SCORES)}
