@@ -159,7 +159,8 @@ class Admission:
                 reply, wanted, max_priority, excluded, source_token
             )
             placed_at = choice.candidate.data_plane_id
-            asked = None if excluded else _asked(resolved, tenant)
+            goes_on = excluded or wanted.has_begun
+            asked = None if goes_on else _asked(resolved, tenant)
         finally:
             # Counted before the next await, so that requests of one instant see each other.
             self._reservations.add(placed_at, int(reply[9]), asked)
@@ -251,7 +252,8 @@ def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved
 
 
 def _asked(resolved: Resolved, tenant: str) -> Asked:
-    """Of a new request: one that excludes data planes was lost by them and goes on elsewhere."""
+    """Of a new request: one that has begun, or excludes data planes, was lost by one and goes on,
+    where there is no other on the same one."""
     name = f"{resolved.adapter}@{resolved.version}" if resolved.adapter else ""
     return Asked(tenant, resolved.base_model, resolved.digest, name)
 

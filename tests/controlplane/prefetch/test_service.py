@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ LOAD = pb.Load(
 )
 
 
-async def admit(plane: ControlPlane, *models: str, tenant: str, **fields: list[str]) -> None:
+async def admit(plane: ControlPlane, *models: str, tenant: str, **fields: Any) -> None:
     for model in models:
         request = admission_pb.AdmitRequest(model=model, tenant=tenant, **fields)
         await plane.admission.Admit(request)
@@ -112,11 +113,21 @@ async def test_without_predictions_nothing_is_counted_nor_asked(
     assert not listed.predicting and not listed.adapters
 
 
-async def test_a_continued_request_is_no_new_demand(plane: ControlPlane, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"excluded_data_plane_ids": ["dp-9"]},
+        # Of a single data plane that comes back, nothing is excluded any more.
+        {"prompt_size": admission_pb.PromptSize(num_tokens=4, num_generated_tokens=1)},
+    ],
+)
+async def test_a_continued_request_is_no_new_demand(
+    plane: ControlPlane, tmp_path: Path, fields: dict[str, Any]
+) -> None:
     await plane.join(max_running=8)
     await plane.register("a", make_adapter_dir(tmp_path / "a"))
     await plane.register("b", make_adapter_dir(tmp_path / "b", seed=1))
-    await admit(plane, "a", tenant="t", excluded_data_plane_ids=["dp-9"])
+    await admit(plane, "a", tenant="t", **fields)
     await admit(plane, "b", tenant="t")
     while not (listed := await demand(plane)).adapters:
         await asyncio.sleep(0.02)
