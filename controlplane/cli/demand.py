@@ -26,14 +26,14 @@ def demand(
     if as_json:
         output.print_json(view)
         return
-    _print_adapters(view["adapters"])
+    _print_adapters(view["adapters"], counted=view["predicting"])
     _print_predictions(view["predictions"])
     _print_scores(view["scores"])
     if not view["predicting"]:
         print("no control plane predicts now")
 
 
-def _print_adapters(adapters: list[dict[str, Any]]) -> None:
+def _print_adapters(adapters: list[dict[str, Any]], *, counted: bool) -> None:
     half_lives = (
         [f"in {_span(each['half_life_s'])}" for each in adapters[0]["rates"]] if adapters else []
     )
@@ -53,7 +53,8 @@ def _print_adapters(adapters: list[dict[str, Any]]) -> None:
         ("adapter", *half_lives, "then"),
         rows,
         right=half_lives,
-        empty="no adapter was asked for lately",
+        # Without predictions nobody counts, whatever is asked for.
+        empty="no adapter was asked for lately" if counted else "no demand is counted",
     )
 
 

@@ -69,5 +69,8 @@ def test_demand(chorale: Chorale, gateway: ScriptedGateway) -> None:
 
 def test_no_demand(chorale: Chorale, gateway: ScriptedGateway) -> None:
     gateway.answers["ListDemand"] = pb.ListDemandResponse()
-    shown = chorale("demand").stdout
-    assert "no adapter was asked for lately" in shown and "no control plane predicts" in shown
+    shown = chorale("demand").stdout  # as with --no-prefetch, whatever is asked for
+    assert "no demand is counted" in shown and "no control plane predicts" in shown
+    assert "no adapter was asked for" not in shown
+    gateway.answers["ListDemand"] = pb.ListDemandResponse(predicting=True)
+    assert "no adapter was asked for lately" in chorale("demand").stdout
