@@ -86,9 +86,9 @@ def warm_up(dtype: torch.dtype) -> None:
 
 @compiled
 def _scratch_size(vocab: Any) -> Any:
-    """float32 of one thread: digits' sums (float64), then weights, keys, and both of candidates,
-    each [vocab], that begin with a cache line."""
-    return 2 * _BINS + 4 * ((vocab + 15) // 16 * 16)
+    """float32 of one thread: digits' sums (float64), then weights, keys, both of candidates, and
+    tokens, each [vocab], that begin with a cache line."""
+    return 2 * _BINS + 5 * ((vocab + 15) // 16 * 16)
 
 
 @compiled
@@ -100,6 +100,23 @@ def _weigh(
     for t in range(row.size):
         x = (load(row[t]) - highest) / temperature
         weights[t] = exp(x) if x > _LOWEST else _ZERO
+
+
+@compiled
+def _gather(
+    row: Any, keys: Any, least: Any, highest: Any, temperature: Any, tokens: Any, weights: Any
+) -> Any:  # pragma: no cover - compiled
+    """Of the tokens whose key is at least that: their ids, in order, keys in place of the first,
+    and weights as `_weigh` has them. Returns how many they are."""
+    kept = 0
+    for t in range(keys.size):
+        if keys[t] >= least:
+            tokens[kept], keys[kept] = t, keys[t]
+            kept += 1
+    for i in range(kept):
+        x = (load(row[tokens[i]]) - highest) / temperature
+        weights[i] = exp(x) if x > _LOWEST else _ZERO
+    return kept
 
 
 @compiled
@@ -219,6 +236,7 @@ def _worker(dtype: torch.dtype) -> Any:
         own_weights = threads.array(scratch + 2 * step, FLOATS, (vocab,))
         own_keys = threads.array(scratch + 3 * step, _INT32, (vocab,))
         highest = threads.array(scratch + 3 * step, FLOATS, (1,))  # the same memory
+        tokens = threads.array(scratch + 4 * step, _INT32, (vocab,))
         while True:
             n = threads.take(a, _NEXT)
             if n >= count:
@@ -227,21 +245,23 @@ def _worker(dtype: torch.dtype) -> Any:
             all_bits = threads.array(a[_LOGITS], like_bits, (rows[n] + 1, vocab))
             best = _order(all_bits[rows[n]], keys, mask, widening)
             own_keys[0] = best if best >= 0 else -best - np.int64(_SIGN)
-            _weigh(all_logits[rows[n]], highest[0], temperature[n], weights)
-            least = np.int64(-_SIGN)
-            if has_top_k and 0 < top_k[n] < vocab:
-                least = _least(
-                    keys, weights, np.float64(top_k[n]), True, bins, own_keys, own_weights
-                )
-                if has_top_p and top_p[n] < _ONE:
-                    _keep(keys, weights, least, _ZERO)
+            row, top = all_logits[rows[n]], highest[0]
+            size, is_cut = vocab, has_top_k and 0 < top_k[n] < vocab
+            if is_cut:
+                limit = np.float64(top_k[n])
+                least = _least(keys, weights, limit, True, bins, own_keys, own_weights)
+                size = _gather(row, keys, least, top, temperature[n], tokens, weights)
+            else:
+                _weigh(row, top, temperature[n], weights)
+            # Of those that are left, as if there were no others.
+            left_keys, left_weights = keys[:size], weights[:size]
+            least, lightest = np.int64(-_SIGN), min_p[n] if has_min_p else _ZERO
             if has_top_p and top_p[n] < _ONE:
-                limit = np.float64(top_p[n]) * _total(weights)
-                # Not below top_k's, as what that leaves out weighs nothing now.
-                least = _least(keys, weights, limit, False, bins, own_keys, own_weights)
-            lightest = min_p[n] if has_min_p else _ZERO
+                limit = np.float64(top_p[n]) * _total(left_weights)
+                least = _least(left_keys, left_weights, limit, False, bins, own_keys, own_weights)
             if least > -_SIGN or lightest > _ZERO:
-                _keep(keys, weights, least, lightest)
-            ids[n] = _drawn(weights, uniforms[n])
+                _keep(left_keys, left_weights, least, lightest)
+            drawn = _drawn(left_weights, uniforms[n])
+            ids[n] = tokens[drawn] if is_cut else drawn
 
     return work
