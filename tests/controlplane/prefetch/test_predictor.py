@@ -109,7 +109,8 @@ async def test_a_clock_that_is_set_does_no_harm(redis: Redis, store: Store) -> N
     for seen in (10**15, 0):  # set back by far, and then ahead
         await redis.hset(keys.DEMAND_CLOCK, "seen", seen)  # type: ignore[misc]
         (after,) = (await demand.view()).adapters
-        assert after.rates[2] <= before.rates[2]
+        # Looking does not move the clock: set back, it lacks the milliseconds since it was moved.
+        assert after.rates[2] <= before.rates[2] * (1 + 1e-5)
         assert after.rates[2] >= before.rates[2] * 0.49, "a gap counts for an hour at most"
 
 
