@@ -37,10 +37,10 @@ def run_interpreted(*tests: str, timeout_s: float = 280.0) -> None:
 
 def _repair() -> None:
     """What the interpreter gets wrong: it keeps bfloat16 as bits and multiplies them as integers in
-    `dot`, and it truncates to bfloat16 where GPUs round; up to 3.6 it also wants an int of an array
-    of one element, which NumPy now refuses."""
+    `dot`, whose sums also have the order of the processor's BLAS, by which a row's bits may depend
+    on the number of rows; it truncates to bfloat16 where GPUs round; up to 3.6 it also wants an int
+    of an array of one element, which NumPy now refuses."""
     patch_lang_tensor = interpreter._patch_lang_tensor
-    create_dot = interpreter.InterpreterBuilder.create_dot
     cast_impl = interpreter.InterpreterBuilder.cast_impl
 
     def patched(tensor: Any, scope: Any) -> None:
@@ -48,11 +48,11 @@ def _repair() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     def widened(builder: Any, handle: Any) -> Any:
-        narrow = handle.dtype == tl.bfloat16
-        return builder.cast_impl(handle, tl.float32) if narrow else handle
+        return builder.cast_impl(handle, tl.float32).data.astype(np.float64)
 
-    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return create_dot(self, widened(self, a), widened(self, b), *rest)
+    def dot(self: Any, a: Any, b: Any, total: Any, *rest: Any) -> Any:
+        product = np.matmul(widened(self, a), widened(self, b)).astype(total.data.dtype)
+        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
 
     def cast(self: Any, source: Any, target: Any) -> Any:
         if source.dtype.scalar != tl.float32 or target.scalar != tl.bfloat16:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dataplane.engine import batch
+from kernels.attention.metadata import AttentionMetadata, Queries, attention_metadata
 from kernels.linear.cpu import is_best
 from tests.helpers.engine import Rig
 from tests.helpers.models import ATTENTION, add_adapter, make_model, save_model
@@ -102,15 +103,25 @@ def test_preempted_answers(
         assert made.tokens[handle] == alone[0]
 
 
+@pytest.mark.parametrize(("limit", "longest"), [(100, len(PROMPT) + 30), (1 << 20, len(PROMPT))])
 def test_very_many_generated_tokens_are_computed_together(
     assets: dict[str, Path],
     alone: tuple[list[int], list[torch.Tensor]],
     monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    longest: int,
 ) -> None:
-    monkeypatch.setattr(batch, "_MAX_KEYS_AGAIN", 100)
+    queries: list[Queries] = []
+
+    def noted(of_step: list[Queries], *rest: torch.device) -> AttentionMetadata:
+        queries.extend(of_step)
+        return attention_metadata(of_step, *rest)
+
+    monkeypatch.setattr(batch, "_MAX_KEYS_AGAIN", limit)
+    monkeypatch.setattr(batch, "attention_metadata", noted)
     made = rig(assets)
     made.submit(1, PROMPT, assets["a"], generated=alone[0][:30], **SAMPLING)
     made.run()
+    assert max(each.end - each.start for each in queries) == longest
     for mine, others in zip(made.logits[1], alone[1][30:], strict=True):
-        assert not torch.equal(mine, others), "so that the tests above can fail"
         torch.testing.assert_close(mine, others, rtol=0, atol=0.2)
