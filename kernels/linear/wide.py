@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
-from kernels.cpu.compile import compiled
-from kernels.cpu.floats import BITS, FLOATS, load, store
+from kernels.cpu.floats import BITS, FLOATS, load
 from kernels.linear.arguments import (
     BIAS,
     CHUNK,
@@ -45,6 +44,7 @@ from kernels.linear.arguments import (
     X,
     Y,
 )
+from kernels.linear.stored import store_tile
 from kernels.linear.tile import (
     PANEL,
     tile_1,
@@ -98,25 +98,6 @@ def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
                     out[k, row] = np.float32(0.0)
 
 
-@compiled
-def _store_tile(
-    sums: Any, rows: Any, y: Any, first: Any, panel: Any, all_bias: Any, has_bias: Any
-) -> None:  # pragma: no cover - compiled
-    """sums: [rows, PANEL]; all_bias: of all outputs."""
-    bias = all_bias[panel * PANEL : (panel + 1) * PANEL]
-    for row in range(rows):
-        target = y[first + row, panel * PANEL : (panel + 1) * PANEL]
-        if has_bias:
-            # Rounded before, as a bias that is added to what was stored.
-            for k in range(PANEL):
-                store(target, k, sums[row, k])
-            for k in range(PANEL):
-                store(target, k, load(target[k]) + load(bias[k]))
-        else:
-            for k in range(PANEL):
-                store(target, k, sums[row, k])
-
-
 @threads.worker
 def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
@@ -156,7 +137,7 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
                 else:
                     tile_12(inputs, weights_at, sums_at, in_features)
                 count = min(rows, num_tokens - first)
-                _store_tile(all_sums[0], count, y, first, panel, bias, has_bias)
+                store_tile(all_sums[0], count, y, first, panel, bias, has_bias)
             continue
         first_tile = group * GROUP_TILES
         end_tile = min(first_tile + GROUP_TILES, num_tiles)
@@ -180,4 +161,4 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
         for tile in range(first_tile, end_tile):
             first = tiles[tile, 0]
             count = min(tiles[tile, 1], num_tokens - first)
-            _store_tile(all_sums[tile - first_tile], count, y, first, panel, bias, has_bias)
+            store_tile(all_sums[tile - first_tile], count, y, first, panel, bias, has_bias)

@@ -33,25 +33,43 @@ def test_float32_on_cpu_is_packed() -> None:
     assert pack(torch.zeros(4, 4)).is_mkldnn == torch.backends.mkldnn.is_available()
 
 
-@pytest.fixture(params=["wide", "half"])
+NEEDS = {
+    "wide": (cpu.WIDE, "AVX-512 without AMX"),
+    "half": (cpu.HALF, "AVX512-FP16"),
+    "pairs": (cpu.PAIRS, "AVX512-BF16"),
+}
+
+
+@pytest.fixture(params=list(NEEDS))
 def layout(request: pytest.FixtureRequest) -> cpu.Layout:
     """Each that this processor computes in."""
-    each = {"wide": cpu.WIDE, "half": cpu.HALF}[request.param]
+    each, needs = NEEDS[request.param]
     if each not in cpu.layouts():
-        pytest.skip("for AVX-512 without AMX" if request.param == "wide" else "for AVX512-FP16")
+        pytest.skip(f"for {needs}")
     return each
 
 
 def test_the_fastest_layout_that_fits_is_taken() -> None:
-    for out_features, expected in ((128, cpu.layouts()[:1]), (96, (cpu.WIDE,)), (50, ())):
-        weight = torch.zeros(out_features, 8, dtype=torch.bfloat16)
+    for out_features, in_features in ((128, 8), (96, 8), (128, 7), (50, 8)):
+        weight = torch.zeros(out_features, in_features, dtype=torch.bfloat16)
         layout = cpu.layout_for(weight)
-        if not cpu.is_best() or not expected:
+        fitting = [each for each in cpu.layouts() if fits(each, out_features, in_features)]
+        if not fitting:
             assert layout is None
         else:
-            assert layout is expected[0]
+            assert layout is fitting[0]
             assert cpu.is_packed(pack(weight)) and cpu.layout_of(pack(weight)) is layout
-            assert cpu.features_of(pack(weight)) == (8, out_features)
+            assert cpu.features_of(pack(weight)) == (in_features, out_features)
+
+
+def fits(layout: cpu.Layout, out_features: int, in_features: int) -> bool:
+    return out_features % {"half": 64}.get(name_of(layout), 32) == 0 and (
+        name_of(layout) != "pairs" or in_features % 2 == 0
+    )
+
+
+def name_of(layout: cpu.Layout) -> str:
+    return next(name for name, (each, _) in NEEDS.items() if each is layout)
 
 
 def test_rows_are_their_own_and_threads_make_no_difference(layout: cpu.Layout) -> None:
@@ -75,6 +93,8 @@ def test_rows_are_their_own_and_threads_make_no_difference(layout: cpu.Layout) -
 @pytest.mark.parametrize("in_features", [1, 31, 32, 33, 72, 1024, 1100, 3000])
 def test_loses_little_more_than_rounding(layout: cpu.Layout, in_features: int) -> None:
     """The mean error of results is at most a quarter above that of exact ones that are rounded."""
+    if not fits(layout, 256, in_features):
+        pytest.skip("not for an odd number of inputs")
     generator = torch.Generator().manual_seed(in_features)
     x = torch.randn(64, in_features, generator=generator).bfloat16()
     weight = (torch.randn(256, in_features, generator=generator) * 0.02).bfloat16()
@@ -97,7 +117,8 @@ def test_no_range_is_too_large_or_small(layout: cpu.Layout, of_x: float, of_weig
     weight = weight.bfloat16()
     exact = x.double() @ weight.double().T
     result = linear(x, layout.pack(weight)).double()
-    torch.testing.assert_close(result, exact, rtol=0.01, atol=0.0)
+    lost = 2048 * 2.0**-126 if layout is cpu.PAIRS else 0.0  # products that are no normal numbers
+    torch.testing.assert_close(result, exact, rtol=0.01, atol=lost)
     assert torch.equal(layout.unpack(layout.pack(weight)), weight)
 
 
