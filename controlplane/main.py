@@ -21,6 +21,7 @@ from chorale.v1 import (
     tenant_pb2_grpc,
 )
 from controlplane.admission.admission import Admission
+from controlplane.admission.prefixes import PrefixKey
 from controlplane.admission.reservations import Reservations
 from controlplane.admission.source_access import SourceAccess
 from controlplane.errors import OptionError, StoreUnavailableError
@@ -214,6 +215,7 @@ async def _start(
             reservations,
             policy,
             SourceAccess(sources, ttl_s=options.source_check_ttl_s, clock=time.monotonic),
+            PrefixKey(options.fleet_token),
             ticket_ttl_s=options.ticket_ttl_s,
             max_priority=options.max_priority,
         ),

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from chorale.request_metrics import Histogram
 from controlplane.fleet.fleet import Fleet
+from controlplane.placement.placement import Choice
 from controlplane.prefetch.demand import Demand
 from controlplane.prefetch.metrics import families
 from controlplane.prefetch.model import Kind, Score
@@ -44,6 +45,8 @@ class ControlPlaneMetrics(Collector):
         self._clock = clock
         self._admissions: Counter[tuple[str, str]] = Counter()
         self._tenants = TenantAdmissions()
+        self._prefixes: Counter[str] = Counter()
+        self._num_cached_tokens = 0.0
         self._admission_s = Histogram(_ADMISSION_S)
         self._directives: Counter[str] = Counter()
         self._heartbeats: Counter[str] = Counter()
@@ -71,6 +74,14 @@ class ControlPlaneMetrics(Collector):
             if is_tenant(tenant or DEFAULT_TENANT):
                 self._tenants.count(tenant or DEFAULT_TENANT, outcome, reason)
             self._admission_s.observe(self._clock() - began_s)
+
+    def placed(self, choice: Choice) -> None:
+        """A request. Counts for prefixes where they were compared."""
+        if choice.num_cached is None or choice.most_cached is None:
+            return
+        outcome = "hit" if choice.num_cached else "elsewhere" if choice.most_cached else "none"
+        self._prefixes[outcome] += 1
+        self._num_cached_tokens += choice.num_cached
 
     @contextmanager
     def heartbeat(self) -> Generator[None]:
@@ -105,6 +116,20 @@ class ControlPlaneMetrics(Collector):
             admissions.add_metric(key, count)
         yield admissions
         yield self._tenants.family(f"{_PREFIX}_tenant_admissions")
+        prefixes = CounterMetricFamily(
+            f"{_PREFIX}_prefix_placements",
+            "Requests that told their prompt's prefixes. outcome: hit, placed where one is "
+            "expected to be cached; elsewhere, one is, but not where it was placed; none, anywhere.",
+            labels=("outcome",),
+        )
+        for outcome, count in self._prefixes.items():
+            prefixes.add_metric((outcome,), count)
+        yield prefixes
+        yield CounterMetricFamily(
+            f"{_PREFIX}_expected_cached_tokens",
+            "Tokens of prompts that were expected to be cached where they were placed.",
+            value=self._num_cached_tokens,
+        )
         yield self._admission_s.family(f"{_PREFIX}_admission_seconds", "What one took.")
         directives = CounterMetricFamily(
             f"{_PREFIX}_directives", "Accepted ones.", labels=("action",)

@@ -91,3 +91,4 @@ class Outlook(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     max_batch_tokens: int
     computed_share: float
     tier_costs: list[TierCost]  # of the tiers that were measured
+    cached_for_s: float = 0.0

@@ -10,6 +10,7 @@ from typing import Any
 
 from chorale.tickets import TICKET_ID_BYTES, sign
 from chorale.v1 import admission_pb2
+from controlplane.admission.prefixes import NO_PREFIXES, Prefixes, PrefixKey, ToldPrefixes
 from controlplane.admission.reservations import Reservations
 from controlplane.admission.source_access import SourceAccess
 from controlplane.errors import (
@@ -64,9 +65,13 @@ class Admitted:
     """expires_at_ms: milliseconds since the Unix epoch, on this machine's clock."""
 
     model: Resolved
-    data_plane: Candidate
+    choice: Choice
     ticket: bytes
     expires_at_ms: int
+
+    @property
+    def data_plane(self) -> Candidate:
+        return self.choice.candidate
 
 
 class Admission:
@@ -83,6 +88,7 @@ class Admission:
         reservations: Reservations,
         policy: PlacementPolicy,
         source_access: SourceAccess,
+        prefix_key: PrefixKey,
         *,
         ticket_ttl_s: float,
         max_priority: int = 0,
@@ -92,6 +98,7 @@ class Admission:
         self._reservations = reservations
         self._policy = policy
         self._source_access = source_access
+        self._prefix_key = prefix_key
         self._ticket_ttl_s = ticket_ttl_s
         self._max_priority = max_priority
         self._characters_per_token = 0.0  # of the data plane placed on last
@@ -106,11 +113,12 @@ class Admission:
         routing_key: str = "",
         wanted: Wanted = _NOTHING_KNOWN,
         continued_ticket: bytes = b"",
+        told: ToldPrefixes = NO_PREFIXES,
     ) -> Admitted:
         """Places one request. source_token: the caller's, for private sources; shown to no other.
         routing_key: equal ones get the same target of an alias; empty: any. wanted: what is known
         of the request; the adapter's part of it is filled in here. continued_ticket: one that a
-        request had that goes on: it is not charged to its tenant again.
+        request had that goes on: it is not charged to its tenant again. told: of its prompt.
 
         Raises: InvalidRequestError, UnknownNameError (MODEL_NOT_FOUND), QuotaError, FleetFullError,
         UnreachableError, NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source
@@ -128,6 +136,7 @@ class Admission:
             )
         _check_routing_key(routing_key)
         _check_priority(wanted.priority)
+        prefixes = self._prefix_key.keyed(tenant, told)
         before: Continued | None = None
         if continued_ticket:
             keys = await self._ticket_keys.known()
@@ -142,6 +151,7 @@ class Admission:
             prompt_tokens(wanted, self._characters_per_token),
             "" if wanted.max_tokens is None else wanted.max_tokens,
             before.first_ticket_id.hex() if before else "",
+            *prefixes.marks,
         )
         if reply[0] == "QUOTA":
             raise refused(tenant, *reply[1:])
@@ -152,18 +162,19 @@ class Admission:
                 "and ListBaseModels tell those there are",
                 metadata={"model": model},
             )
-        placed_at, asked = "", None
+        placed_at, asked, members = "", None, list[str]()
         max_priority = self._max_priority if reply[11] == "" else int(reply[11])
         try:
             resolved, choice = await self._choose(
-                reply, wanted, max_priority, excluded, source_token
+                reply, wanted, max_priority, excluded, source_token, prefixes
             )
             placed_at = choice.candidate.data_plane_id
             goes_on = excluded or wanted.has_begun
             asked = None if goes_on else _asked(resolved, tenant)
+            members = prefixes.members(resolved.digest)
         finally:
             # Counted before the next await, so that requests of one instant see each other.
-            self._reservations.add(placed_at, int(reply[9]), asked)
+            self._reservations.add(placed_at, int(reply[9]), asked, members)
             if not placed_at and reply[12]:
                 self._reservations.give_back(Charge(tenant, int(reply[12]), int(reply[13])))
         outlook = choice.candidate.outlook
@@ -179,7 +190,7 @@ class Admission:
         if resolved.private:
             claims.adapter_source_token = source_token
         ticket = sign(claims, key_id, key)
-        return Admitted(resolved, choice.candidate, ticket, expires_at_ms)
+        return Admitted(resolved, choice, ticket, expires_at_ms)
 
     async def _choose(
         self,
@@ -188,13 +199,14 @@ class Admission:
         max_priority: int,
         excluded: Sequence[str],
         source_token: str,
+        prefixes: Prefixes,
     ) -> tuple[Resolved, Choice]:
         """Raises as `admit`."""
         planes = reply[7]
         # Under way elsewhere: nobody knows yet where they go, so they are shared out.
         number, num_before = int(reply[9]), int(reply[10])
         others = max(0, num_before - self._reservations.num_unwritten_before(number))
-        candidates = [self._candidate(plane, others / len(planes)) for plane in planes]
+        candidates = [self._candidate(plane, others / len(planes), prefixes) for plane in planes]
         resolved = _resolved(reply, candidates)
         if resolved.private:
             await self._source_access.require(resolved.source, source_token)
@@ -205,6 +217,7 @@ class Admission:
                 digest=resolved.digest,
                 weights_bytes=resolved.weights_bytes,
                 priority=min(wanted.priority, max_priority),
+                compares_prefixes=bool(prefixes.marks),
             ),
             base_model=resolved.base_model,
             excluded=frozenset(excluded),
@@ -215,9 +228,9 @@ class Admission:
             raise _refused(choice, resolved)
         return resolved, choice
 
-    def _candidate(self, plane: list[Any], num_more: float) -> Candidate:
+    def _candidate(self, plane: list[Any], num_more: float, prefixes: Prefixes) -> Candidate:
         """num_more: requests that may have been placed there, too."""
-        data_plane_id, endpoint, base_model, load, heartbeat_ms, num_placed, tier, outlook = plane
+        data_plane_id, endpoint, base_model, load, heartbeat_ms, num_placed, tier = plane[:7]
         return Candidate(
             data_plane_id=data_plane_id,
             endpoint=endpoint,
@@ -226,7 +239,8 @@ class Admission:
             num_placed=int(num_placed) + self._reservations.unwritten(data_plane_id) + num_more,
             tier=tier,
             last_heartbeat_s=int(heartbeat_ms) / 1000,
-            outlook=Outlook.unpack(outlook),
+            outlook=Outlook.unpack(plane[7]),
+            sent=prefixes.sent(plane[8]),
         )
 
 

@@ -1,5 +1,5 @@
-"""Requests placed since the last heartbeats, and what they asked for, counted in Redis for all
-replicas; and what those were charged that found no place."""
+"""Requests placed since the last heartbeats, what they asked for, and which prompts went where,
+noted in Redis for all replicas; and what those were charged that found no place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 
 from controlplane.errors import StoreUnavailableError
@@ -18,6 +19,9 @@ from controlplane.tenants.charge import Charge
 log = logging.getLogger(__name__)
 
 _DEMAND_INTERVAL_S = 0.1
+_MAX_SENT = 4096  # prefixes in one write
+_SENT_KEPT = 20_000  # prefixes of a data plane
+_SENT_LIVES_MS = 3_600_000
 
 
 class Reservations:
@@ -37,6 +41,7 @@ class Reservations:
         self._numbers: list[int] = []
         self._numbers_in_flight: list[int] = []
         self._given_back: list[Charge] = []
+        self._sent = _Sent()
         self._wake = asyncio.Event()
         self._demand_due_s = 0.0  # on the event loop's clock
         self._task: asyncio.Task[None] | None = None
@@ -50,13 +55,22 @@ class Reservations:
             await end(self._task)
             self._task = None
 
-    def add(self, data_plane_id: str, number: int, asked: Asked | None = None) -> None:
+    def add(
+        self,
+        data_plane_id: str,
+        number: int,
+        asked: Asked | None = None,
+        prefixes: Sequence[str] = (),
+    ) -> None:
         """An admission has ended, with a place there; "" with none. number: Redis' own of it.
-        asked: None for a request that is no new demand."""
+        asked: None for a request that is no new demand. prefixes: members of SENT_PREFIXES, of its
+        prompt, the shortest first."""
         self._pending[data_plane_id] += 1
         self._numbers.append(number)
         if self._demand is not None and asked is not None:
             self._demand.add(data_plane_id, asked)
+        if data_plane_id and prefixes:
+            self._sent.add(data_plane_id, prefixes)
         self._wake.set()
 
     def give_back(self, charge: Charge) -> None:
@@ -80,7 +94,7 @@ class Reservations:
             given_back, self._given_back = self._given_back, []
             args = [str(value) for item in self._in_flight.items() for value in item]
             try:
-                await self._store.run("reserve", self._take_demand(), *args)
+                await self._store.run("reserve", self._take_demand(), self._sent.take(), *args)
                 if given_back:
                     await self._store.run("give_back", json.dumps(given_back))
             except StoreUnavailableError as error:
@@ -102,3 +116,28 @@ class Reservations:
             return ""
         self._demand_due_s = now_s + _DEMAND_INTERVAL_S
         return self._demand.take()
+
+
+class _Sent:
+    """Prefixes that are yet to be written. What is more than a write takes is dropped, as nothing
+    but placement's guess depends on it."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, None]] = {}
+        self._num = 0
+
+    def add(self, data_plane_id: str, prefixes: Sequence[str]) -> None:
+        if self._num + len(prefixes) > _MAX_SENT:
+            return
+        of = self._of.setdefault(data_plane_id, {})
+        self._num -= len(of)
+        of.update(dict.fromkeys(prefixes))
+        self._num += len(of)
+
+    def take(self) -> str:
+        """JSON for the script, or ""."""
+        if not self._num:
+            return ""
+        sent = [(data_plane_id, list(of)) for data_plane_id, of in self._of.items()]
+        self._of, self._num = {}, 0
+        return json.dumps({"max": _SENT_KEPT, "lives_ms": _SENT_LIVES_MS, "sent": sent})

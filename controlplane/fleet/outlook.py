@@ -38,6 +38,7 @@ class Outlook(msgspec.Struct, frozen=True, array_like=True):
     max_batch_tokens: int = 0
     computed_share: float = 1.0
     tier_costs: tuple[TierCost, ...] = ()
+    cached_for_s: float | None = None  # None: a data plane that does not tell
 
     @property
     def is_measured(self) -> bool:

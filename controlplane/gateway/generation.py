@@ -20,6 +20,7 @@ from chorale.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from chorale.prefixes import prompt_prefixes
 from chorale.prompt_size import prompt_size
 from chorale.relay import MAX_REQUEST_BYTES
 from chorale.v1 import admission_pb2 as admission_pb
@@ -79,6 +80,7 @@ class Generation:
         self._metadata = metadata
         self._deadline = None if timeout_s is None else _now() + timeout_s
         self._objective = Objective(self._request, _now())
+        self._prefixes = prompt_prefixes(self._request)
         self._recovery = Recovery(means.limits)
         self._place: admission_pb.AdmitResponse | None = None  # the first one: what was promised
         self._was_accepted = False
@@ -168,6 +170,7 @@ class Generation:
             prompt_size=prompt_size(self._request),
             priority=self._request.priority,
             continued_ticket=b"" if first is None else first.ticket,
+            prompt_prefixes=self._prefixes,
         )
         if self._request.sampling.HasField("max_tokens"):
             request.max_tokens = self._request.sampling.max_tokens

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import Outlook
-from controlplane.placement.expectation import Expectation, Wanted, expected
+from controlplane.placement.expectation import Expectation, SentPrefix, Wanted, expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Candidate:
     """A data plane as the snapshot shows it.
 
     num_placed: requests placed there that its report does not count yet; what may have been placed
-    there counts in part. tier: "pool", "host", "disk" or "" for where it holds the adapter.
+    there counts in part. tier: "pool", "host", "disk" or "" for where it holds the adapter. sent:
+    beginnings of the prompt, the longest first, each sent later than the one before.
     last_heartbeat_s: on the clock of `now_s`.
     """
 
@@ -47,6 +48,7 @@ class Candidate:
     tier: str
     last_heartbeat_s: float
     outlook: Outlook = field(default_factory=Outlook)
+    sent: Sequence[SentPrefix] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,14 @@ class Refusal(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """expected_s: until the first token; None where the data plane has not measured enough."""
+    """expected_s: until the first token; None where the data plane has not measured enough.
+    num_cached: tokens of the prompt that are expected to be cached there; most_cached: anywhere
+    that it could have been placed. None where prefixes were not compared."""
 
     candidate: Candidate
     expected_s: float | None
+    num_cached: float | None = None
+    most_cached: float | None = None
 
 
 def place(
@@ -111,13 +117,20 @@ def place(
     open_ones = [candidate for candidate in eligible if not is_full(candidate, policy)]
     if not open_ones:
         return Refusal(Why.ALL_FULL)
+    if wanted.compares_prefixes and any(each.outlook.cached_for_s is None for each in open_ones):
+        # Between those that tell and those that do not, the usual share is the common measure.
+        wanted = replace(wanted, compares_prefixes=False)
     prospects = [_Prospect(each, wanted, now_s) for each in open_ones]
     in_reach = [each for each in prospects if not each.is_queued_out]
     if not in_reach:
         nearest = min(prospects, key=lambda each: each.misses_by_s)
         return Refusal(Why.OUT_OF_REACH, nearest.expectation.ttft_s, nearest.slo_s or 0.0)
     if all(each.is_known for each in in_reach):
-        return _soonest(in_reach, wanted.digest, policy)
+        choice = _soonest(in_reach, wanted.digest, policy)
+        if not wanted.compares_prefixes:
+            return choice
+        most_cached = max(each.expectation.num_cached for each in in_reach)
+        return choice._replace(most_cached=most_cached)
     return _least_loaded(in_reach, wanted.digest, policy)
 
 
@@ -149,7 +162,9 @@ class _Prospect:
             num_running=candidate.load.num_running,
             num_placed=candidate.num_placed,
             since_s=now_s - candidate.last_heartbeat_s,
+            sent=candidate.sent,
         )
+        self.num_cached = self.expectation.num_cached if wanted.compares_prefixes else None
 
     @property
     def is_queued_out(self) -> bool:
@@ -162,7 +177,9 @@ class _Prospect:
 
     @property
     def choice(self) -> Choice:
-        return Choice(self.candidate, self.expectation.ttft_s if self.is_known else None)
+        if not self.is_known:
+            return Choice(self.candidate, None)
+        return Choice(self.candidate, self.expectation.ttft_s, self.num_cached)
 
 
 def _soonest(prospects: Sequence[_Prospect], digest: str, policy: PlacementPolicy) -> Choice:

@@ -11,6 +11,7 @@ from chorale.source_token import source_token_of
 from chorale.v1 import admission_pb2 as pb
 from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
 from controlplane.admission.admission import Admission
+from controlplane.admission.prefixes import ToldPrefixes
 from controlplane.metrics import ControlPlaneMetrics
 from controlplane.placement.expectation import Wanted
 from controlplane.rpc import translate
@@ -33,7 +34,9 @@ class AdmissionHandlers(AdmissionServiceServicer):
                 routing_key=request.routing_key,
                 wanted=_wanted(request),
                 continued_ticket=request.continued_ticket,
+                told=ToldPrefixes(request.prompt_prefixes.hashes, request.prompt_prefixes.lengths),
             )
+        self._metrics.placed(admitted.choice)
         model = admitted.model
         return pb.AdmitResponse(
             endpoint=admitted.data_plane.endpoint,

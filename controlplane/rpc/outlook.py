@@ -32,6 +32,7 @@ def outlook_from_pb(load: pb.Load) -> Outlook:
             TierCost(word(each.tier), _amount(each.fixed_s), _amount(each.byte_s))
             for each in outlook.tier_costs[:MAX_TIERS]
         ),
+        cached_for_s=_amount(outlook.cached_for_s) if outlook.HasField("cached_for_s") else None,
     )
 
 

@@ -43,6 +43,7 @@ RESIDENCY_DISK = PREFIX + "residency:disk:"
 DEMAND = PREFIX + "demand:"  # and 1, 2, 3, a zset by half-life: identity -> logarithm of its count
 FOLLOWERS = PREFIX + "followers:"  # zset, expires: identity -> the same, "" for all visits
 TENANT_BUCKET = PREFIX + "tenant_bucket:"  # string, expires: what a tenant has used of its limits
+SENT_PREFIXES = PREFIX + "sent_prefixes:"  # and id:incarnation, zset, expires: keyed -> when, ms
 CONTINUED = PREFIX + "continued:"  # integer, expires: admissions by a first ticket beside its own
 
 _NAMES = (
@@ -77,6 +78,7 @@ _NAMES = (
     "DEMAND",
     "FOLLOWERS",
     "TENANT_BUCKET",
+    "SENT_PREFIXES",
     "CONTINUED",
 )
 

@@ -10,6 +10,7 @@ from dataplane.cost_model import CostModel, Tier
 from dataplane.engine.course import MAX_STARTS, Ahead, Job, StepCosts, expected_waits
 from dataplane.engine.growth import Growth
 from dataplane.engine.objectives import Objectives
+from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.sequence import MAX_PRIORITY, Sequence
 from dataplane.engine.waiting import Waiting
 from dataplane.load_reports import ExpectedWait, Outlook, TierCost
@@ -35,6 +36,7 @@ class Outlooks:
         waiting: Waiting,
         objectives: Objectives,
         growth: Growth,
+        prefixes: PrefixCache,
         *,
         max_running: int,
         max_batch_tokens: int,
@@ -45,6 +47,7 @@ class Outlooks:
         self._waiting = waiting
         self._objectives = objectives
         self._growth = growth
+        self._prefixes = prefixes
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._last: Outlook | None = None
@@ -84,6 +87,7 @@ class Outlooks:
             tier_costs=[
                 TierCost(tier, *line) for tier in _TIERS if (line := costs.pool_line(tier))
             ],
+            cached_for_s=self._prefixes.cached_for_s(now_s),
         )
 
     def _ahead(self, running: Seq[Sequence], now_s: float) -> Ahead:

@@ -22,12 +22,24 @@ if TYPE_CHECKING:
 
 _KEEP = 0.998  # weight of the past at each new block
 _DOUBT = 10.0  # at first one new block in so many is taken to be wanted again
+_KEEP_AGE = 0.95  # weight of the past at each evicted block
+_EVER_S = 86_400.0  # while none was ever evicted
 
 
 class CachedBlock:
     """One page of `page_tokens` tokens, complete and never written again."""
 
-    __slots__ = ("_cache", "children", "digest", "page", "parent", "tokens", "users", "uses")
+    __slots__ = (
+        "_cache",
+        "children",
+        "digest",
+        "idle_since_s",
+        "page",
+        "parent",
+        "tokens",
+        "users",
+        "uses",
+    )
 
     def __init__(
         self,
@@ -45,9 +57,10 @@ class CachedBlock:
         self.children: dict[tuple[int, ...], CachedBlock] = {}
         self.users = 0  # sequences that hold it
         self.uses = UseCount()
+        self.idle_since_s = 0.0  # while nobody holds it
 
     def reclaim(self) -> int:
-        return self._cache.forget(self)
+        return self._cache.evict(self)
 
 
 class PrefixCache:
@@ -60,6 +73,9 @@ class PrefixCache:
         self._roots: dict[str, dict[tuple[int, ...], CachedBlock]] = {}
         self._num_new = _DOUBT
         self._num_hits = 1.0
+        self._now_s: float | None = None  # when it was asked for anything last
+        self._evicted_s: float | None = None  # the last time
+        self._evicted_age_s = 0.0
         self.num_blocks = 0
         self.num_idle_pages = 0
 
@@ -79,6 +95,7 @@ class PrefixCache:
 
     def hold(self, path: Iterable[CachedBlock], now_s: float) -> None:
         """Counts a use of each and keeps them from being reclaimed until `release`."""
+        self._now_s = now_s
         for block in path:
             self._hold(block)
             block.uses.add(now_s)
@@ -118,12 +135,14 @@ class PrefixCache:
 
     def release(self, path: Sequence[CachedBlock], now_s: float, *, wanted: bool = False) -> None:
         """Ends a hold. wanted: the holder will come back for them, as a preempted one."""
+        self._now_s = now_s
         for block in reversed(path):
             assert block.users > 0
             if wanted:
                 block.uses.add(now_s)
             block.users -= 1
             if not block.users:
+                block.idle_since_s = now_s
                 self.num_idle_pages += 1
                 self._pool.idle.num_pages += 1
                 self._offer(block)
@@ -134,6 +153,25 @@ class PrefixCache:
             if block.users or block.children:
                 return
             self.forget(block)
+
+    def cached_for_s(self, now_s: float) -> float:
+        """How long ago a block may have been used to be still here: the age at which blocks were
+        evicted lately, or all the time since the last eviction; 0 when the cache is off."""
+        if not self._enabled:
+            return 0.0
+        if self._evicted_s is None:
+            return _EVER_S
+        return min(_EVER_S, max(self._evicted_age_s, now_s - self._evicted_s))
+
+    def evict(self, block: CachedBlock) -> int:
+        """Forgets an idle leaf as its page is needed. Returns 1."""
+        now_s = self._now_s or block.idle_since_s
+        age_s = max(0.0, now_s - block.idle_since_s)
+        if self._evicted_s is None:
+            self._evicted_age_s = age_s
+        self._evicted_age_s += (1 - _KEEP_AGE) * (age_s - self._evicted_age_s)
+        self._evicted_s = now_s
+        return self.forget(block)
 
     def forget(self, block: CachedBlock) -> int:
         """Drops an idle leaf and frees its page. Returns 1."""

@@ -79,6 +79,7 @@ class Scheduler:
             self._waiting,
             self._objectives,
             self._growth,
+            prefixes,
             max_running=max_running,
             max_batch_tokens=max_batch_tokens,
         )

@@ -49,6 +49,8 @@ class Outlook(Protocol):
     def computed_share(self) -> float: ...
     @property
     def tier_costs(self) -> Sequence[TierCost]: ...
+    @property
+    def cached_for_s(self) -> float | None: ...
 
 
 def outlook_to_pb(outlook: Outlook) -> pb.Outlook:
@@ -67,4 +69,5 @@ def outlook_to_pb(outlook: Outlook) -> pb.Outlook:
             pb.TierCost(tier=cost.tier, fixed_s=cost.fixed_s, byte_s=cost.byte_s)
             for cost in outlook.tier_costs
         ],
+        cached_for_s=outlook.cached_for_s,
     )

@@ -9,6 +9,8 @@ from google.protobuf import duration_pb2
 
 from chorale.errors import InvalidArgumentError
 from chorale.objective import set_ttft_slo
+from chorale.prefixes import prompt_prefixes
+from chorale.prompt_size import prompt_size
 from chorale.v1 import adapter_registry_pb2, admission_pb2, fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 
@@ -158,8 +160,10 @@ class AdmitOptions(TypedDict, total=False):
     """Keyword arguments of `admit`; what is left out is not known or not asked for.
 
     excluded_data_plane_ids: not to be picked. source_token: opens the adapter's source when that is
-    private. num_prompt_tokens, or num_prompt_characters where the tokens are not known, and
-    num_generated_tokens of a request that goes on: what is to be computed before the first token.
+    private. prompt, prompt_token_ids or messages: as in GenerateOptions, for placement where their
+    beginning was computed lately; only their length and hashes are sent. num_prompt_tokens, or
+    num_prompt_characters where the tokens are not known: their length, where they are not given.
+    num_generated_tokens: of a request that goes on, to be computed before the first token, too.
     ttft_slo: seconds to the first token; refused at once where no data plane is expected to make
     it. priority: as in GenerateOptions. routing_key: equal ones get the same version of an alias.
     max_tokens: of the answer, for the tenant's tokens per minute; left out: what the context has
@@ -169,6 +173,9 @@ class AdmitOptions(TypedDict, total=False):
     excluded_data_plane_ids: Sequence[str]
     source_token: str
     routing_key: str
+    prompt: str | None
+    prompt_token_ids: Sequence[int] | None
+    messages: Sequence[Mapping[str, str]] | None
     num_prompt_tokens: int
     num_prompt_characters: int
     num_generated_tokens: int
@@ -189,22 +196,38 @@ def admit_request(model: str, options: AdmitOptions, *, tenant: str) -> admissio
             tenant=tenant,
             excluded_data_plane_ids=options.get("excluded_data_plane_ids", ()),
             routing_key=options.get("routing_key", ""),
-            prompt_size=admission_pb2.PromptSize(
-                num_tokens=options.get("num_prompt_tokens", 0),
-                num_characters=options.get("num_prompt_characters", 0),
-                num_generated_tokens=options.get("num_generated_tokens", 0),
-            ),
             priority=options.get("priority", 0),
             max_tokens=options.get("max_tokens"),
             continued_ticket=options.get("continued_ticket", b""),
         )
         if (ttft_slo := options.get("ttft_slo")) is not None:
             set_ttft_slo(request, ttft_slo)
-    except (TypeError, ValueError) as error:
+        _set_prompt(request, options)
+    except (TypeError, ValueError, KeyError) as error:
         raise InvalidArgumentError(
             "ARGUMENT_INVALID", f"an argument is invalid: {error}"
         ) from error
     return request
+
+
+def _set_prompt(request: admission_pb2.AdmitRequest, options: AdmitOptions) -> None:
+    sizes = [options.get("num_prompt_tokens", 0), options.get("num_prompt_characters", 0)]
+    inputs: GenerateOptions = {
+        "prompt_token_ids": options.get("prompt_token_ids"),
+        "messages": options.get("messages"),
+    }
+    prompt = options.get("prompt")
+    if prompt is not None or any(value is not None for value in inputs.values()):
+        if any(sizes):
+            raise ValueError("a prompt is given, and its length besides")
+        described = pb.GenerateRequest()
+        _set_input(described, prompt, inputs)
+        request.prompt_size.CopyFrom(prompt_size(described))
+        if (prefixes := prompt_prefixes(described)) is not None:
+            request.prompt_prefixes.CopyFrom(prefixes)
+    else:
+        request.prompt_size.num_tokens, request.prompt_size.num_characters = sizes
+    request.prompt_size.num_generated_tokens = options.get("num_generated_tokens", 0)
 
 
 def direct_request(

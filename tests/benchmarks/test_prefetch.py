@@ -112,7 +112,7 @@ async def test_the_table_counts_as_the_scripts_do(redis: Redis, store: Store, se
                 asked[key] = asked.get(key, 0) + 1
             if dict(visits).get(tenant) != identity:
                 visits.append((tenant, identity))
-        now_ms = int(await store.run("reserve", batch.take()))
+        now_ms = int(await store.run("reserve", batch.take(), ""))
         twin.reserve(now_ms, [(*key, count) for key, count in asked.items()], visits)
         if chance.random() < 0.4:
             continue

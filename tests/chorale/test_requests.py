@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -106,5 +106,25 @@ def test_a_place_is_asked_for_with_what_is_known() -> None:
     assert admit_request("m", characters, tenant="").prompt_size.num_characters == 9
     with pytest.raises(InvalidArgumentError):
         admit_request("m", {"num_prompt_tokens": -1}, tenant="")
-    with pytest.raises(TypeError, match="prompt"):
-        admit_request("m", {"prompt": "x"}, tenant="")  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError, match="logprobs"):
+        admit_request("m", {"logprobs": 1}, tenant="")  # type: ignore[typeddict-unknown-key]
+
+
+def test_admit_tells_hashes_of_the_prompt_and_not_the_prompt() -> None:
+    messages = [{"role": "user", "content": "secret " * 100}]
+    request = admit_request("m", {"messages": messages, "num_generated_tokens": 3}, tenant="")
+    assert request.prompt_size.num_characters == 700
+    assert request.prompt_size.num_generated_tokens == 3
+    assert list(request.prompt_prefixes.lengths) == [256, 512, 700]
+    assert b"secret" not in request.SerializeToString()
+    by_ids = admit_request("m", {"prompt_token_ids": range(200)}, tenant="")
+    assert by_ids.prompt_size.num_tokens == 200
+    assert list(by_ids.prompt_prefixes.lengths) == [64, 128, 192]
+    assert not admit_request("m", {"prompt": "short"}, tenant="").HasField("prompt_prefixes")
+    for wrong in (
+        {"prompt": "x", "messages": messages},
+        {"prompt": "x", "num_prompt_tokens": 1},
+        {"messages": [{"content": "x"}]},
+    ):
+        with pytest.raises(InvalidArgumentError):
+            admit_request("m", cast("AdmitOptions", wrong), tenant="")

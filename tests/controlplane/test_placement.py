@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import ExpectedWait, Outlook, TierCost
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import SentPrefix, Wanted
 from controlplane.placement.placement import (
     Candidate,
     Choice,
@@ -297,3 +297,88 @@ def test_an_old_report_says_nothing_and_a_new_one_may_say_more() -> None:
     packed = queued(3.0).pack()
     assert Outlook.unpack(packed) == queued(3.0)
     assert Outlook.unpack(packed[:-1] + ',"more"]') == queued(3.0)
+
+
+# By where the prompt's beginning was sent.
+
+TELLS = msgspec.structs.replace(MEASURED, cached_for_s=60.0)
+
+
+def holder(
+    name: str, *sent: tuple[int, float], outlook: Outlook = TELLS, **fields: object
+) -> Candidate:
+    plane = measured(name, outlook, **fields)
+    return replace(plane, sent=tuple(SentPrefix(*each) for each in sent))
+
+
+def compared(*candidates: Candidate, **wanted: object) -> Choice:
+    found = placed(*candidates, digest="", compares_prefixes=True, **wanted)
+    assert isinstance(found, Choice)
+    return found
+
+
+def test_a_prompt_goes_where_its_beginning_was_computed() -> None:
+    for fleet in ((holder("a", (800, 9.0)), holder("b")), (holder("a"), holder("b", (800, 9.0)))):
+        choice = compared(*fleet, num_tokens=1000)
+        assert choice.candidate.sent
+        assert (choice.num_cached, choice.most_cached) == (800, 800)
+        assert choice.expected_s == pytest.approx(0.01 + 0.2)
+    # Where nothing of it was sent, all of it is computed, whatever others found.
+    shares = msgspec.structs.replace(TELLS, computed_share=0.1)
+    choice = compared(holder("a", outlook=shares), num_tokens=400)
+    assert choice.expected_s == pytest.approx(0.01 + 0.4)
+    assert (choice.num_cached, choice.most_cached) == (0, 0)
+
+
+def test_a_hit_is_worth_what_it_spares_and_no_more() -> None:
+    """800 tokens at 1 ms, against a queue of 0.9 s or of 0.5 s."""
+    for wait_s, expected in ((0.5, "hit"), (0.9, "idle")):
+        waits = msgspec.structs.replace(TELLS, waits=(ExpectedWait(0, wait_s),))
+        choice = compared(holder("hit", (800, 1.0), outlook=waits), holder("idle"), num_tokens=1000)
+        assert choice.candidate.data_plane_id == expected
+        assert choice.most_cached == 800 and choice.num_cached == (800 if expected == "hit" else 0)
+
+
+def test_everybodys_system_prompt_spreads() -> None:
+    """600 tokens of 700 are everybody's; where one was placed, they are from then on."""
+    placed_on = dict.fromkeys("abcd", 0)
+    sent_to: set[str] = {"a"}
+    for _ in range(64):
+        fleet = [
+            replace(holder(name, *([(600, 0.0)] if name in sent_to else [])), num_placed=count)
+            for name, count in placed_on.items()
+        ]
+        name = compared(*fleet, num_tokens=700).candidate.data_plane_id
+        placed_on[name] += 1
+        sent_to.add(name)
+    assert len(sent_to) == 4
+    assert max(placed_on.values()) <= 2 * min(placed_on.values()), placed_on
+
+
+def test_what_was_evicted_is_not_counted_upon() -> None:
+    brief = msgspec.structs.replace(TELLS, cached_for_s=5.0)
+    conversation = holder("a", (900, 8.0), (300, 2.0), outlook=brief)
+    assert compared(conversation, num_tokens=1000).num_cached == 300, "the system prompt is younger"
+    assert compared(holder("a", (900, 8.0)), num_tokens=1000).num_cached == 900
+    off = msgspec.structs.replace(TELLS, cached_for_s=0.0)
+    assert compared(holder("a", (900, 0.1), outlook=off), num_tokens=1000).num_cached == 0
+
+
+def test_lengths_in_characters_and_longer_than_the_prompt() -> None:
+    by_four = msgspec.structs.replace(TELLS, characters_per_token=4.0)
+    hit = holder("a", (800, 1.0), outlook=by_four)
+    assert compared(hit, num_characters=1000).num_cached == 200
+    assert compared(hit, num_characters=400).num_cached == 100
+    assert compared(hit, num_tokens=5).num_cached == 5
+    assert compared(holder("a", (800, 1.0)), num_characters=1000).num_cached == 0, "no measure"
+    choice = compared(hit, num_characters=800)
+    assert choice.expected_s == pytest.approx(0.01 + 0.001), "one token is always computed"
+
+
+def test_beside_data_planes_that_do_not_tell_the_usual_share_counts() -> None:
+    half = msgspec.structs.replace(MEASURED, computed_share=0.5)
+    old = measured("old", half)
+    mixed = placed(old, holder("new"), digest="", num_tokens=1000, compares_prefixes=True)
+    assert isinstance(mixed, Choice)
+    assert mixed.candidate.data_plane_id == "old" and mixed.num_cached is None
+    assert mixed.expected_s == pytest.approx(0.01 + 0.5)

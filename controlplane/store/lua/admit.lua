@@ -1,12 +1,14 @@
 -- model, key that a target of an alias is drawn by, tenant, tokens of the prompt, most of the answer
---   or "", of a request that goes on the id of its first ticket, else ""
+--   or "", of a request that goes on the id of its first ticket, else "", then marks of the prompt's
+--   beginnings, the shortest first
 -- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
 --   source is private, its number among admissions, those before it under way, the tenant's highest
 --   priority or "", requests charged, tokens charged}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name), "UNKNOWN", or "QUOTA",
 --   followed by limit, its value, what was asked for, milliseconds until it is there or ""
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
---   tier that holds the adapter or "", outlook}, ...}
+--   tier that holds the adapter or "", outlook, {number of a mark that was sent there, milliseconds
+--   since, number of a shorter one that was sent later, ...}}, ...}
 local MAX_GOING_ON, GOING_ON_MS = 64, 6 * 3600 * 1000
 
 -- Whether this is one of the admissions that a request's first ticket stands for.
@@ -28,6 +30,22 @@ local function context_of(kind, name, version)
   end
   local record = redis.call("HGET", BASE_MODELS, base)
   return record and cjson.decode(record).max_context_tokens
+end
+
+-- Of the marks those that a data plane was sent, as described above.
+local function sent_to(id, incarnation, members, now)
+  local found, youngest = {}, math.huge
+  if #members == 0 then return found end
+  local times = redis.call("ZMSCORE", SENT_PREFIXES .. id .. ":" .. incarnation, unpack(members))
+  for i = #members, 1, -1 do
+    local age = times[i] and math.max(now - times[i], 0)
+    if age and age < youngest then
+      table.insert(found, i)
+      table.insert(found, age)
+      youngest = age
+    end
+  end
+  return found
 end
 
 local model = ARGV[1]
@@ -57,10 +75,13 @@ if limits and (limits.requests_per_minute or limits.tokens_per_minute)
 end
 local digest = redis.call("HGET", ADAPTER .. name, "identity:" .. version)
 digest = digest and string.match(digest, "^([^:]*):")
+local now, members = now_ms(), {}
+for i = 7, #ARGV do members[i - 6] = string.sub(digest or "", 1, 8) .. ARGV[i] end
 local planes = {}
 for _, id in ipairs(live_data_planes()) do
   local plane = redis.call("HMGET", DATA_PLANE .. id,
-    "endpoint", "base_model", "load", "last_heartbeat_ms", "num_placed", "outlook")
+    "endpoint", "base_model", "load", "last_heartbeat_ms", "num_placed", "outlook",
+    "incarnation")
   local tier = ""
   if digest then
     if redis.call("SISMEMBER", RESIDENCY_POOL .. id, digest) == 1 then
@@ -72,14 +93,14 @@ for _, id in ipairs(live_data_planes()) do
     end
   end
   table.insert(planes, {id, plane[1], plane[2], plane[3], plane[4], plane[5], tier,
-    plane[6] or ""})
+    plane[6] or "", sent_to(id, plane[7], members, now)})
 end
 -- They end in reserve.lua. Where Redis takes no writes, the request is placed all the same.
 local number = redis.pcall("HINCRBY", ADMISSIONS, "begun", 1)
 redis.pcall("PEXPIRE", ADMISSIONS, 2000)
 if type(number) ~= "number" then number = 0 end
 local ended = tonumber(redis.call("HGET", ADMISSIONS, "ended") or "0")
-return {kind, integer(now_ms()), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
+return {kind, integer(now), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
   source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
   number, math.max(number - 1 - ended, 0), limits and limits.max_priority or "",
   num_charged, tokens_charged}

@@ -1,10 +1,12 @@
--- demand JSON or "", id, requests, id, requests, ... : counts requests placed since the last heartbeat,
--- and what they asked for -> the demand clock in ms, or "" without demand
+-- demand JSON or "", prefixes JSON or "", id, requests, id, requests, ... : counts requests placed since
+-- the last heartbeat, and notes what they asked for and what of prompts they sent there -> the demand
+-- clock in ms, or "" without demand
 --   the id is "" for those that were placed nowhere; none of them is under way any more
 --   demand: {limits, asked = {{data plane or "", identity, name@version, requests}, ...},
 --     visits = {{tenant, identity}, ...} in order}
+--   prefixes: {max, lives_ms, sent = {{data plane, {member, ...}}, ...}}
 local ended = 0
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   ended = ended + ARGV[i + 1]
   if redis.call("EXISTS", DATA_PLANE .. ARGV[i]) == 1 then
     redis.call("HINCRBY", DATA_PLANE .. ARGV[i], "num_placed", ARGV[i + 1])
@@ -14,6 +16,29 @@ local begun = tonumber(redis.call("HGET", ADMISSIONS, "begun") or "0")
 if begun > 0 and redis.call("HINCRBY", ADMISSIONS, "ended", ended) > begun then
   redis.call("HSET", ADMISSIONS, "ended", begun)
 end
+-- Those that were sent longest ago go first.
+local function note_sent(prefixes)
+  local now = now_ms()
+  for _, sent in ipairs(prefixes.sent) do
+    local incarnation = redis.call("HGET", DATA_PLANE .. sent[1], "incarnation")
+    if incarnation then
+      local key, members = SENT_PREFIXES .. sent[1] .. ":" .. incarnation, sent[2]
+      for from = 1, #members, 1000 do
+        local scored = {}
+        for i = from, math.min(from + 999, #members) do
+          table.insert(scored, now)
+          table.insert(scored, members[i])
+        end
+        redis.call("ZADD", key, unpack(scored))
+      end
+      redis.call("ZREMRANGEBYSCORE", key, "-inf", now - prefixes.lives_ms)
+      redis.call("ZREMRANGEBYRANK", key, 0, -prefixes.max - 1)
+      redis.call("PEXPIRE", key, prefixes.lives_ms)
+    end
+  end
+end
+
+if ARGV[2] ~= "" then note_sent(cjson.decode(ARGV[2])) end
 if ARGV[1] == "" then return "" end
 local demand = cjson.decode(ARGV[1])
 local limits = demand.limits

@@ -108,7 +108,7 @@ class Load(_message.Message):
     def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierCounters, _Mapping]]] = ..., num_loading: _Optional[int] = ..., num_waiting_pins: _Optional[int] = ..., load_counts: _Optional[_Iterable[_Union[LoadCount, _Mapping]]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ..., ttft_slo_s: _Optional[float] = ..., characters_per_token: _Optional[float] = ...) -> None: ...
 
 class Outlook(_message.Message):
-    __slots__ = ("behind_running_s", "waits", "num_open", "request_s", "request_prefill_s", "decode_step_s", "prefill_step_s", "prefill_token_s", "max_batch_tokens", "computed_share", "tier_costs")
+    __slots__ = ("behind_running_s", "waits", "num_open", "request_s", "request_prefill_s", "decode_step_s", "prefill_step_s", "prefill_token_s", "max_batch_tokens", "computed_share", "tier_costs", "cached_for_s")
     BEHIND_RUNNING_S_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
     NUM_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class Outlook(_message.Message):
     MAX_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_SHARE_FIELD_NUMBER: _ClassVar[int]
     TIER_COSTS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FOR_S_FIELD_NUMBER: _ClassVar[int]
     behind_running_s: float
     waits: _containers.RepeatedCompositeFieldContainer[ExpectedWait]
     num_open: int
@@ -131,7 +132,8 @@ class Outlook(_message.Message):
     max_batch_tokens: int
     computed_share: float
     tier_costs: _containers.RepeatedCompositeFieldContainer[TierCost]
-    def __init__(self, behind_running_s: _Optional[float] = ..., waits: _Optional[_Iterable[_Union[ExpectedWait, _Mapping]]] = ..., num_open: _Optional[int] = ..., request_s: _Optional[float] = ..., request_prefill_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., prefill_step_s: _Optional[float] = ..., prefill_token_s: _Optional[float] = ..., max_batch_tokens: _Optional[int] = ..., computed_share: _Optional[float] = ..., tier_costs: _Optional[_Iterable[_Union[TierCost, _Mapping]]] = ...) -> None: ...
+    cached_for_s: float
+    def __init__(self, behind_running_s: _Optional[float] = ..., waits: _Optional[_Iterable[_Union[ExpectedWait, _Mapping]]] = ..., num_open: _Optional[int] = ..., request_s: _Optional[float] = ..., request_prefill_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., prefill_step_s: _Optional[float] = ..., prefill_token_s: _Optional[float] = ..., max_batch_tokens: _Optional[int] = ..., computed_share: _Optional[float] = ..., tier_costs: _Optional[_Iterable[_Union[TierCost, _Mapping]]] = ..., cached_for_s: _Optional[float] = ...) -> None: ...
 
 class ExpectedWait(_message.Message):
     __slots__ = ("priority", "wait_s")

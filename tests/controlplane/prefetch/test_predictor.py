@@ -42,7 +42,7 @@ async def ask(store: Store, *names: str, tenant: str = "t", plane: str = "dp-0")
     batch = DemandBatch(LIMITS)
     for name in names:
         batch.add(plane, Asked(tenant, BASE, digest_of(name) if name else "", f"{name}@1"))
-    await store.run("reserve", batch.take())
+    await store.run("reserve", batch.take(), "")
 
 
 async def forward(redis: Redis, seconds: float) -> None:
@@ -227,7 +227,7 @@ async def test_adapters_are_bounded_and_the_coldest_go(redis: Redis, store: Stor
         batch = DemandBatch(small)
         batch.add("dp-0", Asked("t", "x", digest_of(name), f"{name}@1"))
         await forward(redis, 10)
-        await store.run("reserve", batch.take())
+        await store.run("reserve", batch.take(), "")
     # One of the three is the base model's own count.
     names = {each.name for each in (await Demand(store, small).view()).adapters}
     assert names == {"a@1", "d@1"}

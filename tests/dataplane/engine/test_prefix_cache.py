@@ -203,3 +203,41 @@ def test_leaves_go_before_what_they_hang_on() -> None:
         simulation.check_integrity()
         match = simulation.prefixes.match("", list(range(33)))
         assert [block.tokens[0] for block in match] == [4 * n for n in range(left)]
+
+
+def test_how_long_blocks_live_shows_in_evictions() -> None:
+    simulation = Simulation(num_pages=20)
+    prefixes = simulation.prefixes
+
+    def lives_s() -> float:
+        return prefixes.cached_for_s(simulation.now_s)
+
+    def fill(handle: int) -> None:
+        simulation.submit(handle, [handle, *range(39)], max_tokens=1)  # half of the pool
+        simulation.run()
+
+    fill(0)
+    assert lives_s() > 3600, "nothing was ever evicted"
+    simulation.now_s += 30.0
+    fill(1)
+    assert lives_s() > 3600
+    simulation.now_s += 30.0
+    fill(2)  # pushes out what was used half a minute ago, or a whole one
+    assert 25.0 < lives_s() < 65.0
+    for handle in range(3, 30):
+        simulation.now_s += 5.0
+        fill(handle)
+    assert 4.0 < lives_s() < 20.0, "of late they live for a turn or two"
+    simulation.now_s += 500.0
+    assert 500.0 < lives_s() < 520.0, "none of what came since is gone"
+    assert Simulation(prefix_cache=False).prefixes.cached_for_s(1.0) == 0.0
+
+
+def test_a_failed_sequence_evicts_nothing() -> None:
+    simulation = Simulation()
+    simulation.submit(0, list(range(20)), max_tokens=9)
+    for _ in range(4):
+        simulation.step()
+    simulation.scheduler.remove(simulation.live.pop(0), simulation.now_s, ruined=True)
+    assert simulation.prefixes.num_blocks == 0
+    assert simulation.prefixes.cached_for_s(simulation.now_s) > 3600

@@ -294,6 +294,7 @@ def test_what_a_first_token_takes_is_announced() -> None:
         max_batch_tokens=512,
         computed_share=0.75,
         tier_costs=[TierCost("disk", 0.1, 1e-9)],
+        cached_for_s=77.0,
     )
     told = load_of(ready_message(), structs.replace(STATS, outlook=outlook)).outlook
     assert [(each.priority, each.wait_s) for each in told.waits] == [(3, 1.0), (0, 2.0)]

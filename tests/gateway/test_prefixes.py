@@ -1,0 +1,39 @@
+"""The beginnings of prompts, from clients to Admit."""
+
+from __future__ import annotations
+
+import httpx
+
+from chorale import AsyncClient
+from tests.helpers.fake_fleet import FakeFleet, RunningGateway
+
+LONG = "Tell me of gardens. " * 50
+
+
+async def test_hashes_go_to_admission_and_the_prompt_does_not(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    await client.complete(LONG, max_tokens=1)
+    told = fleet.admits[-1]
+    assert list(told.prompt_prefixes.lengths) == [256, 512, 768]
+    assert len(set(told.prompt_prefixes.hashes)) == 3
+    assert b"garden" not in told.SerializeToString()
+    await client.complete("short", max_tokens=1)
+    assert not fleet.admits[-1].HasField("prompt_prefixes")
+
+
+async def test_turns_over_http_have_the_ones_before_in_them(
+    gateway: RunningGateway, fleet: FakeFleet
+) -> None:
+    messages = [{"role": "system", "content": LONG}, {"role": "user", "content": "Roses?"}]
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=20) as http:
+        for answer in ("In June.", ""):
+            body = {"model": "prod", "messages": messages, "max_tokens": 2}
+            assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+            messages += [
+                {"role": "assistant", "content": answer},
+                {"role": "user", "content": "And tulips?"},
+            ]
+    first, second = (each.prompt_prefixes for each in fleet.admits[-2:])
+    assert list(second.hashes)[: len(first.hashes)] == list(first.hashes)
+    assert first.lengths[-1] == len(LONG) + len("Roses?")
