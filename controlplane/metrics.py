@@ -119,7 +119,7 @@ class ControlPlaneMetrics(Collector):
         prefixes = CounterMetricFamily(
             f"{_PREFIX}_prefix_placements",
             "Requests that told their prompt's prefixes. outcome: hit, placed where one is "
-            "expected to be cached; elsewhere, one is, but not where it was placed; none, anywhere.",
+            "expected to be cached; elsewhere, one is, but not where it was placed; none is.",
             labels=("outcome",),
         )
         for outcome, count in self._prefixes.items():

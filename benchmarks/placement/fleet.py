@@ -145,7 +145,7 @@ class _Fleet:
         plane = next(each for each in self._planes if each.name == name)
         plane.submit(
             served,
-            request.num_prompt_tokens,
+            [0] * request.num_prompt_tokens,
             request.num_output_tokens,
             request.adapter,
             now_s,

@@ -106,16 +106,18 @@ class SimulatedTiers:
 
 @dataclass
 class Served:
-    """A request and what became of it. first_s: of its first token. told_no_s: of its refusal."""
+    """A request and what became of it. first_s: of its first token. told_no_s: of its refusal.
+    num_cached: tokens of its prompt that were."""
 
     at_s: float
     first_s: float | None = None
     told_no_s: float | None = None
     expected_s: float | None = None
+    num_cached: int = 0
 
 
 class SimulatedPlane:
-    def __init__(self, name: str, costs: PlaneCosts) -> None:
+    def __init__(self, name: str, costs: PlaneCosts, *, prefix_cache: bool = False) -> None:
         self.name = name
         self.costs = costs
         self.next_s: float | None = None  # of its next event; None: it idles
@@ -135,7 +137,7 @@ class SimulatedPlane:
         self.scheduler = Scheduler(
             pool,
             self._supply,
-            PrefixCache(pool, self._measured, enabled=False),
+            PrefixCache(pool, self._measured, enabled=prefix_cache),
             self._measured,
             max_running=costs.max_running,
             max_batch_tokens=costs.max_batch_tokens,
@@ -149,14 +151,20 @@ class SimulatedPlane:
         self._num_submitted = 0
 
     def submit(
-        self, served: Served, prompt: int, output: int, adapter: str, now_s: float, slo_s: float
+        self,
+        served: Served,
+        prompt: list[int],
+        output: int,
+        adapter: str,
+        now_s: float,
+        slo_s: float,
     ) -> None:
-        """slo_s: of the data plane; 0: none."""
+        """slo_s: of the data plane; 0: none. All tokens of an answer are 0."""
         self._num_submitted += 1
         sequence = Sequence.of(
             Submit(
                 handle=self._num_submitted,
-                prompt=[0] * prompt,
+                prompt=prompt,
                 sampling=Sampling(max_tokens=output, ignore_eos=True),
                 adapter=Adapter(adapter, "", adapter) if adapter else None,
                 arrival_s=now_s,
@@ -212,6 +220,7 @@ class SimulatedPlane:
             sequence.tokens.append(0)
             if sequence.num_output == 1:
                 self._served[sequence].first_s = now_s
+                self._served[sequence].num_cached = sequence.num_cached
             if sequence.num_output >= sequence.sampling.max_tokens:
                 self.scheduler.remove(sequence, now_s)
                 del self._served[sequence]
