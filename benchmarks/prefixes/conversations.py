@@ -21,8 +21,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Numbers of tokens are drawn between two bounds. gap_s: mean time from a turn to the next one of
-    its conversation, beside `least_gap_s`, in which its answer is made."""
+    """Numbers of tokens are drawn between two bounds. gap_s: mean time from a turn to the next one
+    of its conversation, beside `least_gap_s`, in which its answer is made."""
 
     num_systems: int = 8
     system_tokens: int = 512
