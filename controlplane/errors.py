@@ -92,14 +92,17 @@ class QuotaError(ControlPlaneError):
     def __init__(
         self, tenant: str, limit: str, value: int, asked: int, retry_after_s: float | None
     ) -> None:
-        what = "tokens" if limit.startswith("tokens") else "request"
+        what = f"{value:,} {limit.replace('_', ' ')}, and this asks for {asked:,} " + (
+            "tokens" if limit.startswith("tokens") else "request"
+        )
+        if limit == "max_running":
+            what = f"{value:,} generations at once"
         way_out = "ask the operator to raise it"
         if retry_after_s is not None:
             way_out = f"try again after retry_after_s, or {way_out}"
         super().__init__(
             "TENANT_QUOTA",
-            f"tenant {tenant!r} has reached its limit of {value:,} {limit.replace('_', ' ')}, and "
-            f"this asks for {asked:,} {what}: {way_out}",
+            f"tenant {tenant!r} has reached its limit of {what}: {way_out}",
             metadata={"tenant": tenant, "limit": limit, limit: str(value), "asked": str(asked)},
             retry_after_s=retry_after_s,
         )

@@ -47,6 +47,7 @@ from controlplane.rpc.fleet import FleetHandlers
 from controlplane.rpc.tenants import TenantHandlers
 from controlplane.store.client import Store
 from controlplane.tasks import end
+from controlplane.tenants.running import Running
 from controlplane.tenants.tenants import Tenants
 from storage.blobs import BlobStore
 from storage.limits import AdapterLimits
@@ -203,6 +204,7 @@ async def _start(
         Directives(store, registry),
         demand,
         metrics,
+        running=Running(store, holds_s=2 * options.lease_s),
         token=options.fleet_token,
         lease_s=options.lease_s,
         heartbeat_interval_s=options.heartbeat_interval_s,

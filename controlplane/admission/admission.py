@@ -44,6 +44,7 @@ from controlplane.tenants.names import DEFAULT_TENANT, check_tenant
 MAX_EXCLUDED = 64
 MAX_ROUTING_KEY_CHARS = 256
 _RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
+_TAKEN_UP_S = 5.0
 _NOTHING_KNOWN = Wanted()
 
 
@@ -101,6 +102,8 @@ class Admission:
         self._prefix_key = prefix_key
         self._ticket_ttl_s = ticket_ttl_s
         self._max_priority = max_priority
+        # Who takes a ticket up in its last moment says so a little later.
+        self._unused_ms = int((ticket_ttl_s + _TAKEN_UP_S) * 1000)
         self._characters_per_token = 0.0  # of the data plane placed on last
 
     async def admit(
@@ -143,6 +146,8 @@ class Admission:
             before = continued(
                 continued_ticket, keys, tenant=tenant, model=model, now_s=time.time()
             )
+        ticket_id = secrets.token_bytes(TICKET_ID_BYTES)
+        first_hex = before.first_ticket_id.hex() if before else ""
         reply = await self._store.run(
             "admit",
             model,
@@ -150,7 +155,9 @@ class Admission:
             tenant,
             prompt_tokens(wanted, self._characters_per_token),
             "" if wanted.max_tokens is None else wanted.max_tokens,
-            before.first_ticket_id.hex() if before else "",
+            first_hex,
+            ticket_id.hex(),
+            self._unused_ms,
             *prefixes.marks,
         )
         if reply[0] == "QUOTA":
@@ -175,16 +182,18 @@ class Admission:
         finally:
             # Counted before the next await, so that requests of one instant see each other.
             self._reservations.add(placed_at, int(reply[9]), asked, members)
-            if not placed_at and reply[12]:
-                self._reservations.give_back(Charge(tenant, int(reply[12]), int(reply[13])))
+            if not placed_at and (reply[12] or reply[14]):
+                charge = Charge(tenant, int(reply[12]), int(reply[13]), reply[14], ticket_id.hex())
+                self._reservations.give_back(charge)
         outlook = choice.candidate.outlook
         self._characters_per_token = outlook.characters_per_token or self._characters_per_token
         key_id, key = await self._ticket_keys.find(reply[2])
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
-        claims = _claims(resolved, choice.candidate, tenant, expires_at_ms)
+        claims = _claims(ticket_id, resolved, choice.candidate, tenant, expires_at_ms)
         claims.max_priority = max_priority
         claims.charged_tokens = int(reply[13])
-        if before and not reply[12]:
+        claims.counts_running = bool(reply[14])
+        if before and not reply[12] and reply[14] in ("", first_hex):
             claims.first_ticket_id, claims.charged_tokens = before
         claims.expected_ttft_s = choice.expected_s or 0.0
         if resolved.private:
@@ -296,10 +305,10 @@ def _refused(refusal: Refusal, resolved: Resolved) -> ControlPlaneError:
 
 
 def _claims(
-    resolved: Resolved, chosen: Candidate, tenant: str, expires_at_ms: int
+    ticket_id: bytes, resolved: Resolved, chosen: Candidate, tenant: str, expires_at_ms: int
 ) -> admission_pb2.TicketClaims:
     claims = admission_pb2.TicketClaims(
-        ticket_id=secrets.token_bytes(TICKET_ID_BYTES),
+        ticket_id=ticket_id,
         data_plane_id=chosen.data_plane_id,
         tenant=tenant,
         base_model=resolved.base_model,

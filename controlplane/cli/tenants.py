@@ -16,7 +16,7 @@ from controlplane.cli.fleet_token import find_token
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 from controlplane.options import MAX_PRIORITY
-from controlplane.tenants.limits import MAX_PER_MINUTE
+from controlplane.tenants.limits import MAX_PER_MINUTE, MAX_RUNNING
 
 if TYPE_CHECKING:
     from chorale.tenants import Tenants
@@ -28,7 +28,7 @@ tenants = typer.Typer(
     "x-chorale-tenant. Needs the fleet token.",
 )
 Name = Annotated[str, typer.Argument(help="The tenant; '*' is each that has no limits of its own.")]
-_COLUMNS = ("requests/min", "burst", "tokens/min", "token burst", "max priority")
+_COLUMNS = ("requests/min", "burst", "tokens/min", "token burst", "max priority", "max running")
 
 
 @tenants.command("set")
@@ -64,6 +64,12 @@ def set_(
             help="Highest priority it may ask for. Left out: the control plane's.",
         ),
     ] = None,
+    max_running: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=MAX_RUNNING, help="Generations at once, waiting ones too; 0: none at all."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 10.0,
@@ -79,6 +85,7 @@ def set_(
             tokens_per_minute=tokens_per_minute,
             token_burst=token_burst,
             max_priority=max_priority,
+            max_running=max_running,
         )
         if as_json:
             output.print_json({"tenant": view(tenant)})
@@ -123,8 +130,14 @@ def show(
         what: getattr(found, field) if found.HasField(field) else None
         for what, field in (("requests", "available_requests"), ("tokens", "available_tokens"))
     }
+    num_running = found.num_running if found.HasField("num_running") else None
     if as_json:
-        shown = {**view(found.tenant), "is_default": found.is_default, "available": available}
+        shown = {
+            **view(found.tenant),
+            "is_default": found.is_default,
+            "available": available,
+            "num_running": num_running,
+        }
         output.print_json({"tenant": shown})
         return
     whose = " (those of '*')" if found.is_default else ""
@@ -132,6 +145,8 @@ def show(
     lines += [
         (f"{what} now", f"{value:,.1f}") for what, value in available.items() if value is not None
     ]
+    if num_running is not None:
+        lines.append(("running now", f"{num_running:,}"))
     output.print_fields(lines)
 
 

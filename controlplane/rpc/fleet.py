@@ -24,6 +24,7 @@ from controlplane.rpc.directives import (
 )
 from controlplane.rpc.outlook import outlook_from_pb
 from controlplane.rpc.tenants import settlement_from_pb
+from controlplane.tenants.running import Running, Told
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,6 +37,7 @@ class FleetHandlers(FleetServiceServicer):
         demand: Demand,
         metrics: ControlPlaneMetrics,
         *,
+        running: Running,
         token: str,
         lease_s: float,
         heartbeat_interval_s: float,
@@ -44,6 +46,7 @@ class FleetHandlers(FleetServiceServicer):
         self._directives = directives
         self._demand = demand
         self._metrics = metrics
+        self._running = running
         self._token = token
         self._lease_s = lease_s
         self._heartbeat_interval_s = heartbeat_interval_s
@@ -81,6 +84,18 @@ class FleetHandlers(FleetServiceServicer):
             ticket_keys=translate.keys_to_pb(keys),
             directives=[directive_to_pb(each) for each in directives],
         )
+
+    async def ReportGenerations(
+        self, request: pb.ReportGenerationsRequest, context: Context
+    ) -> pb.ReportGenerationsResponse:
+        check_bearer(context.invocation_metadata(), self._token)
+        await self._running.report(
+            [
+                Told(each.tenant, each.first_ticket_id, each.ticket_id, each.has_ended)
+                for each in request.generations
+            ]
+        )
+        return pb.ReportGenerationsResponse(holds=translate.duration(self._running.holds_s))
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
         check_bearer(context.invocation_metadata(), self._token)

@@ -40,6 +40,7 @@ class TenantHandlers(TenantServiceServicer):
             is_default=view.is_default,
             available_requests=view.available_requests,
             available_tokens=view.available_tokens,
+            num_running=view.num_running,
         )
 
     async def ListTenants(

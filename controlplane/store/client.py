@@ -20,6 +20,7 @@ from controlplane.store.slots import Slots
 
 _MAX_WAITING = 16_384  # what a gateway lets in, many times over
 _LUA = Path(__file__).parent / "lua"
+_EVERYWHERE = ("_shared", "_demand", "_quota", "_running")
 # A reply with one of these words is a state of the server, not a fault in a script.
 _STATES = (
     "LOADING",
@@ -40,7 +41,7 @@ _STATES = (
 @cache
 def script_text(name: str) -> str:
     """Key names, the functions that scripts share, and lua/NAME.lua."""
-    files = [(_LUA / f"{each}.lua").read_text() for each in ("_shared", "_demand", "_quota", name)]
+    files = [(_LUA / f"{each}.lua").read_text() for each in (*_EVERYWHERE, name)]
     return "\n".join((keys.lua_locals(), *files))
 
 

@@ -43,6 +43,8 @@ RESIDENCY_DISK = PREFIX + "residency:disk:"
 DEMAND = PREFIX + "demand:"  # and 1, 2, 3, a zset by half-life: identity -> logarithm of its count
 FOLLOWERS = PREFIX + "followers:"  # zset, expires: identity -> the same, "" for all visits
 TENANT_BUCKET = PREFIX + "tenant_bucket:"  # string, expires: what a tenant has used of its limits
+TENANT_RUNNING = PREFIX + "tenant_running:"  # zset, expires: request -> until when it counts, ms
+TENANT_HOLDERS = PREFIX + "tenant_holders:"  # hash, expires: request that goes on -> its ticket
 SENT_PREFIXES = PREFIX + "sent_prefixes:"  # and id:incarnation, zset, expires: keyed -> when, ms
 CONTINUED = PREFIX + "continued:"  # integer, expires: admissions by a first ticket beside its own
 
@@ -78,6 +80,8 @@ _NAMES = (
     "DEMAND",
     "FOLLOWERS",
     "TENANT_BUCKET",
+    "TENANT_RUNNING",
+    "TENANT_HOLDERS",
     "SENT_PREFIXES",
     "CONTINUED",
 )

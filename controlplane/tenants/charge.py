@@ -17,11 +17,14 @@ MAX_CONTINUED_S = 6 * 3600.0
 
 
 class Charge(NamedTuple):
-    """What one request took off its tenant's limits."""
+    """What one request took off its tenant's limits. first_ticket_id: in hex, where it counts as
+    running; else ""."""
 
     tenant: str
     num_requests: int
     num_tokens: int
+    first_ticket_id: str = ""
+    ticket_id: str = ""
 
 
 class Continued(NamedTuple):

@@ -8,6 +8,7 @@ from controlplane.errors import InvalidRequestError
 from controlplane.options import MAX_PRIORITY
 
 MAX_PER_MINUTE = 1_000_000_000
+MAX_RUNNING = 1_000_000
 
 
 class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -18,6 +19,7 @@ class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     tokens_per_minute: int | None = None
     token_burst: int | None = None
     max_priority: int | None = None
+    max_running: int | None = None
 
     def pack(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -43,6 +45,9 @@ def check_limits(limits: TenantLimits) -> TenantLimits:
             raise _invalid(burst_name, burst, f"must be 1 to {MAX_PER_MINUTE}")
         if burst is not None and not rate:
             raise _invalid(burst_name, burst, f"needs a {rate_name} above 0")
+    running = limits.max_running
+    if running is not None and not 0 <= running <= MAX_RUNNING:
+        raise _invalid("max_running", running, f"must be 0 to {MAX_RUNNING}")
     if limits.max_priority is not None and abs(limits.max_priority) > MAX_PRIORITY:
         raise _invalid("max_priority", limits.max_priority, "must be -10 to 10")
     return limits

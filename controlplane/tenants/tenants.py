@@ -16,12 +16,13 @@ MAX_TENANTS = 10_000
 @dataclass(frozen=True, slots=True)
 class TenantView:
     """is_default: whether the limits are those of "*". available_…: what may be asked for at once
-    now; None where there is no such limit."""
+    now; None where there is no such limit. num_running: generations that count for max_running."""
 
     limits: TenantLimits
     is_default: bool
     available_requests: float | None
     available_tokens: float | None
+    num_running: int | None
 
 
 class Tenants:
@@ -42,13 +43,14 @@ class Tenants:
     async def get(self, name: str) -> TenantView:
         """What holds for `name`, whether or not it has limits of its own."""
         check_tenant("name", name)
-        text, is_default, requests, tokens = await self._store.run("tenant", name)
+        text, is_default, requests, tokens, running = await self._store.run("tenant", name)
         limits = TenantLimits.unpack(text)
         return TenantView(
             limits,
             is_default == "1",
             _available(limits.requests_per_minute, limits.request_burst, float(requests)),
             _available(limits.tokens_per_minute, limits.token_burst, float(tokens)),
+            None if limits.max_running is None else int(running),
         )
 
     async def all(self) -> Mapping[str, TenantLimits]:

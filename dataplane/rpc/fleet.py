@@ -23,6 +23,7 @@ from chorale.errors import (
 )
 from chorale.status import from_rpc_error
 from chorale.v1 import fleet_pb2, fleet_pb2_grpc
+from dataplane.rpc.generations import Generations
 from dataplane.rpc.settlements import Settlements
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ class FleetMember:
 
     join: what Join is called with. report: the load and residency of the moment. on_keys: called
     with the ticket keys of every answer. on_directive: called once with each directive.
-    settlements: told with the heartbeats. Belongs to one event loop; `stop` after `start`. Between
-    `pause` and `resume` it is no member, and nothing is placed here.
+    settlements: told with the heartbeats. generations: told as long as it runs. Belongs to one
+    event loop; `stop` after `start`. Between `pause` and `resume` it is no member, and nothing is
+    placed here.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class FleetMember:
         on_keys: OnKeys,
         on_directive: OnDirective = lambda _directive: None,
         settlements: Settlements | None = None,
+        generations: Generations | None = None,
     ) -> None:
         self._metadata = bearer_metadata(token)
         self._join_request = join
@@ -68,6 +71,8 @@ class FleetMember:
         self._on_keys = on_keys
         self._on_directive = on_directive
         self._settlements = settlements or Settlements()
+        self._generations = generations
+        self._telling: asyncio.Task[None] | None = None
         self._received = 0  # number of the last directive since Join
         self._pins = _Pins()
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -77,6 +82,10 @@ class FleetMember:
 
     def start(self) -> None:
         self._joined = asyncio.get_running_loop().create_future()
+        if self._generations is not None:
+            self._telling = asyncio.create_task(
+                self._generations.tell(self._stub, self._metadata), name="generations"
+            )
         self._task = asyncio.create_task(self._run(), name="fleet-member")
 
     async def wait_joined(self) -> None:
@@ -116,6 +125,10 @@ class FleetMember:
     async def stop(self) -> None:
         """Leaves the fleet, if the control plane can be reached at once. Idempotent."""
         await self.pause()
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
         await self._channel.close()
 
     async def _run(self) -> None:

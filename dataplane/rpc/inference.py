@@ -28,6 +28,7 @@ from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_stream import EngineStream
 from dataplane.rpc.foresight import Foresight
 from dataplane.rpc.gate import TicketGate
+from dataplane.rpc.generations import Generations
 from dataplane.rpc.request import PreparedRequest, is_short, prepare
 from dataplane.rpc.settlements import Settlements
 from dataplane.rpc.text_ratio import TextRatio
@@ -48,7 +49,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
     with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that name none; None: nothing.
     metrics: of all requests. Tells, besides, how many characters make a token of prompts, how true
-    the tickets' expectations came, and what tenants were charged too much.
+    the tickets' expectations came, and what tenants were charged too much and what they run.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self.text_ratio = TextRatio()
         self.foresight = Foresight()
         self.settlements = Settlements()
+        self.generations = Generations()
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -126,6 +128,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             watch = held.enter_context(self._metrics.request())
             held.enter_context(self._place())
             claims = self._gate.enter(request.ticket, tenant=request.tenant)
+            held.enter_context(self.generations.running(claims))
             prepared = await self._prepared(request, deadline_s)
             self.text_ratio.note(prompt_size(request).num_characters, len(prepared.prompt))
             yield watch.note(

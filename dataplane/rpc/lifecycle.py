@@ -219,6 +219,7 @@ class _DataPlane:
             on_keys=gate.set_keys,
             on_directive=self._direct,
             settlements=self._service.settlements,
+            generations=self._service.generations,
         )
 
     def _report(self) -> tuple[fleet_pb2.Load, fleet_pb2.Residency]:

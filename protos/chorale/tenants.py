@@ -19,6 +19,7 @@ class Limits(TypedDict, total=False):
     tokens_per_minute: int | None
     token_burst: int | None
     max_priority: int | None
+    max_running: int | None
 
 
 def _set_request(name: str, limits: Limits) -> pb.SetTenantRequest:

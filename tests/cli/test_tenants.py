@@ -44,6 +44,7 @@ def test_set(chorale: Chorale, gateway: ScriptedGateway) -> None:
             "tokens_per_minute": 0,
             "token_burst": 7,
             "max_priority": None,
+            "max_running": None,
         },
     }
     assert chorale("tenants", "set", "a").stdout == "a: no limits\n"

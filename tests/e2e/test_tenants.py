@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import openai
@@ -68,6 +69,26 @@ def test_a_tenant_meets_its_limit(up: ChoraleUp, client: chorale.Client, tenants
     assert tenants("list").count("metered") == 1
     tenants("remove", "metered")
     assert client.complete("4", tenant="metered", max_tokens=2).token_ids
+
+
+def test_a_tenant_runs_no_more_at_once(
+    up: ChoraleUp, client: chorale.Client, tenants: Tenants
+) -> None:
+    assert tenants("set", "two", "--max-running=2") == "two: max running 2\n"
+    options: dict[str, Any] = {"tenant": "two", "max_tokens": 400, "ignore_eos": True}
+    running = [client.generate("4", **options) for _ in range(2)]
+    for each in running:
+        next(iter(each))
+    with pytest.raises(ResourceExhaustedError) as refused:
+        client.complete("4", **options)
+    assert refused.value.metadata["limit"] == "max_running" and refused.value.retry_after_s == 1.0
+    running[0].close()
+    for event in running[1]:
+        assert event is not None
+    until_s = time.monotonic() + 5
+    while json.loads(tenants("show", "two", "--json"))["tenant"]["num_running"]:
+        assert time.monotonic() < until_s, "data planes tell of ends at once"
+    assert client.complete("4", tenant="two", max_tokens=2).token_ids
 
 
 def test_answers_settle_what_they_were_charged(

@@ -53,6 +53,8 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         self.joins: list[fleet_pb2.JoinRequest] = []
         self.heartbeats: list[fleet_pb2.HeartbeatRequest] = []
         self.leaves: list[fleet_pb2.LeaveRequest] = []
+        self.generations: list[list[fleet_pb2.GenerationReport]] = []
+        self.report_errors: list[ChoraleError] = []
         self.join_errors: list[ChoraleError] = []
         self.members: dict[str, int] = {}
         self.keys = [fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)]
@@ -88,6 +90,15 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
             each for each in self.directives if each.sequence > request.received_directives
         ]
         return fleet_pb2.HeartbeatResponse(ticket_keys=self.keys, directives=directives)
+
+    async def ReportGenerations(
+        self, request: fleet_pb2.ReportGenerationsRequest, context: Any
+    ) -> fleet_pb2.ReportGenerationsResponse:
+        self._check(context)
+        if self.report_errors:
+            raise self.report_errors.pop(0)
+        self.generations.append(list(request.generations))
+        return fleet_pb2.ReportGenerationsResponse(holds=duration_pb2.Duration(seconds=1))
 
     async def Leave(self, request: fleet_pb2.LeaveRequest, context: Any) -> fleet_pb2.LeaveResponse:
         self._check(context)

@@ -1,9 +1,11 @@
 -- model, key that a target of an alias is drawn by, tenant, tokens of the prompt, most of the answer
---   or "", of a request that goes on the id of its first ticket, else "", then marks of the prompt's
---   beginnings, the shortest first
+--   or "", of a request that goes on the id of its first ticket, else "", the id that its ticket gets,
+--   how long it counts as running until somebody says so, then marks of the prompt's beginnings, the
+--   shortest first
 -- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
 --   source is private, its number among admissions, those before it under way, the tenant's highest
---   priority or "", requests charged, tokens charged}
+--   priority or "", requests charged, tokens charged, first ticket of the request where it counts as
+--   running, else ""}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name), "UNKNOWN", or "QUOTA",
 --   followed by limit, its value, what was asked for, milliseconds until it is there or ""
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
@@ -61,9 +63,17 @@ if model ~= "" then
   end
 end
 local limits, is_default = limits_of(ARGV[3])
-local num_charged, tokens_charged = 0, 0
-if limits and (limits.requests_per_minute or limits.tokens_per_minute)
-    and not goes_on(ARGV[6]) then
+local num_charged, tokens_charged, running = 0, 0, ""
+local has_rates = limits and (limits.requests_per_minute or limits.tokens_per_minute)
+local continues = limits and (has_rates or limits.max_running) and goes_on(ARGV[6])
+if limits and limits.max_running then
+  local most = limits.max_running
+  if not continues and num_running(ARGV[3], now_ms()) >= most then
+    return {"QUOTA", "max_running", integer(most), "1", most > 0 and "1000" or ""}
+  end
+  running = continues and ARGV[6] or ARGV[7]
+end
+if has_rates and not continues then
   local asked = {1, ARGV[4] + (tonumber(ARGV[5]) or math.huge)}
   -- Reading the base model's record costs as much as all else of a charge: only where it decides.
   if limits.tokens_per_minute and asked[2] > burst_of(limits, QUOTAS[2]) then
@@ -73,10 +83,11 @@ if limits and (limits.requests_per_minute or limits.tokens_per_minute)
   if refusal then return {"QUOTA", unpack(refusal)} end
   num_charged, tokens_charged = 1, tokens
 end
+if running ~= "" then pcall(runs, ARGV[3], running, ARGV[7], now_ms(), tonumber(ARGV[8])) end
 local digest = redis.call("HGET", ADAPTER .. name, "identity:" .. version)
 digest = digest and string.match(digest, "^([^:]*):")
 local now, members = now_ms(), {}
-for i = 7, #ARGV do members[i - 6] = string.sub(digest or "", 1, 8) .. ARGV[i] end
+for i = 9, #ARGV do members[i - 8] = string.sub(digest or "", 1, 8) .. ARGV[i] end
 local planes = {}
 for _, id in ipairs(live_data_planes()) do
   local plane = redis.call("HMGET", DATA_PLANE .. id,
@@ -103,4 +114,4 @@ local ended = tonumber(redis.call("HGET", ADMISSIONS, "ended") or "0")
 return {kind, integer(now), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
   source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
   number, math.max(number - 1 - ended, 0), limits and limits.max_priority or "",
-  num_charged, tokens_charged}
+  num_charged, tokens_charged, running}

@@ -11,6 +11,7 @@ if held ~= incarnation then return {"REPLACED"} end
 redis.call("HSET", key, "load", load, "last_heartbeat_ms", integer(now_ms()), "num_placed", 0,
   "counters", ARGV[9], "outlook", ARGV[10])
 redis.call("PEXPIRE", key, lease_ms)
+redis.call("PEXPIRE", SENT_PREFIXES .. id .. ":" .. incarnation, 2 * lease_ms)
 local settled = tonumber(redis.call("HGET", key, "settled") or "0")
 if tonumber(ARGV[11]) > settled then
   redis.call("HSET", key, "settled", ARGV[11])

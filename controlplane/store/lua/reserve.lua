@@ -33,7 +33,7 @@ local function note_sent(prefixes)
       end
       redis.call("ZREMRANGEBYSCORE", key, "-inf", now - prefixes.lives_ms)
       redis.call("ZREMRANGEBYRANK", key, 0, -prefixes.max - 1)
-      redis.call("PEXPIRE", key, prefixes.lives_ms)
+      redis.call("PEXPIRE", key, math.max(redis.call("PTTL", DATA_PLANE .. sent[1]), 1) * 2)
     end
   end
 end

@@ -251,6 +251,30 @@ class TenantTokens(_message.Message):
     num_tokens: int
     def __init__(self, tenant: _Optional[str] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
+class ReportGenerationsRequest(_message.Message):
+    __slots__ = ("generations",)
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    generations: _containers.RepeatedCompositeFieldContainer[GenerationReport]
+    def __init__(self, generations: _Optional[_Iterable[_Union[GenerationReport, _Mapping]]] = ...) -> None: ...
+
+class GenerationReport(_message.Message):
+    __slots__ = ("tenant", "first_ticket_id", "ticket_id", "has_ended")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    HAS_ENDED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    first_ticket_id: bytes
+    ticket_id: bytes
+    has_ended: bool
+    def __init__(self, tenant: _Optional[str] = ..., first_ticket_id: _Optional[bytes] = ..., ticket_id: _Optional[bytes] = ..., has_ended: _Optional[bool] = ...) -> None: ...
+
+class ReportGenerationsResponse(_message.Message):
+    __slots__ = ("holds",)
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    holds: _duration_pb2.Duration
+    def __init__(self, holds: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
 class HeartbeatResponse(_message.Message):
     __slots__ = ("ticket_keys", "directives")
     TICKET_KEYS_FIELD_NUMBER: _ClassVar[int]

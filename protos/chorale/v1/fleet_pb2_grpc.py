@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FleetServiceStub:
-    """Membership of data planes. Join, Heartbeat and Leave ask for the fleet token in the metadata
+    """Membership of data planes. Join, Heartbeat, ReportGenerations and Leave ask for the fleet token in the metadata
     entry `authorization: Bearer TOKEN` (UNAUTHENTICATED otherwise), as they hand out ticket keys.
     """
 
@@ -45,6 +45,11 @@ class FleetServiceStub:
                 '/chorale.v1.FleetService/Heartbeat',
                 request_serializer=chorale_dot_v1_dot_fleet__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_fleet__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
+        self.ReportGenerations = channel.unary_unary(
+                '/chorale.v1.FleetService/ReportGenerations',
+                request_serializer=chorale_dot_v1_dot_fleet__pb2.ReportGenerationsRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_fleet__pb2.ReportGenerationsResponse.FromString,
                 _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/chorale.v1.FleetService/Leave',
@@ -69,7 +74,7 @@ class FleetServiceStub:
 
 
 class FleetServiceServicer:
-    """Membership of data planes. Join, Heartbeat and Leave ask for the fleet token in the metadata
+    """Membership of data planes. Join, Heartbeat, ReportGenerations and Leave ask for the fleet token in the metadata
     entry `authorization: Bearer TOKEN` (UNAUTHENTICATED otherwise), as they hand out ticket keys.
     """
 
@@ -85,6 +90,15 @@ class FleetServiceServicer:
     def Heartbeat(self, request, context):
         """Renews the lease and reports load and residency. NOT_FOUND when the lease has run out or the
         incarnation was replaced: join again (running streams go on meanwhile).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportGenerations(self, request, context):
+        """Says which generations run on a data plane, and which have ended, of tickets that ask for it
+        (TicketClaims.counts_running). One that nobody speaks of counts no more after `holds`. Telling twice
+        is telling once; no lease is needed. Errors: INVALID_ARGUMENT (too many).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +155,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     request_deserializer=chorale_dot_v1_dot_fleet__pb2.HeartbeatRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_fleet__pb2.HeartbeatResponse.SerializeToString,
             ),
+            'ReportGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportGenerations,
+                    request_deserializer=chorale_dot_v1_dot_fleet__pb2.ReportGenerationsRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_fleet__pb2.ReportGenerationsResponse.SerializeToString,
+            ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
                     request_deserializer=chorale_dot_v1_dot_fleet__pb2.LeaveRequest.FromString,
@@ -170,7 +189,7 @@ def add_FleetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FleetService:
-    """Membership of data planes. Join, Heartbeat and Leave ask for the fleet token in the metadata
+    """Membership of data planes. Join, Heartbeat, ReportGenerations and Leave ask for the fleet token in the metadata
     entry `authorization: Bearer TOKEN` (UNAUTHENTICATED otherwise), as they hand out ticket keys.
     """
 
@@ -218,6 +237,33 @@ class FleetService:
             '/chorale.v1.FleetService/Heartbeat',
             chorale_dot_v1_dot_fleet__pb2.HeartbeatRequest.SerializeToString,
             chorale_dot_v1_dot_fleet__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.FleetService/ReportGenerations',
+            chorale_dot_v1_dot_fleet__pb2.ReportGenerationsRequest.SerializeToString,
+            chorale_dot_v1_dot_fleet__pb2.ReportGenerationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63horale/v1/tenant.proto\x12\nchorale.v1\"\x82\x02\n\x0cTenantLimits\x12 \n\x13requests_per_minute\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rrequest_burst\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btoken_burst\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cmax_priority\x18\x05 \x01(\x05H\x04\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x10\n\x0e_request_burstB\x14\n\x12_tokens_per_minuteB\x0e\n\x0c_token_burstB\x0f\n\r_max_priority\"@\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x06limits\x18\x02 \x01(\x0b\x32\x18.chorale.v1.TenantLimits\"6\n\x10SetTenantRequest\x12\"\n\x06tenant\x18\x01 \x01(\x0b\x32\x12.chorale.v1.Tenant\"7\n\x11SetTenantResponse\x12\"\n\x06tenant\x18\x01 \x01(\x0b\x32\x12.chorale.v1.Tenant\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb7\x01\n\x11GetTenantResponse\x12\"\n\x06tenant\x18\x01 \x01(\x0b\x32\x12.chorale.v1.Tenant\x12\x12\n\nis_default\x18\x02 \x01(\x08\x12\x1f\n\x12\x61vailable_requests\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61vailable_tokens\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x15\n\x13_available_requestsB\x13\n\x11_available_tokens\"\x14\n\x12ListTenantsRequest\":\n\x13ListTenantsResponse\x12#\n\x07tenants\x18\x01 \x03(\x0b\x32\x12.chorale.v1.Tenant\"#\n\x13RemoveTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse2\xc6\x02\n\rTenantService\x12H\n\tSetTenant\x12\x1c.chorale.v1.SetTenantRequest\x1a\x1d.chorale.v1.SetTenantResponse\x12H\n\tGetTenant\x12\x1c.chorale.v1.GetTenantRequest\x1a\x1d.chorale.v1.GetTenantResponse\x12N\n\x0bListTenants\x12\x1e.chorale.v1.ListTenantsRequest\x1a\x1f.chorale.v1.ListTenantsResponse\x12Q\n\x0cRemoveTenant\x12\x1f.chorale.v1.RemoveTenantRequest\x1a .chorale.v1.RemoveTenantResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63horale/v1/tenant.proto\x12\nchorale.v1\"\xac\x02\n\x0cTenantLimits\x12 \n\x13requests_per_minute\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rrequest_burst\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btoken_burst\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cmax_priority\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x18\n\x0bmax_running\x18\x06 \x01(\rH\x05\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x10\n\x0e_request_burstB\x14\n\x12_tokens_per_minuteB\x0e\n\x0c_token_burstB\x0f\n\r_max_priorityB\x0e\n\x0c_max_running\"@\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x06limits\x18\x02 \x01(\x0b\x32\x18.chorale.v1.TenantLimits\"6\n\x10SetTenantRequest\x12\"\n\x06tenant\x18\x01 \x01(\x0b\x32\x12.chorale.v1.Tenant\"7\n\x11SetTenantResponse\x12\"\n\x06tenant\x18\x01 \x01(\x0b\x32\x12.chorale.v1.Tenant\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xe1\x01\n\x11GetTenantResponse\x12\"\n\x06tenant\x18\x01 \x01(\x0b\x32\x12.chorale.v1.Tenant\x12\x12\n\nis_default\x18\x02 \x01(\x08\x12\x1f\n\x12\x61vailable_requests\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61vailable_tokens\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0bnum_running\x18\x05 \x01(\rH\x02\x88\x01\x01\x42\x15\n\x13_available_requestsB\x13\n\x11_available_tokensB\x0e\n\x0c_num_running\"\x14\n\x12ListTenantsRequest\":\n\x13ListTenantsResponse\x12#\n\x07tenants\x18\x01 \x03(\x0b\x32\x12.chorale.v1.Tenant\"#\n\x13RemoveTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse2\xc6\x02\n\rTenantService\x12H\n\tSetTenant\x12\x1c.chorale.v1.SetTenantRequest\x1a\x1d.chorale.v1.SetTenantResponse\x12H\n\tGetTenant\x12\x1c.chorale.v1.GetTenantRequest\x1a\x1d.chorale.v1.GetTenantResponse\x12N\n\x0bListTenants\x12\x1e.chorale.v1.ListTenantsRequest\x1a\x1f.chorale.v1.ListTenantsResponse\x12Q\n\x0cRemoveTenant\x12\x1f.chorale.v1.RemoveTenantRequest\x1a .chorale.v1.RemoveTenantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,25 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorale.v1.tenant_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TENANTLIMITS']._serialized_start=40
-  _globals['_TENANTLIMITS']._serialized_end=298
-  _globals['_TENANT']._serialized_start=300
-  _globals['_TENANT']._serialized_end=364
-  _globals['_SETTENANTREQUEST']._serialized_start=366
-  _globals['_SETTENANTREQUEST']._serialized_end=420
-  _globals['_SETTENANTRESPONSE']._serialized_start=422
-  _globals['_SETTENANTRESPONSE']._serialized_end=477
-  _globals['_GETTENANTREQUEST']._serialized_start=479
-  _globals['_GETTENANTREQUEST']._serialized_end=511
-  _globals['_GETTENANTRESPONSE']._serialized_start=514
-  _globals['_GETTENANTRESPONSE']._serialized_end=697
-  _globals['_LISTTENANTSREQUEST']._serialized_start=699
-  _globals['_LISTTENANTSREQUEST']._serialized_end=719
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=721
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=779
-  _globals['_REMOVETENANTREQUEST']._serialized_start=781
-  _globals['_REMOVETENANTREQUEST']._serialized_end=816
-  _globals['_REMOVETENANTRESPONSE']._serialized_start=818
-  _globals['_REMOVETENANTRESPONSE']._serialized_end=840
-  _globals['_TENANTSERVICE']._serialized_start=843
-  _globals['_TENANTSERVICE']._serialized_end=1169
+  _globals['_TENANTLIMITS']._serialized_end=340
+  _globals['_TENANT']._serialized_start=342
+  _globals['_TENANT']._serialized_end=406
+  _globals['_SETTENANTREQUEST']._serialized_start=408
+  _globals['_SETTENANTREQUEST']._serialized_end=462
+  _globals['_SETTENANTRESPONSE']._serialized_start=464
+  _globals['_SETTENANTRESPONSE']._serialized_end=519
+  _globals['_GETTENANTREQUEST']._serialized_start=521
+  _globals['_GETTENANTREQUEST']._serialized_end=553
+  _globals['_GETTENANTRESPONSE']._serialized_start=556
+  _globals['_GETTENANTRESPONSE']._serialized_end=781
+  _globals['_LISTTENANTSREQUEST']._serialized_start=783
+  _globals['_LISTTENANTSREQUEST']._serialized_end=803
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=805
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=863
+  _globals['_REMOVETENANTREQUEST']._serialized_start=865
+  _globals['_REMOVETENANTREQUEST']._serialized_end=900
+  _globals['_REMOVETENANTRESPONSE']._serialized_start=902
+  _globals['_REMOVETENANTRESPONSE']._serialized_end=924
+  _globals['_TENANTSERVICE']._serialized_start=927
+  _globals['_TENANTSERVICE']._serialized_end=1253
 # @@protoc_insertion_point(module_scope)

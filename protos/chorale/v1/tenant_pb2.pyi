@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TenantLimits(_message.Message):
-    __slots__ = ("requests_per_minute", "request_burst", "tokens_per_minute", "token_burst", "max_priority")
+    __slots__ = ("requests_per_minute", "request_burst", "tokens_per_minute", "token_burst", "max_priority", "max_running")
     REQUESTS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_BURST_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_BURST_FIELD_NUMBER: _ClassVar[int]
     MAX_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     requests_per_minute: int
     request_burst: int
     tokens_per_minute: int
     token_burst: int
     max_priority: int
-    def __init__(self, requests_per_minute: _Optional[int] = ..., request_burst: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., token_burst: _Optional[int] = ..., max_priority: _Optional[int] = ...) -> None: ...
+    max_running: int
+    def __init__(self, requests_per_minute: _Optional[int] = ..., request_burst: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., token_burst: _Optional[int] = ..., max_priority: _Optional[int] = ..., max_running: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
     __slots__ = ("name", "limits")
@@ -47,16 +49,18 @@ class GetTenantRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetTenantResponse(_message.Message):
-    __slots__ = ("tenant", "is_default", "available_requests", "available_tokens")
+    __slots__ = ("tenant", "is_default", "available_requests", "available_tokens", "num_running")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     tenant: Tenant
     is_default: bool
     available_requests: float
     available_tokens: float
-    def __init__(self, tenant: _Optional[_Union[Tenant, _Mapping]] = ..., is_default: _Optional[bool] = ..., available_requests: _Optional[float] = ..., available_tokens: _Optional[float] = ...) -> None: ...
+    num_running: int
+    def __init__(self, tenant: _Optional[_Union[Tenant, _Mapping]] = ..., is_default: _Optional[bool] = ..., available_requests: _Optional[float] = ..., available_tokens: _Optional[float] = ..., num_running: _Optional[int] = ...) -> None: ...
 
 class ListTenantsRequest(_message.Message):
     __slots__ = ()
