@@ -91,6 +91,18 @@ def test_where_a_message_ends_is_part_of_it() -> None:
     )
 
 
+def test_what_goes_on_is_no_new_message() -> None:
+    """The same words and lengths in the same order, in other places."""
+    head, long = text(256), text(256, 1).replace("é", "e").replace("€", "e")
+
+    def chat(*messages: tuple[str, str]) -> dict[int, int]:
+        return told(messages=[{"role": role, "content": content} for role, content in messages])
+
+    one = chat(("user", head + "ab"), ("assistant", "hi"), (long, "user"))
+    other = chat(("user", head), ("ab", "assistant"), ("hi", long + "user"))
+    assert in_common(one, other) == 256
+
+
 def test_nobody_tells_more_than_there_is_room_for() -> None:
     assert max(len(marks(count)) for count in range(MAX_PIECES + 1)) <= MAX_PREFIXES
     found = told(text(PIECE_CHARACTERS) * (MAX_PIECES + 500))

@@ -55,6 +55,7 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         self.leaves: list[fleet_pb2.LeaveRequest] = []
         self.generations: list[list[fleet_pb2.GenerationReport]] = []
         self.report_errors: list[ChoraleError] = []
+        self.holds_ms = 10_000
         self.join_errors: list[ChoraleError] = []
         self.members: dict[str, int] = {}
         self.keys = [fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)]
@@ -98,7 +99,9 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         if self.report_errors:
             raise self.report_errors.pop(0)
         self.generations.append(list(request.generations))
-        return fleet_pb2.ReportGenerationsResponse(holds=duration_pb2.Duration(seconds=1))
+        holds = duration_pb2.Duration()
+        holds.FromMilliseconds(self.holds_ms)
+        return fleet_pb2.ReportGenerationsResponse(holds=holds)
 
     async def Leave(self, request: fleet_pb2.LeaveRequest, context: Any) -> fleet_pb2.LeaveResponse:
         self._check(context)
