@@ -66,13 +66,14 @@ class Generations:
             self._news.clear()
             try:
                 await self._tell_once(stub, metadata)
-                told = ""
             except grpc.RpcError as failure:
                 error = from_rpc_error(failure)
                 if told != error.reason:
                     log.warning("generations are not told: %s: %s", error.reason, error.message)
                     told = error.reason
                 await asyncio.sleep(self._interval_s)
+                continue
+            told = ""
             if not self._open and not self._ended:
                 self._begun.clear()
             await asyncio.sleep(_SHORTEST_S)

@@ -83,7 +83,7 @@ async def test_tickets_that_do_not_count_are_not_told() -> None:
 
 async def test_ends_are_told_until_they_arrive() -> None:
     plane, generations = FakeControlPlane(), Generations()
-    plane.report_errors = [UnavailableError("STORE_UNAVAILABLE", "away") for _ in range(2)]
+    plane.report_errors = [UnavailableError("STORE_UNAVAILABLE", "away")]
     own = claims()
     with generations.running(own):
         pass
