@@ -15,7 +15,7 @@ from tests.helpers.prometheus import Metrics
 from tests.helpers.up import ChoraleUp
 
 
-@pytest.mark.parametrize(("drain_s", "num_lost"), [(60, 0), (0.05, 1)])
+@pytest.mark.parametrize(("drain_s", "num_lost"), [(10, 0), (0.05, 1)])
 def test_a_data_plane_that_is_told_to_stop(tmp_path: Path, drain_s: float, num_lost: int) -> None:
     arguments = ["--data-planes=2", "--num-threads=1", f"--drain-timeout={drain_s}"]
     with ChoraleUp(tmp_path / "data", *arguments) as up, chorale.Client(up.grpc_address) as client:
