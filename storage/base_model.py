@@ -18,3 +18,9 @@ class BaseModelSpec:
     num_layers: int
     layer_modules: Mapping[str, tuple[int, int]]
     outer_modules: Mapping[str, tuple[int, int]]
+
+    @property
+    def embedding(self) -> tuple[int, int] | None:
+        """(vocab, hidden), the shape of the embedding and of the head; None without a head."""
+        head = self.outer_modules.get("lm_head")
+        return head and (head[1], head[0])

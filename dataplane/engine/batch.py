@@ -48,7 +48,7 @@ class BatchBuilder:
                 logit_rows.append(end - 1)
         all_sample = len(logit_rows) == len(token_ids)
         logit_spans = spans if all_sample else _logit_spans(chunks)
-        layers = self._adapters.layers(spans)
+        layers, head = self._adapters.layers(spans), self._adapters.head(logit_spans)
         at = np.array(positions, dtype=np.int64)
         ids, rows, page_index = (
             np.array(each, dtype=np.int64) for each in (token_ids, logit_rows, pages)
@@ -63,7 +63,9 @@ class BatchBuilder:
             layers=layers.segments,
             affine=layers.affine,
             logit_rows=sent[4],
-            lm_head=self._adapters.head(logit_spans),
+            lm_head=head.lora,
+            embedding=layers.embedding,
+            head=head.rows,
             wait=self._resident.waiter(digest for digest, _, _ in spans),
         )
 

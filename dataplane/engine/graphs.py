@@ -3,7 +3,7 @@
 A step is replayed when its tokens are few, as those of decode and of short prompts are, and its
 adapters are plain LoRA within the layers, and aligned. The device then waits for the whole of an
 adapter that is still on its way. Everything else runs eagerly: long prompts, DoRA, biases, and
-adapters of lm_head.
+adapters of the embedding or the head.
 
 Each token is a row of its own, also of a prompt. Its attention reads the keys before it anew for
 each row, which is little where prompts are short, and much less than a host takes to launch every
@@ -241,7 +241,7 @@ class StepGraphs:
 
 def _can_be_replayed(adapter: ResidentAdapter) -> bool:
     layout = adapter.layout
-    plain = not (layout.affine or layout.head)
+    plain = not (layout.affine or layout.head or layout.vocabulary)
     return plain and layout.device_rows.alignment == _ALIGNMENT
 
 

@@ -250,6 +250,7 @@ def adapter_builder(
                 adapter,
                 page_elems=pool.page_elems,
                 dtype=pool.data.dtype,
+                pool_pages=pool.num_pages,
                 block=block if pool.data.is_cuda else None,
             )
 

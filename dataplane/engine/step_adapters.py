@@ -16,6 +16,7 @@ import numpy as np
 from dataplane.lora.affine_segments import affine_head, affine_layers
 from dataplane.lora.layout import head_columns
 from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
+from dataplane.lora.vocabulary_segments import embedding_segments, head_segments
 from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import HeadSlice, LayerAffine, LayerSegments
 from dataplane.models.shapes import GROUPS
@@ -25,6 +26,7 @@ from kernels.lora.layered import LayeredSegments
 from kernels.lora.metadata import LoraBatchMetadata
 from kernels.lora.op import LoraSegments
 from kernels.lora.plan import LoraSpans, SegmentGroup, plan_row
+from kernels.vocabulary.plan import EmbeddingSegment, HeadSegment
 
 _Made = TypeVar("_Made")
 
@@ -37,6 +39,14 @@ class LayerParts(NamedTuple):
 
     segments: Seq[LayerSegments]
     affine: Seq[LayerAffine]  # empty when no adapter of the step needs it
+    embedding: Seq[EmbeddingSegment] = ()  # likewise
+
+
+class HeadParts(NamedTuple):
+    """Over a step's logit rows; each empty when no adapter needs it."""
+
+    lora: Seq[HeadSlice] = ()
+    rows: Seq[HeadSegment] = ()
 
 
 class StepAdapters:
@@ -52,18 +62,19 @@ class StepAdapters:
     def layers(self, spans: Seq[AdapterSpan]) -> LayerParts:
         return self._layers.of(spans) if spans else self._none
 
-    def head(self, spans: Seq[AdapterSpan]) -> Seq[HeadSlice]:
-        """spans: of logit rows. Empty when no adapter has a head."""
-        return self._head.of(spans) if spans else ()
+    def head(self, spans: Seq[AdapterSpan]) -> HeadParts:
+        """spans: of logit rows."""
+        return self._head.of(spans) if spans else HeadParts()
 
     def _make_layers(self, spans: Seq[AdapterSpan], adapters: Seq[ResidentAdapter]) -> LayerParts:
         common = lora_spans(spans, adapters)
         affine = affine_layers(adapters, spans, len(self._none.segments), self._pool.data)
+        embedding = embedding_segments(_placed(spans, adapters), self._pool.device)
         if uses_triton(self._pool.data):
-            return LayerParts(self._on_device(common, adapters), affine)
+            return LayerParts(self._on_device(common, adapters), affine, embedding)
         plans = np.stack([each.layout.plan_rows for each in adapters], axis=2)
         layers = [each.layout.layers for each in adapters]
-        return LayerParts(LayeredSegments(common, GROUPS, plans, layers), affine)
+        return LayerParts(LayeredSegments(common, GROUPS, plans, layers), affine, embedding)
 
     def _on_device(self, common: LoraSpans, adapters: Seq[ResidentAdapter]) -> Seq[LayerSegments]:
         """As a GPU's launches read them."""
@@ -75,7 +86,13 @@ class StepAdapters:
             for layer in range(len(ranks))
         ]
 
-    def _make_head(self, spans: Seq[AdapterSpan], adapters: Seq[ResidentAdapter]) -> Seq[HeadSlice]:
+    def _make_head(self, spans: Seq[AdapterSpan], adapters: Seq[ResidentAdapter]) -> HeadParts:
+        rows = head_segments(_placed(spans, adapters), self._pool.device)
+        return HeadParts(self._make_head_lora(spans, adapters), rows)
+
+    def _make_head_lora(
+        self, spans: Seq[AdapterSpan], adapters: Seq[ResidentAdapter]
+    ) -> Seq[HeadSlice]:
         some = [at for at, each in enumerate(adapters) if each.layout.head]
         if not some:
             return ()
@@ -92,7 +109,7 @@ class StepAdapters:
                 SegmentGroup(common, np.array([*map(plan_row, plans)], dtype=np.int64), plans)
                 for plans in by_layer
             ]
-        placed = [(each, start, end) for each, (_, start, end) in zip(adapters, spans, strict=True)]
+        placed = _placed(spans, adapters)
         return [
             HeadSlice(layer, *columns, segments[layer], affine_head(placed, layer))
             for layer, columns in enumerate(self._head_columns)
@@ -124,6 +141,12 @@ class _Kept(Generic[_Made]):
         made = self._make(spans, adapters)
         self._last = spans, [ref(adapter) for adapter in adapters], made
         return made
+
+
+def _placed(
+    spans: Seq[AdapterSpan], adapters: Seq[ResidentAdapter]
+) -> list[tuple[ResidentAdapter, int, int]]:
+    return [(each, start, end) for each, (_, start, end) in zip(adapters, spans, strict=True)]
 
 
 def lora_spans(spans: Seq[AdapterSpan], adapters: Seq[ResidentAdapter]) -> LoraSpans:

@@ -2,8 +2,9 @@
 
 In every layer's flat array: first that layer's share of the modules outside the layers (lm_head,
 split by columns evenly over the layers), then for each projection group its A rows and its B rows,
-and at the end the vectors of DoRA and biases, where the adapter has any. See kernels/lora/plan.py
-for the order within a group, kernels/lora/extras.py for the vectors.
+and then the vectors of DoRA and biases, where the adapter has any; behind the longest of the
+layers, in all of them at the same place, its rows of the embedding and the head (vocabulary.py).
+See kernels/lora/plan.py for the order within a group, kernels/lora/extras.py for the vectors.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dataplane.errors import AdapterRefusedError
+from dataplane.errors import AdapterRefusedError, PoolTooSmallError
 from dataplane.lora.affine import AffinePlan, AffineVectors
 from dataplane.lora.pinned_arena import HostBlock
 from dataplane.lora.tensors import stored_tensor
+from dataplane.lora.vocabulary import VocabularyLayout, pack_vocabulary, plan_vocabulary
+from dataplane.lora.vocabulary_parts import VocabularyParts, vocabulary_parts
 from dataplane.models.config import ModelConfig
 from dataplane.models.shapes import GROUPS, LM_HEAD, layer_groups
 from dataplane.models.weights import ModelWeights
@@ -27,12 +30,8 @@ from kernels.lora.bucket import AdapterRows
 from kernels.lora.extras import AffineSlice
 from kernels.lora.plan import PLAN_ROW, ExpandSlice, GroupPlan, plan_row
 from storage import pace
-from storage.adapter.manifest import (
-    AdapterManifest,
-    ParsedAdapter,
-    frozen_base_name,
-)
-from storage.adapter.weights import TensorRef
+from storage.adapter.manifest import AdapterManifest, ParsedAdapter
+from storage.adapter.vocabulary import EMBED_TOKENS
 
 _VECTOR = 8  # 16 bytes of 2-byte elements: what a GPU's thread reads at once
 
@@ -57,6 +56,7 @@ class AdapterLayout:
     affine: tuple[Mapping[str, tuple[AffineSlice, ...]], ...] = ()
     # Per layer, over that layer's Columns; empty unless the head rescales or shifts.
     head_affine: tuple[tuple[AffineSlice, ...], ...] = ()
+    vocabulary: VocabularyLayout | None = None  # None: embedding and head but for LoRA on it
 
     @cached_property
     def plan_rows(self) -> np.ndarray[Any, Any]:
@@ -98,7 +98,8 @@ class HostAdapter:
     @property
     def host_bytes(self) -> int:
         """That it takes of host memory."""
-        return max(self.nbytes, self.block_bytes)
+        extra = self.layout.vocabulary.nbytes if self.layout.vocabulary else 0
+        return max(self.nbytes, self.block_bytes) + extra
 
 
 def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
@@ -115,8 +116,13 @@ def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
     )
 
 
-def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout:
-    """The layout of a validated adapter (storage.adapter.match.check_base has passed)."""
+def plan_layout(
+    config: ModelConfig, manifest: AdapterManifest, parts: VocabularyParts | None = None
+) -> AdapterLayout:
+    """The layout of a validated adapter (storage.adapter.match.check_base has passed).
+
+    parts: of embedding and head, beside LoRA on the head.
+    """
     modules = {(module.layer, module.module): module for module in manifest.modules}
     head = modules.get((None, LM_HEAD))
     head_plans, head_elems = _plan_head(config, head.rank) if head else ((), 0)
@@ -156,12 +162,16 @@ def plan_layout(config: ModelConfig, manifest: AdapterManifest) -> AdapterLayout
         layers.append(plans)
         affine_layers.append(slices_by_group)
         elems = max(elems, offset)
+    vocabulary = None
+    if parts is not None and not parts.are_base:
+        vocabulary, elems = plan_vocabulary(config, parts, _whole(elems))
     return AdapterLayout(
         tuple(layers),
         head_plans,
         elems,
         tuple(affine_layers) if any(affine_layers) else (),
         head_affine,
+        vocabulary,
     )
 
 
@@ -191,19 +201,24 @@ def pack(
     *,
     page_elems: int,
     dtype: torch.dtype,
+    pool_pages: int | None = None,
     block: Callable[[tuple[int, ...], torch.dtype], HostBlock] | None = None,
 ) -> HostAdapter:
     """Builds the host copy in pool layout. Scaling, and DoRA's, is folded into B in float32.
-    block: gives memory for it that the device reads by itself; None: any.
+    pool_pages: that the pool has. block: gives memory for it that the device reads by itself; None:
+    any.
 
-    Raises: AdapterRefusedError when a base tensor that the adapter carries differs from the base
-    model's, when its biases are not the base model's, or when a weight overflows the pool's dtype.
+    Raises: AdapterRefusedError when an embedding or head that the adapter carries is not served
+    (vocabulary_parts.py), when its biases are not the base model's, or when a weight overflows the
+    pool's dtype; PoolTooSmallError when the pool could not hold it beside a sequence.
     """
     manifest = adapter.manifest
-    for ref in manifest.frozen_copies:
-        _check_frozen(base, adapter, ref)
-    layout = plan_layout(config, manifest)
+    parts = vocabulary_parts(base, adapter)
+    layout = plan_layout(config, manifest, parts)
     num_pages = layout.num_pages(page_elems)
+    # Before memory is taken for it: an embedding is as large as the base model's.
+    if pool_pages is not None and num_pages >= pool_pages:
+        raise too_large(manifest.digest, num_pages, pool_pages)
     shape = config.num_layers, num_pages, page_elems
     pages, block_bytes = block(shape, dtype) if block else (torch.empty(shape, dtype=dtype), 0)
     pages.zero_()
@@ -216,6 +231,8 @@ def pack(
     }
     vectors = AffineVectors(config, base, adapter)
     for module in manifest.modules:
+        if module.module == EMBED_TOKENS:
+            continue  # with the vocabulary
         pace.rest()
         a = stored_tensor(adapter, module.a)
         b = stored_tensor(adapter, module.b).float() * module.scaling
@@ -234,6 +251,8 @@ def pack(
         _write(flat[module.layer], plan.a_offset + part.rank_start * plan.in_features, a)
         _write(flat[module.layer], part.b_offset, b)
     _write_vectors(config, flat, layout, vectors)
+    if layout.vocabulary is not None:
+        pack_vocabulary(flat, layout.vocabulary, parts, adapter)
     # Many times faster than to ask each element.
     if not all(_is_finite(layer) for layer in flat):
         raise AdapterRefusedError(
@@ -283,14 +302,10 @@ def _write(flat: torch.Tensor, offset: int, matrix: torch.Tensor) -> None:
     flat[offset : offset + matrix.numel()].view(matrix.shape).copy_(matrix)
 
 
-def _check_frozen(base: ModelWeights, adapter: ParsedAdapter, ref: TensorRef) -> None:
-    mine = base.lm_head if frozen_base_name(ref) == "lm_head.weight" else base.embed
-    theirs = stored_tensor(adapter, ref)
-    same = theirs.shape == mine.shape and torch.equal(theirs.to(mine.dtype), mine.cpu())
-    if not same:
-        raise AdapterRefusedError(
-            "BASE_TENSOR_CHANGED",
-            f"the adapter carries its own {ref.name}, which differs from the base model's: a"
-            " trained embedding or head is not supported; train it as LoRA",
-            {"tensor": ref.name, "digest": adapter.manifest.digest},
-        )
+def too_large(digest: str, num_pages: int, pool_pages: int) -> PoolTooSmallError:
+    return PoolTooSmallError(
+        "POOL_TOO_SMALL",
+        f"the adapter takes {num_pages} of the pool's {pool_pages} pages, which leaves none"
+        " for a sequence: start the data plane with a larger --pool-bytes",
+        {"digest": digest, "pages": str(num_pages), "num_pages": str(pool_pages)},
+    )

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from dataplane.channel import Adapter
 from dataplane.cost_model import CostModel, Tier
-from dataplane.errors import AdapterUnloadedError, PoolTooSmallError
+from dataplane.errors import AdapterUnloadedError
 from dataplane.load_reports import REPORTED_LOADS, TierCounters, WaitingPin
-from dataplane.lora.layout import HostAdapter
+from dataplane.lora.layout import HostAdapter, too_large
 from dataplane.lora.loader import AdapterLoader
 from dataplane.lora.prefetch import Prefetcher, PrefetchTier
 from dataplane.lora.resident import ResidentAdapters
@@ -106,7 +106,7 @@ class AdapterSupply:
             self._costs.observe_load(load.tier, took_s, adapter.nbytes, adapter.weights_bytes)
             load.nbytes = adapter.nbytes
             if (pages := adapter.pages.shape[1]) >= self._num_pages:
-                loads.failed.append((load.adapter, self._too_large(digest, pages)))
+                loads.failed.append((load.adapter, too_large(digest, pages, self._num_pages)))
             elif self.resident.get(digest):
                 loads.arrived.append(digest)  # a prefetch brought it there
             elif self._arrived and not self._has_place(load):
@@ -315,11 +315,3 @@ class AdapterSupply:
 
     def _reload_s(self, digest: str, nbytes: int) -> float:
         return self._costs.reload_s(self.tier(digest), nbytes)
-
-    def _too_large(self, digest: str, pages: int) -> PoolTooSmallError:
-        return PoolTooSmallError(
-            "POOL_TOO_SMALL",
-            f"the adapter takes {pages} of the pool's {self._num_pages} pages, which leaves none"
-            " for a sequence: start the data plane with a larger --pool-bytes",
-            {"digest": digest, "pages": str(pages), "num_pages": str(self._num_pages)},
-        )

@@ -24,6 +24,8 @@ from kernels.lora.beside import LoraBeside
 from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.layered import LayeredSegments
 from kernels.lora.op import LoraSegments, lora_apply, lora_expand, lora_shrink
+from kernels.vocabulary.op import adapt_embeddings, adapt_logits
+from kernels.vocabulary.plan import EmbeddingSegment, HeadSegment
 
 LayerSegments = Mapping[str, LoraSegments]
 """Projection group -> LoRA segments of the batch, in one layer."""
@@ -52,6 +54,9 @@ class Batch:
     # LoRA of the head, over logit rows: per layer of the pool, (input columns, output columns,
     # segments); an adapter's head is spread over the layers' slices of its pages by columns.
     lm_head: Sequence[HeadSlice]
+    # Adapters' own rows, over tokens and over logit rows.
+    embedding: Sequence[EmbeddingSegment] = ()
+    head: Sequence[HeadSegment] = ()
     # Called with each layer's number before its adapters are read; None when all are in.
     wait: Callable[[int], None] | None = None
 
@@ -121,6 +126,10 @@ class Decoder:
         """
         config, weights = self.config, self.weights
         x = F.embedding(batch.token_ids, weights.embed)
+        if batch.embedding:
+            if batch.wait is not None:  # their rows are spread over all layers
+                batch.wait(config.num_layers - 1)
+            adapt_embeddings(x, batch.token_ids, pool, batch.embedding)
         if self._embedding_scale is not None:
             x = x * self._embedding_scale
         if self._stack is not None and _fits_stack(batch):
@@ -141,6 +150,8 @@ class Decoder:
             delta = delta if delta is None else delta[rows]
             x = add_rms_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps, delta)
             logits = linear(x, weights.head)
+        if batch.head:
+            adapt_logits(logits, x, pool, batch.head)
         if batch.lm_head:
             _add_lm_head(logits, x, batch, pool)
         if config.logit_soft_cap is not None:

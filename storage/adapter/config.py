@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from storage.adapter.json_input import load_object
+from storage.adapter.vocabulary import read_modules_to_save, read_trained_tokens
 from storage.errors import AdapterTooLargeError, BadConfigError, UnsupportedFeatureError, excerpt
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 
@@ -37,6 +38,9 @@ _READ = frozenset(
         "init_lora_weights",
         "use_dora",
         "lora_bias",
+        "modules_to_save",
+        "trainable_token_indices",
+        "ensure_weight_tying",
     }
 )
 _HARMLESS = frozenset(
@@ -61,14 +65,11 @@ _HARMLESS = frozenset(
     }
 )
 _WHY_NOT = {
-    "modules_to_save": "it replaces whole base modules; train them as LoRA (target_modules)",
-    "trainable_token_indices": "it changes base embeddings",
     "layer_replication": "it changes the number of layers",
     "target_parameters": "LoRA on bare parameters is not applied",
     "megatron_config": "Megatron modules are not supported",
     "use_qalora": "QALoRA pools its inputs",
     "alora_invocation_tokens": "activated LoRA switches on in mid-sequence",
-    "ensure_weight_tying": "it ties the adapter to the embeddings",
 }
 
 
@@ -79,7 +80,9 @@ class AdapterConfig:
     `target_modules`: a regex (matched whole), the word "all-linear", or names matched as suffixes;
     `exclude_modules` likewise. Patterns keep the file's order: the first that matches counts.
     bias: which base biases were trained along: "none", "lora_only" (those of the selected modules)
-    or "all". lora_bias: each lora_B has a bias of its own.
+    or "all". lora_bias: each lora_B has a bias of its own. modules_to_save, trained_tokens: as
+    storage.adapter.vocabulary reads them; no module is in both. ensure_weight_tying: what is done
+    to the embedding holds for a tied head.
     """
 
     r: int
@@ -95,6 +98,9 @@ class AdapterConfig:
     bias: str
     use_dora: bool
     lora_bias: bool
+    modules_to_save: tuple[str, ...]
+    trained_tokens: Mapping[str, tuple[int, ...]]
+    ensure_weight_tying: bool
 
 
 def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> AdapterConfig:
@@ -128,6 +134,12 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         )
     if layers_pattern and layers is None:
         raise BadConfigError("layers_pattern is set but layers_to_transform is not")
+    saved = read_modules_to_save(fields.get("modules_to_save"))
+    tokens = read_trained_tokens(fields.get("trainable_token_indices"))
+    if both := sorted(tokens.keys() & set(saved)):
+        raise BadConfigError(
+            f"{both[0]} is in modules_to_save and in trainable_token_indices: PEFT takes one"
+        )
     return AdapterConfig(
         r=_rank("r", fields.get("r", 8), limits),
         lora_alpha=_alpha("lora_alpha", fields.get("lora_alpha", 8)),
@@ -148,6 +160,9 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         bias=_bias(fields),
         use_dora=_flag(fields, "use_dora"),
         lora_bias=_flag(fields, "lora_bias"),
+        modules_to_save=saved,
+        trained_tokens=tokens,
+        ensure_weight_tying=_flag(fields, "ensure_weight_tying"),
     )
 
 

@@ -25,16 +25,16 @@ def adapter_digest(
     config: AdapterConfig,
     modules: Sequence[tuple[str, int, float, Mapping[str, TensorRef]]],
     biases: Mapping[str, TensorRef],
-    frozen: Mapping[str, TensorRef],
+    outer: Mapping[str, TensorRef],
     weights: memoryview,
 ) -> str:
     """64 hex characters.
 
     modules: (full name, rank, scaling, tensors by their name in PEFT). biases: full name → trained
-    base bias. frozen: base name → copy. Reads all tensor bytes in place; hashlib lets other threads
-    run meanwhile.
+    base bias. outer: name → other tensors outside the layers. Reads all tensor bytes in place;
+    hashlib lets other threads run meanwhile.
     """
-    tensors: list[tuple[str, TensorRef]] = list(frozen.items())
+    tensors: list[tuple[str, TensorRef]] = list(outer.items())
     tensors += [(f"{name}.bias", ref) for name, ref in biases.items()]
     for name, _, _, parts in modules:
         tensors += [(f"{name}.{part}", ref) for part, ref in parts.items()]
@@ -51,6 +51,12 @@ def adapter_digest(
     }
     if config.bias != "none":  # left out of plain LoRA, whose digests are older than the field
         description["bias"] = config.bias
+    if config.modules_to_save:
+        description["modules_to_save"] = list(config.modules_to_save)
+    if config.trained_tokens:
+        description["trained_tokens"] = {k: list(v) for k, v in config.trained_tokens.items()}
+    if config.ensure_weight_tying:
+        description["ensure_weight_tying"] = True
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     hasher = hashlib.sha256(_TAG)
     hasher.update(len(text).to_bytes(8, "little"))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from mmap import mmap
 
 from storage.adapter.config import AdapterConfig, parse_config
 from storage.adapter.digest import adapter_digest
-from storage.adapter.keys import FrozenKey, LoraKey, parse_key
+from storage.adapter.keys import CopyKey, TokensKey, parse_key
 from storage.adapter.selection import ModuleSelector
+from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD, SavedModule, TrainedTokens
+from storage.adapter.vocabulary_tensors import split_copies, trained_tokens
 from storage.adapter.weights import ITEM_BYTES, TensorRef, check_finite, parse_header
 from storage.errors import BadWeightsError, UnsupportedFeatureError, excerpt
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
@@ -22,7 +24,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class LoraModule:
     """y += scaling * ((x @ A.T) @ B.T + lora_bias) on one linear module.
 
-    layer: index, or None outside the layers. module: e.g. "self_attn.q_proj" or "lm_head".
+    layer: index, or None outside the layers. module: e.g. "self_attn.q_proj" or "lm_head"; of
+    "embed_tokens", x is the token as a unit vector, so that in is the vocabulary.
     a: [rank, in]. b: [out, rank]. lora_bias: [out], with config.lora_bias.
     magnitude: [out], with config.use_dora: the rows of W + scaling * B @ A are rescaled to it.
     """
@@ -60,11 +63,14 @@ class AdapterManifest:
     digest: identity, sha256 hex. modules: by layer, then name; those outside the layers last.
     biases: base biases that were trained along (config.bias); those of config.bias that the base
     has and the file lacks are for whoever has the base to miss, and then to refuse the adapter.
+    saved_modules: an embedding or head that replaces the base's (config.modules_to_save).
+    trained_tokens: rows that do (config.trained_tokens); a tied head has those of the embedding.
     size_bytes, num_parameters: of the trained tensors as stored, without frozen copies.
     dtype: "F32", "F16", "BF16", or "MIXED" when modules differ. layers_root: what comes before
     "layers." in the trained model's module names, "model." or "".
-    frozen_copies: base weights that PEFT saved along; whoever has the base must compare them
-    (`frozen_base_name` says with what) and refuse the adapter if they differ.
+    frozen_copies: an embedding and head that PEFT saved along. Mostly they are the base's, and
+    whoever has that must compare them (`frozen_base_name` says with what); PEFT loads them into
+    the base model, or does not look at them (dataplane/lora/vocabulary_parts.py).
     """
 
     digest: str
@@ -77,6 +83,8 @@ class AdapterManifest:
     dtype: str
     layers_root: str
     frozen_copies: tuple[TensorRef, ...]
+    saved_modules: tuple[SavedModule, ...]
+    trained_tokens: tuple[TrainedTokens, ...]
 
     def full_name(self, module: LoraModule) -> str:
         """The module's name in the model that was trained."""
@@ -96,13 +104,15 @@ class ParsedAdapter:
 
 
 def full_name(layers_root: str, layer: int | None, module: str) -> str:
-    return module if layer is None else f"{layers_root}layers.{layer}.{module}"
+    if layer is not None:
+        return f"{layers_root}layers.{layer}.{module}"
+    return f"{layers_root}{module}" if module == EMBED_TOKENS else module
 
 
 def frozen_base_name(ref: TensorRef) -> str:
     """The base weight that a frozen copy repeats: "lm_head.weight" or "embed_tokens.weight"."""
     key = parse_key(ref.name)
-    assert isinstance(key, FrozenKey)
+    assert isinstance(key, CopyKey)
     return key.base_name
 
 
@@ -124,7 +134,7 @@ def parse_adapter(
     config = parse_config(config_bytes, limits=limits)
     view = memoryview(weights).toreadonly().cast("B")
     parsed = _parse_structure(config, view, parse_header(view, limits=limits), known_digest)
-    for ref in _trained(parsed.manifest.modules, parsed.manifest.biases):
+    for ref in (*_trained(parsed.manifest), *parsed.manifest.frozen_copies):
         check_finite(parsed.view(ref), ref)
     return parsed
 
@@ -151,77 +161,119 @@ def _parse_structure(
     header: dict[str, TensorRef],
     known_digest: str | None,
 ) -> ParsedAdapter:
-    pairs: dict[tuple[int | None, str], dict[str, TensorRef]] = {}
-    trained_biases: dict[tuple[int | None, str], TensorRef] = {}
-    frozen: dict[str, TensorRef] = {}
-    roots: set[str] = set()
-    for name, ref in header.items():
-        key = parse_key(name)
-        if isinstance(key, LoraKey):
-            if key.layer is not None:
-                roots.add(key.layers_root)
-            at = (key.layer, key.module)
-            parts = {} if key.part == "bias" else pairs.setdefault(at, {})
-            if key.part in parts or (key.part == "bias" and at in trained_biases):
-                raise BadWeightsError(f"tensor {excerpt(name)} appears twice, also without infix")
-            if key.part == "bias":
-                trained_biases[at] = ref
-            else:
-                parts[key.part] = ref
-        elif key.base_name in frozen:
-            raise BadWeightsError(f"tensor {excerpt(name)} repeats {key.base_name} of the base")
-        else:
-            frozen[key.base_name] = ref
-    if not pairs:
-        raise BadWeightsError("adapter_model.safetensors holds no lora_A and lora_B tensors")
-    if len(roots) > 1:
-        raise BadWeightsError("keys mix 'base_model.model.layers' and 'base_model.model.model.'")
-    root = roots.pop() if roots else "model."
+    found = _Tensors(header)
+    root = found.layers_root()
+    pairs = found.pairs
     selector = ModuleSelector(config)
-    if selector.selects(f"{root}embed_tokens", linear=False):
-        raise UnsupportedFeatureError(
-            "target_modules selects embed_tokens: LoRA on embeddings is not served",
-            metadata={"field": "target_modules"},
-        )
     modules = tuple(
         _module(config, selector, root, layer, module, pairs[layer, module])
         for layer, module in sorted(pairs, key=_position)
     )
     biases = tuple(
-        _trained_bias(config, root, layer, module, trained_biases[layer, module], pairs)
-        for layer, module in sorted(trained_biases, key=_position)
+        _trained_bias(config, root, layer, module, found.biases[layer, module], pairs)
+        for layer, module in sorted(found.biases, key=_position)
     )
-    refs = _trained(modules, biases)
-    dtypes = {ref.dtype for ref in refs}
-    size_bytes = sum(ref.end - ref.start for ref in refs)
-    digest = known_digest or adapter_digest(
-        config,
-        [(full_name(root, m.layer, m.module), m.rank, m.scaling, _named(m)) for m in modules],
-        {full_name(root, bias.layer, bias.module): bias.ref for bias in biases},
-        frozen,
-        view,
-    )
+    saved, frozen = split_copies(config, found.copies, found.wrapped, _outer(pairs))
     manifest = AdapterManifest(
-        digest=digest,
+        digest="",
         config=config,
         modules=modules,
         biases=biases,
-        size_bytes=size_bytes,
+        size_bytes=0,
         max_rank=max(module.rank for module in modules),
-        num_parameters=_num_elements(refs),
-        dtype=dtypes.pop() if len(dtypes) == 1 else "MIXED",
+        num_parameters=0,
+        dtype="",
         layers_root=root,
         frozen_copies=tuple(frozen[name] for name in sorted(frozen)),
+        saved_modules=saved,
+        trained_tokens=trained_tokens(config, found.tokens, _outer(pairs)),
+    )
+    refs = _trained(manifest)
+    dtypes = {ref.dtype for ref in refs}
+    manifest = replace(
+        manifest,
+        digest=known_digest or _digest(manifest, view),
+        size_bytes=sum(ref.end - ref.start for ref in refs),
+        num_parameters=_num_elements(refs),
+        dtype=dtypes.pop() if len(dtypes) == 1 else "MIXED",
     )
     return ParsedAdapter(manifest, view)
+
+
+class _Tensors:
+    """The file's tensors by what they belong to."""
+
+    def __init__(self, header: dict[str, TensorRef]) -> None:
+        self.pairs: dict[tuple[int | None, str], dict[str, TensorRef]] = {}
+        self.biases: dict[tuple[int | None, str], TensorRef] = {}
+        self.copies: dict[str, TensorRef] = {}  # by module
+        self.wrapped: set[str] = set()  # of them
+        self.tokens: dict[str, TensorRef] = {}  # by module
+        self._roots: set[str] = set()
+        for name, ref in header.items():
+            self._add(name, ref)
+
+    def layers_root(self) -> str:
+        if not self.pairs:
+            raise BadWeightsError("adapter_model.safetensors holds no lora_A and lora_B tensors")
+        if len(self._roots) > 1:
+            raise BadWeightsError(
+                "keys mix 'base_model.model.layers' and 'base_model.model.model.'"
+            )
+        return next(iter(self._roots), "model.")
+
+    def _add(self, name: str, ref: TensorRef) -> None:
+        key = parse_key(name)
+        if not isinstance(key, CopyKey) and key.module != LM_HEAD:
+            self._roots.add(key.layers_root)
+        if isinstance(key, CopyKey):
+            if key.module in self.copies:
+                raise BadWeightsError(f"tensor {excerpt(name)} repeats {key.base_name} of the base")
+            self.copies[key.module] = ref
+            if key.is_wrapped:
+                self.wrapped.add(key.module)
+            return
+        if isinstance(key, TokensKey):
+            place, part = self.tokens, key.module
+        elif key.part == "bias":
+            place, part = self.biases, (key.layer, key.module)
+        else:
+            place, part = self.pairs.setdefault((key.layer, key.module), {}), key.part
+        if part in place:
+            raise BadWeightsError(f"tensor {excerpt(name)} appears twice, also without infix")
+        place[part] = ref  # pyright: ignore[reportArgumentType]
+
+
+def _outer(pairs: Iterable[tuple[int | None, str]]) -> frozenset[str]:
+    return frozenset(module for layer, module in pairs if layer is None)
+
+
+def _digest(manifest: AdapterManifest, view: memoryview) -> str:
+    root = manifest.layers_root
+    return adapter_digest(
+        manifest.config,
+        [(manifest.full_name(m), m.rank, m.scaling, _named(m)) for m in manifest.modules],
+        {full_name(root, bias.layer, bias.module): bias.ref for bias in manifest.biases},
+        {
+            **{frozen_base_name(ref): ref for ref in manifest.frozen_copies},
+            **{f"{each.module}.weight": each.ref for each in manifest.saved_modules},
+            **{f"{each.module}.trained_tokens": each.ref for each in manifest.trained_tokens},
+        },
+        view,
+    )
 
 
 def _position(at: tuple[int | None, str]) -> tuple[bool, int, str]:
     return at[0] is None, at[0] or 0, at[1]
 
 
-def _trained(modules: Iterable[LoraModule], biases: Iterable[TrainedBias]) -> list[TensorRef]:
-    return [ref for module in modules for ref in module.refs] + [bias.ref for bias in biases]
+def _trained(manifest: AdapterManifest) -> list[TensorRef]:
+    return [
+        *(ref for module in manifest.modules for ref in module.refs),
+        *(bias.ref for bias in manifest.biases),
+        *(saved.ref for saved in manifest.saved_modules),
+        *(tokens.ref for tokens in manifest.trained_tokens),
+    ]
 
 
 def _named(module: LoraModule) -> dict[str, TensorRef]:
@@ -246,6 +298,13 @@ def _module(
     parts: dict[str, TensorRef],
 ) -> LoraModule:
     name = full_name(root, layer, module)
+    if module == EMBED_TOKENS and layer is None and (config.use_dora or config.lora_bias):
+        field = "use_dora" if config.use_dora else "lora_bias"
+        raise UnsupportedFeatureError(
+            f"adapter_config.json: {field} cannot be served together with LoRA on {name}: train"
+            f" the adapter without {field}, or without the embedding",
+            metadata={"field": field, "module": name},
+        )
     for matrix, other in (("A", "B"), ("B", "A")):
         if matrix not in parts:
             there = f"lora_{other}" if other in parts else min(parts)

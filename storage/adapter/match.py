@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from storage.adapter.manifest import AdapterManifest, frozen_base_name, full_name
 from storage.adapter.selection import ModuleSelector
+from storage.adapter.vocabulary import EMBED_TOKENS
 from storage.base_model import BaseModelSpec
 from storage.errors import AdapterMismatchError, excerpt
 
@@ -51,7 +52,7 @@ def check_base(
                 reason="SHAPE_MISMATCH",
                 metadata={"module": name},
             )
-    _check_frozen(manifest, spec)
+    _check_vocabulary(manifest, spec)
     _check_selection(manifest, spec)
 
 
@@ -76,7 +77,9 @@ def _known_module(
     name: str, layer: int | None, module: str, spec: BaseModelSpec
 ) -> tuple[int, int]:
     """In and out features of the base's module."""
-    known = spec.outer_modules if layer is None else spec.layer_modules
+    known = spec.layer_modules if layer is not None else dict(spec.outer_modules)
+    if layer is None and spec.embedding is not None:
+        known = {**known, EMBED_TOKENS: spec.embedding}
     if layer is not None and layer >= spec.num_layers:
         raise AdapterMismatchError(
             f"the adapter has weights for {excerpt(name)}, but {spec.name} has {spec.num_layers} "
@@ -94,16 +97,40 @@ def _known_module(
     return known[module]
 
 
-def _check_frozen(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
-    head = spec.outer_modules.get("lm_head")
-    for ref in manifest.frozen_copies:
-        name = frozen_base_name(ref)
-        if head is not None and ref.shape != (head[1], head[0]):
+def _check_vocabulary(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
+    """Embedding, head and tokens must be of the base's vocabulary and width."""
+    if spec.embedding is None:
+        return
+    vocab, hidden = spec.embedding
+    wholes = [(each.module, each.ref) for each in manifest.saved_modules]
+    wholes += [
+        (frozen_base_name(ref).removesuffix(".weight"), ref) for ref in manifest.frozen_copies
+    ]
+    for module, ref in wholes:
+        if ref.shape != (vocab, hidden):
             raise AdapterMismatchError(
-                f"the adapter carries {name} of shape {list(ref.shape)}, the base has "
-                f"{[head[1], head[0]]}: it was trained with another vocabulary",
+                f"the adapter carries {module}.weight of shape {list(ref.shape)}, the base has "
+                f"{[vocab, hidden]}: it was trained with another vocabulary; resize the base "
+                "model's embeddings alike, save it, and serve that",
                 reason="SHAPE_MISMATCH",
-                metadata={"module": name},
+                metadata={"module": f"{module}.weight"},
+            )
+    for tokens in manifest.trained_tokens:
+        if tokens.ref.shape[1] != hidden:
+            raise AdapterMismatchError(
+                f"trained tokens of {tokens.module} have {tokens.ref.shape[1]} features, "
+                f"{spec.name} has {hidden}",
+                reason="SHAPE_MISMATCH",
+                metadata={"module": tokens.module},
+            )
+    for module, indices in manifest.config.trained_tokens.items():
+        if (highest := max(indices)) >= vocab:
+            raise AdapterMismatchError(
+                f"trainable_token_indices names token {highest} of {module}, but {spec.name} has "
+                f"{vocab}: it was trained with another vocabulary; resize the base model's "
+                "embeddings alike, save it, and serve that",
+                reason="SHAPE_MISMATCH",
+                metadata={"module": module, "token": str(highest)},
             )
 
 
@@ -119,6 +146,9 @@ def _check_selection(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
     selected |= {
         name for name in spec.outer_modules if selector.selects(name, output_head=name == "lm_head")
     }
+    embedding = full_name(root, None, EMBED_TOKENS)
+    if spec.embedding is not None and selector.selects(embedding, linear=False):
+        selected.add(embedding)
     present = {manifest.full_name(module) for module in manifest.modules}
     if missing := selected - present:
         raise AdapterMismatchError(

@@ -43,7 +43,7 @@ class ModuleSelector:
         linear: the module is a linear layer; output_head: it is the one onto the vocabulary.
         Both matter to "all-linear" only. Raises: BadConfigError when matching costs too much.
         """
-        if self._exclude.match(name):
+        if self._exclude.match(name) or name.rpartition(".")[2] in self._config.modules_to_save:
             return False
         if self._all_linear:
             return linear and not output_head

@@ -182,8 +182,8 @@ async def test_adapters_that_do_not_fit(plane: ControlPlane, tmp_path: Path) -> 
 
 async def test_adapter_files(plane: ControlPlane, tmp_path: Path) -> None:
     await plane.join()
-    whole = make_adapter_dir(tmp_path / "whole", config={"modules_to_save": ["lm_head"]})
-    error = await failure(plane.register("v", whole))
+    norms = make_adapter_dir(tmp_path / "norms", config={"modules_to_save": ["norm"]})
+    error = await failure(plane.register("v", norms))
     assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "UNSUPPORTED_FEATURE")
 
     poisoned = make_adapter_dir(tmp_path / "nan")

@@ -140,7 +140,10 @@ def add_adapter(
         else:
             model = get_peft_model(model, lora, adapter_name=name)
     for key, parameter in model.named_parameters():
-        if f".{name}." in key and "lora_" in key:
+        mine = f".{name}." in f"{key}."
+        if mine and ("trainable_tokens_delta" in key or ".modules_to_save." in key):
+            parameter.data += size * torch.randn_like(parameter)
+        elif mine and "lora_" in key:
             if "magnitude" in key:  # it starts as the norms of the base's rows
                 parameter.data *= torch.empty_like(parameter).uniform_(0.7, 1.4)
                 continue

@@ -42,15 +42,16 @@ def test_peft_defaults_stand_in_for_missing_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("modules_to_save", ["embed_tokens"]),
-        ("trainable_token_indices", [1]),
+        ("modules_to_save", ["lm_head", "norm"]),
+        ("modules_to_save", ["input_layernorm"]),
+        ("modules_to_save", ["mlp"]),
+        ("trainable_token_indices", {"wte": [1]}),
         ("layer_replication", [[0, 2]]),
         ("target_parameters", ["experts.w"]),
         ("megatron_config", {"a": 1}),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1]),
         ("alora_invocation_tokens", []),
-        ("ensure_weight_tying", True),
         ("use_bdlora", {"x": 1}),
         ("arrow_config", {"x": 1}),
         ("kasa_config", {"x": 1}),
@@ -82,6 +83,49 @@ def test_dora_and_biases_are_read() -> None:
     assert (parsed.use_dora, parsed.bias, parsed.lora_bias) == (False, "none", True)
     with pytest.raises(UnsupportedFeatureError, match="lora_bias"):  # as in PEFT
         parse_config(config(use_dora=True, lora_bias=True))
+
+
+def test_embedding_and_head_are_read() -> None:
+    parsed = parse_config(config(modules_to_save=["lm_head", "model.embed_tokens", "embed_tokens"]))
+    assert parsed.modules_to_save == ("embed_tokens", "lm_head")
+    assert parsed.trained_tokens == {} and parsed.ensure_weight_tying is False
+    parsed = parse_config(config(trainable_token_indices=[5, 2], ensure_weight_tying=True))
+    assert parsed.trained_tokens == {"embed_tokens": (5, 2)} and parsed.ensure_weight_tying is True
+    by_module = {"model.embed_tokens": [5], "lm_head": [0]}
+    parsed = parse_config(config(trainable_token_indices=by_module))
+    assert parsed.trained_tokens == {"embed_tokens": (5,), "lm_head": (0,)}
+    assert parse_config(config(trainable_token_indices=[])).trained_tokens == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("modules_to_save", "lm_head", "list of names"),
+        ("modules_to_save", {"lm_head": 1}, "list of names"),
+        ("modules_to_save", ["lm_head", 1], "list of names"),
+        ("trainable_token_indices", [1, 2, 1], "token 1 twice"),
+        ("trainable_token_indices", [-1], "holds -1"),
+        ("trainable_token_indices", [True], "holds True"),
+        ("trainable_token_indices", [1.0], r"holds 1\.0"),
+        ("trainable_token_indices", [1 << 31], "holds 2147483648"),
+        ("trainable_token_indices", [[1]], "holds a list"),
+        ("trainable_token_indices", "5", "token ids"),
+        ("trainable_token_indices", 5, "token ids"),
+        ("trainable_token_indices", {"lm_head": []}, "1 to 65536"),
+        ("trainable_token_indices", list(range(65_537)), "a list of 65537"),
+        ("trainable_token_indices", {"embed_tokens": [1], "model.embed_tokens": [2]}, "twice"),
+        ("ensure_weight_tying", "yes", "true or false"),
+    ],
+)
+def test_what_cannot_be_an_embedding_or_a_head(name: str, value: Any, text: str) -> None:
+    with pytest.raises(BadConfigError, match=text) as caught:
+        parse_config(config(**{name: value}))
+    assert name in caught.value.message and len(caught.value.message) < 500
+
+
+def test_a_module_is_saved_or_has_trained_tokens() -> None:
+    with pytest.raises(BadConfigError, match="lm_head is in modules_to_save and in"):
+        parse_config(config(modules_to_save=["lm_head"], trainable_token_indices={"lm_head": [1]}))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_other_rows_and_other_adapters_are_made_anew(assets: dict[str, Path]) ->
                 assert [(each.start, each.end) for each in group] == [
                     (start, end) for digest, start, end in spans if digest == names[name]
                 ]
-        (first, *_) = made.step.head(spans)
+        (first, *_) = made.step.head(spans).lora
         assert [(each.start, each.end) for each in first.segments] == [
             (start, end) for _, start, end in spans
         ]
