@@ -86,9 +86,11 @@ def build_engine(
     )
     if device.type == "cuda":
         from kernels.lora.triton_warm_up import warm_up as compile_lora  # Triton: a GPU's alone
+        from kernels.vocabulary.triton_rows import warm_up as compile_rows
 
         groups = layer_groups(config).values()
         compile_lora(pool.data[0], {(each.in_features, each.out_features) for each in groups})
+        compile_rows(pool.data)
     pace = None
     if device.type == "cpu" and torch.get_num_threads() >= _num_cores():
         pace = Pace(_LOAD_SHARE, lambda: False)

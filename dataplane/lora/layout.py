@@ -90,6 +90,7 @@ class HostAdapter:
     pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host
     weights_bytes: int = 0  # of the file that it was made of; 0: not known
     block_bytes: int = 0  # of the memory that `pages` lie in, where they do not fill it
+    index_bytes: int = 0  # of the layout's lists of tokens
 
     @cached_property
     def nbytes(self) -> int:
@@ -98,8 +99,7 @@ class HostAdapter:
     @property
     def host_bytes(self) -> int:
         """That it takes of host memory."""
-        extra = self.layout.vocabulary.nbytes if self.layout.vocabulary else 0
-        return max(self.nbytes, self.block_bytes) + extra
+        return max(self.nbytes, self.block_bytes) + self.index_bytes
 
 
 def head_columns(config: ModelConfig) -> tuple[Columns, ...]:
@@ -261,7 +261,10 @@ def pack(
             " float32",
             {"digest": manifest.digest, "dtype": str(dtype)},
         )
-    return HostAdapter(manifest.digest, layout, pages, len(adapter.weights), block_bytes)
+    index_bytes = layout.vocabulary.nbytes if layout.vocabulary else 0
+    return HostAdapter(
+        manifest.digest, layout, pages, len(adapter.weights), block_bytes, index_bytes
+    )
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -8,14 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.lora.plan import PageRun
 from kernels.vocabulary.plan import AdapterPages, RowTable, TokenRows
 
-_MAX_BLOCK = 1024
-
+BLOCK = 256
+"""Columns of one program, for rows of a model's width and of a rank alike; not measured."""
+_NUM_WARPS = 4
 _SIZES = ["num_wanted", "layer_stride", "out_stride", "rows_per_layer", "offset", "width"]
+_POINTERS = ["out", "tokens", "page_ids", "wanted"]
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
 def copy_rows_kernel(
     out,
     tokens,
@@ -70,8 +73,9 @@ def copy_rows(
 ) -> None:
     """As `kernels.vocabulary.naive.copy_rows`."""
     table, wanted = (rows, pages.ids) if isinstance(rows, RowTable) else (rows.table, rows.ids)
-    block = min(_MAX_BLOCK, triton.next_power_of_2(table.width))
-    launch: Any = copy_rows_kernel[len(out), triton.cdiv(table.width, block)]
+    if not len(out):
+        return
+    launch: Any = copy_rows_kernel[len(out), triton.cdiv(table.width, BLOCK)]
     launch(
         out,
         tokens,
@@ -85,7 +89,16 @@ def copy_rows(
         table.offset,
         table.width,
         PAGE_ELEMS=pool.shape[2],
-        BLOCK=block,
+        BLOCK=BLOCK,
         IS_SPARSE=isinstance(rows, TokenRows),
-        num_warps=4,
+        num_warps=_NUM_WARPS,
     )
+
+
+def warm_up(pool: torch.Tensor) -> None:
+    """Compiles what steps launch, or loads what an earlier process compiled. Reads a row of `pool`,
+    on its device."""
+    zeros = torch.zeros(1, dtype=torch.int64, device=pool.device)
+    pages, table = AdapterPages(PageRun.of([0]), zeros), RowTable(1, 1, 1, 0)
+    for rows in (table, TokenRows(zeros, table)):
+        copy_rows(pool.new_empty(1, 1), zeros, pool, pages, rows)

@@ -1,4 +1,5 @@
-"""The Triton kernels of attention, KV writes, norms and activations where there is no GPU."""
+"""The Triton kernels of attention, KV writes, norms, activations and adapters' rows of the
+vocabulary where there is no GPU."""
 
 from __future__ import annotations
 
@@ -14,4 +15,8 @@ def test_attention_in_the_interpreter() -> None:
 
 
 def test_kv_writes_norms_and_activations_in_the_interpreter() -> None:
-    run_interpreted("tests/kernels/test_kv_triton.py", "tests/kernels/test_fused_triton.py")
+    run_interpreted(
+        "tests/kernels/test_kv_triton.py",
+        "tests/kernels/test_fused_triton.py",
+        "tests/kernels/test_vocabulary.py",
+    )

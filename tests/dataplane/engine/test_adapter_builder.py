@@ -48,7 +48,7 @@ def test_an_adapter_is_packed_on_a_stream_of_its_own(
     monkeypatch.setattr(setup, "pack", note)
     config = load_config(save_model(make_model("llama"), tmp_path / "model"))
     data = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    pool: Any = SimpleNamespace(data=data, device="cuda", page_elems=64)
+    pool: Any = SimpleNamespace(data=data, device="cuda", page_elems=64, num_pages=8)
     weights: Any = None
     adapter: Any = SimpleNamespace(manifest=None)
     block: Any = object()

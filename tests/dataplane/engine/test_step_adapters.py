@@ -96,7 +96,7 @@ def test_an_adapter_that_came_back_is_another_one(assets: dict[str, Path]) -> No
     assert segments is not before[0] and head is not before[1]
     assert isinstance(segments, LayeredSegments)
     assert segments.common.page_ids.tolist() == new.page_ids
-    (segment,) = head[0].segments
+    (segment,) = head.lora[0].segments
     assert segment.pages.ids.tolist() == new.page_ids
 
 
