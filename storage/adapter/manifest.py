@@ -164,6 +164,8 @@ def _parse_structure(
     found = _Tensors(header)
     root = found.layers_root()
     pairs = found.pairs
+    if (None, EMBED_TOKENS) in pairs:
+        _check_embedding(config)
     selector = ModuleSelector(config)
     modules = tuple(
         _module(config, selector, root, layer, module, pairs[layer, module])
@@ -298,13 +300,6 @@ def _module(
     parts: dict[str, TensorRef],
 ) -> LoraModule:
     name = full_name(root, layer, module)
-    if module == EMBED_TOKENS and layer is None and (config.use_dora or config.lora_bias):
-        field = "use_dora" if config.use_dora else "lora_bias"
-        raise UnsupportedFeatureError(
-            f"adapter_config.json: {field} cannot be served together with LoRA on {name}: train"
-            f" the adapter without {field}, or without the embedding",
-            metadata={"field": field, "module": name},
-        )
     for matrix, other in (("A", "B"), ("B", "A")):
         if matrix not in parts:
             there = f"lora_{other}" if other in parts else min(parts)
@@ -343,6 +338,16 @@ def _module(
         parts.get("lora_bias"),
         parts.get("magnitude"),
     )
+
+
+def _check_embedding(config: AdapterConfig) -> None:
+    for field, is_set in (("use_dora", config.use_dora), ("lora_bias", config.lora_bias)):
+        if is_set:
+            raise UnsupportedFeatureError(
+                f"adapter_config.json: {field} cannot be served together with LoRA on"
+                f" {EMBED_TOKENS}: train the adapter without one of them",
+                metadata={"field": field, "module": EMBED_TOKENS},
+            )
 
 
 def _check_vector(

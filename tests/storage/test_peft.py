@@ -106,6 +106,13 @@ def as_peft_sees_it(tuned: Any) -> dict[str, tuple[int, float]]:
         {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
         {"target_modules": ["q_proj"], "init_lora_weights": "mica"},
         {"target_modules": ["q_proj"], "init_lora_weights": False, "fan_in_fan_out": False},
+        {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 2}},
+        {"target_modules": r".*(q_proj|embed_tokens)", "alpha_pattern": {"embed_tokens": 3}},
+        {"target_modules": ["model.embed_tokens"], "use_rslora": True, "init_lora_weights": "mica"},
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+        {"target_modules": "all-linear", "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 1]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [5, 1]}},
     ],
 )
 def test_what_peft_saves_is_read_as_peft_meant_it(save: Save, fields: dict[str, Any]) -> None:
@@ -115,10 +122,12 @@ def test_what_peft_saves_is_read_as_peft_meant_it(save: Save, fields: dict[str, 
     assert by_name(manifest) == as_peft_sees_it(tuned)
     check_base(manifest, SPEC)
     state = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    for module in manifest.modules:
-        for ref in (module.a, module.b):
-            stored = torch.frombuffer(bytearray(parsed.view(ref)), dtype=torch.float32)
-            assert torch.equal(stored.view(ref.shape), state[ref.name])
+    refs = [ref for module in manifest.modules for ref in (module.a, module.b)]
+    refs += [each.ref for each in (*manifest.saved_modules, *manifest.trained_tokens)]
+    assert len(refs) == len(state)
+    for ref in refs:
+        stored = torch.frombuffer(bytearray(parsed.view(ref)), dtype=torch.float32)
+        assert torch.equal(stored.view(ref.shape), state[ref.name])
 
 
 def test_lm_head_comes_with_a_frozen_copy(save: Save) -> None:
@@ -188,13 +197,13 @@ def test_a_model_without_head_has_shorter_names(save: Save) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["layers.0.mlp"]},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
         {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]},
         {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
         {"target_modules": ["q_proj"], "init_lora_weights": "olora"},
         {"target_modules": ["q_proj"], "alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"},
-        {"target_modules": ["embed_tokens", "q_proj"]},
     ],
 )
 def test_what_is_not_plain_lora_is_refused(save: Save, fields: dict[str, Any]) -> None:
