@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from mmap import mmap
 
 from storage.adapter.config import AdapterConfig, parse_config
+from storage.adapter.contents import FileContents
 from storage.adapter.digest import adapter_digest
-from storage.adapter.keys import CopyKey, TokensKey, parse_key
+from storage.adapter.keys import CopyKey, parse_key
 from storage.adapter.selection import ModuleSelector
-from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD, SavedModule, TrainedTokens
+from storage.adapter.vocabulary import EMBED_TOKENS, SavedModule, TrainedTokens
 from storage.adapter.vocabulary_tensors import split_copies, trained_tokens
 from storage.adapter.weights import ITEM_BYTES, TensorRef, check_finite, parse_header
 from storage.errors import BadWeightsError, UnsupportedFeatureError, excerpt
@@ -161,7 +162,7 @@ def _parse_structure(
     header: dict[str, TensorRef],
     known_digest: str | None,
 ) -> ParsedAdapter:
-    found = _Tensors(header)
+    found = FileContents(header)
     root = found.layers_root()
     pairs = found.pairs
     if (None, EMBED_TOKENS) in pairs:
@@ -200,50 +201,6 @@ def _parse_structure(
         dtype=dtypes.pop() if len(dtypes) == 1 else "MIXED",
     )
     return ParsedAdapter(manifest, view)
-
-
-class _Tensors:
-    """The file's tensors by what they belong to."""
-
-    def __init__(self, header: dict[str, TensorRef]) -> None:
-        self.pairs: dict[tuple[int | None, str], dict[str, TensorRef]] = {}
-        self.biases: dict[tuple[int | None, str], TensorRef] = {}
-        self.copies: dict[str, TensorRef] = {}  # by module
-        self.wrapped: set[str] = set()  # of them
-        self.tokens: dict[str, TensorRef] = {}  # by module
-        self._roots: set[str] = set()
-        for name, ref in header.items():
-            self._add(name, ref)
-
-    def layers_root(self) -> str:
-        if not self.pairs:
-            raise BadWeightsError("adapter_model.safetensors holds no lora_A and lora_B tensors")
-        if len(self._roots) > 1:
-            raise BadWeightsError(
-                "keys mix 'base_model.model.layers' and 'base_model.model.model.'"
-            )
-        return next(iter(self._roots), "model.")
-
-    def _add(self, name: str, ref: TensorRef) -> None:
-        key = parse_key(name)
-        if not isinstance(key, CopyKey) and key.module != LM_HEAD:
-            self._roots.add(key.layers_root)
-        if isinstance(key, CopyKey):
-            if key.module in self.copies:
-                raise BadWeightsError(f"tensor {excerpt(name)} repeats {key.base_name} of the base")
-            self.copies[key.module] = ref
-            if key.is_wrapped:
-                self.wrapped.add(key.module)
-            return
-        if isinstance(key, TokensKey):
-            place, part = self.tokens, key.module
-        elif key.part == "bias":
-            place, part = self.biases, (key.layer, key.module)
-        else:
-            place, part = self.pairs.setdefault((key.layer, key.module), {}), key.part
-        if part in place:
-            raise BadWeightsError(f"tensor {excerpt(name)} appears twice, also without infix")
-        place[part] = ref  # pyright: ignore[reportArgumentType]
 
 
 def _outer(pairs: Iterable[tuple[int | None, str]]) -> frozenset[str]:

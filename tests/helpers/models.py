@@ -49,6 +49,7 @@ TARGETS: dict[str, list[str] | str] = {
     "mlp": MLP,
     "all-linear": "all-linear",
     "with-head": [*ATTENTION, *MLP, "lm_head"],
+    "embedding": ["embed_tokens"],
 }
 FUSED_TARGETS: dict[str, list[str] | str] = {
     "qv": ["qkv_proj"],

@@ -179,7 +179,7 @@ Q_HEAD = {"target_modules": ["q_proj", "lm_head"]}
             {f"{EMBED}.{ROWS}": NAN},
             {"trainable_token_indices": [*range(VOCAB)]},
             NonFiniteError,
-            "",
+            "NaN",
         ),
         (
             {

@@ -21,6 +21,12 @@ from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 48}
 ADAPTERS = [("all-linear", 8, {}), ("qv", 3, {}), ("with-head", 4, {"use_dora": True})]
 
+EAGER_ALONE = [
+    ("qv", 3, {"modules_to_save": ["lm_head"], "trainable_token_indices": [5, 7]}),
+    ("qv", 3, {"modules_to_save": ["embed_tokens"], "trainable_token_indices": {"lm_head": [9]}}),
+    ("embedding", 5, {}),
+]
+
 
 def count_calls(patch: pytest.MonkeyPatch, owner: type, name: str, calls: dict[str, int]) -> None:
     call = getattr(owner, name)
@@ -38,7 +44,8 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
 ) -> None:
     model_dir = save_model(make_model("llama", **SHAPE), tmp_path / "model")
     paths: list[Path | None] = [None]
-    for index, (targets, rank, config) in enumerate(ADAPTERS):
+    adapters = ADAPTERS if captured else [*ADAPTERS, *EAGER_ALONE]
+    for index, (targets, rank, config) in enumerate(adapters):
         path = tmp_path / f"adapter{index}"
         model = make_model("llama", **SHAPE)
         add_adapter(
@@ -71,9 +78,9 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
                 "stop_token_ids": (3, 4),
                 "logprobs": 2,
             }
-            prompt = [3 + handle, 5, 7, 11, 2][: 5 - handle]
+            prompt = [3 + handle, 5, 7, 11, 2][: max(2, 5 - handle)]
             sampling = asked if handle % 2 else {}
-            rig.submit(handle, prompt, path, max_tokens=6 - handle, seed=handle, **sampling)
+            rig.submit(handle, prompt, path, max_tokens=max(2, 6 - handle), seed=handle, **sampling)
         rig.run()
         assert not rig.failed
         return rig
