@@ -33,6 +33,7 @@ from storage import pace
 from storage.adapter.manifest import AdapterManifest, ParsedAdapter
 from storage.adapter.vocabulary import EMBED_TOKENS
 
+_MAX_LAYER_ELEMS = 2**31 - 1  # kernels' offsets are 32-bit (kernels/lora/checks.py)
 _VECTOR = 8  # 16 bytes of 2-byte elements: what a GPU's thread reads at once
 
 
@@ -217,6 +218,13 @@ def pack(
     layout = plan_layout(config, manifest, parts)
     num_pages = layout.num_pages(page_elems)
     # Before memory is taken for it: an embedding is as large as the base model's.
+    if num_pages * page_elems > _MAX_LAYER_ELEMS:
+        raise AdapterRefusedError(
+            "ADAPTER_TOO_LARGE",
+            f"the adapter has {layout.elems} elements in each of {config.num_layers} layers; the"
+            f" limit is {_MAX_LAYER_ELEMS}: train embedding and head as LoRA",
+            {"digest": manifest.digest, "elements": str(layout.elems)},
+        )
     if pool_pages is not None and num_pages >= pool_pages:
         raise too_large(manifest.digest, num_pages, pool_pages)
     shape = config.num_layers, num_pages, page_elems

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dataplane.errors import AdapterRefusedError
@@ -21,6 +22,7 @@ from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD, TrainedTokens
 from storage.adapter.weights import TensorRef
 
 _ROWS_AT_ONCE = 1024  # of a matrix, to bound memory
+_BYTES_AT_ONCE = 1 << 20
 
 
 class VocabularyParts(NamedTuple):
@@ -97,12 +99,14 @@ class _Wholes:
                     f" {module}.weight: save the adapter again",
                     {"module": module, "digest": self._adapter.manifest.digest},
                 )
-        if self._head_lora is not None:
+        if self._head_lora is not None or self._adapter.manifest.trained_tokens:
+            what = "a LoRA" if self._head_lora is not None else "trained tokens"
             raise _unclear(
-                self._adapter, f"ensure_weight_tying ties {LM_HEAD}, and a LoRA is on it, too"
+                self._adapter,
+                f"ensure_weight_tying ties {LM_HEAD} to {EMBED_TOKENS}, and there is {what}, too",
             )
         one = found[EMBED_TOKENS]
-        if not self._are_equal(one, found[LM_HEAD]):
+        if not _are_equal(self._adapter, one, found[LM_HEAD]):
             raise _unclear(
                 self._adapter,
                 f"ensure_weight_tying ties {EMBED_TOKENS} and {LM_HEAD}, but the file has different"
@@ -121,7 +125,7 @@ class _Wholes:
         if not self._base.tied:
             return
         for other in self._copies.values():
-            if other is not ref and not self._are_equal(other, ref):
+            if other is not ref and not _are_equal(self._adapter, other, ref):
                 raise _unclear(
                     self._adapter,
                     f"the base model's {LM_HEAD} is tied to its {EMBED_TOKENS}, and the file has"
@@ -140,10 +144,6 @@ class _Wholes:
         mine = self._base.lm_head if module == LM_HEAD else self._base.embed
         return _has_rows(self._adapter, ref, mine)
 
-    def _are_equal(self, one: TensorRef, other: TensorRef) -> bool:
-        views = self._adapter.view(one), self._adapter.view(other)
-        return one.dtype == other.dtype and one.shape == other.shape and views[0] == views[1]
-
 
 def _has_rows(adapter: ParsedAdapter, ref: TensorRef, mine: torch.Tensor) -> bool:
     """Whether the tensor, in the dtype of `mine`, has its values."""
@@ -152,6 +152,20 @@ def _has_rows(adapter: ParsedAdapter, ref: TensorRef, mine: torch.Tensor) -> boo
         rows = mine[start : start + _ROWS_AT_ONCE].cpu()
         theirs = stored_rows(adapter, ref, start, start + len(rows))
         if not torch.equal(theirs.to(rows.dtype), rows):
+            return False
+    return True
+
+
+def _are_equal(adapter: ParsedAdapter, one: TensorRef, other: TensorRef) -> bool:
+    """Stored alike, to the bit."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    mine, theirs = adapter.view(one), adapter.view(other)
+    for start in range(0, len(mine), _BYTES_AT_ONCE):
+        pace.rest()
+        some = slice(start, start + _BYTES_AT_ONCE)
+        # Memoryviews compare byte by byte, and keep other threads from running.
+        if not np.array_equal(np.frombuffer(mine[some], "u1"), np.frombuffer(theirs[some], "u1")):
             return False
     return True
 
@@ -190,7 +204,7 @@ def _tokens(
             f"trained tokens of {EMBED_TOKENS} are those of the tied {LM_HEAD}, too, which {what}:"
             " PEFT fails on that",
         )
-    if head is not None and adapter.view(head.ref) != adapter.view(embedding.ref):
+    if head is not None and not _are_equal(adapter, head.ref, embedding.ref):
         raise _unclear(
             adapter,
             f"the same tokens of {EMBED_TOKENS} and the tied {LM_HEAD} have different rows",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from kernels.gpu.dispatch import uses_triton
 from kernels.lora.checks import check_spans
@@ -90,11 +91,11 @@ def adapt_logits(
             if each.whole.num_rows != logits.shape[1]:
                 raise ValueError(f"a head of {each.whole.num_rows} rows, {logits.shape[1]} logits")
             for first, last, rows in _slices(pool, each.pages, each.whole):
-                torch.mm(inputs, rows.t(), out=mine[:, first:last])
+                mine[:, first:last] = _product(inputs, rows)
         if each.tokens is not None:
             ids, table = each.tokens
             for first, last, rows in _slices(pool, each.pages, table):
-                mine.index_copy_(1, ids[first:last], torch.mm(inputs, rows.t()))
+                mine.index_copy_(1, ids[first:last], _product(inputs, rows))
 
 
 def _copy_rows(
@@ -127,6 +128,14 @@ def _slices(
         else:
             rows = read_span(pool[layer], pages.run, table.offset, last - first, table.width)
         yield first, last, rows
+
+
+def _product(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """x @ rows.T, of plain rows."""
+    if x.device.type == "cpu" and x.dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        # Unpacked, oneDNN takes half as long as what torch chooses.
+        return torch.ops.mkldnn._linear_pointwise(x, rows, None, "none", [], "")
+    return F.linear(x, rows)
 
 
 def _matrix(pool: torch.Tensor, pages: AdapterPages, table: RowTable) -> torch.Tensor:

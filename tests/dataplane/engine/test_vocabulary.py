@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from dataplane.errors import AdapterRefusedError, PoolTooSmallError
+from dataplane.lora import layout
 from dataplane.lora.copier import CpuCopy, PoolCopier
 from dataplane.pool.allocator import PageAllocator
 from tests.helpers.engine import Rig
@@ -235,8 +236,8 @@ def test_a_matrix_that_is_the_bases_costs_nothing(untied: Assets, tmp_path: Path
     put(
         path, {EMBED: untied.model().model.embed_tokens.weight, HEAD: untied.model().lm_head.weight}
     )
-    layout = rig.loader.load(str(path)).layout
-    assert layout.vocabulary is None and layout.elems == plain.elems
+    same = rig.loader.load(str(path)).layout
+    assert same.vocabulary is None and same.elems == plain.elems
 
 
 def test_what_is_tied_lies_there_once(tied: Assets, tmp_path: Path) -> None:
@@ -272,6 +273,20 @@ def test_one_that_never_fits_is_refused_before_it_takes_memory(
     rig.submit(1, [5], untied.path("tokens"), max_tokens=2)
     rig.run()
     assert isinstance(rig.failed[0], PoolTooSmallError) and rig.tokens[1]
+
+
+def test_one_that_kernels_cannot_address_is_refused(
+    untied: Assets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(untied.model_dir)
+    pages = rig.loader.load(str(untied.path("both"))).pages
+    elems = pages[0].numel()
+    monkeypatch.setattr(layout, "_MAX_LAYER_ELEMS", elems)
+    rig.loader.load(str(untied.path("both")))
+    monkeypatch.setattr(layout, "_MAX_LAYER_ELEMS", elems - 1)
+    with pytest.raises(AdapterRefusedError, match="as LoRA") as caught:
+        rig.loader.load(str(untied.path("both")))
+    assert caught.value.reason == "ADAPTER_TOO_LARGE"
 
 
 EMBED = "base_model.model.model.embed_tokens.weight"
@@ -398,8 +413,19 @@ def test_what_peft_leaves_open_is_refused_by_name(
     [
         ({"target_modules": [*Q, "embed_tokens"]}, "ties a LoRA on lm_head"),
         (FEATURES["different-tokens"], "different tokens"),
-        ({"modules_to_save": ["lm_head"], "trainable_token_indices": [1]}, "is in modules_to_save"),
-        ({**FEATURES["tokens-and-head-dora"]}, "has DoRA"),
+        (
+            {"modules_to_save": ["lm_head"], "trainable_token_indices": [1]},
+            "is in modules_to_save",
+        ),
+        (FEATURES["tokens-and-head-dora"], "has DoRA"),
+        (
+            {"modules_to_save": ["embed_tokens"], "trainable_token_indices": {"lm_head": [1]}},
+            "there is trained tokens",
+        ),
+        (
+            {"modules_to_save": ["embed_tokens"], "target_modules": [*Q, "lm_head"]},
+            "there is a LoRA",
+        ),
     ],
 )
 def test_ties_that_the_base_has_and_the_adapter_did_not(
@@ -407,6 +433,10 @@ def test_ties_that_the_base_has_and_the_adapter_did_not(
 ) -> None:
     """Trained on an untied base of equal shapes, which serves it."""
     _, path = adapter(untied.model(), tmp_path / "a", ensure_weight_tying=True, **config)
+    if text.startswith("there is"):  # tied ones are saved under both names
+        head = HEAD.replace(".weight", ".base_layer.weight")
+        head = head if "LoRA" in text else HEAD
+        put(path, {EMBED: moved(untied), head: untied.model().lm_head.weight})
     assert Rig(untied.model_dir).loader.load(str(path)).layout.vocabulary is not None
     with pytest.raises(AdapterRefusedError, match=text) as caught:
         Rig(tied.model_dir).loader.load(str(path))
