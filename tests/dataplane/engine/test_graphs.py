@@ -29,6 +29,8 @@ ADAPTERS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("wide", "attention", 9, {}),  # no bucket holds it
     ("dora", "qv", 4, {"use_dora": True}),
     ("head", "with-head", 2, {}),
+    ("tokens", "qv", 4, {"trainable_token_indices": [5, 9]}),
+    ("own-head", "qv", 4, {"modules_to_save": ["lm_head"]}),
 ]
 
 
@@ -166,7 +168,7 @@ def test_what_has_more_rows_than_any_graph_runs_eagerly(assets: dict[str, Path])
     assert rig.tokens == calm.tokens
 
 
-@pytest.mark.parametrize("name", ["wide", "dora", "head"])
+@pytest.mark.parametrize("name", ["wide", "dora", "head", "tokens", "own-head"])
 def test_what_no_graph_serves_runs_eagerly_and_so_does_all_beside_it(
     assets: dict[str, Path], name: str
 ) -> None:
