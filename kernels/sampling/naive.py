@@ -62,6 +62,20 @@ def penalize(
     logits.index_copy_(0, histories.rows, x)
 
 
+def mask(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+    """Leaves rows only the tokens of their bits, in place.
+
+    Semantics, for each of the n rows r and each token t:
+        x[rows[r], t] = -inf  unless bit t % 32 of bits[r, t // 32] is 1
+
+    logits: [num_rows, vocab] float32. rows: [n] int64, each once. bits: [n, ceil(vocab / 32)] int32.
+    """
+    vocab = logits.shape[-1]
+    at = torch.arange(vocab, device=logits.device)
+    allowed = (bits[:, at // 32] >> (at % 32).int()) & 1
+    logits.index_copy_(0, rows, logits[rows].masked_fill(allowed == 0, float("-inf")))
+
+
 def probabilities(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
     """What the filters leave of each row, not scaled to any sum.
 

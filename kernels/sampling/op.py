@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.gpu.dispatch import uses_triton
-from kernels.sampling import cpu, cpu_penalties, cpu_sample, naive
+from kernels.sampling import cpu, cpu_mask, cpu_penalties, cpu_sample, naive
 from kernels.sampling.arguments import Filters, Histories
 
 
@@ -42,6 +42,26 @@ def penalize(
     (cpu_penalties if cpu_penalties.supports(logits) else naive).penalize(
         logits, histories, previous_ids
     )
+
+
+def mask(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+    """As `kernels.sampling.naive.mask`. Which rows there are is not checked.
+
+    Raises: ValueError for shapes or dtypes that do not fit together.
+    """
+    _check_logits(logits)
+    if logits.dtype != torch.float32:
+        raise ValueError(f"logits {logits.dtype}, not float32")
+    _check_each("rows", rows, torch.int64)
+    shape = (len(rows), -(-logits.shape[1] // 32))
+    if tuple(bits.shape) != shape or bits.dtype != torch.int32 or not bits.is_contiguous():
+        raise ValueError(f"bits {tuple(bits.shape)} {bits.dtype}, not {shape} torch.int32")
+    if uses_triton(logits) and logits.stride(1) == 1:
+        from kernels.sampling import triton_mask
+
+        triton_mask.mask(logits, rows, bits)
+        return
+    (cpu_mask if cpu_mask.supports(logits) else naive).mask(logits, rows, bits)
 
 
 def sample(

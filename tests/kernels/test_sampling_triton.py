@@ -1,9 +1,11 @@
-"""The Triton kernel that draws tokens: interpreted, and compiled for GPUs that are not here."""
+"""The Triton kernels that draw tokens and mask logits: interpreted, and compiled for GPUs that are
+not here."""
 
 from __future__ import annotations
 
 import pytest
 
+from kernels.sampling import triton_mask
 from kernels.sampling.triton_sample import BLOCK, OPTIONS, sample_kernel
 from tests.kernels.aot import FEW_BYTES, TARGETS, compile_kernel
 from tests.kernels.interpreter import run_interpreted
@@ -13,7 +15,7 @@ TYPES = {"fp32": 32, "fp16": 20, "bf16": 16}
 
 @pytest.mark.timeout(300)
 def test_draws_in_the_interpreter() -> None:
-    run_interpreted("tests/kernels/test_sample.py")
+    run_interpreted("tests/kernels/test_sample.py", "tests/kernels/test_mask.py")
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -41,3 +43,22 @@ def test_sample_compiles(target: str, dtype: str) -> None:
         OPTIONS,
     )
     assert built.shared_bytes <= 16 * 1024 and built.spilled_bytes <= FEW_BYTES, built.registers
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mask_compiles(target: str) -> None:
+    built = compile_kernel(
+        triton_mask.mask_kernel,
+        target,
+        {
+            "logits_ptr": "*fp32:16",
+            "rows_ptr": "*i64:16",
+            "bits_ptr": "*i32:16",
+            "row_stride": "i32",
+            "num_words": "i32",
+            "vocab": "i32",
+        },
+        {"BLOCK": triton_mask.BLOCK},
+        triton_mask.OPTIONS,
+    )
+    assert built.shared_bytes == 0 and built.spilled_bytes <= FEW_BYTES, built.registers
