@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, sampling_case
+from benchmarks import cases, constrained_case, sampling_case
 from benchmarks.errors import BenchError
 from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES
@@ -36,6 +36,7 @@ CASES = {
     "many": cases.many,
     "overlap": cases.overlap,
     "sampling": sampling_case.sampling,
+    "constrained": constrained_case.constrained,
 }
 DEFAULT_CASES = ["closed", "ranks", "idle"]
 

@@ -6,7 +6,7 @@ address: the frontend binds, the engine connects. Order of events:
     engine   → Hello
     frontend → Start
     engine   → Ready | StartFailed (then the engine exits)
-    frontend → Submit, Abort …            engine → Outputs, Failed, Stats …
+    frontend → Vocabulary, Submit, Abort …  engine → Outputs, Failed, Stats …
     frontend → Shutdown                   engine exits
 
 While it has work an engine sends something every second at least: Alive if there is nothing else.
@@ -105,6 +105,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int = -1  # -1: none
+    grammar: str = ""  # what the text must be, as dataplane.constraints.grammar writes it; "": any
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, each once, and what is added
 
 
 # Frontend to engine.
@@ -112,6 +114,20 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 class Start(msgspec.Struct, frozen=True, tag=True):
     options: EngineOptions
+
+
+class Vocabulary(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What grammars need of the tokenizer; sent once, before the first Submit with a grammar.
+    `tokenizer` is its tokenizer.json. `num_tokens`: all its ids are below; they may be more or less
+    than the model's `vocab_size`."""
+
+    tokenizer: str
+    num_tokens: int
+    vocab_size: int
+    eos_token_ids: list[int]
+
+    def __repr__(self) -> str:
+        return f"Vocabulary(num_tokens={self.num_tokens}, …)"
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -176,7 +192,7 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 Directive = Prefetch | Unpin | Unload
-ToEngine = Start | Submit | Abort | Shutdown | Inspect | AskLoads | Directive
+ToEngine = Start | Vocabulary | Submit | Abort | Shutdown | Inspect | AskLoads | Directive
 
 
 # Engine to frontend.
@@ -309,6 +325,11 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     graph_capture_s: float = 0.0
     graph_bytes: int = 0
     num_graph_steps: int = 0
+    # Constraints: grammars compiled, on a thread of their own, and masks filled in the step loop.
+    num_grammars: int = 0
+    grammar_s: float = 0.0
+    num_masks: int = 0
+    mask_s: float = 0.0
     outlook: Outlook | None = None  # None until steps were measured
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataplane.errors import (
     AdapterRefusedError,
     AdapterUnloadedError,
+    ConstraintError,
+    ConstraintsUnsupportedError,
     DeadlineError,
     HopelessError,
     ModelNotFoundError,
@@ -32,6 +34,8 @@ CODES: Mapping[type[Exception], str] = {
     AdapterMismatchError: "FAILED_PRECONDITION",
     AdapterRefusedError: "FAILED_PRECONDITION",
     AdapterUnloadedError: "UNAVAILABLE",
+    ConstraintError: "INVALID_ARGUMENT",
+    ConstraintsUnsupportedError: "FAILED_PRECONDITION",
     DeadlineError: "DEADLINE_EXCEEDED",
     DigestMismatchError: "FAILED_PRECONDITION",
     HopelessError: "RESOURCE_EXHAUSTED",

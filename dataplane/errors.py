@@ -8,6 +8,8 @@ DataPlaneError
 ├── PoolTooSmallError     the pool cannot hold what must fit in it at once
 ├── AdapterRefusedError   an adapter cannot be applied exactly as trained to this base model
 ├── AdapterUnloadedError  an operator unloads the adapter, and the time to finish is over
+├── ConstraintError       what an answer must be cannot be compiled or followed
+├── ConstraintsUnsupportedError  the tokenizer does not allow any constraint
 ├── NonFiniteOutputError  a sequence's logits are NaN or infinite
 ├── QueueFullError        no more requests can wait
 ├── HopelessError         a waiting request can no longer meet its objective
@@ -54,6 +56,14 @@ class PoolTooSmallError(DataPlaneError):
 
 
 class AdapterRefusedError(DataPlaneError):
+    pass
+
+
+class ConstraintError(DataPlaneError):
+    pass
+
+
+class ConstraintsUnsupportedError(DataPlaneError):
     pass
 
 

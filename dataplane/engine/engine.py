@@ -4,11 +4,13 @@ While a step runs on the device the next one is scheduled, built and launched be
 first one's tokens are read and sent while the second one runs. The device waits for the host only
 where the host needs the tokens first: before a preemption, and after a sequence gave no finite
 output. See `pipeline`, `holdings` and docs/architecture.md.
+
+What a constrained sequence may choose depends on its last token: its step is sampled once the one
+before it was collected, while its forward pass runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,18 +25,21 @@ from dataplane.channel import (
     TokenLogprobs,
     Unload,
     Unpin,
+    Vocabulary,
 )
 from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.device import DeviceTime, device_for
+from dataplane.engine.grammars import Grammars
 from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
+from dataplane.engine.masks import Masks
 from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
-from dataplane.engine.scheduler import Scheduler
+from dataplane.engine.scheduler import Scheduler, queue_full
 from dataplane.engine.sequence import Sequence
-from dataplane.errors import NonFiniteOutputError
+from dataplane.errors import ConstraintError, NonFiniteOutputError
 from dataplane.lora.loader import AdapterLoader
 from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
@@ -72,10 +77,12 @@ class Engine:
         priority_ageing_s: float = 10.0,
         pipeline_depth: int = DEPTH,
         graphs: StepGraphs | None = None,
+        on_grammar: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """pipeline_depth: steps in flight at once; with 1 nothing overlaps. graphs: of `decoder`
-        over `pool`, captured; None: every step runs eagerly."""
+        over `pool`, captured; None: every step runs eagerly. on_grammar: called from another thread
+        when a grammar was compiled, and `step` is of use."""
         self._decoder = decoder
         self._pool = pool
         self._loader = loader
@@ -101,15 +108,19 @@ class Engine:
         self._patience = Patience(self._costs)
         self.graphs = graphs
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
+        self._grammars = Grammars(on_grammar)
+        self._masks = Masks(decoder.config.vocab_size, eos_token_ids)
+        self._constrained: list[Sequence] = []  # of the newest step, until it is sampled
+        self._max_waiting = max_waiting
         self._sequences: dict[int, Sequence] = {}
         self._ended: StepResult = StepResult()  # requests that ended before they were scheduled
         self._num_generated = 0
 
     @property
     def has_work(self) -> bool:
-        """Whether a step could make progress, or only a load's end can."""
-        ended = self._ended.outputs or self._ended.failures
-        return self._scheduler.has_work or bool(self._pipeline) or bool(ended)
+        """Whether a step could make progress, or only the end of a load or of compiling can."""
+        waits = self._scheduler.has_work or bool(self._grammars)
+        return waits or bool(self._pipeline) or self._has_ended
 
     @property
     def is_running(self) -> bool:
@@ -118,8 +129,13 @@ class Engine:
 
     @property
     def is_waiting_for_loads(self) -> bool:
-        """Only requests whose adapter is still loading are left: nothing to compute now."""
-        return not self._pipeline and self._scheduler.is_waiting_for_loads
+        """Only requests whose adapter is still loading, or whose grammar is being compiled, are
+        left: nothing to compute now."""
+        if self._pipeline or self._has_ended:
+            return False
+        if self._scheduler.has_work:
+            return self._scheduler.is_waiting_for_loads
+        return bool(self._grammars)
 
     @property
     def is_bringing_adapters(self) -> bool:
@@ -142,27 +158,57 @@ class Engine:
         the device has enough to do."""
         return 0.0 if self._pipeline.is_idle else self._patience.left_s(self._clock())
 
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self._ended.outputs or self._ended.failures)
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Of the tokenizer; before the first request with a grammar."""
+        self._grammars.use(vocabulary)
+
     def submit(self, request: Submit) -> None:
         """Queues a request; whatever is wrong with it is part of the next step's result."""
         sequence = Sequence.of(request, self._max_context)
-        finish, token = sequence.finish_reason(self._eos)
-        if finish:
-            # All its tokens were delivered before; only the end was lost.
-            self._ended.outputs.append(_final(sequence, [], finish, token, []))
+        if self._ends_at_once(sequence):
             return
-        try:
-            self._scheduler.add(sequence, self._clock())
-        except Exception as error:
-            self._ended.failures.append((request.handle, error))
+        if request.sampling.grammar:
+            if len(self._grammars) < self._max_waiting:
+                self._grammars.add(sequence)
+            else:
+                self._ended.failures.append((request.handle, queue_full(self._max_waiting)))
             return
-        self._sequences[request.handle] = sequence
+        self._enqueue(sequence)
 
     def abort(self, handle: int) -> None:
         """Frees all that a request holds: at once, or when the step that it is part of has run.
         Unknown handles are ignored."""
+        self._grammars.remove(handle)
         sequence = self._sequences.pop(handle, None)
         if sequence:
             self._scheduler.remove(sequence, self._clock())
+
+    def _ends_at_once(self, sequence: Sequence) -> bool:
+        """All its tokens were delivered before; only the end was lost."""
+        finish, token = sequence.finish_reason(self._eos)
+        if finish:
+            self._ended.outputs.append(_final(sequence, [], finish, token, []))
+        return bool(finish)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        try:
+            self._scheduler.add(sequence, self._clock())
+        except Exception as error:
+            self._ended.failures.append((sequence.handle, error))
+            return
+        self._sequences[sequence.handle] = sequence
+
+    def _take_grammars(self) -> None:
+        """Queues those whose grammar was compiled."""
+        for sequence, error in self._grammars.poll() if self._grammars else ():
+            if error is not None:
+                self._ended.failures.append((sequence.handle, error))
+            elif not self._ends_at_once(sequence):
+                self._enqueue(sequence)
 
     def direct(self, directive: Directive) -> None:
         """Does what the control plane or an operator says about an adapter."""
@@ -182,23 +228,24 @@ class Engine:
     def step(self) -> StepResult:
         """Launches the next step, if any request can run now, and gives the tokens of the one
         before it. Nothing of either when there is none."""
+        self._take_grammars()
         result, self._ended = self._ended, StepResult()
         started_s = self._clock()
         chunks, failures = self._scheduler.schedule(started_s)
         for failure in failures:
             self._fail(failure, result)
         if chunks:
-            self._launch(chunks)
+            self._launch(chunks, result)
             self._patience.host_took(self._clock() - started_s)
         if self._pipeline and (self._pipeline.is_full or not chunks):
             self._collect(result)
+        assert not self._pipeline.is_unsampled
         return result
 
     def close(self) -> None:
         """Waits for what was launched; nobody learns what came of it."""
-        while self._pipeline:
-            with contextlib.suppress(Exception):
-                self._pipeline.collect()
+        self._pipeline.abandon()
+        self._grammars.stop()
 
     def stats(self) -> Stats:
         residency = self._loader.residency()
@@ -213,7 +260,7 @@ class Engine:
         graphs = self.graphs.report if self.graphs else GraphReport()
         return Stats(
             num_running=num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + len(self._grammars),
             num_pages=allocator.num_pages,
             num_available_pages=self._pool.num_available,
             num_used_pages=allocator.num_pages - self._pool.num_available,
@@ -246,6 +293,10 @@ class Engine:
             graph_capture_s=graphs.capture_s,
             graph_bytes=graphs.memory_bytes,
             num_graph_steps=self.graphs.num_steps if self.graphs else 0,
+            num_grammars=self._grammars.num_compiled,
+            grammar_s=self._grammars.compile_s,
+            num_masks=self._masks.num_filled,
+            mask_s=self._masks.fill_s,
             outlook=self._scheduler.outlook(self._clock()),
         )
 
@@ -279,13 +330,29 @@ class Engine:
         """Empties the pool of all that nobody uses."""
         self._pool.make_free(self._pool.num_available)
 
-    def _launch(self, chunks: list[Chunk]) -> None:
+    def _launch(self, chunks: list[Chunk], result: StepResult) -> None:
         step = self._graph_step(chunks) or self._batches.build(chunks)
         rows = [self._row(chunk.sequence) for chunk in chunks if chunk.samples]
         self._pipeline.launch(chunks, step, rows)
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        self._constrained = [each for each in sampling if each.matcher is not None]
+        must_wait = any(each.num_unread for each in self._constrained)
         self._scheduler.launched(chunks)
         num_prefill, num_decode = _count(chunks)
         self._patience.launched(num_prefill=num_prefill, num_decode=num_decode, now_s=self._clock())
+        if not must_wait:
+            self._sample(result)
+
+    def _sample(self, result: StepResult) -> None:
+        """Launches the sampling of the newest step, if that is yet to be done. All tokens of its
+        constrained sequences have been read."""
+        if not self._pipeline.is_unsampled:
+            return
+        words, failed = self._masks.of(self._constrained, self._sequences)
+        self._constrained = []
+        self._pipeline.sample(words)
+        for sequence, error in failed:
+            self._end_with(Failure(sequence, error), result)
 
     def _graph_step(self, chunks: list[Chunk]) -> GraphStep | None:
         if self.graphs is None:
@@ -296,13 +363,15 @@ class Engine:
     def _row(self, sequence: Sequence) -> Row:
         sampling = sequence.sampling
         banned: list[int] = []
-        if sequence.num_output + sequence.num_unread < sampling.min_tokens:
+        is_constrained = sequence.matcher is not None
+        too_short = sequence.num_output + sequence.num_unread < sampling.min_tokens
+        if too_short and not is_constrained:
             banned = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)]
         unread = self._pipeline.unread_row(sequence)
         tokens = sequence.tokens
         if has_penalty(sampling):
             tokens = sequence.history.of(tokens)
-        return Row(sampling, tokens, sequence.num_prompt, banned, unread)
+        return Row(sampling, tokens, sequence.num_prompt, banned, unread, is_constrained)
 
     def _collect(self, result: StepResult) -> None:
         """Takes in the oldest step in flight."""
@@ -323,6 +392,7 @@ class Engine:
                 ruined.append(sequence)
             else:
                 self._append(sequence, sampled, now_s, result)
+        self._sample(result)
         # What they computed must be out of the prefix cache before anybody else is scheduled, and
         # that must wait for the last step that has them.
         while ruined and self._pipeline:
@@ -338,6 +408,12 @@ class Engine:
         if first:
             sequence.first_token_s = now_s
         sequence.tokens.append(sampled.token_id)
+        if sequence.matcher is not None:
+            try:
+                sequence.matcher.push([sampled.token_id])
+            except ConstraintError as error:
+                self._end_with(Failure(sequence, error), result)
+                return
         logprobs = [sampled.logprobs] if sampled.logprobs else []
         finish, stop_token = sequence.finish_reason(self._eos)
         if finish:
@@ -355,6 +431,11 @@ class Engine:
                 timings=sequence.timings() if first else None,
             )
         )
+
+    def _end_with(self, failure: Failure, result: StepResult) -> None:
+        """What it holds is freed as well."""
+        self._fail(failure, result)
+        self._scheduler.remove(failure.sequence, self._clock())
 
     def _fail(self, failure: Failure, result: StepResult) -> None:
         self._sequences.pop(failure.sequence.handle, None)

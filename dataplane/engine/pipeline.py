@@ -1,16 +1,22 @@
 """Steps in flight: given to the device, not read yet.
 
 A step's forward pass takes the tokens that the step before it sampled straight from the device, so
-it can be launched before anybody has seen them.
+it can be launched before anybody has seen them. Only what constrained sequences may choose depends
+on tokens that were read: a step with such rows is launched in two parts, its forward pass and, once
+the step before it was collected, its sampling. The device runs the one while the host prepares the
+other.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,11 +44,53 @@ class Collected:
     time: DeviceTime
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Flight:
+    """launched: None while its sampling is yet to be launched."""
+
     chunks: Seq[Chunk]
     rows: dict[Sequence, int]  # where its token is among the sampled ones
-    launched: Launched[Picks]
+    launched: Launched[Picks] | None
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """What a forward pass leaves on the device; nothing of it is for the host."""
+
+    logits: Tensor
+
+    def to_host(self) -> _Logits:
+        return self
+
+
+@dataclass(frozen=True)
+class _Unsampled:
+    """A forward pass that was launched, and what sampling from it needs beside the mask."""
+
+    forward: Launched[_Logits]
+    plan: SamplingPlan
+    before: Launched[Picks] | None
+
+
+class _InTwoParts:
+    """A step whose sampling was launched by itself. Between the two the device may have waited for
+    the host."""
+
+    def __init__(self, forward: Launched[_Logits], sampling: Launched[Picks]) -> None:
+        self._forward = forward
+        self._sampling = sampling
+
+    @property
+    def result(self) -> Picks:
+        return self._sampling.result
+
+    def is_done(self) -> bool:
+        return self._sampling.is_done()
+
+    def wait(self) -> tuple[Picks, DeviceTime]:
+        picks, second = self._sampling.wait()
+        _, first = self._forward.wait()
+        return picks, DeviceTime(first.work_s + second.work_s, first.idle_s + second.idle_s)
 
 
 class Pipeline:
@@ -55,6 +103,7 @@ class Pipeline:
         self._device = device
         self._depth = depth
         self._flights: deque[_Flight] = deque()
+        self._unsampled: _Unsampled | None = None  # of the newest flight
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -66,7 +115,15 @@ class Pipeline:
     @property
     def is_idle(self) -> bool:
         """The device has run all that was launched."""
-        return not self._flights or self._flights[-1].launched.is_done()
+        if not self._flights:
+            return True
+        launched = self._flights[-1].launched
+        return launched is not None and launched.is_done()
+
+    @property
+    def is_unsampled(self) -> bool:
+        """The newest step waits for `sample`, without which no other can be launched."""
+        return self._unsampled is not None
 
     def unread_row(self, sequence: Sequence) -> int:
         """Where the token is that the sequence got on the device, among those of the newest step;
@@ -78,30 +135,60 @@ class Pipeline:
 
     def launch(self, chunks: Seq[Chunk], step: Batch | GraphStep, rows: Seq[Row]) -> None:
         """step: of `chunks`; a batch, with any token where one is unread, or a graph that knows
-        where unread ones are. rows: of those that sample."""
-        assert not self.is_full
+        where unread ones are. rows: of those that sample. Where one is constrained, `sample` must
+        follow."""
+        assert not self.is_full and not self.is_unsampled
         device = self._pool.device
         plan = SamplingPlan.of(rows, device)
         before = self._flights[-1].launched if self._flights else None
         forward = step.run if isinstance(step, GraphStep) else self._eager(chunks, step)
 
-        def work() -> Picks:
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        flight = _Flight(chunks, {sequence: row for row, sequence in enumerate(sampling)}, None)
+
+        def whole() -> Picks:
             previous = before.result.ids if before else None
             with torch.inference_mode():
                 return pick(forward(previous), plan, previous)
 
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        self._flights.append(
-            _Flight(
-                chunks,
-                {sequence: row for row, sequence in enumerate(sampling)},
-                self._device.launch(work),
-            )
-        )
+        def first() -> _Logits:
+            with torch.inference_mode():
+                return _Logits(forward(before.result.ids if before else None))
+
+        if plan.constrained is None:
+            flight.launched = self._device.launch(whole)
+        else:
+            self._unsampled = _Unsampled(self._device.launch(first), plan, before)
+        self._flights.append(flight)
+
+    def sample(self, words: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        """Launches the newest step's sampling. words: the mask of its constrained rows, as
+        `SamplingPlan.with_mask` takes it."""
+        step, self._unsampled = self._unsampled, None
+        assert step is not None
+        plan = step.plan.with_mask(words)
+
+        def second() -> Picks:
+            previous = step.before.result.ids if step.before else None
+            return pick(step.forward.result.logits, plan, previous)
+
+        self._flights[-1].launched = _InTwoParts(step.forward, self._device.launch(second))
+
+    def abandon(self) -> None:
+        """Waits for what was launched; nobody learns what came of it."""
+        if self._unsampled is not None:
+            with contextlib.suppress(Exception):
+                self._unsampled.forward.wait()
+            self._unsampled = None
+            self._flights.pop()
+        while self._flights:
+            with contextlib.suppress(Exception):
+                self.collect()
 
     def collect(self) -> Collected:
         """Waits for the oldest step. Raises: what it raised."""
         flight = self._flights.popleft()
+        assert flight.launched is not None
         picks, time = flight.launched.wait()
         return Collected(flight.chunks, picks.read(), time)
 

@@ -37,6 +37,7 @@ from dataplane.channel import (
     Submit,
     Unload,
     Unpin,
+    Vocabulary,
     decode_to_engine,
     encode,
 )
@@ -160,6 +161,8 @@ class _Process:
             match decode_to_engine(data):
                 case Submit() as request:
                     engine.submit(request)
+                case Vocabulary() as vocabulary:
+                    engine.use_vocabulary(vocabulary)
                 case Abort(handle):
                     engine.abort(handle)
                 case Inspect(ticket):

@@ -110,11 +110,7 @@ class Scheduler:
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Raises: QueueFullError; PoolTooSmallError when it could never fit, even alone."""
         if self.num_waiting >= self._max_waiting:
-            raise QueueFullError(
-                "QUEUE_FULL",
-                f"{self._max_waiting} requests are waiting; try again later",
-                {"max_waiting": str(self._max_waiting)},
-            )
+            raise queue_full(self._max_waiting)
         check_fits(sequence, 0, self._pool)
         self._waiting.add(sequence, now_s)
         self._num_waiting_tokens += len(sequence.tokens)
@@ -397,3 +393,11 @@ class Scheduler:
         if resident is None:
             return 0
         return 2 if resident.users else 1
+
+
+def queue_full(max_waiting: int) -> QueueFullError:
+    return QueueFullError(
+        "QUEUE_FULL",
+        f"{max_waiting} requests are waiting; try again later",
+        {"max_waiting": str(max_waiting)},
+    )

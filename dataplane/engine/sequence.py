@@ -10,6 +10,7 @@ from dataplane.channel import Adapter, Sampling, Submit, Timings
 from dataplane.sampling.history import History
 
 if TYPE_CHECKING:
+    from dataplane.constraints.matcher import Matcher
     from dataplane.engine.prefix_cache import CachedBlock
 
 MAX_PRIORITY = 10
@@ -47,6 +48,7 @@ class Sequence:
     adapter_ready_s: float | None = None
     first_token_s: float | None = None
     history: History = field(default_factory=History)
+    matcher: Matcher | None = None  # where `tokens` are in the grammar that they must hold to
 
     @staticmethod
     def of(request: Submit, max_context: int = sys.maxsize) -> Sequence:
@@ -92,6 +94,8 @@ class Sequence:
     def min_output(self) -> int:
         """Tokens it will generate for certain, if nothing ends it early."""
         sampling = self.sampling
+        if sampling.grammar:
+            return 1  # the grammar may end at any time
         endless = sampling.ignore_eos and not sampling.stop_token_ids
         return sampling.max_tokens if endless else min(sampling.max_tokens, sampling.min_tokens + 1)
 
@@ -111,6 +115,8 @@ class Sequence:
         )
         if stops and self.num_output > sampling.min_tokens:
             return "stop", last
+        if self.matcher is not None and self.matcher.is_complete:
+            return "stop", -1
         if len(self.tokens) >= self.max_length:
             return "length", -1
         return "", -1

@@ -60,8 +60,8 @@ def build_engine(
     pipeline_depth: int = DEPTH,
     lora_stream: bool = True,
 ) -> EngineParts:
-    """on_loaded: called from another thread when an adapter has reached host memory. lora_stream:
-    as `make_engine` takes it.
+    """on_loaded: called from another thread when an adapter has reached host memory, or a grammar
+    was compiled. lora_stream: as `make_engine` takes it.
 
     Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
     """
@@ -124,6 +124,7 @@ def build_engine(
         pipeline_depth=pipeline_depth,
         graphs=graphs,
         lora_stream=lora_stream,
+        on_grammar=on_loaded,
     )
     if pace is not None:
         pace.is_needed = lambda: engine.is_running
@@ -156,10 +157,11 @@ def make_engine(
     pipeline_depth: int = DEPTH,
     graphs: GraphSetup | None = None,
     lora_stream: bool = True,
+    on_grammar: Callable[[], None] = lambda: None,
 ) -> Engine:
     """graphs: captured here; the pool must have a padding page then. lora_stream: a GPU runs
     adapters' products on a stream of their own, beside the base model's; only benchmarks turn it
-    off.
+    off. on_grammar: as Engine takes it.
 
     Raises: DataPlaneError for a scheduling option that is out of range.
     """
@@ -189,6 +191,7 @@ def make_engine(
         priority_ageing_s=options.priority_ageing_s,
         pipeline_depth=pipeline_depth,
         graphs=captured,
+        on_grammar=on_grammar,
     )
 
 

@@ -58,6 +58,7 @@ class EngineClient:
         self._reports: dict[int, asyncio.Future[Any]] = {}
         self._gone: ChoraleError | None = None
         self._stopping = False
+        self._is_taught = False
 
     async def start(self) -> None:
         """Binds the channel and starts the process; it loads while the caller goes on.
@@ -136,6 +137,12 @@ class EngineClient:
             )
         )
         return stream
+
+    def teach(self, vocabulary: channel.Vocabulary) -> None:
+        """Comes before the first `submit` with a grammar. Told a second time, nothing happens."""
+        if not self._is_taught:
+            self._is_taught = True
+            self._post(vocabulary)
 
     def check(self) -> None:
         """Raises: UnavailableError when the engine is gone."""

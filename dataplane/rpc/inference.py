@@ -23,6 +23,7 @@ from chorale.prompt_size import prompt_size
 from chorale.request_metrics import RequestMetrics
 from chorale.v1 import admission_pb2, inference_pb2, inference_pb2_grpc
 from dataplane import channel
+from dataplane.rpc.constraints import Constraints
 from dataplane.rpc.deadline import deadline_of, deadline_passed, within
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_stream import EngineStream
@@ -66,6 +67,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         self._engine = engine
         self._prepare = partial(prepare, ready=ready, tokenizer=tokenizer)
+        self.constraints = Constraints(partial(_vocabulary, ready, tokenizer))
         self._gate = gate
         self._data_plane_id = data_plane_id
         self._max_open = max_open
@@ -129,7 +131,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             held.enter_context(self._place())
             claims = self._gate.enter(request.ticket, tenant=request.tenant)
             held.enter_context(self.generations.running(claims))
+            held.enter_context(_noting(self.constraints))
             prepared = await self._prepared(request, deadline_s)
+            if prepared.grammar is not None:
+                await self.constraints.check(prepared.grammar, deadline_s)
             self.text_ratio.note(prompt_size(request).num_characters, len(prepared.prompt))
             yield watch.note(
                 inference_pb2.GenerateResponse(accepted=self._accepted(prepared, claims))
@@ -171,8 +176,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._engine().end_all(self._draining)
 
     def close(self) -> None:
-        """Lets the tokenizing threads go; jobs that have not begun are dropped."""
+        """Lets the threads go; jobs that have not begun are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self.constraints.close()
         self._tokenizing.close()
 
     async def _prepared(
@@ -199,8 +205,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 name=claims.adapter_name,
                 token=claims.adapter_source_token,
             )
+        engine = self._engine()
+        if prepared.grammar is not None:
+            engine.teach(self.constraints.vocabulary)
         ttft_slo_s = self._ttft_slo_s if prepared.ttft_slo_s is None else prepared.ttft_slo_s
-        return self._engine().submit(
+        return engine.submit(
             prompt=prepared.prompt,
             generated=prepared.generated,
             sampling=prepared.sampling,
@@ -265,6 +274,25 @@ async def _chunks(
         chunk = completion.take_chunk()
         if chunk is not None:
             yield chunk
+
+
+@contextlib.contextmanager
+def _noting(constraints: Constraints) -> Generator[None]:
+    try:
+        yield
+    except ChoraleError as error:
+        constraints.note_failure(error)
+        raise
+
+
+def _vocabulary(ready: channel.Ready, tokenizer: Tokenizer) -> channel.Vocabulary:
+    num_tokens = tokenizer.num_tokens
+    return channel.Vocabulary(
+        tokenizer=tokenizer.to_json(),
+        num_tokens=num_tokens,
+        vocab_size=ready.vocab_size,
+        eos_token_ids=[each for each in ready.eos_token_ids if each < num_tokens],
+    )
 
 
 def _close(held: contextlib.ExitStack, context: object) -> None:

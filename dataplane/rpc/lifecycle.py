@@ -238,7 +238,9 @@ class _DataPlane:
             data_plane_id, lambda: self._engine.ready, lambda: self._engine.client.stats
         )
         assert self._service is not None
-        self._exporter = Exporter(metrics.make_registry(requests, engine, self._service.foresight))
+        service = self._service
+        registry = metrics.make_registry(requests, engine, service.foresight, service.constraints)
+        self._exporter = Exporter(registry)
         await self._exporter.start(options.host, options.metrics_port)
         log.info("metrics on %s:%s", options.host, self._exporter.port)
 

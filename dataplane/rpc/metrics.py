@@ -14,6 +14,7 @@ from chorale.load_metrics import load_families
 from chorale.request_metrics import RequestMetrics
 from dataplane.channel import Ready, Stats
 from dataplane.rpc.announce import load_of
+from dataplane.rpc.constraints import Constraints
 from dataplane.rpc.foresight import Foresight
 
 PREFIX = "chorale_data_plane"
@@ -23,6 +24,10 @@ _COUNTERS = {
     "num_preemptions": ("preemptions", "Sequences put back and computed again."),
     "num_hopeless": ("hopeless_requests", "Ended in the queue, their time out of reach."),
     "num_copies": ("adapter_copies", "Adapters copied into the pool, to the end."),
+    "num_grammars": ("constraint_compilations", "Constraints compiled by the engine."),
+    "grammar_s": ("constraint_compile_seconds", "What that took, beside the steps."),
+    "num_masks": ("constraint_masks", "Tokens chosen under a constraint."),
+    "mask_s": ("constraint_mask_seconds", "Of the step loop, finding what may follow."),
     "copy_s": ("adapter_copy_seconds", "From the first to the last layer of those copies."),
 }
 _GAUGES = {
@@ -89,7 +94,10 @@ class EngineCollector(Collector):
 
 
 def make_registry(
-    requests: RequestMetrics, engine: EngineCollector, foresight: Foresight
+    requests: RequestMetrics,
+    engine: EngineCollector,
+    foresight: Foresight,
+    constraints: Constraints,
 ) -> CollectorRegistry:
     """With what the operating system tells of this process."""
     registry = CollectorRegistry()
@@ -97,6 +105,7 @@ def make_registry(
     registry.register(requests)
     registry.register(engine)
     registry.register(foresight)
+    registry.register(constraints)
     return registry
 
 

@@ -11,6 +11,7 @@ from chorale.errors import InvalidArgumentError
 from chorale.objective import ttft_slo_s
 from chorale.v1 import inference_pb2
 from dataplane import channel
+from dataplane.constraints.grammar import Grammar, grammar_of
 from dataplane.rpc.completion import Completion
 from dataplane.rpc.prompt import check_token_ids, prompt_token_ids
 from dataplane.rpc.sampling import stop_strings, to_sampling
@@ -33,6 +34,7 @@ class PreparedRequest:
     generated: list[int]
     sampling: channel.Sampling
     completion: Completion
+    grammar: Grammar | None
     return_prompt: bool
     priority: int
     ttft_slo_s: float | None
@@ -43,6 +45,8 @@ def is_short(request: inference_pb2.GenerateRequest) -> bool:
     field = request.WhichOneof("input")
     if len(request.generated_token_ids) > _SHORT_TOKENS:
         return False
+    if request.sampling.HasField("constraint"):
+        return False  # a schema is looked through
     if field == "prompt_token_ids":
         return len(request.prompt_token_ids.ids) <= _SHORT_TOKENS
     return field == "prompt" and len(request.prompt) <= SHORT_CHARACTERS
@@ -66,6 +70,9 @@ def prepare(
         )
     slo_s = ttft_slo_s(request)
     stop = stop_strings(request.sampling)
+    grammar = None
+    if request.sampling.HasField("constraint"):
+        grammar = grammar_of(request.sampling.constraint)
     prompt = prompt_token_ids(
         request,
         tokenizer,
@@ -77,6 +84,7 @@ def prepare(
         num_prompt_tokens=len(prompt),
         max_context_tokens=ready.max_context_tokens,
         vocab_size=ready.vocab_size,
+        grammar=grammar.text if grammar else "",
     )
     generated = _generated(request.generated_token_ids, sampling.max_tokens, ready.vocab_size)
     completion = Completion(
@@ -94,6 +102,7 @@ def prepare(
         generated,
         sampling,
         completion,
+        grammar,
         request.return_prompt_token_ids,
         request.priority,
         slo_s,

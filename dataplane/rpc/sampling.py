@@ -14,6 +14,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIASES = 300
+_BIAS = 100.0
 
 
 class _Bounds(NamedTuple):
@@ -46,10 +48,12 @@ def to_sampling(
     num_prompt_tokens: int,
     max_context_tokens: int,
     vocab_size: int,
+    grammar: str = "",
 ) -> Sampling:
     """All fields filled in; a seed is drawn when there is none.
 
     num_prompt_tokens: less than max_context_tokens, so that one token at least has room.
+    grammar: made of the constraint.
     Raises: InvalidArgumentError naming field, value and bound.
     """
     max_tokens = _max_tokens(parameters, num_prompt_tokens, max_context_tokens)
@@ -72,6 +76,8 @@ def to_sampling(
         stop_token_ids=_stop_token_ids(parameters, vocab_size),
         ignore_eos=parameters.ignore_eos,
         logprobs=parameters.logprobs if parameters.HasField("logprobs") else -1,
+        grammar=grammar,
+        logit_bias=_logit_bias(parameters, vocab_size),
     )
 
 
@@ -134,6 +140,21 @@ def _stop_token_ids(
         if token_id >= vocab_size:
             raise _out_of_range(f"stop_token_ids[{index}]", token_id, f"[0, {vocab_size - 1}]")
     return tuple(ids)
+
+
+def _logit_bias(
+    parameters: inference_pb2.SamplingParameters, vocab_size: int
+) -> tuple[tuple[int, float], ...]:
+    biases = parameters.logit_bias
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise _out_of_range("logit_bias", f"{len(biases)} tokens", f"[0, {MAX_LOGIT_BIASES}]")
+    for token_id, bias in biases.items():
+        if token_id >= vocab_size:
+            raise _out_of_range("logit_bias", f"of token {token_id}", f"[0, {vocab_size - 1}]")
+        if not -_BIAS <= bias <= _BIAS:
+            field = f"logit_bias[{token_id}]"
+            raise _out_of_range(field, f"{bias:.7g}", f"[{-_BIAS:g}, {_BIAS:g}]")
+    return tuple(sorted((token_id, bias) for token_id, bias in biases.items() if bias))
 
 
 def _out_of_range(field: str, value: object, bounds: str) -> InvalidArgumentError:

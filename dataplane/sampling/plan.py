@@ -2,14 +2,15 @@
 
 All that depends on tokens which the host has not read yet is left to the device: such a token is an
 index into the ids that the step before sampled. So no sequence, whatever its sampling, must wait
-for its last token before its next step can be launched.
+for its last token before its next step can be launched. Only the mask of constrained rows must be
+made of their last token; it is added when that was read, while the step's forward pass runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 from dataplane.channel import Sampling
 from dataplane.sampling.history import IdArray
 from dataplane.sampling.random_numbers import uniform
-from kernels.gpu.staging import staged
+from kernels.gpu.staging import staged, staged_together
 from kernels.sampling.arguments import Filters, Histories
 
 # Denormal numbers are taken for 0, which temperatures are divided by.
@@ -26,7 +27,8 @@ _COLDEST = torch.finfo(torch.float32).tiny
 
 
 class Row(NamedTuple):
-    """What sampling must know of a sequence. `banned` may not be chosen now (min_tokens)."""
+    """What sampling must know of a sequence. `banned` may not be chosen now (min_tokens).
+    is_constrained: it has a row of the step's mask, which says that, too."""
 
     sampling: Sampling
     tokens: Sequence[int] | IdArray  # prompt plus output; not kept
@@ -35,6 +37,7 @@ class Row(NamedTuple):
     unread: int = -1
     """Where, among the ids that the step before sampled, the token is that follows `tokens`;
     -1: there is none."""
+    is_constrained: bool = False
 
     @property
     def num_output(self) -> int:
@@ -51,37 +54,67 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Biases:
+    """What is added to logits; each pair of row and token once."""
+
+    rows: torch.Tensor  # [num_biases] int64: changed rows
+    tokens: torch.Tensor  # [num_biases] int64
+    values: torch.Tensor  # [num_biases] float32
+
+
+@dataclass(frozen=True)
 class SamplingPlan:
     """changed: rows whose logits are changed first, and those drawn at random with them. None: the
     logits are chosen from as they are. asked: rows that want logprobs, and how many alternatives
-    each."""
+    each. Where rows are constrained, sampling waits for `with_mask`."""
 
     changed: torch.Tensor | None  # [num_changed] int64: which rows
     histories: Histories | None  # of changed rows
+    biases: Biases | None  # of changed rows
     banned: tuple[torch.Tensor, torch.Tensor] | None  # changed rows, and the token ids banned there
+    constrained: torch.Tensor | None  # [num_constrained] int64: changed rows
     draws: Draws | None
     asked: torch.Tensor | None  # [num_asked] int64: which rows
     num_alternatives: Sequence[tuple[int, int]]  # (row, number) of the asked
+    mask: torch.Tensor | None = None  # [num_constrained, ceil(vocab / 32)] int32
 
     @staticmethod
     def of(rows: Sequence[Row], device: torch.device) -> SamplingPlan:
         asked = [at for at, row in enumerate(rows) if row.sampling.logprobs >= 0]
         special: list[int] = []
-        if any(row.banned or has_penalty(row.sampling) for row in rows):
+        if any(_is_changed(row) for row in rows):
             special = [at for at, row in enumerate(rows) if not _is_plain(row)]
         chosen = [rows[at] for at in special] or rows
         return SamplingPlan(
             changed=_ids(special, device) if special else None,
             histories=_histories(chosen, device) if special else None,
+            biases=_biases(chosen, device),
             banned=_banned(chosen, device),
+            constrained=_constrained(chosen, device),
             draws=_draws(chosen, device),
             asked=_ids(asked, device) if asked else None,
             num_alternatives=[(at, rows[at].sampling.logprobs) for at in asked],
         )
 
+    def with_mask(self, words: np.ndarray[Any, np.dtype[np.int32]]) -> SamplingPlan:
+        """words: [num_constrained, ceil(vocab / 32)], of the constrained rows in their order; not
+        to be changed any more."""
+        assert self.constrained is not None and len(words) == len(self.constrained)
+        (mask,) = staged_together([words], self.constrained.device)
+        return replace(self, mask=mask)
+
 
 def _is_plain(row: Row) -> bool:
-    return row.sampling.temperature == 0.0 and not row.banned and not has_penalty(row.sampling)
+    return row.sampling.temperature == 0.0 and not _is_changed(row)
+
+
+def _is_changed(row: Row) -> bool:
+    return (
+        bool(row.banned)
+        or row.is_constrained
+        or bool(row.sampling.logit_bias)
+        or has_penalty(row.sampling)
+    )
 
 
 def has_penalty(sampling: Sampling) -> bool:
@@ -124,6 +157,19 @@ def _banned(rows: Sequence[Row], device: torch.device) -> tuple[torch.Tensor, to
     if not pairs:
         return None
     return _ids([at for at, _ in pairs], device), _ids([token for _, token in pairs], device)
+
+
+def _biases(rows: Sequence[Row], device: torch.device) -> Biases | None:
+    pairs = [(at, *pair) for at, row in enumerate(rows) for pair in row.sampling.logit_bias]
+    if not pairs:
+        return None
+    owners, tokens, values = zip(*pairs, strict=True)
+    return Biases(_ids(owners, device), _ids(tokens, device), staged(values, torch.float32, device))
+
+
+def _constrained(rows: Sequence[Row], device: torch.device) -> torch.Tensor | None:
+    constrained = [at for at, row in enumerate(rows) if row.is_constrained]
+    return _ids(constrained, device) if constrained else None
 
 
 def _draws(rows: Sequence[Row], device: torch.device) -> Draws | None:

@@ -9,7 +9,7 @@ import torch
 
 from dataplane.channel import TokenLogprobs
 from dataplane.sampling.plan import Draws, SamplingPlan
-from kernels.sampling.op import likeliest, penalize, sample
+from kernels.sampling.op import likeliest, mask, penalize, sample
 
 
 class Sampled(NamedTuple):
@@ -88,11 +88,17 @@ def pick(
 
 def _change(logits: torch.Tensor, plan: SamplingPlan, previous_ids: torch.Tensor | None) -> None:
     """In place, [num_changed, vocab] float32."""
+    if (biases := plan.biases) is not None:
+        where = (biases.rows, biases.tokens)
+        logits.index_put_(where, logits[where] + biases.values)
     if plan.histories is not None:
         penalize(logits, plan.histories, previous_ids)
     if plan.banned is not None:
         # A number would be copied to the device first, and the host wait for that copy.
         logits.index_put_(plan.banned, logits.new_full((), float("-inf")))
+    if plan.constrained is not None:
+        assert plan.mask is not None
+        mask(logits, plan.constrained, plan.mask)
 
 
 def _draw(logits: torch.Tensor, ids: torch.Tensor, draws: Draws | None) -> torch.Tensor:

@@ -93,6 +93,15 @@ class Tokenizer:
         """One token alone, special or not; incomplete UTF-8 becomes U+FFFD."""
         return self._vocabulary.token_text(token_id)
 
+    def to_json(self) -> str:
+        """As a tokenizer.json has it. Takes a while."""
+        return self._backend.to_str()
+
+    @property
+    def num_tokens(self) -> int:
+        """All ids are below it."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def detokenizer(self) -> Detokenizer:
         """For one text, from its first token."""
         return detokenizer_for(self._vocabulary)

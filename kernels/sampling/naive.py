@@ -68,7 +68,8 @@ def mask(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
     Semantics, for each of the n rows r and each token t:
         x[rows[r], t] = -inf  unless bit t % 32 of bits[r, t // 32] is 1
 
-    logits: [num_rows, vocab] float32. rows: [n] int64, each once. bits: [n, ceil(vocab / 32)] int32.
+    logits: [num_rows, vocab] float32. rows: [n] int64, each once.
+    bits: [n, ceil(vocab / 32)] int32.
     """
     vocab = logits.shape[-1]
     at = torch.arange(vocab, device=logits.device)

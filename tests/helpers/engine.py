@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -174,6 +175,8 @@ class Rig:
             if not self.engine.has_work:
                 break
             self.step()
+            if self.engine.is_waiting_for_loads:
+                time.sleep(0.001)  # grammars are compiled by another thread
         assert not self.engine.has_work
         assert self.engine.stats().num_used_pages == 0
         for handle, rows in self.logits.items():  # a token may have been computed beyond the end

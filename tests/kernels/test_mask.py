@@ -85,7 +85,7 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         (logits, rows, bits.expand(2, 2)),
         (logits, rows, bits.long()),
     ]:
-        with pytest.raises(ValueError, match="logits|rows|bits"):
+        with pytest.raises(ValueError, match=r"logits|rows|bits"):
             mask(logits_, rows_, bits_)
 
 

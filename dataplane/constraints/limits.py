@@ -1,0 +1,32 @@
+"""Bounds of constraints. Everything in one is the caller's, and to be taken for hostile."""
+
+MAX_TEXT_BYTES = 1 << 16
+"""Of a JSON schema, a grammar, or all choices together."""
+
+MAX_REGEX_BYTES = 8192
+"""Of one regular expression: what its automaton takes grows with the square."""
+
+MAX_REGEX_PARTS = 20_000
+"""Characters and classes of a regular expression, its repetitions written out."""
+
+MAX_CHOICES = 256
+MAX_DEPTH = 64
+"""Objects and arrays within each other in a JSON schema; brackets within each other elsewhere."""
+
+MAX_RULES = 500
+"""Of a grammar: those that need each other are followed on the stack."""
+
+MAX_INDENT = 32
+"""Of a new line between two tokens of JSON, so that no model fills its answer with white space."""
+
+MAX_LEXER_STATES = 20_000
+"""Of one constraint, 1 to 2 kB each."""
+
+TRIAL_STEPS = 24
+MAX_STEP_CPU_S = 0.15
+"""Of the thread that finds which tokens may follow. Answers take microseconds."""
+
+TRIAL_CPU_S = 2
+TRIAL_WALL_S = 20.0
+TRIAL_BYTES = 256 << 20
+"""What trying a constraint out may take, beyond the tokenizer."""

@@ -1,0 +1,139 @@
+"""The process that tries constraints out: `python -m dataplane.constraints.trial PARENT_PID`.
+
+A grammar of a few bytes can make llguidance take gigabytes, hours, or all of the stack. Here that
+costs nobody anything: memory and processor time are bounded by the system, and whoever started this
+process starts another one when it has gone.
+
+Frames of four bytes' length and msgpack, on stdin and stdout: first the Vocabulary, which is
+answered like a grammar, then grammars, each answered by a Verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import struct
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from dataplane.channel import Vocabulary
+from dataplane.constraints.limits import TRIAL_BYTES, TRIAL_CPU_S, TRIAL_STEPS
+from dataplane.constraints.matcher import GrammarTokens, Matcher
+from dataplane.engine.parent import die_with
+from dataplane.errors import ConstraintError, DataPlaneError
+
+_LENGTH = struct.Struct("<I")
+_NICENESS = 10
+# Less than any thread has in which the engine follows a grammar.
+_STACK_BYTES = 1 << 20
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """reason: "" for a grammar that can be followed. cpu_s: that finding out took."""
+
+    reason: str = ""
+    message: str = ""
+    cpu_s: float = 0.0
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """None at the end."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (size,) = _LENGTH.unpack(head)
+    data = stream.read(size)
+    return data if len(data) == size else None
+
+
+def write_frame(stream: BinaryIO, data: bytes) -> None:
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def main() -> int:
+    die_with(int(sys.argv[1]))
+    os.nice(_NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers, asked = sys.stdout.buffer, sys.stdin.buffer
+    data = read_frame(asked)
+    if data is None:
+        return 0
+    try:
+        tokens = GrammarTokens(msgspec.msgpack.decode(data, type=Vocabulary))
+    except DataPlaneError as error:
+        write_frame(answers, _encoded(Verdict(error.reason, error.message)))
+        return 0
+    write_frame(answers, _encoded(Verdict()))
+    _bound_memory()
+    threading.stack_size(_STACK_BYTES)
+    while (data := read_frame(asked)) is not None:
+        _bound_time()
+        verdict = _on_a_thread(tokens, data.decode())
+        write_frame(answers, _encoded(verdict))
+    return 0
+
+
+def try_out(tokens: GrammarTokens, grammar: str) -> Verdict:
+    """Compiles it and follows some text that it allows."""
+    began_s = time.process_time()
+    try:
+        _walk(tokens.matcher(grammar), tokens)
+    except ConstraintError as error:
+        return Verdict(error.reason, error.message, time.process_time() - began_s)
+    return Verdict(cpu_s=time.process_time() - began_s)
+
+
+def _walk(matcher: Matcher, tokens: GrammarTokens) -> None:
+    """Raises: ConstraintError."""
+    words = np.zeros(tokens.num_words, dtype=np.int32)
+    choose = random.Random(0)
+    if matcher.is_complete:
+        raise ConstraintError("CONSTRAINT_INVALID", "no text but the empty one is allowed by it")
+    for _ in range(TRIAL_STEPS):
+        matcher.fill(words)
+        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+        if not len(allowed):
+            raise ConstraintError("CONSTRAINT_INVALID", "no text is allowed by it")
+        matcher.push([int(choose.choice(allowed))])
+        if matcher.is_complete:
+            return
+
+
+def _on_a_thread(tokens: GrammarTokens, grammar: str) -> Verdict:
+    found: list[Verdict] = []
+    thread = threading.Thread(target=lambda: found.append(try_out(tokens, grammar)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _bound_memory() -> None:
+    """Beyond what there is now. What asks for more is aborted."""
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + TRIAL_BYTES, now + TRIAL_BYTES))
+
+
+def _bound_time() -> None:
+    """Whole seconds, of the next grammar. The process is killed then."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + 1 + TRIAL_CPU_S
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+
+
+def _encoded(verdict: Verdict) -> bytes:
+    return msgspec.msgpack.encode(verdict)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        sys.exit(main())
