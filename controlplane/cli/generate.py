@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from chorale.requests import GenerateOptions
 
 MAX_PROMPT_BYTES = 8 << 20
+MAX_CONSTRAINT_BYTES = 1 << 20  # the server takes less
 
 
 def generate(
@@ -46,6 +48,24 @@ def generate(
     logprobs: Annotated[
         int | None,
         typer.Option(min=0, max=20, help="Top tokens; with --json."),
+    ] = None,
+    json_schema: Annotated[
+        str, typer.Option(help="The answer is JSON of this schema: a file, or the JSON itself.")
+    ] = "",
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="The answer is a JSON object.")
+    ] = False,
+    regex: Annotated[str, typer.Option(help="The whole answer matches it.")] = "",
+    choice: Annotated[
+        list[str] | None,
+        typer.Option("--choice", help="The answer is one of these texts. Repeatable."),
+    ] = None,
+    grammar: Annotated[
+        str, typer.Option(help="The answer follows it: a file in Lark, or the grammar itself.")
+    ] = "",
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option("--logit-bias", help="TOKEN_ID=BIAS, -100 to 100. Repeatable."),
     ] = None,
     ttft_slo: Annotated[
         float | None,
@@ -89,6 +109,12 @@ def generate(
             "stop": stop or [],
             "ignore_eos": ignore_eos,
             "logprobs": logprobs,
+            "json_schema": _file_or_text("--json-schema", json_schema, "{"),
+            "json_object": json_object,
+            "regex": regex or None,
+            "choices": choice or None,
+            "grammar": _file_or_text("--grammar", grammar, ":"),
+            "logit_bias": _biases(logit_bias or []),
             "timeout": timeout,
             "ttft_slo": ttft_slo,
             "routing_key": routing_key,
@@ -121,6 +147,45 @@ def _prompt(argument: str) -> str:
         raise UsageError(
             "PROMPT_NOT_UTF8", f"the prompt on stdin is not UTF-8 (byte {error.start})"
         ) from error
+
+
+def _file_or_text(option: str, given: str, sign: str) -> str | None:
+    """sign: what a text has in it, and hardly any file's name."""
+    if not given:
+        return None
+    path = Path(given)
+    try:
+        if sign in given and ("\n" in given or not path.is_file()):
+            return given
+        with path.open("rb") as file:
+            data = file.read(MAX_CONSTRAINT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "FILE_UNREADABLE", f"{option} {given[:200]!r} is no file that can be read: {error}"
+        ) from error
+    if len(data) > MAX_CONSTRAINT_BYTES:
+        raise UsageError("FILE_TOO_LARGE", f"{option}: more than {MAX_CONSTRAINT_BYTES} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            "FILE_NOT_UTF8", f"{option}: the file is not UTF-8 (byte {error.start})"
+        ) from error
+
+
+def _biases(given: list[str]) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for each in given:
+        token_id, equals, bias = each.partition("=")
+        try:
+            biases[int(token_id)] = float(bias)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(
+                "LOGIT_BIAS_INVALID", f"--logit-bias {each[:100]!r} is not TOKEN_ID=BIAS"
+            )
+    return biases
 
 
 def _show(events: Generation, as_json: bool) -> None:

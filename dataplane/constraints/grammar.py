@@ -56,7 +56,7 @@ def grammar_of(constraint: pb.Constraint) -> Grammar:
             return Grammar("choices", _choices(constraint.choices))
         case "grammar":
             return Grammar("grammar", _lark(_bounded("grammar", constraint.grammar)))
-        case None:
+        case _:
             raise refused("", "names no kind; set one, or leave the constraint out")
 
 

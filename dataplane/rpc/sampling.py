@@ -152,8 +152,8 @@ def _logit_bias(
         if token_id >= vocab_size:
             raise _out_of_range("logit_bias", f"of token {token_id}", f"[0, {vocab_size - 1}]")
         if not -_BIAS <= bias <= _BIAS:
-            field = f"logit_bias[{token_id}]"
-            raise _out_of_range(field, f"{bias:.7g}", f"[{-_BIAS:g}, {_BIAS:g}]")
+            value = f"{bias:.7g} for token {token_id}"
+            raise _out_of_range("logit_bias", value, f"[{-_BIAS:g}, {_BIAS:g}]")
     return tuple(sorted((token_id, bias) for token_id, bias in biases.items() if bias))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -30,6 +31,10 @@ class GenerateOptions(TypedDict, total=False):
     ttft_slo: seconds to the first token; the request fails as soon as that is out of reach.
     routing_key: whom it is for, as a user's id: equal ones get the same version of an alias.
     return_prompt_token_ids: whether `Accepted` is to have the prompt as the model sees it.
+
+    What the text must be (chorale.v1.Constraint), at most one of: json_schema, as a mapping or as
+    JSON text; json_object=True; regex, for the whole text; choices; grammar, in Lark.
+    logit_bias: what is added to tokens' logits, by id, each from -100 to 100.
     """
 
     prompt_token_ids: Sequence[int] | None
@@ -59,6 +64,12 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int | None
+    json_schema: Mapping[str, Any] | bool | str | None
+    json_object: bool
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | None
+    logit_bias: Mapping[int, float] | None
     timeout: float | None
 
 
@@ -152,8 +163,31 @@ def _sampling(options: GenerateOptions) -> pb.SamplingParameters:
         stop_token_ids=options.get("stop_token_ids", ()),
         ignore_eos=options.get("ignore_eos", False),
         clamp_max_tokens=options.get("clamp_max_tokens", False),
+        constraint=_constraint(options),
+        logit_bias=options.get("logit_bias") or {},
         **given,
     )
+
+
+def _constraint(options: GenerateOptions) -> pb.Constraint | None:
+    schema, choices = options.get("json_schema"), options.get("choices")
+    if isinstance(choices, str):
+        raise TypeError("choices is a text; give a list of texts")
+    kinds: dict[str, Any] = {
+        "json_schema": schema if isinstance(schema, str | None) else json.dumps(schema),
+        "json_object": options.get("json_object") or None,
+        "regex": options.get("regex"),
+        "choices": None if choices is None else pb.Choices(texts=choices),
+        "grammar": options.get("grammar"),
+    }
+    given = {name: value for name, value in kinds.items() if value is not None}
+    if len(given) > 1:
+        raise InvalidArgumentError(
+            "CONSTRAINT_AMBIGUOUS",
+            f"{' and '.join(given)} are given; a text can be held to one of them",
+            metadata={"num_constraints": str(len(given))},
+        )
+    return pb.Constraint(**given) if given else None
 
 
 class AdmitOptions(TypedDict, total=False):

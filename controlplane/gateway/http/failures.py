@@ -110,5 +110,9 @@ def api_error(error: ChoraleError) -> ApiError:
 
 
 def _param(error: ChoraleError) -> str | None:
-    field = error.metadata.get("field", "").removeprefix("sampling.").partition(".")[0]
+    path = error.metadata.get("field", "").removeprefix("sampling.")
+    if path.startswith("constraint"):
+        by_vllm_alone = ("constraint.regex", "constraint.choices", "constraint.grammar")
+        return "structured_outputs" if path.startswith(by_vllm_alone) else "response_format"
+    field = path.partition(".")[0]
     return _PARAM_OF.get(field, field) or None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from chorale.v1 import inference_pb2 as pb
+from controlplane.gateway.http.constraints import LoraxFormat, lorax_constraint
 from controlplane.gateway.http.failures import bad_request
 from controlplane.gateway.http.fields import Test, nothing, one_of, parse_fields
 from controlplane.gateway.http.schema import MAX_LOGPROBS, MAX_STOP, Count, StopText
@@ -32,6 +33,7 @@ class Parameters(BaseModel):
     return_full_text: bool | None = None
     details: bool | None = None
     return_k_alternatives: Annotated[int, Field(ge=1, le=MAX_LOGPROBS)] | None = None
+    response_format: LoraxFormat | None = None
 
     @property
     def samples(self) -> bool:
@@ -65,7 +67,6 @@ _NOT_SERVED: Mapping[str, Test] = {
     "best_of": one_of(1),
     "decoder_input_details": one_of(False),
     "merged_adapters": nothing,
-    "response_format": nothing,
     "truncate": nothing,
     "typical_p": one_of(1.0),
     "watermark": one_of(False),
@@ -85,7 +86,7 @@ def parse_lorax(value: Mapping[str, Any], *, stream: bool | None) -> tuple[Lorax
 
 
 def lorax_request(inputs: str, asked: Parameters, *, logprobs: bool) -> pb.GenerateRequest:
-    """logprobs: whether tokens are shown, each of which has one."""
+    """logprobs: whether tokens are shown, each of which has one. Raises: ApiError 400."""
     temperature = 1.0 if asked.temperature is None else asked.temperature
     sampling = pb.SamplingParameters(
         temperature=temperature if asked.samples else 0.0,
@@ -97,5 +98,6 @@ def lorax_request(inputs: str, asked: Parameters, *, logprobs: bool) -> pb.Gener
         repetition_penalty=asked.repetition_penalty,
         seed=asked.seed,
         logprobs=(asked.return_k_alternatives or 0) if logprobs else None,
+        constraint=lorax_constraint(asked.response_format),
     )
     return pb.GenerateRequest(prompt=inputs, model=asked.adapter_id or "", sampling=sampling)

@@ -24,6 +24,8 @@ def sampling_of(
 
     Choices of one request draw from different seeds: choice 0 from the request's own, so that it is
     what a request for one choice gives.
+
+    Raises: ApiError 400.
     """
     given = {name: getattr(body, name) for name in _SAME_NAME}
     sampling = pb.SamplingParameters(
@@ -32,6 +34,8 @@ def sampling_of(
         stop=body.stop or (),
         stop_token_ids=body.stop_token_ids or (),
         ignore_eos=bool(body.ignore_eos),
+        constraint=body.constraint,
+        logit_bias=body.biases,
     )
     if max_tokens is not None:
         sampling.max_tokens = max_tokens

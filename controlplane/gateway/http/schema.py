@@ -7,11 +7,20 @@ to its sender (`metadata`, `store`, `service_tier`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chorale.objective import MAX_TTFT_SLO_S
+from chorale.v1 import inference_pb2 as pb
+from controlplane.gateway.http.constraints import (
+    LogitBias,
+    ResponseFormat,
+    StructuredOutputs,
+    biases_of,
+    constraint_of,
+)
 from controlplane.gateway.http.failures import bad_request
 from controlplane.gateway.http.fields import Test, nothing, one_of, parse_fields
 
@@ -70,6 +79,10 @@ class GenerationBody(BaseModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    response_format: ResponseFormat | None = None
+    logit_bias: LogitBias | None = None
 
     # Seconds to the first token; the request fails as soon as that is out of reach.
     ttft_slo: Annotated[float, Field(gt=0, le=MAX_TTFT_SLO_S)] | None = None
@@ -81,6 +94,16 @@ class GenerationBody(BaseModel):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+
+    @cached_property
+    def constraint(self) -> pb.Constraint | None:
+        """What each choice must be. Raises: ApiError 400."""
+        return constraint_of(self.response_format, self.structured_outputs)
+
+    @cached_property
+    def biases(self) -> dict[int, float]:
+        """Raises: ApiError 400."""
+        return biases_of(self.logit_bias)
 
     @property
     def num_choices(self) -> int:
@@ -116,14 +139,12 @@ class ChatBody(GenerationBody):
 _NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Test]] = {
     CompletionBody: {
         "best_of": one_of(1),
-        "logit_bias": one_of({}),
         "suffix": one_of(""),
     },
     ChatBody: {
         "audio": nothing,
         "function_call": one_of("none"),
         "functions": one_of([]),
-        "logit_bias": one_of({}),
         "modalities": one_of(["text"]),
         "moderation": nothing,
         "parallel_tool_calls": nothing,
@@ -131,7 +152,6 @@ _NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Test]] = {
         "prompt_cache_key": nothing,
         "prompt_cache_retention": nothing,
         "reasoning_effort": one_of("none"),
-        "response_format": one_of({"type": "text"}),
         "safety_identifier": nothing,
         "tool_choice": one_of("none"),
         "tools": one_of([]),
