@@ -13,6 +13,7 @@ from dataplane.channel import Vocabulary
 from dataplane.constraints.limits import MAX_LEXER_STATES, MAX_STEP_CPU_S
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError
 
+FAILED = "the constraint cannot be followed: "
 _MAX_SAID = 300
 _BITS = 32
 
@@ -103,6 +104,6 @@ class Matcher:
             said = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())
             raise ConstraintError(
                 "CONSTRAINT_INVALID",
-                f"the constraint cannot be followed: {said[:_MAX_SAID]}",
+                f"{FAILED}{said[:_MAX_SAID]}",
                 {"field": "sampling.constraint"},
             )

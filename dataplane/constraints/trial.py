@@ -25,7 +25,7 @@ import numpy as np
 
 from dataplane.channel import Vocabulary
 from dataplane.constraints.limits import TRIAL_BYTES, TRIAL_CPU_S, TRIAL_STEPS
-from dataplane.constraints.matcher import GrammarTokens, Matcher
+from dataplane.constraints.matcher import FAILED, GrammarTokens, Matcher
 from dataplane.engine.parent import die_with
 from dataplane.errors import ConstraintError, DataPlaneError
 
@@ -87,7 +87,8 @@ def try_out(tokens: GrammarTokens, grammar: str) -> Verdict:
     try:
         _walk(tokens.matcher(grammar), tokens)
     except ConstraintError as error:
-        return Verdict(error.reason, error.message, time.process_time() - began_s)
+        said = error.message.removeprefix(FAILED)
+        return Verdict(error.reason, said, time.process_time() - began_s)
     return Verdict(cpu_s=time.process_time() - began_s)
 
 

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
+from dataplane.channel import Vocabulary
 from dataplane.engine.device import CudaDevice
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.lora.copier import CudaCopy
 from kernels.gpu.side_stream import SideStream
 from kernels.lora.plan import PageRun
+from tests.helpers.constraints import grammar
 from tests.helpers.engine import Rig
 from tests.helpers.gpu_stand_in import StandInGpu, pretend
 from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 48}
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TOKENIZER = Tokenizer(
+    models.BPE({n: i for i, n in enumerate(["<p>", "<s>", "</s>", *LETTERS])}, [])
+)
+TOKENIZER.decoder = decoders.ByteLevel()
+VOCABULARY = Vocabulary(
+    tokenizer=TOKENIZER.to_str(),
+    num_tokens=3 + len(LETTERS),
+    vocab_size=SHAPE["vocab_size"],
+    eos_token_ids=[2],
+)
+NUM_CONSTRAINED = 4
 ADAPTERS = [("all-linear", 8, {}), ("qv", 3, {}), ("with-head", 4, {"use_dora": True})]
 
 EAGER_ALONE = [
@@ -64,6 +80,7 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
             graphs=graphs,
             lora_stream=True,
         )
+        rig.engine.use_vocabulary(VOCABULARY)
         gpu.is_serving = True
         for handle, path in enumerate(paths):
             # At random, with penalties and all filters, and some tokens that may not come yet.
@@ -79,10 +96,17 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
                 "logprobs": 2,
             }
             prompt = [3 + handle, 5, 7, 11, 2][: max(2, 5 - handle)]
-            sampling = asked if handle % 2 else {}
+            sampling = asked if handle % 2 else {"logit_bias": ((7, 1.5), (9, -100.0))}
             rig.submit(handle, prompt, path, max_tokens=max(2, 6 - handle), seed=handle, **sampling)
+            if handle < NUM_CONSTRAINED:
+                text = grammar(regex="[a-e]{4}f?")
+                rig.submit(20 + handle, prompt, path, max_tokens=6, grammar=text, **sampling)
         rig.run()
         assert not rig.failed
+        for handle in range(NUM_CONSTRAINED):
+            text = "".join(LETTERS[token - 3] for token in rig.tokens[20 + handle] if token > 2)
+            # Where stop tokens were asked for, one may end it sooner.
+            assert re.fullmatch("[a-e]{4}f?|[a-e]{2,3}[ab]", text), text
         return rig
 
     if not captured:  # nor do pages come in a row
