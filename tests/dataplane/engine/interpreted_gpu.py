@@ -34,7 +34,7 @@ VOCABULARY = Vocabulary(
     vocab_size=SHAPE["vocab_size"],
     eos_token_ids=[2],
 )
-NUM_CONSTRAINED = 4
+NUM_CONSTRAINED = 2
 ADAPTERS = [("all-linear", 8, {}), ("qv", 3, {}), ("with-head", 4, {"use_dora": True})]
 
 EAGER_ALONE = [
