@@ -26,8 +26,39 @@ def test_zeros_are_not_left_out() -> None:
 
 
 def test_every_sampling_field_has_an_option() -> None:
-    fields = set(pb.SamplingParameters.DESCRIPTOR.fields_by_name)
+    fields = set(pb.SamplingParameters.DESCRIPTOR.fields_by_name) - {"constraint"}
     assert fields <= set(GenerateOptions.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("options", "constraint"),
+    [
+        ({"json_schema": {"const": 1}}, pb.Constraint(json_schema='{"const": 1}')),
+        ({"json_schema": '{"const": 1}'}, pb.Constraint(json_schema='{"const": 1}')),
+        ({"json_schema": True}, pb.Constraint(json_schema="true")),
+        ({"json_object": True, "regex": None}, pb.Constraint(json_object=True)),
+        ({"regex": "a"}, pb.Constraint(regex="a")),
+        ({"choices": ("a", "b")}, pb.Constraint(choices=pb.Choices(texts=["a", "b"]))),
+        ({"grammar": "start: x"}, pb.Constraint(grammar="start: x")),
+    ],
+)
+def test_every_kind_of_constraint_has_an_option(options: Any, constraint: pb.Constraint) -> None:
+    assert generate_request("x", options, tenant="").sampling.constraint == constraint
+    kinds = set(pb.Constraint.DESCRIPTOR.fields_by_name)
+    assert kinds <= set(GenerateOptions.__annotations__)
+
+
+def test_constraints_that_cannot_be_meant() -> None:
+    both: Any = {"regex": "a", "choices": ["a"]}
+    with pytest.raises(InvalidArgumentError, match="regex and choices"):
+        generate_request("x", both, tenant="")
+    text: Any = {"choices": "yes"}
+    with pytest.raises(InvalidArgumentError, match="choices is a text"):
+        generate_request("x", text, tenant="")
+    unset: Any = {"json_object": False, "choices": None, "json_schema": None}
+    assert not generate_request("x", unset, tenant="").sampling.HasField("constraint")
+    biases = generate_request("x", {"logit_bias": {7: -1.5}}, tenant="").sampling.logit_bias
+    assert dict(biases) == {7: -1.5}
 
 
 def test_every_field_of_a_request_has_an_option() -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chorale.errors import InvalidArgumentError, UnavailableError
+from chorale.v1 import inference_pb2 as pb
 from tests.cli.conftest import Chorale
 from tests.helpers.scripted_gateway import ScriptedGateway, generation
 
@@ -55,6 +57,52 @@ def test_every_sampling_option_reaches_the_server(
     assert request.sampling.ignore_eos and request.tenant == "t"
     assert request.ttft_slo.ToMilliseconds() == 1500
     assert request.routing_key == "ada"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "constraint"),
+    [
+        (["--json-schema={file}"], pb.Constraint(json_schema='{"const": 1}')),
+        (['--json-schema={"const": 2}'], pb.Constraint(json_schema='{"const": 2}')),
+        (["--json-object"], pb.Constraint(json_object=True)),
+        (["--regex=a+"], pb.Constraint(regex="a+")),
+        (["--choice=a", "--choice=b"], pb.Constraint(choices=pb.Choices(texts=["a", "b"]))),
+        (["--grammar=start: /a/"], pb.Constraint(grammar="start: /a/")),
+        (["--grammar={file}"], pb.Constraint(grammar='{"const": 1}')),
+    ],
+)
+def test_constraints_reach_the_server(
+    chorale: Chorale,
+    gateway: ScriptedGateway,
+    tmp_path: Path,
+    arguments: list[str],
+    constraint: pb.Constraint,
+) -> None:
+    gateway.answers["Generate"] = generation(["x"])
+    file = tmp_path / "what"
+    file.write_text('{"const": 1}')
+    given = [argument.replace("{file}", str(file)) for argument in arguments]
+    result = chorale("generate", "p", *given, "--logit-bias=7=-1.5", "--logit-bias=9=2")
+    assert result.exit_code == 0, result.stderr
+    (request,) = gateway.requests
+    assert request.sampling.constraint == constraint
+    assert dict(request.sampling.logit_bias) == {7: -1.5, 9: 2.0}
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--json-schema=/nowhere", "/nowhere"),
+        ("--grammar=nowhere", "nowhere"),
+        ("--logit-bias=7", "'7' is not TOKEN_ID=BIAS"),
+        ("--logit-bias=a=1", "TOKEN_ID=BIAS"),
+    ],
+)
+def test_constraints_that_cannot_be_read(
+    chorale: Chorale, gateway: ScriptedGateway, argument: str, said: str
+) -> None:
+    result = chorale("generate", "p", argument)
+    assert result.exit_code == 2 and said in result.stderr and not gateway.requests
 
 
 def test_json_is_the_whole_result(chorale: Chorale, gateway: ScriptedGateway) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -57,12 +58,20 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChoraleUp]:
         assert up.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("number", "constraint"),
+    [
+        (signal.SIGKILL, {}),
+        (signal.SIGKILL, {"json_schema": {"type": "array", "minItems": 60}}),
+        (signal.SIGSTOP, {}),
+    ],
+)
 def test_a_stream_goes_on_when_the_engine_is_lost(
-    fragile: ChoraleUp, number: signal.Signals
+    fragile: ChoraleUp, number: signal.Signals, constraint: dict[str, Any]
 ) -> None:
     with Client(fragile.grpc_address, timeout=60) as client:
         options = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 1.0, "seed": 11}
+        options |= constraint
         whole = client.complete(PROMPT, **options)  # type: ignore[arg-type]
         for _ in range(NUM_TRIES):
             frontend, engine = fragile.part("data-plane-0").pid, engine_of(fragile).pid

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 
 from tests.e2e.conftest import BASE, NAMES, expected
@@ -53,6 +55,34 @@ def test_complete_chat_and_stream(sdk: openai.OpenAI, name: str) -> None:
         sdk.completions.create(model=name, prompt="42 =", temperature=0, max_tokens=80, stream=True)
     )
     assert "".join(c.choices[0].text for c in pieces if c.choices).strip() == answer
+
+
+class Count(pydantic.BaseModel):
+    unit: Literal["apples", "pears"]
+    number: int = pydantic.Field(ge=0, le=999)
+    notes: list[Literal["ripe", "green"]] = pydantic.Field(max_length=2)
+
+
+def test_answers_of_a_schema(sdk: openai.OpenAI) -> None:
+    for seed in range(3):
+        parsed = sdk.chat.completions.parse(
+            model=NAMES[0],
+            messages=[{"role": "user", "content": "42"}],
+            response_format=Count,
+            temperature=1.0,
+            seed=seed,
+            max_tokens=400,
+        )
+        assert isinstance(parsed.choices[0].message.parsed, Count)
+    with pytest.raises(openai.BadRequestError) as seen:
+        sdk.completions.create(
+            model=BASE, prompt="42 =", extra_body={"structured_outputs": {"json": {"not": {}}}}
+        )
+    assert '"not"' in str(seen.value)
+    chosen = sdk.completions.create(
+        model=BASE, prompt="42 =", extra_body={"structured_outputs": {"choice": ["uno", "dos"]}}
+    )
+    assert chosen.choices[0].text in ("uno", "dos") and chosen.choices[0].finish_reason == "stop"
 
 
 def test_vllm_extras(sdk: openai.OpenAI) -> None:

@@ -51,7 +51,7 @@ def allows(text: str, **kind: Any) -> bool:
 
 
 def walk(text: str, seed: int, max_tokens: int = 250) -> tuple[list[int], bool]:
-    """Tokens chosen at random of those allowed, shorter ones sooner; whether the end was reached."""
+    """Tokens chosen at random of those allowed; whether the end was reached."""
     choose = random.Random(seed)
     matcher = TOKENS.matcher(text)
     words = np.zeros(TOKENS.num_words, dtype=np.int32)
