@@ -4,8 +4,8 @@ A grammar of a few bytes can make llguidance take gigabytes, hours, or all of th
 costs nobody anything: memory and processor time are bounded by the system, and whoever started this
 process starts another one when it has gone.
 
-Frames of four bytes' length and msgpack, on stdin and stdout: first the Vocabulary, which is
-answered like a grammar, then grammars, each answered by a Verdict.
+Frames (`verdict`) on stdin and stdout: first the Vocabulary, which is answered like a grammar, then
+grammars, each answered by a Verdict.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import contextlib
 import os
 import random
 import resource
-import struct
 import sys
 import threading
 import time
-from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -26,36 +24,13 @@ import numpy as np
 from dataplane.channel import Vocabulary
 from dataplane.constraints.limits import TRIAL_BYTES, TRIAL_CPU_S, TRIAL_STEPS
 from dataplane.constraints.matcher import FAILED, GrammarTokens, Matcher
+from dataplane.constraints.verdict import Verdict, read_frame, write_frame
 from dataplane.engine.parent import die_with
 from dataplane.errors import ConstraintError, DataPlaneError
 
-_LENGTH = struct.Struct("<I")
 _NICENESS = 10
 # Less than any thread has in which the engine follows a grammar.
 _STACK_BYTES = 1 << 20
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """reason: "" for a grammar that can be followed. cpu_s: that finding out took."""
-
-    reason: str = ""
-    message: str = ""
-    cpu_s: float = 0.0
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """None at the end."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (size,) = _LENGTH.unpack(head)
-    data = stream.read(size)
-    return data if len(data) == size else None
-
-
-def write_frame(stream: BinaryIO, data: bytes) -> None:
-    stream.write(_LENGTH.pack(len(data)) + data)
-    stream.flush()
 
 
 def main() -> int:

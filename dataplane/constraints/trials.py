@@ -13,7 +13,7 @@ import msgspec
 
 from dataplane.channel import Vocabulary
 from dataplane.constraints.limits import TRIAL_BYTES, TRIAL_CPU_S, TRIAL_WALL_S
-from dataplane.constraints.trial import Verdict, read_frame, write_frame
+from dataplane.constraints.verdict import Verdict, read_frame, write_frame
 
 _SAFE_PATH = ("-P",) if sys.flags.safe_path else ()
 _COMMAND = (sys.executable, *_SAFE_PATH, "-m", "dataplane.constraints.trial")

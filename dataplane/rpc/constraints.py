@@ -22,8 +22,8 @@ from chorale.errors import (
 from dataplane.channel import Vocabulary
 from dataplane.constraints.grammar import Grammar
 from dataplane.constraints.refusal import shortened, told
-from dataplane.constraints.trial import Verdict
 from dataplane.constraints.trials import Trials
+from dataplane.constraints.verdict import Verdict
 from dataplane.rpc.deadline import within
 
 _PREFIX = "chorale_data_plane"

@@ -19,7 +19,7 @@ from chorale.errors import (
 )
 from chorale.status import from_rpc_error
 from dataplane.constraints.grammar import Grammar, grammar_of
-from dataplane.constraints.trial import Verdict
+from dataplane.constraints.verdict import Verdict
 from dataplane.rpc import constraints as module
 from dataplane.rpc.constraints import Constraints
 from tests.dataplane.rpc.conftest import StartRig
