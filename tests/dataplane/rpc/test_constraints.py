@@ -24,6 +24,7 @@ from dataplane.rpc import constraints as module
 from dataplane.rpc.constraints import Constraints
 from tests.dataplane.rpc.conftest import StartRig
 from tests.helpers.constraints import PERSON, constraint, demo_vocabulary
+from tests.helpers.fake_control_plane import eventually
 from tests.helpers.fake_engine import FakeScript
 from tests.helpers.prometheus import Metrics
 from tests.helpers.rig import BACKEND, EngineLog, ids_of
@@ -195,7 +196,7 @@ async def test_slow_trials_hold_up_neither_the_known_nor_the_loop_and_are_bounde
     go.set()
     await asyncio.gather(*waiting, return_exceptions=True)
     await check(found, "slow0")
-    assert not found._under_way
+    await eventually(lambda: not found._under_way)
     found.close()
 
 
