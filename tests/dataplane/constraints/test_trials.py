@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from dataplane.channel import Vocabulary
+from dataplane.constraints import limits
 from dataplane.constraints.trials import Trials
 from tests.helpers.constraints import PERSON, demo_vocabulary, grammar
 
@@ -89,6 +90,17 @@ def test_memory_and_time_are_bounded(trials: Trials) -> None:
     slow = unbounded("((a{60}){60}){60}")
     assert trials.check(slow).reason == "CONSTRAINT_TOO_COMPLEX"
     assert not trials.check(GOOD).reason
+
+
+def test_the_system_enforces_the_bounds(trials: Trials) -> None:
+    assert not trials.check(GOOD).reason
+    process = psutil.Process(pid_of(trials))
+    used = process.cpu_times()
+    most_s = int(used.user + used.system) + 1 + limits.TRIAL_CPU_S
+    assert process.rlimit(psutil.RLIMIT_CPU)[0] <= most_s
+    most = process.memory_info().vms + limits.TRIAL_BYTES
+    assert process.rlimit(psutil.RLIMIT_AS) <= (most, most)
+    assert process.nice() >= 10, "it gives way to the engine"
 
 
 def test_a_process_that_was_killed_is_replaced(trials: Trials) -> None:
