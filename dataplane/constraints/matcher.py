@@ -10,7 +10,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from dataplane.channel import Vocabulary
-from dataplane.constraints.limits import MAX_LEXER_STATES, MAX_STEP_CPU_S
+from dataplane.constraints.limits import BURST_CPU_S, MAX_LEXER_STATES, TOKEN_CPU_S
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError
 
 FAILED = "the constraint cannot be followed: "
@@ -55,6 +55,7 @@ class Matcher:
         self._matcher = matcher
         self._tokens = tokens
         self._num_words = -(-tokens.tokenizer.vocab_size // _BITS)
+        self._used_s = 0.0  # beyond what it may take in the long run
         self._check()
 
     def copy(self) -> Matcher:
@@ -86,12 +87,12 @@ class Matcher:
             self._fill(every)
             words[:] = every[: len(words)]
         self._check()
-        took_s = time.thread_time() - began_s
-        if took_s > MAX_STEP_CPU_S:
+        self._used_s = max(0.0, self._used_s + time.thread_time() - began_s - TOKEN_CPU_S)
+        if self._used_s > BURST_CPU_S:
             raise ConstraintError(
                 "CONSTRAINT_TOO_COMPLEX",
-                f"finding the tokens that may follow took {took_s:.2f} s, more than"
-                f" {MAX_STEP_CPU_S:g} s; make the constraint simpler",
+                f"finding the tokens that may follow took {self._used_s:.2f} s more than"
+                f" {TOKEN_CPU_S:g} s for each; make the constraint simpler",
                 {"field": "sampling.constraint"},
             )
 

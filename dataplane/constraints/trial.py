@@ -93,9 +93,9 @@ def _on_a_thread(tokens: GrammarTokens, grammar: str) -> Verdict:
 
 def _bound_memory() -> None:
     """Beyond what there is now. What asks for more is aborted."""
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + TRIAL_BYTES, now + TRIAL_BYTES))
+    with open("/proc/self/status") as file:
+        (now,) = (int(line.split()[1]) << 10 for line in file if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (now + TRIAL_BYTES, now + TRIAL_BYTES))
 
 
 def _bound_time() -> None:

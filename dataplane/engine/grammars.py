@@ -12,12 +12,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dataplane.channel import Vocabulary
-from dataplane.constraints.matcher import GrammarTokens, Matcher
 from dataplane.engine.sequence import Sequence
 from dataplane.errors import ConstraintsUnsupportedError, DataPlaneError
+
+if TYPE_CHECKING:
+    from dataplane.constraints.matcher import GrammarTokens, Matcher
 
 _MAX_COMPILED = 64  # kept for requests to come
 _STACK_BYTES = 32 << 20
@@ -146,6 +148,8 @@ def _tokens_of(vocabulary: Vocabulary | None) -> GrammarTokens | Exception:
         return ConstraintsUnsupportedError(
             "CONSTRAINTS_UNSUPPORTED", "the engine was told no vocabulary"
         )
+    from dataplane.constraints.matcher import GrammarTokens  # only who uses them pays for them
+
     try:
         return GrammarTokens(vocabulary)
     except DataPlaneError as error:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dataplane.constraints.matcher import Words
 from dataplane.engine.sequence import Sequence
 
+_Words = np.ndarray[Any, np.dtype[np.int32]]
 _ALL = np.int32(-1)
 _NONE: frozenset[int] = frozenset()
 
@@ -26,7 +26,7 @@ class Masks:
 
     def of(
         self, sequences: list[Sequence], alive: Collection[int]
-    ) -> tuple[np.ndarray[Any, np.dtype[np.int32]], list[tuple[Sequence, Exception]]]:
+    ) -> tuple[_Words, list[tuple[Sequence, Exception]]]:
         """[len(sequences), ceil(vocab / 32)] for the token that follows those known, and those
         whose grammar cannot be followed any more. alive: handles; what the others get is dropped,
         so anything goes there, as for those that fail."""
@@ -46,7 +46,7 @@ class Masks:
         self.fill_s += time.perf_counter() - began_s
         return words, failed
 
-    def _fill(self, row: Words, sequence: Sequence) -> None:
+    def _fill(self, row: _Words, sequence: Sequence) -> None:
         matcher, sampling = sequence.matcher, sequence.sampling
         assert matcher is not None
         matcher.fill(row)
@@ -57,7 +57,7 @@ class Masks:
             _leave_out(row, banned)
 
 
-def _leave_out(row: Words, token_ids: frozenset[int]) -> None:
+def _leave_out(row: _Words, token_ids: frozenset[int]) -> None:
     """Unless nothing would be left: the grammar goes first."""
     words = row.view(np.uint32)
     before = {token_id // 32: words[token_id // 32] for token_id in token_ids}

@@ -3,6 +3,7 @@ nobody else's tokens change."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from dataplane.channel import Vocabulary
-from dataplane.constraints.limits import MAX_STEP_CPU_S
+from dataplane.constraints.limits import BURST_CPU_S
 from dataplane.engine import masks
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError, QueueFullError
 from tests.helpers.constraints import (
@@ -280,16 +281,21 @@ def test_a_grammar_that_fails_on_the_way_ends_its_own_request_alone(
     assert rig.finished[2] == "stop" and is_right("list", output_of(rig, 2))
 
 
-def test_a_mask_that_takes_too_long_ends_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter(range(1000))
+@pytest.mark.parametrize(("mask_s", "num_tokens"), [(BURST_CPU_S * 1.1, 0), (0.055, 4)])
+def test_masks_that_take_too_long_end_their_request(
+    monkeypatch: pytest.MonkeyPatch, mask_s: float, num_tokens: int
+) -> None:
+    """One alone, or all together: 50 ms above what each may take fit in 200 ms four times."""
+    times = itertools.count()
     monkeypatch.setattr(
-        "dataplane.constraints.matcher.time.thread_time", lambda: next(times) * MAX_STEP_CPU_S * 2
+        "dataplane.constraints.matcher.time.thread_time", lambda: next(times) * mask_s
     )
     rig = rig_of()
     rig.submit(1, PROMPT, grammar=GRAMMARS["list"], **GREEDY)
     rig.run()
     error = rig.failed[1]
     assert isinstance(error, ConstraintError) and error.reason == "CONSTRAINT_TOO_COMPLEX"
+    assert len(rig.tokens.get(1, ())) == num_tokens
 
 
 def test_who_waits_for_a_grammar_waits_alone_and_can_leave() -> None:
