@@ -8,10 +8,9 @@ from kernels.vocabulary.triton_rows import BLOCK, copy_rows_kernel
 from tests.kernels.aot import FEW_BYTES, TARGETS, compile_kernel
 
 
-@pytest.mark.parametrize("is_sparse", [False, True])
-@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+@pytest.mark.parametrize(("is_sparse", "kind"), [(False, "fp32"), (True, "bf16")])
 @pytest.mark.parametrize("target", TARGETS)
-def test_copy_compiles(target: str, kind: str, is_sparse: bool) -> None:
+def test_copy_compiles(target: str, is_sparse: bool, kind: str) -> None:
     built = compile_kernel(
         copy_rows_kernel,
         target,
