@@ -47,6 +47,7 @@ class Constraints(Collector):
         self._threads = ThreadPoolExecutor(_NUM_TRIALS, "constraints")
         self._own = threading.local()
         self._trials: list[Trials] = []
+        self._is_closed = False
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Future[Verdict]] = {}
         self._requests: Counter[str] = Counter()
@@ -84,6 +85,7 @@ class Constraints(Collector):
 
     def close(self) -> None:
         """Ends the processes; trials that have not begun are dropped."""
+        self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for trials in self._trials:
             trials.close()
@@ -147,6 +149,8 @@ class Constraints(Collector):
         if trials is None:
             trials = self._own.trials = Trials(self._vocabulary)
             self._trials.append(trials)
+            if self._is_closed:  # which was before there was anything to close
+                trials.close()
         try:
             return trials.check(text)
         except OSError as error:

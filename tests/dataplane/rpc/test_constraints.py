@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from chorale.errors import (
 )
 from chorale.status import from_rpc_error
 from dataplane.constraints.grammar import Grammar, grammar_of
+from dataplane.constraints.trials import Trials
 from dataplane.constraints.verdict import Verdict
 from dataplane.rpc import constraints as module
 from dataplane.rpc.constraints import Constraints
@@ -206,3 +208,24 @@ async def test_the_engines_refusals_are_counted(start_rig: StartRig) -> None:
         with pytest.raises(InvalidArgumentError, match="no fuel"):
             await rig.generate(sampling=sampling(choices=["yes"]))
         assert rig.service.constraints._failures == {"CONSTRAINT_TOO_COMPLEX": 1}
+
+
+async def test_what_is_closed_while_it_starts_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trials come to be after the end of who is to close them."""
+    closed: list[bool] = []
+
+    def slowly() -> Any:
+        time.sleep(0.2)
+        return demo_vocabulary()
+
+    close = Trials.close
+    monkeypatch.setattr(Trials, "close", lambda trials: (closed.append(True), close(trials)))
+    found = Constraints(slowly)
+    waiting = asyncio.create_task(check(found, grammar_of(CHOICES).text))
+    await asyncio.sleep(0.05)
+    found.close()
+    with pytest.raises(UnavailableError):
+        await waiting
+    assert closed
