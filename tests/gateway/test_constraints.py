@@ -19,6 +19,10 @@ from tests.helpers.fake_fleet import FakeFleet, RunningGateway
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CHAT = [{"role": "user", "content": "hello you"}]
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    ("completions", {"prompt": "x"}),
+    ("chat/completions", {"messages": CHAT}),
+]
 WRAPPED = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}
 
 
@@ -35,7 +39,7 @@ async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
 
 async def sent(http: httpx.AsyncClient, fleet: FakeFleet, **fields: Any) -> pb.SamplingParameters:
     """What the data plane got, over both of OpenAI's endpoints."""
-    for path, given in (("completions", {"prompt": "x"}), ("chat/completions", {"messages": CHAT})):
+    for path, given in ASKED:
         response = await http.post(f"/v1/{path}", json={"max_tokens": 2, **given, **fields})
         assert response.status_code == 200, response.text
     first, second = (request.sampling for request in fleet.planes[0].requests[-2:])
@@ -83,48 +87,45 @@ async def test_every_choice_is_constrained(http: httpx.AsyncClient, fleet: FakeF
     assert found == [SCHEMA] * 4
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"response_format": {**WRAPPED, "type": "json_object"}}, "response_format"),
-        ({"response_format": {**WRAPPED, "more": 1}}, "response_format"),
-        ({"response_format": "json"}, "response_format"),
-        ({"structured_outputs": {}}, "structured_outputs"),
-        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
-        ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
-        ({"structured_outputs": {"choice": ["a"] * 257}}, "structured_outputs"),
-        ({"structured_outputs": {"choice": "a"}}, "structured_outputs"),
-        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs"),
-        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs"),
-        (
-            {"structured_outputs": {"json": {"const": "a" * 65_536}}},
-            "structured_outputs",
-        ),
-        (
-            {"structured_outputs": {"regex": "a"}, "response_format": WRAPPED},
-            "structured_outputs",
-        ),
-        ({"logit_bias": {"a": 1}}, "logit_bias"),
-        ({"logit_bias": {"-1": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": 101}}, "logit_bias"),
-        ({"logit_bias": {"1": "1"}}, "logit_bias"),
-        ({"logit_bias": {"1": 1, "01": 2}}, "logit_bias"),
-        ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
-        ({"logit_bias": [1]}, "logit_bias"),
-    ],
-)
-@pytest.mark.parametrize("path", ["completions", "chat/completions"])
-async def test_refused_by_name(
-    http: httpx.AsyncClient, fleet: FakeFleet, path: str, fields: dict[str, Any], param: str
-) -> None:
-    given = {"prompt": "x"} if path == "completions" else {"messages": CHAT}
-    response = await http.post(f"/v1/{path}", json={**given, **fields})
-    error = response.json()["error"]
-    assert response.status_code == 400 and error["param"] == param, error
-    assert len(error["message"]) < 500 and not fleet.planes[0].requests
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+    ({"response_format": {**WRAPPED, "type": "json_object"}}, "response_format"),
+    ({"response_format": {**WRAPPED, "more": 1}}, "response_format"),
+    ({"response_format": "json"}, "response_format"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": ["a"] * 257}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": "a"}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs"),
+    ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs"),
+    (
+        {"structured_outputs": {"json": {"const": "a" * 65_536}}},
+        "structured_outputs",
+    ),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": WRAPPED},
+        "structured_outputs",
+    ),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"logit_bias": {"1": "1"}}, "logit_bias"),
+    ({"logit_bias": {"1": 1, "01": 2}}, "logit_bias"),
+    ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
+    ({"logit_bias": [1]}, "logit_bias"),
+]
+
+
+async def test_refused_by_name(http: httpx.AsyncClient, fleet: FakeFleet) -> None:
+    for fields, param in REFUSED:
+        for path, given in ASKED:
+            response = await http.post(f"/v1/{path}", json={**given, **fields})
+            error = response.json()["error"]
+            assert response.status_code == 400 and error["param"] == param, (fields, error)
+            assert len(error["message"]) < 500 and not fleet.planes[0].requests
 
 
 @pytest.mark.parametrize(
