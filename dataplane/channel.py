@@ -55,6 +55,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_context_tokens: int = 0  # 0: the model's own
     num_threads: int = 0  # 0: torch's default
     cuda_graphs: bool | None = None  # None: where there is a GPU
+    tensor_parallel: int = 1  # devices, and processes, that share each layer
     host_cache_bytes: int = 1 << 30
     disk_cache_bytes: int = 8 << 30
     disk_cache_dir: str = ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dataplane.engine.chunk import Chunk
-from dataplane.engine.step_adapters import AdapterSpan, StepAdapters
-from dataplane.lora.resident import ResidentAdapters
+from dataplane.engine.step_adapters import AdapterSpan, HeldAdapters, StepAdapters
 from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import Batch
 from dataplane.pool.pool import PagePool
@@ -19,15 +20,61 @@ _MAX_KEYS_AGAIN = 1 << 20
 """That a chunk's generated tokens read one by one when computed again; beyond it, together."""
 
 
+_Integers = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """All that ranks must know of a step, in host memory; integers are int64. Rank 0 alone knows
+    the tokens, and applies adapters' heads."""
+
+    token_ids: _Integers  # [num_tokens]
+    positions: _Integers  # [num_tokens]
+    page_index: _Integers  # [num_tokens]
+    logit_rows: _Integers  # [num_logits]
+    queries: Seq[Queries]
+    spans: Seq[AdapterSpan]
+    logit_spans: Seq[AdapterSpan]
+
+
 class BatchBuilder:
-    def __init__(self, config: ModelConfig, pool: PagePool, resident: ResidentAdapters) -> None:
+    def __init__(self, config: ModelConfig, pool: PagePool, resident: HeldAdapters) -> None:
         self._pool = pool
         self._resident = resident
         self._adapters = StepAdapters(config, pool, resident)
         self._is_exact = pool.device.type == "cpu"  # a GPU's decode goes by the size of the batch
 
     def build(self, chunks: Seq[Chunk]) -> Batch:
-        """chunks: those of one adapter adjacent (as `Scheduler.schedule` orders them)."""
+        """Of a step that is launched next; other ranks are told of it.
+
+        chunks: those of one adapter adjacent (as `Scheduler.schedule` orders them).
+        """
+        plan = self._plan(chunks)
+        if self._pool.mirror is not None:
+            self._pool.mirror.step(plan)
+        return self.batch_of(plan)
+
+    def batch_of(self, plan: StepPlan) -> Batch:
+        layers, head = self._adapters.layers(plan.spans), self._adapters.head(plan.logit_spans)
+        at = plan.positions
+        parts = (plan.token_ids, at, plan.page_index, at % self._pool.page_tokens, plan.logit_rows)
+        sent = staged_together(parts, self._pool.device)
+        return Batch(
+            token_ids=sent[0],
+            positions=sent[1],
+            page_index=sent[2],
+            page_offset=sent[3],
+            attention=attention_metadata(plan.queries, self._pool.device),
+            layers=layers.segments,
+            affine=layers.affine,
+            logit_rows=sent[4],
+            lm_head=head.lora,
+            embedding=layers.embedding,
+            head=head.rows,
+            wait=self._resident.waiter(digest for digest, _, _ in plan.spans),
+        )
+
+    def _plan(self, chunks: Seq[Chunk]) -> StepPlan:
         page_tokens = self._pool.page_tokens
         token_ids: list[int] = []
         positions: list[int] = []
@@ -47,26 +94,11 @@ class BatchBuilder:
             if chunk.samples:
                 logit_rows.append(end - 1)
         all_sample = len(logit_rows) == len(token_ids)
-        logit_spans = spans if all_sample else _logit_spans(chunks)
-        layers, head = self._adapters.layers(spans), self._adapters.head(logit_spans)
-        at = np.array(positions, dtype=np.int64)
-        ids, rows, page_index = (
-            np.array(each, dtype=np.int64) for each in (token_ids, logit_rows, pages)
+        ids, at, page_index, rows = (
+            np.array(each, dtype=np.int64) for each in (token_ids, positions, pages, logit_rows)
         )
-        sent = staged_together((ids, at, page_index, at % page_tokens, rows), self._pool.device)
-        return Batch(
-            token_ids=sent[0],
-            positions=sent[1],
-            page_index=sent[2],
-            page_offset=sent[3],
-            attention=attention_metadata(queries, self._pool.device),
-            layers=layers.segments,
-            affine=layers.affine,
-            logit_rows=sent[4],
-            lm_head=head.lora,
-            embedding=layers.embedding,
-            head=head.rows,
-            wait=self._resident.waiter(digest for digest, _, _ in spans),
+        return StepPlan(
+            ids, at, page_index, rows, queries, spans, spans if all_sample else _logit_spans(chunks)
         )
 
     def _queries(self, chunk: Chunk, row: int) -> list[Queries]:

@@ -103,14 +103,17 @@ class _Process:
         try:
             self._loader = parts.loader
             self._serve(parts.engine)
+        except BaseException:
+            if parts.ranks is not None:  # or what was launched would wait for them
+                parts.ranks.kill()
+            raise
         finally:
-            parts.engine.close()
-            parts.loader.stop()
+            parts.close()
         return 0
 
     def _start(self, options: EngineOptions) -> EngineParts | None:
         try:
-            parts = build_engine(options, self._wake)
+            parts = build_engine(options, self._wake, on_rank_lost=_end)
             parts.loader.start()
         except Exception as error:
             reason = getattr(error, "reason", "START_FAILED")
@@ -223,6 +226,12 @@ class _Process:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full of wake-ups already
             os.write(self._wake_write, b"\0")
+
+
+def _end(why: str) -> None:
+    """Steps wait for the lost rank and never end: the frontend starts all ranks anew."""
+    log.error("the engine ends: %s", why)
+    os._exit(1)
 
 
 def _failed(handle: int, error: Exception) -> Failed:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,20 +13,24 @@ import torch
 
 from dataplane.channel import EngineOptions, ModuleShape, Ready
 from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
+from dataplane.engine.device_options import cuda_pool_bytes, num_cores, pick_device, pick_dtype
 from dataplane.engine.engine import Engine
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.graphs import Capture, StepGraphs
 from dataplane.engine.pipeline import DEPTH
+from dataplane.engine.warm_up import compile_adapter_kernels
 from dataplane.engine.warm_up import warm_up as warm_up_forward
-from dataplane.errors import DataPlaneError, UnsupportedModelError
+from dataplane.errors import DataPlaneError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
 from dataplane.lora.pinned_arena import HostBlock, PinnedArena, arena_bytes, pinned_block
 from dataplane.models.config import ModelConfig, load_config
 from dataplane.models.decoder import Decoder
-from dataplane.models.shapes import layer_groups, layer_modules, outer_modules
+from dataplane.models.shapes import layer_modules, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
-from dataplane.pool.pool import PagePool, pages_in
+from dataplane.parallel.first import FirstRank
+from dataplane.parallel.group import RankGroup
+from dataplane.pool.pool import PagePool, page_elems, pages_in
 from kernels.cpu.warm_up import warm_up
 from kernels.gpu.side_stream import SideStream
 from storage.adapter.manifest import ParsedAdapter
@@ -36,14 +40,10 @@ from storage.limits import AdapterLimits
 from storage.pace import Pace
 from storage.sources import SourceOptions
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+log = logging.getLogger(__name__)
+
 _DEFAULT_CPU_POOL_BYTES = 1 << 30
 _LOAD_SHARE = 0.06  # of a core, for a thread that loads adapters while steps need all cores
-_CUDA_POOL_SHARE = 0.85  # of the memory that is free once the weights are loaded
 
 
 @dataclass
@@ -51,6 +51,14 @@ class EngineParts:
     engine: Engine
     ready: Ready
     loader: ThreadedLoader
+    ranks: FirstRank | None = None  # to be closed after the engine
+
+    def close(self) -> None:
+        """Waits for what the engine launched, and ends all else. `loader` has been started."""
+        self.engine.close()
+        self.loader.stop()
+        if self.ranks is not None:
+            self.ranks.close()
 
 
 def build_engine(
@@ -59,47 +67,69 @@ def build_engine(
     *,
     pipeline_depth: int = DEPTH,
     lora_stream: bool = True,
+    on_rank_lost: Callable[[str], None] = log.error,
 ) -> EngineParts:
     """on_loaded: called from another thread when an adapter has reached host memory, or a grammar
-    was compiled. lora_stream: as `make_engine` takes it.
+    was compiled. lora_stream: as `make_engine` takes it. on_rank_lost: called from another thread
+    when one of the ranks that share the model has ended: the engine is of no use then.
 
     Raises: ModelError, PoolTooSmallError, DataPlaneError for options that cannot work.
     """
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    device = pick_device(options.device)
-    config = load_config(Path(options.model_dir))
+    with ExitStack() as undo:
+        parts = _build(options, on_loaded, pipeline_depth, lora_stream, on_rank_lost, undo)
+        undo.pop_all()
+        return parts
+
+
+def _build(
+    options: EngineOptions,
+    on_loaded: Callable[[], None],
+    pipeline_depth: int,
+    lora_stream: bool,
+    on_rank_lost: Callable[[str], None],
+    undo: ExitStack,
+) -> EngineParts:
+    size = options.tensor_parallel
+    device = pick_device(options.device, 0, size)
+    model = config = load_config(Path(options.model_dir))
     dtype = pick_dtype(options.dtype, config, device)
+    max_context = _max_context(options, config)
+    ranks = None
+    if size > 1:
+        ranks = FirstRank(options, model, device, on_rank_lost)
+        undo.callback(ranks.kill)
+        config = ranks.shard.local
+    elif options.num_threads:
+        torch.set_num_threads(options.num_threads)
     if device.type == "cpu":
         warm_up(dtype, config.num_heads, config.num_kv_heads, config.head_dim)
-    max_context = _max_context(options, config)
-    weights = load_weights(Path(options.model_dir), config, dtype, device)
+    weights = load_weights(
+        Path(options.model_dir), model, dtype, device, ranks.shard if ranks else None
+    )
     graphs = graph_setup(options, device, max_context)
     pool_bytes = _pool_bytes(options, config, dtype, device, graphs)
+    if ranks is not None:
+        pool_bytes = ranks.pool_bytes(options, pool_bytes)
     pool = PagePool(
         config,
         page_tokens=options.page_tokens,
-        num_pages=pages_in(config, pool_bytes, options.page_tokens, dtype, max_context),
+        num_pages=pages_in(model, pool_bytes, options.page_tokens, dtype, max_context),
         dtype=dtype,
         device=device,
         padding_page=graphs is not None,
     )
     if device.type == "cuda":
-        from kernels.lora.triton_warm_up import warm_up as compile_lora  # Triton: a GPU's alone
-        from kernels.vocabulary.triton_rows import warm_up as compile_rows
-
-        groups = layer_groups(config).values()
-        compile_lora(pool.data[0], {(each.in_features, each.out_features) for each in groups})
-        compile_rows(pool.data)
+        compile_adapter_kernels(pool, config)
+    group = ranks.meet(pool, max_context) if ranks else None
     pace = None
-    if device.type == "cpu" and torch.get_num_threads() >= _num_cores():
+    if device.type == "cpu" and torch.get_num_threads() * size >= num_cores():
         pace = Pace(_LOAD_SHARE, lambda: False)
     block = pinned_block
-    if device.type == "cuda":
+    if device.type == "cuda" and ranks is None:
         with torch.cuda.device(device):
             block = PinnedArena(arena_bytes(options.host_cache_bytes)).empty
     loader = ThreadedLoader(
-        adapter_builder(options.model_name, config, weights, pool, block),
+        adapter_builder(options.model_name, model, weights, pool, block, ranks),
         sources=SourceOptions(
             roots=[Path(root) for root in options.adapter_roots],
             allowed=options.allowed_sources,
@@ -125,25 +155,26 @@ def build_engine(
         graphs=graphs,
         lora_stream=lora_stream,
         on_grammar=on_loaded,
+        group=group,
     )
     if pace is not None:
         pace.is_needed = lambda: engine.is_running
     ready = Ready(
         model_name=options.model_name,
-        fingerprint=fingerprint(config),
+        fingerprint=fingerprint(model),
         num_layers=config.num_layers,
-        layer_modules=[ModuleShape(n, i, o) for n, (i, o) in layer_modules(config).items()],
-        outer_modules=[ModuleShape(n, i, o) for n, (i, o) in outer_modules(config).items()],
+        layer_modules=[ModuleShape(n, i, o) for n, (i, o) in layer_modules(model).items()],
+        outer_modules=[ModuleShape(n, i, o) for n, (i, o) in outer_modules(model).items()],
         vocab_size=config.vocab_size,
         max_context_tokens=max_context,
         eos_token_ids=list(config.eos_token_ids),
         num_pages=pool.num_pages,
-        page_bytes=config.num_layers * pool.page_elems * dtype.itemsize,
+        page_bytes=config.num_layers * page_elems(model, options.page_tokens) * dtype.itemsize,
         max_running=options.max_running,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
     )
-    return EngineParts(engine, ready, loader)
+    return EngineParts(engine, ready, loader, ranks)
 
 
 def make_engine(
@@ -158,10 +189,12 @@ def make_engine(
     graphs: GraphSetup | None = None,
     lora_stream: bool = True,
     on_grammar: Callable[[], None] = lambda: None,
+    group: RankGroup | None = None,
 ) -> Engine:
     """graphs: captured here; the pool must have a padding page then. lora_stream: a GPU runs
     adapters' products on a stream of their own, beside the base model's; only benchmarks turn it
-    off. on_grammar: as Engine takes it.
+    off. on_grammar: as Engine takes it. group: of ranks, this being the first; `config`, `weights`
+    and `pool` are a shard's then.
 
     Raises: DataPlaneError for a scheduling option that is out of range.
     """
@@ -170,7 +203,7 @@ def make_engine(
     if not options.max_cluster_delay_s >= 0:
         raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
     side = SideStream(pool.device) if lora_stream and pool.device.type == "cuda" else None
-    decoder = Decoder(config, weights, max_context, side)
+    decoder = Decoder(config, weights, max_context, side, group)
     if pool.device.type == "cuda":
         warm_up_forward(decoder, pool)
     captured = None
@@ -212,6 +245,16 @@ def graph_setup(
     wanted = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
     if not wanted:
         return None
+    if options.tensor_parallel > 1 and options.cuda_graphs is None:
+        log.warning("--tensor-parallel %d: steps run eagerly", options.tensor_parallel)
+        return None
+    if options.tensor_parallel > 1:
+        raise DataPlaneError(
+            "GRAPHS_NEED_ONE_DEVICE",
+            f"--cuda-graphs with --tensor-parallel {options.tensor_parallel}: steps of several"
+            " devices are not captured; use --no-cuda-graphs",
+            {"tensor_parallel": str(options.tensor_parallel)},
+        )
     if device.type != "cuda":
         raise DataPlaneError(
             "GRAPHS_NEED_CUDA",
@@ -231,9 +274,11 @@ def adapter_builder(
     weights: ModelWeights,
     pool: PagePool,
     block: Callable[[tuple[int, ...], torch.dtype], HostBlock] = pinned_block,
+    ranks: FirstRank | None = None,
 ) -> Callable[[ParsedAdapter], HostAdapter]:
     """Checks an adapter against this very model once more, then packs it. block: where, with a
-    GPU."""
+    GPU. ranks: packed for all of them, in memory that they share; `config` is the whole model's,
+    weights and pool are this rank's."""
     spec = BaseModelSpec(
         model_name, config.num_layers, layer_modules(config), outer_modules(config)
     )
@@ -249,6 +294,8 @@ def adapter_builder(
         # Whether the name fits was decided at registration; shapes must fit here.
         check_base(adapter.manifest, spec, explicit_base=True)
         with torch.cuda.stream(stream):  # None: as it is
+            if ranks is not None:
+                return ranks.pack(weights, adapter, pool)
             return pack(
                 config,
                 weights,
@@ -260,41 +307,6 @@ def adapter_builder(
             )
 
     return build
-
-
-def _num_cores() -> int:
-    """That this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DataPlaneError(
-            "DEVICE_MISSING", "--device cuda: torch finds no GPU; use auto or cpu", {}
-        )
-    if name not in ("cpu", "cuda"):
-        raise DataPlaneError("DEVICE_UNKNOWN", f"--device {name}: auto, cpu or cuda", {})
-    return torch.device(name)
-
-
-def pick_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's dtype, but float32 on a CPU without bfloat16 instructions."""
-    if name == "auto":
-        name = config.dtype
-        if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            name = "float32"
-        if device.type == "cpu" and name == "float16":
-            name = "float32"
-    dtype = _DTYPES.get(name)
-    if dtype is None:
-        raise UnsupportedModelError(
-            "DTYPE_UNKNOWN", f"dtype {name}: one of {', '.join(_DTYPES)}", {"dtype": name}
-        )
-    return dtype
 
 
 def _max_context(options: EngineOptions, config: ModelConfig) -> int:
@@ -327,8 +339,8 @@ def _pool_bytes(
     if options.pool_bytes:
         return options.pool_bytes
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        reserved = 0
         if graphs:
-            free -= reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
-        return int(max(free, 0) * _CUDA_POOL_SHARE)
+            reserved = reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
+        return cuda_pool_bytes(device, reserved)
     return _DEFAULT_CPU_POOL_BYTES

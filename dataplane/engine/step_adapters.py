@@ -6,16 +6,16 @@ never changed, so a step in flight may go on using it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 from weakref import ref
 
 import numpy as np
 
 from dataplane.lora.affine_segments import affine_head, affine_layers
 from dataplane.lora.layout import head_columns
-from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
+from dataplane.lora.resident import ResidentAdapter
 from dataplane.lora.vocabulary_segments import embedding_segments, head_segments
 from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import HeadSlice, LayerAffine, LayerSegments
@@ -32,6 +32,14 @@ _Made = TypeVar("_Made")
 
 AdapterSpan = tuple[str, int, int]
 """An adapter's digest, and its rows' start and end."""
+
+
+class HeldAdapters(Protocol):
+    """Adapters in the pool, as `dataplane.lora.resident.ResidentAdapters`."""
+
+    def held(self, digest: str) -> ResidentAdapter: ...
+
+    def waiter(self, digests: Iterable[str]) -> Callable[[int], None] | None: ...
 
 
 class LayerParts(NamedTuple):
@@ -52,7 +60,7 @@ class HeadParts(NamedTuple):
 class StepAdapters:
     """Spans are in order of start; adapters must be in the pool, or on their way there."""
 
-    def __init__(self, config: ModelConfig, pool: PagePool, resident: ResidentAdapters) -> None:
+    def __init__(self, config: ModelConfig, pool: PagePool, resident: HeldAdapters) -> None:
         self._pool = pool
         self._head_columns = head_columns(config)
         self._none = LayerParts([{}] * config.num_layers, ())
@@ -123,7 +131,7 @@ class _Kept(Generic[_Made]):
 
     def __init__(
         self,
-        resident: ResidentAdapters,
+        resident: HeldAdapters,
         make: Callable[[Seq[AdapterSpan], Seq[ResidentAdapter]], _Made],
     ) -> None:
         self._resident = resident

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from dataplane.channel import Sampling
+from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import Batch, Decoder, LayerSegments
-from dataplane.models.shapes import GROUPS
+from dataplane.models.shapes import GROUPS, layer_groups
 from dataplane.pool.pool import PagePool
 from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.sampler import pick
@@ -24,6 +25,16 @@ _EVERYTHING = Sampling(
     frequency_penalty=0.1,
     logprobs=1,
 )
+
+
+def compile_adapter_kernels(pool: PagePool, config: ModelConfig) -> None:
+    """On a GPU, for the widths of the model's projections."""
+    from kernels.lora.triton_warm_up import warm_up as compile_lora  # Triton: a GPU's alone
+    from kernels.vocabulary.triton_rows import warm_up as compile_rows
+
+    groups = layer_groups(config).values()
+    compile_lora(pool.data[0], {(each.in_features, each.out_features) for each in groups})
+    compile_rows(pool.data)
 
 
 def warm_up(decoder: Decoder, pool: PagePool) -> None:

@@ -207,13 +207,21 @@ class PoolCopier:
     def num_copies(self) -> int:
         return len(self._copies)
 
-    def begin(self, source: torch.Tensor, run: PageRun) -> PoolCopy:
-        """source: [num_layers, num_pages of run, page_elems] pool dtype, host; pinned with CUDA."""
+    def begin(
+        self,
+        source: torch.Tensor,
+        run: PageRun,
+        on_all_ranks: Callable[[PoolCopy], PoolCopy] | None = None,
+    ) -> PoolCopy:
+        """source: [num_layers, num_pages of run, page_elems] pool dtype, host; pinned with CUDA.
+        on_all_ranks: makes of it the copy that is in when it is in on every rank."""
         copy: PoolCopy
         if self._stream is None:
             copy = CpuCopy(source, self._pool, run)
         else:
             copy = CudaCopy(source, self._pool, run, self._stream)
+        if on_all_ranks is not None:
+            copy = on_all_ranks(copy)
         if copy.remaining_bytes:
             self._copies.append(copy)
             self._began_s[copy] = self._clock()

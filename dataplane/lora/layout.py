@@ -30,11 +30,15 @@ from kernels.lora.bucket import AdapterRows
 from kernels.lora.extras import AffineSlice
 from kernels.lora.plan import PLAN_ROW, ExpandSlice, GroupPlan, plan_row
 from storage import pace
-from storage.adapter.manifest import AdapterManifest, ParsedAdapter
+from storage.adapter.manifest import AdapterManifest, LoraModule, ParsedAdapter
 from storage.adapter.vocabulary import EMBED_TOKENS
 
 _MAX_LAYER_ELEMS = 2**31 - 1  # kernels' offsets are 32-bit (kernels/lora/checks.py)
 _VECTOR = 8  # 16 bytes of 2-byte elements: what a GPU's thread reads at once
+
+
+CutModule = Callable[[LoraModule, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Of a module's A and B, as stored, the part that one of several ranks has."""
 
 
 class Columns(NamedTuple):
@@ -92,6 +96,7 @@ class HostAdapter:
     weights_bytes: int = 0  # of the file that it was made of; 0: not known
     block_bytes: int = 0  # of the memory that `pages` lie in, where they do not fill it
     index_bytes: int = 0  # of the layout's lists of tokens
+    shared_offset: int = -1  # of `pages` in memory that ranks share; behind them lie the others'
 
     @cached_property
     def nbytes(self) -> int:
@@ -204,10 +209,11 @@ def pack(
     dtype: torch.dtype,
     pool_pages: int | None = None,
     block: Callable[[tuple[int, ...], torch.dtype], HostBlock] | None = None,
+    cut: CutModule | None = None,
 ) -> HostAdapter:
     """Builds the host copy in pool layout. Scaling, and DoRA's, is folded into B in float32.
     pool_pages: that the pool has. block: gives memory for it that the device reads by itself; None:
-    any.
+    any. cut: what of each module is packed, where `config` is a shard's; None: all.
 
     Raises: AdapterRefusedError when an embedding or head that the adapter carries is not served
     (vocabulary_parts.py), when its biases are not the base model's, or when a weight overflows the
@@ -242,8 +248,10 @@ def pack(
         if module.module == EMBED_TOKENS:
             continue  # with the vocabulary
         pace.rest()
-        a = stored_tensor(adapter, module.a)
-        b = stored_tensor(adapter, module.b).float() * module.scaling
+        a, b = stored_tensor(adapter, module.a), stored_tensor(adapter, module.b)
+        if cut is not None:
+            a, b = cut(module, a, b)
+        b = b.float() * module.scaling
         # Rounded before it is transposed: torch has a fast path for that within one dtype.
         b = vectors.take(module, a, b).to(dtype).t()
         if module.layer is None:

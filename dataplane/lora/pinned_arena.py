@@ -60,12 +60,19 @@ class PinnedArena:
     when no tensor has its storage any more. Any thread may take blocks and let go of them."""
 
     def __init__(
-        self, num_bytes: int, pin: Callable[[torch.Tensor], Callable[[], None]] = registered
+        self,
+        num_bytes: int,
+        pin: Callable[[torch.Tensor], Callable[[], None]] = registered,
+        region: torch.Tensor | None = None,
     ) -> None:
-        """pin: as `registered`. Raises: DataPlaneError when there is no such memory."""
+        """pin: as `registered`. region: [num_bytes] uint8, whole pages; None: new memory.
+
+        Raises: DataPlaneError when there is no such memory.
+        """
         num_bytes = -(-num_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
         try:
-            region = torch.empty(num_bytes, dtype=torch.uint8)
+            if region is None:
+                region = torch.empty(num_bytes, dtype=torch.uint8)
             undo = pin(region)
         except RuntimeError as error:
             raise DataPlaneError(
@@ -99,11 +106,15 @@ class PinnedArena:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> HostBlock:
         """A block; when no free extent holds it, one that torch pins."""
+        return self.try_empty(shape, dtype) or pinned_block(shape, dtype)
+
+    def try_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> HostBlock | None:
+        """A block; None when no free extent holds it."""
         num_bytes = math.prod(shape) * dtype.itemsize
         size = max(-(-num_bytes // _ALIGN_BYTES), 1) * _ALIGN_BYTES
         begin = self._take(size)
         if begin is None:
-            return pinned_block(shape, dtype)
+            return None
         # The tensor's storage holds this very array, and nothing else does.
         part = self._bytes[begin : begin + size]
         weakref.finalize(part, self._returned.append, (begin, size)).atexit = False

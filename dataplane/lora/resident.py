@@ -122,6 +122,8 @@ class ResidentAdapters:
         if page_ids is None:
             return None
         run = PageRun.of(page_ids)
+        mirror = self._pool.mirror
+        on_all_ranks = mirror.install(host, page_ids) if mirror is not None else None
         resident = ResidentAdapter(
             host.digest,
             host.layout,
@@ -129,7 +131,7 @@ class ResidentAdapters:
             run,
             host.nbytes,
             self._evict,
-            self.copier.begin(host.pages, run),
+            self.copier.begin(host.pages, run, on_all_ranks),
             pinned=host.digest in self._pinned and self.can_pin(len(page_ids)),
         )
         self._by_digest[host.digest] = resident

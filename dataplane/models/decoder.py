@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from dataplane.models.config import ModelConfig
 from dataplane.models.weights import LayerWeights, ModelWeights
+from dataplane.parallel.group import RankGroup
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
@@ -83,11 +84,14 @@ class Decoder:
         weights: ModelWeights,
         max_context: int,
         lora_stream: SideStream | None = None,
+        group: RankGroup | None = None,
     ) -> None:
         """weights: packed in place. lora_stream: adapters' products of small steps run on it,
-        beside the base model's; a GPU's alone."""
+        beside the base model's; a GPU's alone. group: `config` and `weights` are a shard's
+        (dataplane/parallel/shard.py), and the ranks of the group have the others."""
         self.config = config
         self._lora_stream = lora_stream
+        self._group = group
         self.weights = weights
         weights.pack()
         like = weights.embed
@@ -97,7 +101,7 @@ class Decoder:
         if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
             self._embedding_scale = like.new_tensor(config.embedding_scale)
         self._stack: LayerStack | None = None
-        if supports_layers(weights.layers, weights.head):
+        if group is None and supports_layers(weights.layers, weights.head):
             self._stack = LayerStack(
                 weights.layers,
                 weights.norm,
@@ -122,9 +126,12 @@ class Decoder:
         """Runs all tokens and writes their keys and values to the pool.
 
         pool: [num_layers, num_pages, page_elems]
-        Returns logits [num_logits, vocab_size] in the model's dtype.
+        Returns logits [num_logits, vocab_size] in the model's dtype; of several ranks the first
+        one does, whose token ids count.
         """
-        config, weights = self.config, self.weights
+        config, weights, group = self.config, self.weights, self._group
+        if group is not None:
+            group.share(batch.token_ids)
         x = F.embedding(batch.token_ids, weights.embed)
         if batch.embedding:
             if batch.wait is not None:  # their rows are spread over all layers
@@ -150,6 +157,8 @@ class Decoder:
             delta = delta if delta is None else delta[rows]
             x = add_rms_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps, delta)
             logits = linear(x, weights.head)
+            if group is not None:
+                logits = group.gather_logits(logits, config.vocab_size)
         if batch.head:
             adapt_logits(logits, x, pool, batch.head)
         if batch.lm_head:
@@ -163,7 +172,7 @@ class Decoder:
     ) -> _Projected:
         """One op after the other. x: [num_tokens, hidden], becomes the residual stream before the
         last layer's output is added. Returns that output."""
-        weights, eps = self.weights, self.config.rms_norm_eps
+        weights, eps, group = self.weights, self.config.rms_norm_eps, self._group
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         h = rms_norm(x, weights.layers[0].input_norm, eps)
         delta: torch.Tensor | None = None
@@ -181,6 +190,8 @@ class Decoder:
                 qkv = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
                 h = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
                 h, delta = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
+                if group is not None:  # what adapters add is summed with the rest
+                    h, delta = group.add_up(h, delta), None
                 if layer.attention_out_norm is not None:
                     h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
                 h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
@@ -189,6 +200,8 @@ class Decoder:
                 )
                 h = gated_activation(h, self._activation, delta)
                 h, delta = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
+                if group is not None:
+                    h, delta = group.add_up(h, delta), None
                 if layer.mlp_out_norm is not None:
                     h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
                 if index + 1 < len(weights.layers):

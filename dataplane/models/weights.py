@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from dataplane.errors import CheckpointError
 from dataplane.models.config import ModelConfig
 from dataplane.models.safetensors_file import StoredTensor, TensorReader, read_header
 from dataplane.models.shapes import GROUPS, Group, layer_groups
+from dataplane.parallel.shard import Shard
 from kernels.linear.op import pack, unpack
 
-_COMPARED_ROWS = 512
+_ROWS_AT_ONCE = 512
 
 
 @dataclass
@@ -56,13 +57,16 @@ class ModelWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: list[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    head: torch.Tensor  # [vocab, hidden] of lm_head, packed or not
+    head: torch.Tensor  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
     tied: bool  # lm_head is the embedding
+    read_head: Callable[[], torch.Tensor] | None = None  # from the checkpoint; of a shard, untied
 
     @property
     def lm_head(self) -> torch.Tensor:
         """[vocab, hidden], plain; the same tensor as `embed` when tied."""
-        return self.embed if self.tied else unpack(self.head)
+        if self.tied:
+            return self.embed
+        return unpack(self.head) if self.read_head is None else self.read_head()
 
     def pack(self) -> None:
         """Brings every matrix of the forward pass into the layout that the base GEMM is fastest
@@ -73,14 +77,29 @@ class ModelWeights:
 
 
 def load_weights(
-    model_dir: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    model_dir: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard | None = None,
 ) -> ModelWeights:
-    """Takes little more memory than the weights themselves.
+    """Takes little more memory than the weights themselves. shard: the part to load; None: all.
 
     Raises: CheckpointError when a tensor is missing or has another shape, or a file is damaged.
     """
     with ExitStack() as stack:
-        return _Loader(_Checkpoint(model_dir, stack), config, dtype, device).load()
+        loader = _Loader(_Checkpoint(model_dir, stack), config, dtype, device, shard)
+        weights = loader.load()
+    if shard is not None and not weights.tied:
+        weights.read_head = lambda: _read_head(model_dir, config, dtype)
+    return weights
+
+
+def _read_head(model_dir: Path, config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
+    with ExitStack() as stack:
+        head = torch.empty((config.vocab_size, config.hidden_size), dtype=dtype)
+        _Checkpoint(model_dir, stack).copy_into(head, "lm_head.weight")
+        return head
 
 
 def fingerprint(config: ModelConfig) -> str:
@@ -110,14 +129,32 @@ class _Checkpoint:
         tensor = self._stored(name, target.shape)
         self._reader.read_into(target, tensor, self._files[tensor.path])
 
+    def copy_part_into(
+        self, target: torch.Tensor, name: str, shape: torch.Size, rows: slice, columns: slice
+    ) -> None:
+        """Rows and columns of a matrix of that shape."""
+        tensor = self._stored(name, shape)
+        file = self._files[tensor.path]
+        row_bytes = shape[1] * tensor.dtype.itemsize
+        whole_rows = columns == slice(0, shape[1])
+        step = len(target) if whole_rows else _ROWS_AT_ONCE
+        for first in range(0, len(target), max(step, 1)):
+            part = target[first : first + step]
+            start = tensor.start + (rows.start + first) * row_bytes
+            stored = replace(tensor, shape=(len(part), shape[1]), start=start)
+            read = part if whole_rows else part.new_empty(stored.shape)
+            self._reader.read_into(read, stored, file)
+            if not whole_rows:
+                part.copy_(read[:, columns])
+
     def holds(self, name: str, matrix: torch.Tensor) -> bool:
         """Whether the checkpoint, if it has this tensor at all, has the values of `matrix`."""
         if name not in self._tensors:
             return True
         tensor = self._stored(name, matrix.shape)
         row_bytes = matrix.shape[1] * tensor.dtype.itemsize
-        for start in range(0, len(matrix), _COMPARED_ROWS):
-            rows = matrix[start : start + _COMPARED_ROWS]
+        for start in range(0, len(matrix), _ROWS_AT_ONCE):
+            rows = matrix[start : start + _ROWS_AT_ONCE]
             part = replace(tensor, shape=tuple(rows.shape), start=tensor.start + start * row_bytes)
             found = torch.empty_like(rows)
             self._reader.read_into(found, part, self._files[tensor.path])
@@ -171,12 +208,15 @@ class _Loader:
         config: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
+        shard: Shard | None,
     ) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
         self._device = device
-        self._groups = layer_groups(config)
+        self._shard = shard
+        self._groups = layer_groups(config if shard is None else shard.local)
+        self._whole = layer_groups(config)
 
     def load(self) -> ModelWeights:
         config = self._config
@@ -194,9 +234,24 @@ class _Loader:
             embed=embed,
             layers=[self._layer(index) for index in range(config.num_layers)],
             norm=self._norm("model.norm", config.hidden_size),
-            head=embed if config.tie_word_embeddings else self._tensor("lm_head.weight", *table),
+            head=self._head(embed),
             tied=config.tie_word_embeddings,
         )
+
+    def _head(self, embed: torch.Tensor) -> torch.Tensor:
+        config, shard = self._config, self._shard
+        if shard is None:
+            tied = config.tie_word_embeddings
+            return embed if tied else self._tensor("lm_head.weight", *embed.shape)
+        head = self._empty(shard.head_rows, config.hidden_size).zero_()
+        rows = shard.vocabulary
+        part = head[: rows.stop - rows.start]
+        if config.tie_word_embeddings:
+            part.copy_(embed[rows])
+        elif len(part):
+            columns = slice(0, config.hidden_size)
+            self._checkpoint.copy_part_into(part, "lm_head.weight", embed.shape, rows, columns)
+        return head
 
     def _layer(self, index: int) -> LayerWeights:
         config, prefix = self._config, f"model.layers.{index}."
@@ -206,10 +261,10 @@ class _Loader:
         def norm(name: str, size: int = hidden) -> torch.Tensor:
             return self._norm(f"{prefix}{name}", size)
 
-        qkv, qkv_bias = self._group(prefix, self._groups["qkv"])
-        o, o_bias = self._group(prefix, self._groups["o"])
-        gate_up, gate_up_bias = self._group(prefix, self._groups["gate_up"])
-        down, down_bias = self._group(prefix, self._groups["down"])
+        qkv, qkv_bias = self._group(prefix, "qkv")
+        o, o_bias = self._group(prefix, "o")
+        gate_up, gate_up_bias = self._group(prefix, "gate_up")
+        down, down_bias = self._group(prefix, "down")
         # Gemma's post_attention_layernorm is on attention's output, the others' before the MLP.
         return LayerWeights(
             input_norm=norm("input_layernorm"),
@@ -228,16 +283,46 @@ class _Loader:
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
         )
 
-    def _group(self, prefix: str, group: Group) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _group(self, prefix: str, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The group's projections stacked in one allocation, and their biases."""
+        group = self._groups[name]
         weight = self._empty(group.out_features, group.in_features)
         bias = self._empty(group.out_features) if group.has_bias else None
+        if self._shard is not None:
+            return self._group_part(prefix, self._whole[name], weight, bias, self._shard)
         for module, start, count in group.projections:
             rows = slice(start, start + count)
             self._checkpoint.copy_into(weight[rows], f"{prefix}{module}.weight")
             if bias is not None:
                 self._checkpoint.copy_into(bias[rows], f"{prefix}{module}.bias")
         return weight, bias
+
+    def _group_part(
+        self,
+        prefix: str,
+        whole: Group,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        shard: Shard,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `_group`. Where ranks' outputs are added up, the first rank alone adds the bias."""
+        start = 0
+        for module, _, out_features in whole.projections:
+            shape = torch.Size((out_features, whole.in_features))
+            columns = shard.columns(module)
+            whole_bias = None
+            if bias is not None:
+                whole_bias = self._tensor(f"{prefix}{module}.bias", out_features)
+            for rows in shard.rows(module):
+                end = start + rows.stop - rows.start
+                self._checkpoint.copy_part_into(
+                    weight[start:end], f"{prefix}{module}.weight", shape, rows, columns
+                )
+                if bias is not None and whole_bias is not None:
+                    bias[start:end] = whole_bias[rows]
+                start = end
+        adds_up = weight.shape[1] < whole.in_features
+        return weight, None if adds_up and not shard.is_first else bias
 
     def _norm(self, name: str, size: int) -> torch.Tensor:
         if not self._config.unit_offset_norms:

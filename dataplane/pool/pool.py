@@ -8,6 +8,7 @@ from dataplane.errors import PoolTooSmallError
 from dataplane.models.config import ModelConfig
 from dataplane.pool.allocator import PageAllocator
 from dataplane.pool.idle import IdlePages
+from dataplane.pool.mirror import PoolMirror
 
 
 class PagePool:
@@ -35,6 +36,7 @@ class PagePool:
         self.data = torch.zeros(size, dtype=dtype, device=device)
         self.allocator = PageAllocator(num_pages)
         self.idle = IdlePages()
+        self.mirror: PoolMirror | None = None  # of other ranks' pools
 
     @property
     def num_pages(self) -> int:
@@ -90,9 +92,15 @@ class PagePool:
         sequence has not written."""
         page = self.allocator.take_page(owner)
         if page is not None and self.data.is_cpu:
-            # Not torch's threads: beside those of the running step they would be one too many each.
-            self.data.view(torch.uint8).numpy()[:, page] = 0
+            self.clear(page)
+            if self.mirror is not None:
+                self.mirror.clear(page)
         return page
+
+    def clear(self, page: int) -> None:
+        """On CPU. Not by torch's threads: beside those of the running step they would be one too
+        many each."""
+        self.data.view(torch.uint8).numpy()[:, page] = 0
 
 
 def page_elems(config: ModelConfig, page_tokens: int) -> int:

@@ -15,6 +15,8 @@ from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult
 from dataplane.models.config import load_config
 from dataplane.models.weights import load_weights
+from dataplane.parallel.first import FirstRank
+from dataplane.parallel.group import RankGroup
 from dataplane.pool.pool import PagePool
 from storage.adapter.manifest import parse_adapter
 from storage.errors import SourceUnreadableError
@@ -97,10 +99,31 @@ class Rig:
         pipeline_depth: int = DEPTH,
         graphs: GraphSetup | None = None,
         lora_stream: bool = False,
+        tensor_parallel: int = 1,
     ) -> None:
-        config = load_config(model_dir)
+        """tensor_parallel: with more than 1, `close` at the end; one thread each."""
+        model = config = load_config(model_dir)
         place = torch.device(device)
-        weights = load_weights(model_dir, config, dtype, place)
+        options = EngineOptions(
+            model_dir=str(model_dir),
+            model_name="tiny",
+            device=device,
+            dtype=str(dtype).removeprefix("torch."),
+            page_tokens=page_tokens,
+            max_running=max_running,
+            max_batch_tokens=max_batch_tokens,
+            max_waiting=max_waiting,
+            tensor_parallel=tensor_parallel,
+            num_threads=tensor_parallel,
+        )
+        self.lost: list[str] = []
+        self.ranks: FirstRank | None = None
+        self._num_threads = torch.get_num_threads()
+        if tensor_parallel > 1:
+            self.ranks = FirstRank(options, model, place, self.lost.append)
+            config = self.ranks.shard.local
+        shard = self.ranks.shard if self.ranks else None
+        weights = load_weights(model_dir, model, dtype, place, shard)
         self.pool = PagePool(
             config,
             page_tokens=page_tokens,
@@ -109,13 +132,8 @@ class Rig:
             device=place,
             padding_page=graphs is not None,
         )
-        self.loader = InlineLoader(adapter_builder("tiny", config, weights, self.pool))
-        options = EngineOptions(
-            model_dir=str(model_dir),
-            model_name="tiny",
-            max_running=max_running,
-            max_batch_tokens=max_batch_tokens,
-            max_waiting=max_waiting,
+        self.loader = InlineLoader(
+            adapter_builder("tiny", model, weights, self.pool, ranks=self.ranks)
         )
         context = max_context or config.max_position_embeddings
         self.engine: Engine = make_engine(
@@ -128,12 +146,25 @@ class Rig:
             pipeline_depth=pipeline_depth,
             graphs=graphs,
             lora_stream=lora_stream,
+            group=self._meet(options, context),
         )
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
         self.finished: dict[int, str] = {}
         self.failed: dict[int, Exception] = {}
         self._record()
+
+    def _meet(self, options: EngineOptions, context: int) -> RankGroup | None:
+        if self.ranks is None:
+            return None
+        self.ranks.pool_bytes(options, 0)
+        return self.ranks.meet(self.pool, context)
+
+    def close(self) -> None:
+        self.engine.close()
+        if self.ranks is not None:
+            self.ranks.close()
+            torch.set_num_threads(self._num_threads)
 
     def submit(
         self,
