@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -148,7 +149,7 @@ class Ranks:
 
     def step(self, plan: StepPlan) -> None:
         self._send_cleared()
-        self._send(plan)
+        self._send(replace(plan, logit_spans=()))  # heads are rank 0's
 
     @property
     def num_copies(self) -> int:

@@ -1,0 +1,175 @@
+"""Engines of several ranks on gloo, against transformers + peft in float32 and against one rank."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from dataplane.channel import Unload
+from tests.helpers.engine import Rig, adapter_of
+from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
+
+ADAPTERS: list[tuple[str, int, dict[str, object]]] = [
+    ("qv", 1, {}),
+    ("attention", 3, {"use_rslora": True}),
+    ("mlp", 8, {"layers_to_transform": [0, 2]}),
+    ("all-linear", 16, {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 7}}),
+    ("with-head", 8, {}),
+]
+NEW_TOKENS = 12
+TOLERANCE = 1e-4
+NUM_PAGES = 600
+MAX_BATCH_TOKENS = 48  # less than the prompts together, and than the longest one
+
+
+class Setting(NamedTuple):
+    reference: PeftModel
+    paths: list[Path]
+    model_dir: Path
+    rig: Rig
+
+
+def open_setting(model: PreTrainedModel, size: int, folder: Path) -> Setting:
+    model_dir = save_model(model, folder / "model")
+    reference: PreTrainedModel | PeftModel = model
+    paths: list[Path] = []
+    for index, (targets, rank, config) in enumerate(ADAPTERS):
+        path = folder / f"adapter{index}"
+        modules = TARGETS[targets]
+        reference = add_adapter(
+            reference, path.name, path, rank=rank, target_modules=modules, seed=index, **config
+        )
+        paths.append(path)
+    assert isinstance(reference, PeftModel)
+    return Setting(reference, paths, model_dir, open_rig(model_dir, size))
+
+
+def open_rig(model_dir: Path, size: int) -> Rig:
+    return Rig(
+        model_dir, num_pages=NUM_PAGES, max_batch_tokens=MAX_BATCH_TOKENS, tensor_parallel=size
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    # A vocabulary that two ranks do not share evenly.
+    model = make_model("llama", vocab_size=VOCAB + 1)
+    setting = open_setting(model, 2, tmp_path_factory.mktemp("llama"))
+    yield setting
+    setting.rig.close()
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    generator = random.Random(1)
+    return [[generator.randrange(3, VOCAB) for _ in range(length)] for length in lengths]
+
+
+@torch.no_grad()
+def reference_logits(model: PeftModel, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
+    ids = torch.tensor([tokens])
+    if adapter is None:
+        with model.disable_adapter():
+            return model(input_ids=ids).logits[0]
+    model.set_adapter(adapter.name)
+    return model(input_ids=ids).logits[0]
+
+
+def check(setting: Setting) -> None:
+    rig, used = setting.rig, [None, *setting.paths, None, setting.paths[3]]
+    prompts = prompts_of([60, 1, 17, 5, 33, 60, 2, 21])
+    for handle, (prompt, path) in enumerate(zip(prompts, used, strict=True)):
+        rig.submit(handle, prompt, path, max_tokens=NEW_TOKENS, ignore_eos=True)
+    rig.run()
+    assert rig.failed == {}
+    for handle, (prompt, path) in enumerate(zip(prompts, used, strict=True)):
+        tokens = rig.tokens[handle]
+        expected = reference_logits(setting.reference, path, [*prompt, *tokens[:-1]])
+        expected = expected[len(prompt) - 1 :]
+        torch.testing.assert_close(
+            torch.stack(rig.logits[handle]), expected, rtol=0, atol=TOLERANCE
+        )
+        assert expected.argmax(-1).tolist() == tokens
+
+
+def test_llama_over_two_ranks_equals_peft(llama: Setting) -> None:
+    check(llama)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "changes"),
+    [
+        ("qwen2", 2, {}),  # biases, and a tied head
+        ("qwen3", 4, {"num_key_value_heads": 4, "attention_bias": True}),  # norms of q and k
+    ],
+)
+def test_other_models_equal_peft(
+    architecture: str, size: int, changes: dict[str, object], tmp_path: Path
+) -> None:
+    setting = open_setting(make_model(architecture, **changes), size, tmp_path)
+    try:
+        check(setting)
+    finally:
+        setting.rig.close()
+
+
+def test_sampling_and_preemption_give_what_one_rank_gives(llama: Setting) -> None:
+    rigs = [llama.rig, open_rig(llama.model_dir, 1)]
+    paths = [None, *llama.paths]
+    first = 1000
+    for rig in rigs:
+        for number, prompt in enumerate(prompts_of([40] * 24)):
+            rig.submit(
+                first + number,
+                prompt,
+                paths[number % len(paths)],
+                max_tokens=150,
+                temperature=0.9,
+                top_p=0.95,
+                seed=number,
+                ignore_eos=True,
+            )
+        rig.run()
+    ours, theirs = (
+        {handle: tokens for handle, tokens in rig.tokens.items() if handle >= first} for rig in rigs
+    )
+    assert rigs[0].engine.stats().num_preemptions > 0
+    assert ours == theirs
+
+
+def test_adapters_come_and_go(llama: Setting) -> None:
+    """Pages of one that went are another's, or keys and values, on every rank."""
+    rig = llama.rig
+    generator = random.Random(2)
+    before: dict[Path, list[int]] = {}
+    for handle in range(2000, 2030):
+        path = generator.choice(llama.paths)
+        rig.submit(handle, [5, 6, 7, 8, 9], path, max_tokens=6, ignore_eos=True)
+        if generator.random() < 0.5:
+            rig.submit(handle + 500, [handle % 100 + 3] * 70, None, max_tokens=4, ignore_eos=True)
+        rig.run()
+        assert rig.tokens[handle] == before.setdefault(path, rig.tokens[handle])
+        if generator.random() < 0.3:
+            rig.engine.direct(Unload(adapter_of(path).digest, 0.0))
+        elif generator.random() < 0.3:
+            rig.engine.clear_idle()
+    assert len(set(map(tuple, before.values()))) == len(before) == len(llama.paths)
+    rig.engine.clear_idle()
+    assert rig.engine.stats().pool_digests == []
+    assert rig.ranks is not None
+    wait_until(lambda: rig.ranks is not None and rig.ranks.num_copies == 0)
+
+
+def wait_until(condition, within_s: float = 10.0) -> None:
+    import time
+
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
