@@ -44,6 +44,7 @@ class Setup:
     device: str
     dtype: str
     num_threads: int
+    tensor_parallel: int = 1
 
     @staticmethod
     def of(arguments: argparse.Namespace, folder: Path) -> Setup:
@@ -59,6 +60,7 @@ class Setup:
             device=arguments.device,
             dtype=arguments.dtype,
             num_threads=arguments.threads,
+            tensor_parallel=arguments.tensor_parallel,
         )
 
     @property
@@ -68,7 +70,8 @@ class Setup:
     @property
     def is_promised(self) -> bool:
         """Whether the bounds of docs/benchmarks.md are about a closed loop of this size."""
-        return (self.shape_name, self.concurrency, self.rank) == ("small", 32, 16)
+        size = self.shape_name, self.concurrency, self.rank, self.tensor_parallel
+        return size == ("small", 32, 16, 1)
 
     def parameters(self) -> dict[str, Any]:
         parameters = {key: value for key, value in asdict(self).items() if key != "folder"}
@@ -113,6 +116,7 @@ class Setup:
                 max_running=self.concurrency,
                 max_batch_tokens=max(512, self.concurrency),
                 num_threads=self.num_threads,
+                tensor_parallel=self.tensor_parallel,
                 host_cache_bytes=max(host_bytes, _HOST_CACHE_BYTES),
                 disk_cache_bytes=max(host_bytes, _DISK_CACHE_BYTES),
                 disk_cache_dir=str(self.folder / "disk"),

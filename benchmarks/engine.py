@@ -1,7 +1,7 @@
 """The engine alone, no network: what mixed adapters, mixed ranks and idle adapters cost.
 
     python -m benchmarks.engine [--shape small] [--concurrency 32] [--cases closed ranks idle many]
-                                [--device cpu] [--out DIR]
+                                [--device cpu] [--tensor-parallel 2] [--out DIR]
 
 Prints ratios of cases that take turns in one process, each with what must hold of it, and with
 --out writes them as JSON with device and commit. The byte roofline of a case is base-only speed
@@ -56,10 +56,19 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="ranks; they share threads")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     arguments = parser.parse_args()
     process_settings.settle()
-    for name in ("concurrency", "rank", "prompt_tokens", "new_tokens", "rounds", "idle"):
+    for name in (
+        "concurrency",
+        "rank",
+        "prompt_tokens",
+        "new_tokens",
+        "rounds",
+        "idle",
+        "tensor_parallel",
+    ):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     with tempfile.TemporaryDirectory(prefix="chorale-bench-") as folder:
@@ -68,6 +77,8 @@ def main() -> None:
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         others = [] if arguments.cases == DEFAULT_CASES else arguments.cases
+        if arguments.tensor_parallel > 1:
+            others = [*others, f"tp{arguments.tensor_parallel}"]
         name = "-".join(["engine", *others, arguments.shape, report["device_type"]]) + ".json"
         (arguments.out / name).write_text(json.dumps(report, indent=1) + "\n")
 

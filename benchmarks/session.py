@@ -78,8 +78,7 @@ class Session:
         self._channel = _Channel()
 
     def stop(self) -> None:
-        self.parts.engine.close()
-        self.parts.loader.stop()
+        self.parts.close()
         self._channel.close()
 
     def closed_loop(

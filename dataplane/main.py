@@ -174,6 +174,15 @@ def data_plane(
     num_threads: Annotated[
         int, typer.Option(envvar="CHORALE_NUM_THREADS", min=0, help="Of the engine; 0: torch's.")
     ] = 0,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            envvar="CHORALE_TENSOR_PARALLEL",
+            min=1,
+            help="GPUs that share each layer, a process each; on CPU processes that share the "
+            "threads. The pool is all of theirs together.",
+        ),
+    ] = _DEFAULTS.tensor_parallel,
     ttft_slo: Annotated[
         float,
         typer.Option(
@@ -245,6 +254,7 @@ def data_plane(
             max_context_tokens=max_context_tokens,
             num_threads=num_threads,
             cuda_graphs=cuda_graphs,
+            tensor_parallel=tensor_parallel,
             host_cache_bytes=host_cache_bytes,
             disk_cache_bytes=disk_cache_bytes,
             disk_cache_dir=disk_cache_dir,

@@ -141,6 +141,14 @@ def up(
             help="Processor threads of each data plane. Left out: an equal share.",
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_TENSOR_PARALLEL",
+            min=1,
+            help="GPUs that share each layer of a data plane; on CPU processes. Left out: 1.",
+        ),
+    ] = None,
     drain_timeout: DrainTimeout = 2.0,
 ) -> None:
     """Run everything on this machine, until SIGINT or SIGTERM.
@@ -180,6 +188,7 @@ def up(
                 prefetch=prefetch,
                 prefetch_bytes_per_s=prefetch_bytes_per_s,
                 num_threads=num_threads,
+                tensor_parallel=tensor_parallel,
                 drain_s=drain_timeout,
             )
         )

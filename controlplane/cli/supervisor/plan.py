@@ -49,6 +49,7 @@ class UpOptions:
     prefetch: bool = True
     prefetch_bytes_per_s: int | None = None
     num_threads: int | None
+    tensor_parallel: int | None = None
     drain_s: float = 2.0
 
 
@@ -184,6 +185,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         "--max-context-tokens": options.max_context_tokens,
         "--ttft-slo": options.ttft_slo,
         "--num-threads": _num_threads(options),
+        "--tensor-parallel": options.tensor_parallel,
     }
     command += [f"{flag}={value}" for flag, value in optional.items() if value is not None]
     prefix = _id_prefix(options)
