@@ -92,15 +92,17 @@ class HostAdapter:
 
     digest: str
     layout: AdapterLayout
-    pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host
+    pages: torch.Tensor  # [num_layers, num_pages, page_elems] pool dtype, host; rank 0's
     weights_bytes: int = 0  # of the file that it was made of; 0: not known
     block_bytes: int = 0  # of the memory that `pages` lie in, where they do not fill it
     index_bytes: int = 0  # of the layout's lists of tokens
+    num_ranks: int = 1
     shared_offset: int = -1  # of `pages` in memory that ranks share; behind them lie the others'
 
     @cached_property
     def nbytes(self) -> int:
-        return self.pages.numel() * self.pages.element_size()
+        """Of all ranks' pages."""
+        return self.pages.numel() * self.pages.element_size() * self.num_ranks
 
     @property
     def host_bytes(self) -> int:

@@ -108,7 +108,7 @@ class ResidentAdapters:
 
     @property
     def pool_bytes(self) -> int:
-        return self._pool.data.numel() * self._pool.data.element_size()
+        return self._pool.num_bytes
 
     def worth(self, digest: str, nbytes: int, num_pages: int) -> float:
         """What an adapter is worth in the pool, there or not."""

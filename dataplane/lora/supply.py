@@ -81,7 +81,7 @@ class AdapterSupply:
         self._loader = loader
         self._costs = costs
         self._num_pages = pool.num_pages
-        self._max_arrived_bytes = pool.data.numel() * pool.data.element_size()
+        self._max_arrived_bytes = pool.num_bytes
         self._queued: dict[str, _Load] = {}
         self._loading: dict[str, _Load] = {}
         self._arrived = _Arrived()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -44,6 +45,8 @@ def pack_shards(
     Raises: as `pack`; AdapterRefusedError for DoRA and biases; TierError when there is no room.
     """
     _check(adapter.manifest, len(shards))
+    if base.read_head is not None:  # once for all ranks
+        base = replace(base, read_head=cache(base.read_head))
     memory = _Memory(arena, len(shards))
     packed = [
         pack(
@@ -57,7 +60,8 @@ def pack_shards(
         )
         for shard in shards
     ]
-    return replace(packed[0], shared_offset=arena.offset_of(packed[0].pages))
+    offset = arena.offset_of(packed[0].pages)
+    return replace(packed[0], num_ranks=len(shards), shared_offset=offset)
 
 
 class _Memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,18 +24,18 @@ class RankGroup:
         """meeting: a file that is not there yet, in a directory that is nobody else's."""
         self.rank = rank
         self.size = size
-        store = dist.FileStore(str(meeting), size)
-        timeout = timedelta(seconds=TIMEOUT_S)
-        self._group: dist.ProcessGroup
+        torch_dist: Any = dist  # its stubs lack backends, and what torch itself makes them with
+        # Not torch's default group, of which a process has one: engines come and go.
         if device.type == "cuda":
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = timeout
-            self._group = dist.ProcessGroupNCCL(store, rank, size, options)
+            backend = torch_dist.ProcessGroupNCCL
+            options = backend.Options()
         else:
-            gloo = dist.ProcessGroupGloo._Options()
-            gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=_LOOPBACK)]
-            gloo._timeout = timeout
-            self._group = dist.ProcessGroupGloo(store, rank, size, gloo)
+            backend = torch_dist.ProcessGroupGloo
+            options = backend._Options()
+            options._devices = [backend.create_device(hostname=_LOOPBACK)]
+        options._timeout = timedelta(seconds=TIMEOUT_S)
+        store = torch_dist.FileStore(str(meeting), size)
+        self._group = backend(store, rank, size, options)
 
     def share(self, values: torch.Tensor) -> None:
         """Rank 0's values are everybody's, in place."""

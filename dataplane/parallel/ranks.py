@@ -92,10 +92,7 @@ class Ranks:
             for rank in range(1, options.tensor_parallel):
                 worker = _Worker(rank, arena_descriptor)
                 self._workers.append(worker)
-                # The token is for the control plane, which only rank 0 talks to.
-                worker.send(
-                    pickled(Load(structs.replace(options, fleet_token=""), rank, arena_bytes))
-                )
+                worker.send(pickled(Load(theirs, rank, arena_bytes)))
         except BaseException:
             self.kill()
             raise
@@ -104,6 +101,10 @@ class Ranks:
     def pids(self) -> list[int]:
         """Of the workers, in order of rank."""
         return [worker.process.pid for worker in self._workers]
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self._workers) + 1
 
     def wait_loaded(self) -> list[int]:
         """Bytes that each worker's device has for a pool. Raises: DataPlaneError."""
@@ -127,7 +128,7 @@ class Ranks:
             )
             thread.start()
             self._listeners.append(thread)
-        return RankGroup(0, len(self._workers) + 1, Path(meeting), device)
+        return RankGroup(0, self.num_ranks, Path(meeting), device)
 
     def clear(self, page: int) -> None:
         self._to_clear.append(page)
@@ -136,7 +137,7 @@ class Ranks:
         assert host.shared_offset >= 0, "packed for one rank"
         self._num_copies += 1
         number = self._num_copies
-        progress = RemoteProgress(len(self._workers), host.nbytes)
+        progress = RemoteProgress(len(self._workers), host.pages.nbytes)
         with self._lock:
             self._copies[number] = progress, host.pages
         self._send_cleared()

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 class PoolMirror(Protocol):
     """Calls come from the thread that owns the pool's books, and take effect in their order."""
 
+    @property
+    def num_ranks(self) -> int:
+        """This one counted."""
+        ...
+
     def clear(self, page: int) -> None:
         """A page was taken for KV, and is zeros."""
         ...

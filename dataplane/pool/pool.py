@@ -43,6 +43,12 @@ class PagePool:
         return self.allocator.num_pages
 
     @property
+    def num_bytes(self) -> int:
+        """Of all ranks' pools."""
+        own_bytes = self.data.numel() * self.data.element_size()
+        return own_bytes if self.mirror is None else own_bytes * self.mirror.num_ranks
+
+    @property
     def device(self) -> torch.device:
         return self.data.device
 

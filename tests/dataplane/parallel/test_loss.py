@@ -18,8 +18,8 @@ from dataplane.rpc.engine_stream import EngineStream
 from tests.helpers.models import make_model, save_model
 
 PROMPT = list(range(3, 30))
-NUM_TOKENS = 120
-HANG_S = 2.0
+NUM_TOKENS = 60
+HANG_S = 1.0
 
 
 def options(model_dir: Path, size: int = 2) -> EngineOptions:
@@ -96,7 +96,7 @@ async def test_a_lost_rank_ends_the_engine_and_streams_go_on(tmp_path: Path) -> 
         engine, [worker] = keeper.client.pid, children(keeper.client.pid)
         os.kill(worker, signal.SIGSTOP)
         stream = submit(keeper.client, [])
-        with pytest.raises(UnavailableError, match="said nothing|engine"):
+        with pytest.raises(UnavailableError, match="engine"):
             await asyncio.wait_for(tokens_of(stream, []), 10 * HANG_S)
         await asyncio.wait_for(keeper.wait_lost(), 10)
         assert await gone(engine) and await gone(worker)
