@@ -65,8 +65,8 @@ class Loaded(NamedTuple):
     room_bytes: int
 
 
-class Serving(NamedTuple):
-    pass
+class Roomy(NamedTuple):
+    """The worker has its pool."""
 
 
 class Unable(NamedTuple):
@@ -86,7 +86,7 @@ class Copied(NamedTuple):
     remaining_bytes: int
 
 
-FromWorker = Loaded | Serving | Unable | Copied
+FromWorker = Loaded | Roomy | Unable | Copied
 
 
 def pickled(message: ToWorker | FromWorker) -> bytes:

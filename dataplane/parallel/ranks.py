@@ -40,8 +40,8 @@ from dataplane.parallel.messages import (
     Load,
     Loaded,
     Remove,
+    Roomy,
     Serve,
-    Serving,
     Stop,
     ToWorker,
     Unable,
@@ -61,7 +61,7 @@ _STOP_S = 2.0
 class Ranks:
     """The workers of ranks 1 to size - 1; a `dataplane.pool.mirror.PoolMirror`.
 
-    Not thread-safe, but for `kill`. Made on the main thread, which workers do not outlive.
+    Not thread-safe. Made on the main thread, which workers do not outlive.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class Ranks:
         return rooms
 
     def serve(self, num_pages: int, max_context: int, device: torch.device) -> RankGroup:
-        """They make their pools and meet. From then on they are listened to.
-
-        Raises: DataPlaneError.
-        """
+        """They make their pools, are listened to from then on, and meet. Raises: DataPlaneError."""
         meeting = self._directory.path / "meeting"
         self._send(Serve(num_pages, max_context, str(meeting)))
+        for worker in self._workers:
+            message = worker.receive()
+            assert isinstance(message, Roomy), message
         for number, worker in enumerate(self._workers):
             thread = threading.Thread(
                 target=self._listen, args=(number, worker), name=f"rank-{worker.rank}", daemon=True
@@ -202,22 +202,18 @@ class Ranks:
                 raise _lost(worker.rank, str(error)) from error
 
     def _listen(self, number: int, worker: _Worker) -> None:
-        why = ""
         try:
             while True:
                 message = receive_from_worker(worker.connection)
-                if isinstance(message, Copied):
-                    self._note(number, message)
-                elif isinstance(message, Unable):
-                    why = f": {message.message}"
-                else:
-                    assert isinstance(message, Serving), message
+                assert isinstance(message, Copied), message
+                self._note(number, message)
         except (EOFError, OSError):
-            pass
-        with self._lock:
-            is_news, self._is_ending = not self._is_ending, True
-        if is_news:
-            self._on_lost(f"rank {worker.rank} (pid {worker.process.pid}) is gone{why}")
+            pass  # the end of the worker
+        finally:
+            with self._lock:
+                is_news, self._is_ending = not self._is_ending, True
+            if is_news:
+                self._on_lost(f"rank {worker.rank} (pid {worker.process.pid}) is gone")
 
     def _note(self, number: int, message: Copied) -> None:
         with self._lock:

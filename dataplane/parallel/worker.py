@@ -6,6 +6,7 @@ that adapters are read from. It ends with rank 0. Everything it does it is told;
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -34,8 +35,8 @@ from dataplane.parallel.messages import (
     Load,
     Loaded,
     Remove,
+    Roomy,
     Serve,
-    Serving,
     Stop,
     ToWorker,
     Unable,
@@ -82,7 +83,7 @@ def _serve(connection: Connection, arena: int) -> int:
         if isinstance(serve, Stop):
             return 0
         assert isinstance(serve, Serve), serve
-        follower = _Follower(connection, shard, serve, region)
+        pool = shard.make_pool(serve.num_pages)
     except (EOFError, ConnectionError):
         raise
     except Exception as error:
@@ -92,7 +93,10 @@ def _serve(connection: Connection, arena: int) -> int:
         metadata = dict(getattr(error, "metadata", {}))
         connection.send_bytes(pickled(Unable(reason, str(error), metadata)))
         return 2
-    connection.send_bytes(pickled(Serving()))
+    connection.send_bytes(pickled(Roomy()))
+    follower = _Follower(connection, shard, pool, Path(serve.meeting), serve.max_context, region)
+    gc.collect()  # as rank 0 does: what is here now stays
+    gc.freeze()
     follower.run()
     os._exit(0)  # nothing here is worth a second of the interpreter's and torch's farewells
 
@@ -106,14 +110,21 @@ class _Ran(NamedTuple):
 
 class _Follower:
     def __init__(
-        self, connection: Connection, shard: LoadedShard, serve: Serve, region: torch.Tensor
+        self,
+        connection: Connection,
+        shard: LoadedShard,
+        pool: PagePool,
+        meeting: Path,
+        max_context: int,
+        region: torch.Tensor,
     ) -> None:
+        """region: of the memory that all ranks share. Waits for the others."""
         self._connection = connection
         self._region = region
         self._rank = shard.shard.rank
-        self._pool = shard.make_pool(serve.num_pages)
-        group = RankGroup(self._rank, shard.shard.size, Path(serve.meeting), shard.device)
-        self._decoder = shard.make_decoder(serve.max_context, group, self._pool)
+        self._pool = pool
+        group = RankGroup(self._rank, shard.shard.size, meeting, shard.device)
+        self._decoder = shard.make_decoder(max_context, group, pool)
         self._adapters = _Adapters(self._pool)
         self._batches = BatchBuilder(shard.shard.local, self._pool, self._adapters)
         self._device = device_for(shard.device)

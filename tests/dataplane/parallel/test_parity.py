@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from dataplane.channel import Unload
+from dataplane.errors import NonFiniteOutputError
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
 
@@ -172,6 +173,33 @@ def test_adapters_come_and_go(llama: Setting) -> None:
     assert rig.ranks is not None
     ranks = rig.ranks
     wait_until(lambda: ranks.num_copies == 0)  # host memory may have its own back
+
+
+def test_what_a_broken_adapter_left_in_pages_reaches_nobody(llama: Setting, tmp_path: Path) -> None:
+    """Keys and values that are not finite, on every rank: zeroed before the page is another's."""
+    rig = llama.rig
+    broken = tmp_path / "broken"
+    add_adapter(
+        make_model("llama", vocab_size=VOCAB + 1),
+        "broken",
+        broken,
+        rank=2,
+        target_modules=["k_proj", "v_proj"],
+        seed=1,
+        size=1e60,
+    )
+    rig.submit(3000, [9, 8, 7], None, max_tokens=4, ignore_eos=True)
+    rig.run()
+    rig.engine.clear_idle()
+    for handle in range(3001, 3005):
+        rig.submit(handle, [handle % 50 + 3] * 45, broken, max_tokens=4)
+    rig.run()
+    assert all(isinstance(rig.failed.pop(each), NonFiniteOutputError) for each in range(3001, 3005))
+    for handle in range(3010, 3014):
+        rig.submit(handle, [9, 8, 7], None, max_tokens=4, ignore_eos=True)
+    rig.run()
+    assert rig.failed == {}
+    assert {tuple(rig.tokens[each]) for each in range(3010, 3014)} == {tuple(rig.tokens[3000])}
 
 
 def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
