@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,10 +123,17 @@ def test_other_models_equal_peft(
     tmp_path: Path,
 ) -> None:
     setting = open_setting(make_model(architecture, **changes), size, tmp_path)
+    rig = setting.rig
     try:
         check(setting, lengths)
+        # One that dies while there is nothing to do is missed all the same.
+        assert rig.ranks is not None and rig.lost == []
+        os.kill(rig.ranks.pids[-1], signal.SIGKILL)
+        wait_until(lambda: rig.lost != [])
+        assert [each.partition(" (")[0] for each in rig.lost] == [f"rank {size - 1}"]
     finally:
-        setting.rig.close()
+        rig.close()
+    assert len(rig.lost) == 1
 
 
 def test_sampling_and_preemption_give_what_one_rank_gives(llama: Setting) -> None:
