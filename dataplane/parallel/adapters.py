@@ -37,6 +37,7 @@ def pack_shards(
     *,
     page_elems: int,
     dtype: torch.dtype,
+    pool_pages: int | None = None,
 ) -> HostAdapter:
     """As `dataplane.lora.layout.pack`, for every rank: what is returned has rank 0's pages, behind
     which those of the others lie. All have one layout.
@@ -55,6 +56,7 @@ def pack_shards(
             adapter,
             page_elems=page_elems,
             dtype=dtype,
+            pool_pages=pool_pages,
             block=memory.next_part,
             cut=_Cut(shard),
         )

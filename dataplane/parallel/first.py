@@ -88,6 +88,7 @@ class FirstRank:
             self._arena,
             page_elems=pool.page_elems,
             dtype=pool.data.dtype,
+            pool_pages=pool.num_pages,
         )
 
     def close(self) -> None:
