@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from dataplane.channel import Unload
 from dataplane.errors import NonFiniteOutputError
+from tests.dataplane.engine import test_vocabulary
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
 
@@ -182,6 +183,19 @@ def test_adapters_come_and_go(llama: Setting) -> None:
     assert rig.ranks is not None
     ranks = rig.ranks
     wait_until(lambda: ranks.num_copies == 0)  # host memory may have its own back
+
+
+def test_embeddings_and_heads_of_adapters_equal_peft(llama: Setting, tmp_path: Path) -> None:
+    references: list[PeftModel | PreTrainedModel] = []
+    paths: list[Path | None] = []
+    for seed, name in enumerate(("both-lora", "different-tokens", "embedding", "head", "both")):
+        model = make_model("llama", vocab_size=VOCAB + 1)
+        reference, path = test_vocabulary.adapter(
+            model, tmp_path / name, seed=seed, **test_vocabulary.FEATURES[name]
+        )
+        references.append(reference)
+        paths.append(path)
+    test_vocabulary.check(llama.rig, references, paths, first_handle=5000)
 
 
 def test_what_a_broken_adapter_left_in_pages_reaches_nobody(llama: Setting, tmp_path: Path) -> None:
