@@ -202,7 +202,8 @@ def make_engine(
         raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0")
     if not options.max_cluster_delay_s >= 0:
         raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
-    side = SideStream(pool.device) if lora_stream and pool.device.type == "cuda" else None
+    has_stream = lora_stream and pool.device.type == "cuda" and group is None
+    side = SideStream(pool.device) if has_stream else None
     decoder = Decoder(config, weights, max_context, side, group)
     if pool.device.type == "cuda":
         warm_up_forward(decoder, pool)

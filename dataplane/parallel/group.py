@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 TIMEOUT_S = 60.0
 """A rank that comes to none of a step's sums for so long is lost."""
 _LOOPBACK = "127.0.0.1"
+_LOOPBACK_INTERFACE = "lo"
 
 
 class RankGroup:
@@ -27,6 +29,7 @@ class RankGroup:
         torch_dist: Any = dist  # its stubs lack backends, and what torch itself makes them with
         # Not torch's default group, of which a process has one: engines come and go.
         if device.type == "cuda":
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", _LOOPBACK_INTERFACE)  # all are here
             backend = torch_dist.ProcessGroupNCCL
             options = backend.Options()
         else:

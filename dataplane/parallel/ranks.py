@@ -254,7 +254,7 @@ class _Worker:
         try:
             message = receive_from_worker(self.connection)
         except (EOFError, OSError) as error:
-            raise _lost(self.rank, f"it ended with status {self.process.wait()}") from error
+            raise _lost(self.rank, "it ended while it was starting; its log says why") from error
         if isinstance(message, Unable):
             raise DataPlaneError(message.reason, message.message, message.metadata)
         return message

@@ -107,31 +107,20 @@ def test_llama_over_two_ranks_equals_peft(llama: Setting) -> None:
     check(llama)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "size", "lengths", "changes"),
-    [
-        # Biases, and a tied head.
-        ("qwen2", 2, (60, 1, 17, 5, 33, 60), {}),
-        # Norms of queries and keys.
-        ("qwen3", 4, (50, 17, 2, 9, 20), {"num_key_value_heads": 4, "attention_bias": True}),
-    ],
-)
-def test_other_models_equal_peft(
-    architecture: str,
-    size: int,
-    lengths: tuple[int, ...],
-    changes: dict[str, object],
-    tmp_path: Path,
-) -> None:
-    setting = open_setting(make_model(architecture, **changes), size, tmp_path)
+def test_four_ranks_equal_peft_and_one_that_dies_is_missed(tmp_path: Path) -> None:
+    """Biases, norms of queries and keys, and a tied head."""
+    model = make_model(
+        "qwen3", num_key_value_heads=4, attention_bias=True, tie_word_embeddings=True
+    )
+    setting = open_setting(model, 4, tmp_path)
     rig = setting.rig
     try:
-        check(setting, lengths)
-        # One that dies while there is nothing to do is missed all the same.
+        check(setting, (50, 17, 2, 9, 20))
+        # There is nothing to do, so that nobody waits for it.
         assert rig.ranks is not None and rig.lost == []
         os.kill(rig.ranks.pids[-1], signal.SIGKILL)
         wait_until(lambda: rig.lost != [])
-        assert [each.partition(" (")[0] for each in rig.lost] == [f"rank {size - 1}"]
+        assert [each.partition(" (")[0] for each in rig.lost] == ["rank 3"]
     finally:
         rig.close()
     assert len(rig.lost) == 1
@@ -166,7 +155,7 @@ def test_adapters_come_and_go(llama: Setting) -> None:
     rig = llama.rig
     generator = random.Random(2)
     before: dict[Path, list[int]] = {}
-    for handle in range(2000, 2030):
+    for handle in range(2000, 2022):
         path = generator.choice(llama.paths)
         rig.submit(handle, [5, 6, 7, 8, 9], path, max_tokens=6, ignore_eos=True)
         if generator.random() < 0.5:
