@@ -9,7 +9,7 @@ so the intermediates' sum is a part of the one that the base makes anyway, and a
 their own. S-LoRA (Sheng et al. 2023, section 6) cuts A and B both and adds up or gathers h before
 B: that takes less memory, and four more rounds of the ranks in every layer, each of which takes as
 long as one of the base's while steps are small.
-What lies outside the layers is whole on every rank; only the first one applies heads.
+What lies outside the layers is whole on every rank; the first one alone applies heads.
 """
 
 from __future__ import annotations
