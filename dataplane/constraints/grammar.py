@@ -21,14 +21,15 @@ from dataplane.constraints.regex import check_regex
 # One space, or a new line with its indentation.
 _SPACES = rf"\x20|\x0A\x20{{0,{MAX_INDENT}}}|\x0A\x09{{1,{MAX_INDENT}}}"
 _OF_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$/]")
-_RULE = re.compile(r"^\s*[\w?!.]+\s*(?:\[[^\]]*\])?\s*:", re.MULTILINE)
-_TEMPERATURE = re.compile(r"\[[^\]]*\btemperature\s*=")
+# Expressions over a caller's text do not go back over what they took (`*+`, `++`): else a few bytes
+# keep whoever reads them busy for hours.
+_RULE = re.compile(r"^[ \t]*+[\w?!.]++\s*+(?:\[[^\]\[]*+\]\s*+)?:", re.MULTILINE)
+_TEMPERATURE = re.compile(r"\btemperature\s*+=")
 _LARK_REPETITION = re.compile(r"[{~]\s*(\d+)(?:\s*(?:,|\.\.)\s*(\d+))?")
 _MAX_LARK_REPETITION = 10_000
-# Strings, regular expressions and comments.
-_LITERAL = re.compile(
-    r'"(?:\\.|[^"\\\n])*"|/(?![/*])((?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+)/|(?://|\#)[^\n]*'
-)
+# Comments, strings and regular expressions, as llguidance cuts them. What has no end goes on to the
+# end of the line or of all, and is refused there.
+_LITERAL = re.compile(r'(?://|\#)[^\n]*+|"(?:\\.|[^"\\\n])*+"?|/((?:\\.|[^/\\])++)/?', re.DOTALL)
 
 
 class Grammar(NamedTuple):

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataplane.constraints.limits import MAX_DEPTH, MAX_REGEX_BYTES, MAX_REGEX_PARTS
 from dataplane.constraints.refusal import too_complex
 
-# An escaped character, a class in brackets, a repetition, or a parenthesis.
+# An escaped character, a class in brackets, a repetition, or a parenthesis. A class that nobody
+# closes takes all that follows: looking for its end again from each bracket in it takes seconds.
 _PART = re.compile(
-    r"\\(?:.|$)|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|[()]", re.DOTALL
+    r"\\(?:.|$)|\[\^?+\]?+(?:\\.|\[:\^?\w++:\]|[^\]\\])*+(?:\]|\\?$)|\{(\d+)(?:,(\d*))?\}|[()]",
+    re.DOTALL,
 )
 
 

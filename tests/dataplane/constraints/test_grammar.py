@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
+import signal
 from typing import Any
 
 import numpy as np
@@ -257,6 +259,42 @@ def test_choices_are_taken_by_the_letter(texts: list[str], data: st.DataObject) 
         assert allows(text, choices=texts)
     other = data.draw(st.sampled_from([texts[0][:-1], texts[0] + "a", f".{texts[0]}"]))
     assert allows(other, choices=texts) == (other in texts)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"grammar": "start: /" + "[a]" * 40},
+        {"grammar": 'start: "a"' + "\n" * 60_000},
+        {"grammar": 'start: "a"\na' + " " * 60_000},
+        {"grammar": 'start: "a"\n' + "[" * 60_000},
+        {"grammar": 'start: "a"\n' + '"\\' * 30_000},
+        {"json_schema": {"patternProperties": {"[" * 8_000 + str(at): True for at in range(7)}}},
+    ],
+    ids=["classes", "lines", "spaces", "brackets", "quotes", "patterns"],
+)
+def test_reading_takes_time_by_length_whatever_is_read(kind: dict[str, Any]) -> None:
+    """On the event loop, before anything else bounds it."""
+
+    def too_slow(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, too_slow)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)  # it takes some 0.01 s
+    try:
+        with contextlib.suppress(InvalidArgumentError):
+            grammar_of(constraint(**kind))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_literals_end_where_llguidance_ends_them() -> None:
+    """Else what is refused could be hidden in one that only seems to be one."""
+    assert allows("x\n", grammar="start: /x\n/")
+    error = refusal(grammar='start: /x\n/ %json {"type": "null"} /y\n/')
+    assert "%json" in error.message
+    assert allows("a%json", grammar='start: "a" /[%]json/ // %json')
 
 
 def test_a_grammar_is_read_as_lark_whatever_it_looks_like() -> None:
