@@ -23,32 +23,7 @@ from kernels.cpu.floats import (
     pair_of_halves,
     store,
 )
-from kernels.linear.arguments import (
-    BIAS,
-    CHUNK,
-    GROUP_TILES,
-    I_FEATURES,
-    I_NEXT,
-    I_NUM_ARGUMENTS,
-    I_NUM_TILES,
-    I_NUM_TOKENS,
-    I_OUT,
-    I_TILES,
-    I_X,
-    IN_FEATURES,
-    NEXT,
-    NUM_ARGUMENTS,
-    NUM_PANELS,
-    NUM_TILES,
-    NUM_TOKENS,
-    SCRATCH,
-    SCRATCH_SIZE,
-    THREAD,
-    TILES,
-    WEIGHTS,
-    X,
-    Y,
-)
+from kernels.linear import arguments as args
 from kernels.linear.half_tile import (
     PANEL,
     RUN,
@@ -69,7 +44,7 @@ assert RUN * 4**_LIMIT_EXPONENT < 2**16
 _PART = 1024
 """Inputs of a panel that all tiles of a group go through before the next: what a second-level cache
 holds. Whole runs, so that sums don't depend on it."""
-assert _PART % RUN == CHUNK % RUN == 0
+assert _PART % RUN == args.CHUNK % RUN == 0
 _SCALE_ROWS = 2
 """Rows of float16 after a panel's inputs that hold PANEL float32: what its sums are scaled with."""
 _PACKED_AT_ONCE = 16  # panels: bounds what packing takes beside the result
@@ -131,25 +106,25 @@ def _power(biased: Any) -> Any:  # pragma: no cover - compiled
 def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes chunks of tiles' features until none is left, and makes them [runs, rows, RUN] of
     float16 that stand twice side by side."""
-    a = threads.told(pointer, I_NUM_ARGUMENTS)
-    num_tokens, features, num_tiles = a[I_NUM_TOKENS], a[I_FEATURES], a[I_NUM_TILES]
-    tiles = threads.array(a[I_TILES], a, (num_tiles, 3))
+    a = threads.told(pointer, args.I_NUM_ARGUMENTS)
+    num_tokens, features, num_tiles = a[args.I_NUM_TOKENS], a[args.I_FEATURES], a[args.I_NUM_TILES]
+    tiles = threads.array(a[args.I_TILES], a, (num_tiles, 3))
     all_rows = tiles[num_tiles - 1, 1] + tiles[num_tiles - 1, 2]
     padded = (features + RUN - 1) // RUN * RUN
-    scales = threads.array(a[I_OUT] + all_rows * padded * 4, FLOATS, (all_rows,))
-    num_chunks = (features + CHUNK - 1) // CHUNK
+    scales = threads.array(a[args.I_OUT] + all_rows * padded * 4, FLOATS, (all_rows,))
+    num_chunks = (features + args.CHUNK - 1) // args.CHUNK
     while True:
-        task = threads.take(a, I_NEXT)
+        task = threads.take(a, args.I_NEXT)
         if task >= num_tiles * num_chunks:
             return
         tile, chunk = task // num_chunks, task % num_chunks
-        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, features)
+        begin, end = chunk * args.CHUNK, min((chunk + 1) * args.CHUNK, features)
         first, rows, before = tiles[tile, 0], tiles[tile, 1], tiles[tile, 2]
         for row in range(rows):
             # What stands for no token stays as it is: nobody reads its sums.
             if first + row >= num_tokens:
                 break
-            source_at = a[I_X] + (first + row) * features * 2
+            source_at = a[args.I_X] + (first + row) * features * 2
             biased = _biased_scale(threads.array(source_at, BITS, (features,)))
             if chunk == 0:
                 scales[before + row] = _power(254 - biased)
@@ -157,7 +132,7 @@ def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
             for run in range(begin, end, RUN):
                 size = min(RUN, end - run)
                 source = threads.array(source_at + run * 2, BITS, (size,))
-                at = a[I_OUT] + (before * padded + run * rows + row * RUN) * 4
+                at = a[args.I_OUT] + (before * padded + run * rows + row * RUN) * 4
                 out = threads.array(at, WORDS, (size,))
                 for k in range(size):
                     out[k] = pair_of_halves(load(source[k]) * scale)
@@ -181,36 +156,36 @@ def _store_tile(
 @threads.worker
 def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
-    a = threads.told(pointer, NUM_ARGUMENTS)
-    num_tokens, in_features = a[NUM_TOKENS], a[IN_FEATURES]
-    num_panels, num_tiles = a[NUM_PANELS], a[NUM_TILES]
-    tiles = threads.array(a[TILES], a, (num_tiles, 3))
+    a = threads.told(pointer, args.NUM_ARGUMENTS)
+    num_tokens, in_features = a[args.NUM_TOKENS], a[args.IN_FEATURES]
+    num_panels, num_tiles = a[args.NUM_PANELS], a[args.NUM_TILES]
+    tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
     all_rows = tiles[num_tiles - 1, 1] + tiles[num_tiles - 1, 2]
     padded = (in_features + RUN - 1) // RUN * RUN
-    scales = threads.array(a[X] + all_rows * padded * 4, FLOATS, (all_rows,))
-    sums_at = a[SCRATCH] + threads.take(a, THREAD) * (SCRATCH_SIZE * 4)
-    all_sums = threads.array(sums_at, FLOATS, (GROUP_TILES, _LARGEST, PANEL))
-    y = threads.array(a[Y], BITS, (num_tokens, num_panels, PANEL))
-    has_bias = a[BIAS] != 0
-    bias = threads.array(a[BIAS] if has_bias else a[Y], BITS, (num_panels, PANEL))
+    scales = threads.array(a[args.X] + all_rows * padded * 4, FLOATS, (all_rows,))
+    sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
+    all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
+    y = threads.array(a[args.Y], BITS, (num_tokens, num_panels, PANEL))
+    has_bias = a[args.BIAS] != 0
+    bias = threads.array(a[args.BIAS] if has_bias else a[args.Y], BITS, (num_panels, PANEL))
     panel_bytes = (in_features + _SCALE_ROWS) * PANEL * 2
-    num_groups = (num_tiles + GROUP_TILES - 1) // GROUP_TILES
+    num_groups = (num_tiles + args.GROUP_TILES - 1) // args.GROUP_TILES
     while True:
-        task = threads.take(a, NEXT)
+        task = threads.take(a, args.NEXT)
         if task >= num_panels * num_groups:
             return
         group, panel = task // num_panels, task % num_panels
-        weights_at = a[WEIGHTS] + panel * panel_bytes
+        weights_at = a[args.WEIGHTS] + panel * panel_bytes
         scale = threads.array(weights_at + in_features * PANEL * 2, FLOATS, (PANEL,))
-        first_tile = group * GROUP_TILES
-        end_tile = min(first_tile + GROUP_TILES, num_tiles)
+        first_tile = group * args.GROUP_TILES
+        end_tile = min(first_tile + args.GROUP_TILES, num_tiles)
         all_sums[: end_tile - first_tile] = np.float32(0.0)
         for begin in range(0, in_features, _PART):
             size = min(_PART, in_features - begin)
             part_at = weights_at + begin * PANEL * 2
             for tile in range(first_tile, end_tile):
                 rows = tiles[tile, 1]
-                inputs = a[X] + (tiles[tile, 2] * padded + begin * rows) * 4
+                inputs = a[args.X] + (tiles[tile, 2] * padded + begin * rows) * 4
                 target = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
                 if rows == 1:
                     tile_1(inputs, part_at, target, size)

@@ -14,32 +14,7 @@ import torch
 
 from kernels.cpu import threads
 from kernels.cpu.floats import BITS, FLOATS, WORDS
-from kernels.linear.arguments import (
-    BIAS,
-    CHUNK,
-    GROUP_TILES,
-    I_FEATURES,
-    I_NEXT,
-    I_NUM_ARGUMENTS,
-    I_NUM_TILES,
-    I_NUM_TOKENS,
-    I_OUT,
-    I_TILES,
-    I_X,
-    IN_FEATURES,
-    NEXT,
-    NUM_ARGUMENTS,
-    NUM_PANELS,
-    NUM_TILES,
-    NUM_TOKENS,
-    SCRATCH,
-    SCRATCH_SIZE,
-    THREAD,
-    TILES,
-    WEIGHTS,
-    X,
-    Y,
-)
+from kernels.linear import arguments as args
 from kernels.linear.pair_tile import (
     PANEL,
     tile_1,
@@ -56,7 +31,7 @@ _LARGEST = SIZES[-1]
 _PART = 512
 """Pairs of a panel that all tiles of a group go through before the next: what a second-level cache
 holds."""
-_CHUNK = CHUNK // 2
+_CHUNK = args.CHUNK // 2
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -78,20 +53,20 @@ def features_of(panels: torch.Tensor) -> int:
 @threads.worker
 def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes chunks of tiles' pairs until none is left, and brings them to [pairs, rows]."""
-    a = threads.told(pointer, I_NUM_ARGUMENTS)
-    num_tokens, num_tiles = a[I_NUM_TOKENS], a[I_NUM_TILES]
-    pairs = a[I_FEATURES] // 2
-    tiles = threads.array(a[I_TILES], a, (num_tiles, 3))
-    x = threads.array(a[I_X], WORDS, (num_tokens, pairs))
+    a = threads.told(pointer, args.I_NUM_ARGUMENTS)
+    num_tokens, num_tiles = a[args.I_NUM_TOKENS], a[args.I_NUM_TILES]
+    pairs = a[args.I_FEATURES] // 2
+    tiles = threads.array(a[args.I_TILES], a, (num_tiles, 3))
+    x = threads.array(a[args.I_X], WORDS, (num_tokens, pairs))
     num_chunks = (pairs + _CHUNK - 1) // _CHUNK
     while True:
-        task = threads.take(a, I_NEXT)
+        task = threads.take(a, args.I_NEXT)
         if task >= num_tiles * num_chunks:
             return
         tile, chunk = task // num_chunks, task % num_chunks
         begin, end = chunk * _CHUNK, min((chunk + 1) * _CHUNK, pairs)
         first, rows = tiles[tile, 0], tiles[tile, 1]
-        out = threads.array(a[I_OUT] + tiles[tile, 2] * pairs * 4, WORDS, (pairs, rows))
+        out = threads.array(a[args.I_OUT] + tiles[tile, 2] * pairs * 4, WORDS, (pairs, rows))
         for row in range(rows):
             # What stands for no token stays as it is: nobody reads its sums.
             if first + row >= num_tokens:
@@ -104,31 +79,31 @@ def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
 @threads.worker
 def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
-    a = threads.told(pointer, NUM_ARGUMENTS)
-    num_tokens, pairs = a[NUM_TOKENS], a[IN_FEATURES] // 2
-    num_panels, num_tiles = a[NUM_PANELS], a[NUM_TILES]
-    tiles = threads.array(a[TILES], a, (num_tiles, 3))
-    sums_at = a[SCRATCH] + threads.take(a, THREAD) * (SCRATCH_SIZE * 4)
-    all_sums = threads.array(sums_at, FLOATS, (GROUP_TILES, _LARGEST, PANEL))
-    y = threads.array(a[Y], BITS, (num_tokens, num_panels * PANEL))
-    has_bias = a[BIAS] != 0
-    bias = threads.array(a[BIAS] if has_bias else a[Y], BITS, (num_panels * PANEL,))
-    num_groups = (num_tiles + GROUP_TILES - 1) // GROUP_TILES
+    a = threads.told(pointer, args.NUM_ARGUMENTS)
+    num_tokens, pairs = a[args.NUM_TOKENS], a[args.IN_FEATURES] // 2
+    num_panels, num_tiles = a[args.NUM_PANELS], a[args.NUM_TILES]
+    tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
+    sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
+    all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
+    y = threads.array(a[args.Y], BITS, (num_tokens, num_panels * PANEL))
+    has_bias = a[args.BIAS] != 0
+    bias = threads.array(a[args.BIAS] if has_bias else a[args.Y], BITS, (num_panels * PANEL,))
+    num_groups = (num_tiles + args.GROUP_TILES - 1) // args.GROUP_TILES
     while True:
-        task = threads.take(a, NEXT)
+        task = threads.take(a, args.NEXT)
         if task >= num_panels * num_groups:
             return
         group, panel = task // num_panels, task % num_panels
-        weights_at = a[WEIGHTS] + panel * pairs * PANEL * 4
-        first_tile = group * GROUP_TILES
-        end_tile = min(first_tile + GROUP_TILES, num_tiles)
+        weights_at = a[args.WEIGHTS] + panel * pairs * PANEL * 4
+        first_tile = group * args.GROUP_TILES
+        end_tile = min(first_tile + args.GROUP_TILES, num_tiles)
         all_sums[: end_tile - first_tile] = np.float32(0.0)
         for begin in range(0, pairs, _PART):
             size = min(_PART, pairs - begin)
             part_at = weights_at + begin * PANEL * 4
             for tile in range(first_tile, end_tile):
                 rows = tiles[tile, 1]
-                inputs = a[X] + (tiles[tile, 2] * pairs + begin * rows) * 4
+                inputs = a[args.X] + (tiles[tile, 2] * pairs + begin * rows) * 4
                 target = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
                 if rows == 1:
                     tile_1(inputs, part_at, target, size)

@@ -16,34 +16,7 @@ import torch
 
 from kernels.cpu import threads
 from kernels.cpu.floats import BITS, FLOATS, load
-from kernels.linear.arguments import (
-    BIAS,
-    CHUNK,
-    GROUP_TILES,
-    I_FEATURES,
-    I_NEXT,
-    I_NUM_ARGUMENTS,
-    I_NUM_TILES,
-    I_NUM_TOKENS,
-    I_OUT,
-    I_TILES,
-    I_X,
-    IN_FEATURES,
-    NEXT,
-    NUM_ARGUMENTS,
-    NUM_PANELS,
-    NUM_TILES,
-    NUM_TOKENS,
-    PART,
-    SCRATCH,
-    SCRATCH_SIZE,
-    SUMS_SIZE,
-    THREAD,
-    TILES,
-    WEIGHTS,
-    X,
-    Y,
-)
+from kernels.linear import arguments as args
 from kernels.linear.stored import store_tile
 from kernels.linear.tile import (
     PANEL,
@@ -75,19 +48,19 @@ def unpack(panels: torch.Tensor) -> torch.Tensor:
 @threads.worker
 def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes chunks of tiles' features until none is left, and widens them to [features, rows]."""
-    a = threads.told(pointer, I_NUM_ARGUMENTS)
-    num_tokens, features, num_tiles = a[I_NUM_TOKENS], a[I_FEATURES], a[I_NUM_TILES]
-    tiles = threads.array(a[I_TILES], a, (num_tiles, 3))
-    x = threads.array(a[I_X], BITS, (num_tokens, features))
-    num_chunks = (features + CHUNK - 1) // CHUNK
+    a = threads.told(pointer, args.I_NUM_ARGUMENTS)
+    num_tokens, features, num_tiles = a[args.I_NUM_TOKENS], a[args.I_FEATURES], a[args.I_NUM_TILES]
+    tiles = threads.array(a[args.I_TILES], a, (num_tiles, 3))
+    x = threads.array(a[args.I_X], BITS, (num_tokens, features))
+    num_chunks = (features + args.CHUNK - 1) // args.CHUNK
     while True:
-        task = threads.take(a, I_NEXT)
+        task = threads.take(a, args.I_NEXT)
         if task >= num_tiles * num_chunks:
             return
         tile, chunk = task // num_chunks, task % num_chunks
-        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, features)
+        begin, end = chunk * args.CHUNK, min((chunk + 1) * args.CHUNK, features)
         first, rows = tiles[tile, 0], tiles[tile, 1]
-        out = threads.array(a[I_OUT] + tiles[tile, 2] * features * 4, FLOATS, (features, rows))
+        out = threads.array(a[args.I_OUT] + tiles[tile, 2] * features * 4, FLOATS, (features, rows))
         for row in range(rows):
             if first + row < num_tokens:
                 source = x[first + row]
@@ -101,29 +74,29 @@ def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
 @threads.worker
 def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
-    a = threads.told(pointer, NUM_ARGUMENTS)
-    num_tokens, in_features = a[NUM_TOKENS], a[IN_FEATURES]
-    num_panels, num_tiles = a[NUM_PANELS], a[NUM_TILES]
-    tiles = threads.array(a[TILES], a, (num_tiles, 3))
-    sums_at = a[SCRATCH] + threads.take(a, THREAD) * (SCRATCH_SIZE * 4)
-    wide_at = sums_at + SUMS_SIZE * 4
-    all_sums = threads.array(sums_at, FLOATS, (GROUP_TILES, _LARGEST, PANEL))
-    wide = threads.array(wide_at, FLOATS, (PART * PANEL,))
-    y = threads.array(a[Y], BITS, (num_tokens, num_panels * PANEL))
-    has_bias = a[BIAS] != 0
-    bias = threads.array(a[BIAS] if has_bias else a[Y], BITS, (num_panels * PANEL,))
+    a = threads.told(pointer, args.NUM_ARGUMENTS)
+    num_tokens, in_features = a[args.NUM_TOKENS], a[args.IN_FEATURES]
+    num_panels, num_tiles = a[args.NUM_PANELS], a[args.NUM_TILES]
+    tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
+    sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
+    wide_at = sums_at + args.SUMS_SIZE * 4
+    all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
+    wide = threads.array(wide_at, FLOATS, (args.PART * PANEL,))
+    y = threads.array(a[args.Y], BITS, (num_tokens, num_panels * PANEL))
+    has_bias = a[args.BIAS] != 0
+    bias = threads.array(a[args.BIAS] if has_bias else a[args.Y], BITS, (num_panels * PANEL,))
     panel_size = in_features * PANEL
-    num_groups = (num_tiles + GROUP_TILES - 1) // GROUP_TILES
+    num_groups = (num_tiles + args.GROUP_TILES - 1) // args.GROUP_TILES
     while True:
-        task = threads.take(a, NEXT)
+        task = threads.take(a, args.NEXT)
         if task >= num_panels * num_groups:
             return
         group, panel = task // num_panels, task % num_panels
-        weights_at = a[WEIGHTS] + panel * panel_size * 2
+        weights_at = a[args.WEIGHTS] + panel * panel_size * 2
         if num_tiles <= FEW_TILES:
             for tile in range(num_tiles):
                 first, rows = tiles[tile, 0], tiles[tile, 1]
-                inputs = a[X] + tiles[tile, 2] * (in_features * 4)
+                inputs = a[args.X] + tiles[tile, 2] * (in_features * 4)
                 if rows == 1:
                     tile_1(inputs, weights_at, sums_at, in_features)
                 elif rows == 2:
@@ -139,18 +112,18 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
                 count = min(rows, num_tokens - first)
                 store_tile(all_sums[0], count, y, first, panel, bias, has_bias)
             continue
-        first_tile = group * GROUP_TILES
-        end_tile = min(first_tile + GROUP_TILES, num_tiles)
+        first_tile = group * args.GROUP_TILES
+        end_tile = min(first_tile + args.GROUP_TILES, num_tiles)
         all_sums[: end_tile - first_tile] = np.float32(0.0)
-        for begin in range(0, in_features, PART):
-            size = min(PART, in_features - begin)
+        for begin in range(0, in_features, args.PART):
+            size = min(args.PART, in_features - begin)
             # An array of its own: indices that could be negative keep loops from vector units.
             part = threads.array(weights_at + begin * PANEL * 2, BITS, (size * PANEL,))
             for k in range(size * PANEL):
                 wide[k] = load(part[k])
             for tile in range(first_tile, end_tile):
                 rows = tiles[tile, 1]
-                inputs = a[X] + (tiles[tile, 2] * in_features + begin * rows) * 4
+                inputs = a[args.X] + (tiles[tile, 2] * in_features + begin * rows) * 4
                 target = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
                 if rows == 6:
                     wide_tile_6(inputs, wide_at, target, size)
