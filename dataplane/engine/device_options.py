@@ -15,6 +15,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+DEFAULT_CPU_POOL_BYTES = 1 << 30
 _CUDA_POOL_SHARE = 0.85  # of the memory that is free once the weights are loaded
 
 

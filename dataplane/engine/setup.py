@@ -13,7 +13,13 @@ import torch
 
 from dataplane.channel import EngineOptions, ModuleShape, Ready
 from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
-from dataplane.engine.device_options import cuda_pool_bytes, num_cores, pick_device, pick_dtype
+from dataplane.engine.device_options import (
+    DEFAULT_CPU_POOL_BYTES,
+    cuda_pool_bytes,
+    num_cores,
+    pick_device,
+    pick_dtype,
+)
 from dataplane.engine.engine import Engine
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.graphs import Capture, StepGraphs
@@ -42,7 +48,6 @@ from storage.sources import SourceOptions
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_CPU_POOL_BYTES = 1 << 30
 _LOAD_SHARE = 0.06  # of a core, for a thread that loads adapters while steps need all cores
 
 
@@ -103,9 +108,10 @@ def _build(
         torch.set_num_threads(options.num_threads)
     if device.type == "cpu":
         warm_up(dtype, config.num_heads, config.num_kv_heads, config.head_dim)
-    weights = load_weights(
-        Path(options.model_dir), model, dtype, device, ranks.shard if ranks else None
-    )
+    if ranks is None:
+        weights = load_weights(Path(options.model_dir), model, dtype, device)
+    else:
+        weights = load_weights(Path(options.model_dir), model, dtype, device, ranks.shard)
     graphs = graph_setup(options, device, max_context)
     pool_bytes = _pool_bytes(options, config, dtype, device, graphs)
     if ranks is not None:
@@ -344,4 +350,4 @@ def _pool_bytes(
         if graphs:
             reserved = reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
         return cuda_pool_bytes(device, reserved)
-    return _DEFAULT_CPU_POOL_BYTES
+    return DEFAULT_CPU_POOL_BYTES

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from dataplane.channel import EngineOptions
+from dataplane.engine.device_options import DEFAULT_CPU_POOL_BYTES
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.pinned_arena import arena_bytes, registered
 from dataplane.models.config import ModelConfig
@@ -45,7 +46,8 @@ class FirstRank:
             torch.cuda.set_device(device)
             self._arena = SharedArena(num_bytes, registered)
         else:  # what has arrived and waits for pages comes on top, by its bound
-            self._arena = SharedArena(num_bytes + options.pool_bytes)
+            arrived_bytes = options.pool_bytes or DEFAULT_CPU_POOL_BYTES
+            self._arena = SharedArena(num_bytes + arrived_bytes)
         try:
             self._ranks = Ranks(options, self._arena.descriptor, self._arena.num_bytes, on_lost)
         finally:
