@@ -94,7 +94,7 @@ class Rig:
             path = folder / "adapters" / f"a{index:03}"
             write_adapter(path, self.shape, rank=rank, seed=index, targets=targets)
             self.adapters[path.name] = adapter_at(path)
-        sample = self._pool(Policy("sample"), 1, 0, 0)
+        sample = self._pool(Policy("sample"), num_pages, 0, 0)  # what is larger is refused
         self._build = adapter_builder("bench", self._config, weights, sample)
         self._decoder = Decoder(self._config, weights, self._config.max_position_embeddings)
         self.host, self._load_s = self._load_all()
