@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -148,18 +149,25 @@ class Admission:
             )
         ticket_id = secrets.token_bytes(TICKET_ID_BYTES)
         first_hex = before.first_ticket_id.hex() if before else ""
-        reply = await self._store.run(
-            "admit",
-            model,
-            routing_key or secrets.token_hex(8),
-            tenant,
-            prompt_tokens(wanted, self._characters_per_token),
-            "" if wanted.max_tokens is None else wanted.max_tokens,
-            first_hex,
-            ticket_id.hex(),
-            self._unused_ms,
-            *prefixes.marks,
-        )
+        try:
+            reply = await self._store.run(
+                "admit",
+                model,
+                routing_key or secrets.token_hex(8),
+                tenant,
+                prompt_tokens(wanted, self._characters_per_token),
+                "" if wanted.max_tokens is None else wanted.max_tokens,
+                first_hex,
+                ticket_id.hex(),
+                self._unused_ms,
+                *prefixes.marks,
+            )
+        except asyncio.CancelledError:
+            # It may count as running, and nobody gets the ticket that would end that.
+            self._reservations.give_back(
+                Charge(tenant, 0, 0, first_hex or ticket_id.hex(), ticket_id.hex())
+            )
+            raise
         if reply[0] == "QUOTA":
             raise refused(tenant, *reply[1:])
         if reply[0] == "UNKNOWN":

@@ -32,6 +32,7 @@ from controlplane.gateway.links import Links, RelayUnknownError
 from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.objective import Objective
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
+from controlplane.gateway.unused import UnusedTickets
 from controlplane.gateway.upstream import (
     Metadata,
     deadline_exceeded,
@@ -57,6 +58,7 @@ class Means:
     gate: Gate
     limits: RecoveryLimits
     metrics: GatewayRequests
+    unused: UnusedTickets
     running: set[Generation] = field(default_factory=lambda: set[Generation]())
 
 
@@ -83,6 +85,7 @@ class Generation:
         self._prefixes = prompt_prefixes(self._request)
         self._recovery = Recovery(means.limits)
         self._place: admission_pb.AdmitResponse | None = None  # the first one: what was promised
+        self._untaken: admission_pb.AdmitResponse | None = None  # whose ticket nobody has taken yet
         self._was_accepted = False
         self._call: Any = None
         self._end: ChoraleError | None = None
@@ -106,6 +109,8 @@ class Generation:
                         yield watch.note(response)
             finally:
                 self._means.running.discard(self)
+                if self._untaken is not None:
+                    self._means.unused.add(self._untaken)
 
     async def _all_streams(self) -> AsyncGenerator[pb.GenerateResponse]:
         place: admission_pb.AdmitResponse | None = None
@@ -139,7 +144,7 @@ class Generation:
         while True:
             request = self._admit_request()
             try:
-                place = await self._ask_for_place(request)
+                place = self._untaken = await self._ask_for_place(request)
             except (UnavailableError, ResourceExhaustedError) as error:
                 if not self._recovery.under_way:
                     raise
@@ -150,11 +155,11 @@ class Generation:
     async def _ask_for_place(self, request: admission_pb.AdmitRequest) -> Any:
         """Once more where no answer came: of several control planes another may have one."""
         try:
-            return await self._unary(self._means.admission.Admit, request)
+            return await self._admission(request)
         except UnavailableError as error:
             if error.reason != unreachable(*_CONTROL_PLANE).reason:
                 raise
-        return await self._unary(self._means.admission.Admit, request)
+        return await self._admission(request)
 
     def _admit_request(self) -> admission_pb.AdmitRequest:
         model, first = self._request.model, self._place
@@ -224,6 +229,7 @@ class Generation:
                     kind = response.WhichOneof("event")
                     if kind == "accepted":
                         accepted_here = True
+                        self._untaken = None
                         if not self._accept(response.accepted):
                             continue
                     elif kind == "tokens":
@@ -280,14 +286,17 @@ class Generation:
         self._was_accepted = True
         return first
 
-    async def _unary(self, method: Any, request: Any) -> Any:
+    async def _admission(self, request: admission_pb.AdmitRequest) -> Any:
         self._raise_if_ended()
         remaining, longest = self._checked_time_remaining(), self._longest_answer_s
         timeout_s = longest if remaining is None else min(remaining, longest)
-        call = method(request, timeout=timeout_s, metadata=self._metadata)
-        self._call = call
+        admit = self._means.admission.Admit
+        call = admit(request, timeout=timeout_s, metadata=self._metadata)
+        # Not cancelled with what waits for it: what was admitted is to be known, to be given back.
+        answer = asyncio.ensure_future(_answer_of(call))
+        self._call = waiting = asyncio.shield(answer)
         try:
-            return await self._interruptible(call)
+            return await self._interruptible(waiting)
         except grpc.aio.AioRpcError as error:
             role, name = _CONTROL_PLANE
             is_silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not is_typed(error)
@@ -296,6 +305,8 @@ class Generation:
             raise typed(error, role=role, name=name) from error
         finally:
             self._call = None
+            if waiting.cancelled() or not answer.done():
+                self._means.unused.add_admission(answer)
 
     async def _interruptible(self, answer: Awaitable[T]) -> T:
         """Awaits `answer`, a part of the present call, that `end` can cut short."""
@@ -329,6 +340,10 @@ class Generation:
         if remaining is not None and remaining <= 0:
             raise deadline_exceeded()
         return remaining
+
+
+async def _answer_of(call: Any) -> Any:
+    return await call
 
 
 class _LostError(Exception):

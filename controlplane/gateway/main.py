@@ -73,6 +73,7 @@ async def serve(
         gate = Gate(options.max_concurrent_requests, "generations")
         metrics = GatewayMetrics(control_plane)
         relay = Relay(control_plane, channels, links, gate, metrics.requests, options.recovery)
+        stack.push_async_callback(relay.close)
 
         calls = Gate(options.max_concurrent_requests, "calls to the control plane")
         max_texts = min(_MAX_TEXTS, options.max_concurrent_requests)

@@ -13,6 +13,7 @@ from controlplane.gateway.generation import Generation, Means
 from controlplane.gateway.links import Links
 from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.recovery import RecoveryLimits
+from controlplane.gateway.unused import UnusedTickets
 from controlplane.gateway.upstream import Metadata
 
 
@@ -29,7 +30,9 @@ class Relay:
         limits: RecoveryLimits | None = None,
     ) -> None:
         admission = AdmissionServiceStub(control_plane)
-        self._means = Means(admission, channels, links, gate, limits or RecoveryLimits(), metrics)
+        limits = limits or RecoveryLimits()
+        self._unused = UnusedTickets(channels)
+        self._means = Means(admission, channels, links, gate, limits, metrics, self._unused)
 
     def start(
         self, request: pb.GenerateRequest, *, timeout_s: float | None, metadata: Metadata = ()
@@ -41,3 +44,7 @@ class Relay:
         """Ends every running generation with `error`."""
         for generation in tuple(self._means.running):
             generation.end(error)
+
+    async def close(self) -> None:
+        """After the last generation."""
+        await self._unused.close()

@@ -60,6 +60,7 @@ class FakeFleet(
     register_error: ChoraleError | None = None
     tickets: dict[bytes, admission_pb.AdmitResponse] = field(default_factory=dict)
     directed: list[fleet_pb.DirectAdapterRequest] = field(default_factory=list)
+    ticket_claims: admission_pb.TicketClaims | None = None  # what tickets say beside their number
     used: set[bytes] = field(default_factory=set)
     listed: list[fleet_pb.DataPlane] | None = None  # what ListDataPlanes tells in place of `planes`
     num_listings: int = 0
@@ -152,6 +153,11 @@ class FakeFleet(
                 place.endpoint = plane.endpoint
                 place.data_plane_id = plane.data_plane_id
                 place.ticket = f"ticket-{len(self.tickets)}".encode()
+                if self.ticket_claims is not None:
+                    place.ticket = admission_pb.SignedTicket(
+                        claims=self.ticket_claims.SerializeToString(),
+                        key_id=place.ticket.decode(),
+                    ).SerializeToString()
                 place.expires_at.FromSeconds(int(time.time()) + 60)
                 self.tickets[place.ticket] = place
                 return place

@@ -143,7 +143,7 @@ def _schema(param: str, schema: dict[str, Any]) -> pb.Constraint:
 
 
 def _text(param: str, schema: dict[str, Any] | bool | str) -> str:
-    text = schema if isinstance(schema, str) else json.dumps(schema)
+    text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
     if len(text) > MAX_SCHEMA_CHARACTERS:
         message = f"{param}: a schema of {len(text)} characters; at most {MAX_SCHEMA_CHARACTERS} go"
         raise bad_request(param, message)

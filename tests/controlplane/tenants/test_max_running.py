@@ -13,6 +13,7 @@ from chorale import tickets
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import fleet_pb2 as pb
 from controlplane.store import keys
+from controlplane.store.client import Store
 from controlplane.tenants.running import MAX_TOLD
 from tests.controlplane.tenants.quota import admit, limit, refusal, show
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
@@ -260,3 +261,29 @@ async def test_reports_that_cannot_be(plane: ControlPlane, redis: Redis) -> None
     request = pb.ReportGenerationsRequest(generations=[good])
     error = await failure(plane.fleet.ReportGenerations(request))
     assert error.code.name == "UNAUTHENTICATED"
+
+
+async def test_an_admission_that_is_cancelled_holds_no_place(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has counted it by then, and nobody gets the ticket."""
+    run, counted = Store.run, asyncio.Event()
+
+    async def slow(store: Store, name: str, *args: Any) -> Any:
+        reply = await run(store, name, *args)
+        if name == "admit":
+            counted.set()
+            await asyncio.sleep(30)
+        return reply
+
+    async with running(redis_url) as plane:
+        await plane.join("dp-a")
+        await limit(plane, "acme", max_running=1)
+        monkeypatch.setattr(Store, "run", slow)
+        call = asyncio.ensure_future(admit(plane, model=MODEL))
+        await counted.wait()
+        assert await num_running(plane) == 1
+        call.cancel()
+        async with asyncio.timeout(3):
+            while await num_running(plane):
+                await asyncio.sleep(0.02)
