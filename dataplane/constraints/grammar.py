@@ -83,8 +83,15 @@ def _of_lark(text: str) -> str:
 
 
 def _lark_regex(text: str) -> str:
-    """Between slashes, in one line."""
-    shown = re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], text, flags=re.S)
+    """Between slashes, in one line. A line's end behind a backslash stands for itself."""
+
+    def escaped(found: re.Match[str]) -> str:
+        last = found[0][-1]
+        if last == "/" or ord(last) in _LINE_ENDS:
+            return _LINE_ENDS.get(ord(last), "\\/")
+        return found[0]
+
+    shown = re.sub(r"\\.|/", escaped, text, flags=re.DOTALL)
     return f"/{shown.translate(_LINE_ENDS)}/"
 
 

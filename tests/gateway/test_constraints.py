@@ -66,6 +66,8 @@ async def test_vllm_structured_outputs(http: httpx.AsyncClient, fleet: FakeFleet
         return (await sent(http, fleet, structured_outputs=outputs)).constraint
 
     assert json.loads((await constraint(json=SCHEMA)).json_schema) == SCHEMA
+    wide = {"enum": ["日" * 15_000]}  # three bytes each, six where it is escaped
+    assert json.loads((await constraint(json=wide)).json_schema) == wide
     assert (await constraint(json='{"const": 1}')).json_schema == '{"const": 1}'
     assert (await constraint(regex="a+", disable_any_whitespace=False)).regex == "a+"
     assert list((await constraint(choice=["a", "b"])).choices.texts) == ["a", "b"]

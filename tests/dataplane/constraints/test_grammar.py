@@ -240,6 +240,7 @@ def test_modest_regular_expressions_pass(regex: str) -> None:
         ("a/b\\/c", ["a/b/c"], ["a", "a/b"]),
         ('say "hi"\\n', ['say "hi"\n'], ["say"]),
         ("a\nb", ["a\nb"], ["ab", "anb"]),
+        ("a\\\nb", ["a\nb"], ["a\\nb", "ab"]),
         ("(?i)yes|no", ["YES", "no"], ["maybe"]),
     ],
 )
