@@ -267,7 +267,7 @@ def _copy_at_once(engine: Engine) -> None:
     copier = engine._resident.copier
     begin = copier.begin
 
-    def begin_and_end(source: torch.Tensor, run: PageRun) -> PoolCopy:
+    def begin_and_end(source: torch.Tensor, run: PageRun, _on_all_ranks: None) -> PoolCopy:
         copy = begin(source, run)
         copy.wait(source.shape[0] - 1)
         return copy
