@@ -23,10 +23,14 @@ MAX_LEXER_STATES = 20_000
 """Of one constraint, 1 to 2 kB each."""
 
 TRIAL_STEPS = 24
+TRIAL_FOLLOW_CPU_S = 0.2
+"""What following that text may take, beyond compiling."""
+
+MASK_CPU_S = 0.001
 BURST_CPU_S = 0.2
-TOKEN_CPU_S = 0.005
-"""What finding the tokens that may follow may take: so much at once, and so much for each token in
-the long run. It is time of the step loop; ordinary grammars take some 0.00005 s."""
+SHARE = 0.1
+"""What grammars may take of the step loop: so much for each token, which ordinary ones take a
+twentieth of; beyond that, all together, so much at once and this share of it in the long run."""
 
 TRIAL_CPU_S = 2
 TRIAL_WALL_S = 20.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from dataplane.channel import Vocabulary
-from dataplane.constraints.limits import BURST_CPU_S, MAX_LEXER_STATES, TOKEN_CPU_S
+from dataplane.constraints.limits import MAX_LEXER_STATES
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError
 
 FAILED = "the constraint cannot be followed: "
@@ -55,7 +54,6 @@ class Matcher:
         self._matcher = matcher
         self._tokens = tokens
         self._num_words = -(-tokens.tokenizer.vocab_size // _BITS)
-        self._used_s = 0.0  # beyond what it may take in the long run
         self._check()
 
     def copy(self) -> Matcher:
@@ -78,7 +76,6 @@ class Matcher:
     def fill(self, words: Words) -> None:
         """Sets a mask, [ceil(vocab / 32)] contiguous: a bit for each token, 1 where it may follow.
         The end-of-sequence tokens may where the text may end."""
-        began_s = time.thread_time()
         if self._num_words == len(words):
             self._fill(words)
         else:
@@ -87,14 +84,6 @@ class Matcher:
             self._fill(every)
             words[:] = every[: len(words)]
         self._check()
-        self._used_s = max(0.0, self._used_s + time.thread_time() - began_s - TOKEN_CPU_S)
-        if self._used_s > BURST_CPU_S:
-            raise ConstraintError(
-                "CONSTRAINT_TOO_COMPLEX",
-                f"finding the tokens that may follow took {self._used_s:.2f} s more than"
-                f" {TOKEN_CPU_S:g} s for each; make the constraint simpler",
-                {"field": "sampling.constraint"},
-            )
 
     def _fill(self, words: Words) -> None:
         assert words.flags.c_contiguous

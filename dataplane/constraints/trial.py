@@ -22,7 +22,12 @@ import msgspec
 import numpy as np
 
 from dataplane.channel import Vocabulary
-from dataplane.constraints.limits import TRIAL_BYTES, TRIAL_CPU_S, TRIAL_STEPS
+from dataplane.constraints.limits import (
+    TRIAL_BYTES,
+    TRIAL_CPU_S,
+    TRIAL_FOLLOW_CPU_S,
+    TRIAL_STEPS,
+)
 from dataplane.constraints.matcher import FAILED, GrammarTokens, Matcher
 from dataplane.constraints.verdict import Verdict, read_frame, write_frame
 from dataplane.engine.parent import die_with
@@ -73,12 +78,19 @@ def _walk(matcher: Matcher, tokens: GrammarTokens) -> None:
     choose = random.Random(0)
     if matcher.is_complete:
         raise ConstraintError("CONSTRAINT_INVALID", "no text but the empty one is allowed by it")
+    end_s = time.thread_time() + TRIAL_FOLLOW_CPU_S
     for _ in range(TRIAL_STEPS):
         matcher.fill(words)
         allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
         if not len(allowed):
             raise ConstraintError("CONSTRAINT_INVALID", "no text is allowed by it")
         matcher.push([int(choose.choice(allowed))])
+        if time.thread_time() > end_s:
+            raise ConstraintError(
+                "CONSTRAINT_TOO_COMPLEX",
+                f"finding the tokens that may follow took more than {TRIAL_FOLLOW_CPU_S:g} s for"
+                f" the first {TRIAL_STEPS}; make the constraint simpler",
+            )
         if matcher.is_complete:
             return
 

@@ -109,7 +109,7 @@ class Engine:
         self.graphs = graphs
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
         self._grammars = Grammars(on_grammar)
-        self._masks = Masks(decoder.config.vocab_size, eos_token_ids)
+        self._masks = Masks(decoder.config.vocab_size, eos_token_ids, clock)
         self._constrained: list[Sequence] = []  # of the newest step, until it is sampled
         self._max_waiting = max_waiting
         self._sequences: dict[int, Sequence] = {}
@@ -410,7 +410,7 @@ class Engine:
         sequence.tokens.append(sampled.token_id)
         if sequence.matcher is not None:
             try:
-                sequence.matcher.push([sampled.token_id])
+                self._masks.push(sequence, sampled.token_id)
             except ConstraintError as error:
                 self._end_with(Failure(sequence, error), result)
                 return

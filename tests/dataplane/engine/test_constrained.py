@@ -3,7 +3,6 @@ nobody else's tokens change."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from dataplane.channel import Vocabulary
-from dataplane.constraints.limits import BURST_CPU_S
+from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S
 from dataplane.engine import masks
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError, QueueFullError
 from tests.helpers.constraints import (
@@ -281,21 +280,30 @@ def test_a_grammar_that_fails_on_the_way_ends_its_own_request_alone(
     assert rig.finished[2] == "stop" and is_right("list", output_of(rig, 2))
 
 
-@pytest.mark.parametrize(("mask_s", "num_tokens"), [(BURST_CPU_S * 1.1, 0), (0.055, 4)])
-def test_masks_that_take_too_long_end_their_request(
-    monkeypatch: pytest.MonkeyPatch, mask_s: float, num_tokens: int
+@pytest.mark.parametrize(
+    ("num_heavy", "mask_s", "most_tokens"), [(1, BURST_CPU_S * 1.1, 0), (1, 0.02, 12), (4, 0.03, 8)]
+)
+def test_masks_that_take_too_long_end_their_requests_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, num_heavy: int, mask_s: float, most_tokens: int
 ) -> None:
-    """One alone, or all together: 50 ms above what each may take fit in 200 ms four times."""
-    times = itertools.count()
-    monkeypatch.setattr(
-        "dataplane.constraints.matcher.time.thread_time", lambda: next(times) * mask_s
-    )
+    used_s = 0.0
+    fill = masks.Masks._fill
+
+    def heavy(self: Any, row: Any, sequence: Any) -> None:
+        nonlocal used_s
+        fill(self, row, sequence)
+        used_s += mask_s if sequence.handle else MASK_CPU_S
+
+    monkeypatch.setattr(masks.Masks, "_fill", heavy)
+    monkeypatch.setattr(masks.time, "thread_time", lambda: used_s)
     rig = rig_of()
-    rig.submit(1, PROMPT, grammar=GRAMMARS["list"], **GREEDY)
+    for handle in range(num_heavy + 1):
+        rig.submit(handle, PROMPT, grammar=grammar(regex="[0-9 ]{40,}"), **GREEDY)
     rig.run()
-    error = rig.failed[1]
-    assert isinstance(error, ConstraintError) and error.reason == "CONSTRAINT_TOO_COMPLEX"
-    assert len(rig.tokens.get(1, ())) == num_tokens
+    assert 0 in rig.finished and sorted(rig.failed) == list(range(1, num_heavy + 1))
+    for handle, error in rig.failed.items():
+        assert isinstance(error, ConstraintError) and error.reason == "CONSTRAINT_TOO_COMPLEX"
+        assert len(rig.tokens.get(handle, ())) <= most_tokens
 
 
 def test_who_waits_for_a_grammar_waits_alone_and_can_leave() -> None:

@@ -1,0 +1,46 @@
+"""What following grammars may take of the step loop, for all requests together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, SHARE
+
+
+class MaskBudget:
+    """Each step of a grammar may take MASK_CPU_S. What takes longer is owed, and time makes up for
+    SHARE of itself. Once BURST_CPU_S is owed, those leave that took the most, until it no longer
+    is: so nobody leaves whose grammar is an ordinary one, whoever is beside it."""
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+        self._at_s: float | None = None
+        self._taken_s: dict[int, float] = {}  # beyond MASK_CPU_S, by handle
+
+    def add(self, handle: int, cpu_s: float) -> None:
+        """A step of this request's grammar took so much processor time."""
+        if cpu_s > MASK_CPU_S:
+            self._owed_s += cpu_s - MASK_CPU_S
+            self._taken_s[handle] = self._taken_s.get(handle, 0.0) + cpu_s - MASK_CPU_S
+
+    def leaving(
+        self, present: Collection[int], alive: Collection[int], now_s: float
+    ) -> list[tuple[int, float]]:
+        """Which of `present` must leave, and what they took beyond the ordinary. alive: all that
+        are still there."""
+        if self._at_s is not None:
+            self._owed_s = max(0.0, self._owed_s - SHARE * max(0.0, now_s - self._at_s))
+        self._at_s = now_s
+        if not self._taken_s:
+            return []
+        self._taken_s = {each: s for each, s in self._taken_s.items() if each in alive}
+        leaving: list[tuple[int, float]] = []
+        for handle in sorted(self._taken_s, key=self._taken_s.__getitem__, reverse=True):
+            if self._owed_s <= BURST_CPU_S:
+                break
+            if handle not in present:
+                continue
+            leaving.append((handle, self._taken_s.pop(handle)))
+            self._owed_s -= leaving[-1][1]
+        self._owed_s = max(0.0, self._owed_s)
+        return leaving

@@ -1,0 +1,50 @@
+"""Who must leave when grammars take too much of the step loop."""
+
+import pytest
+
+from dataplane.constraints.budget import MaskBudget
+from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, SHARE
+
+ALL = (1, 2, 3)
+
+
+def test_ordinary_ones_owe_nothing_however_many_there_are() -> None:
+    budget = MaskBudget()
+    for _ in range(10_000):
+        budget.add(1, MASK_CPU_S)
+    assert budget.leaving(ALL, ALL, 0.0) == []
+
+
+def test_those_that_took_the_most_leave_until_the_rest_is_bearable() -> None:
+    budget = MaskBudget()
+    for handle, taken_s in ((1, 0.6), (2, 0.15), (3, 0.9)):
+        budget.add(handle, taken_s * BURST_CPU_S + MASK_CPU_S)
+    ((handle, taken_s),) = budget.leaving(ALL, ALL, 0.0)
+    assert handle == 3 and taken_s == pytest.approx(0.9 * BURST_CPU_S)
+    assert budget.leaving(ALL, ALL, 0.0) == []
+    budget.add(2, 0.3 * BURST_CPU_S + MASK_CPU_S)
+    assert [each for each, _ in budget.leaving(ALL, ALL, 0.0)] == [1]
+
+
+def test_time_makes_up_for_a_share() -> None:
+    budget = MaskBudget()
+    now_s = 100.0
+    assert budget.leaving(ALL, ALL, now_s) == []
+    for _ in range(50):
+        budget.add(1, 0.9 * BURST_CPU_S + MASK_CPU_S)
+        assert budget.leaving(ALL, ALL, now_s) == []
+        now_s += BURST_CPU_S / SHARE
+    now_s -= 0.5 * BURST_CPU_S / SHARE  # half of the time is not enough
+    budget.leaving(ALL, ALL, now_s)
+    budget.add(1, 0.9 * BURST_CPU_S + MASK_CPU_S)
+    budget.add(1, 0.9 * BURST_CPU_S + MASK_CPU_S)
+    assert [each for each, _ in budget.leaving(ALL, ALL, now_s)] == [1]
+
+
+def test_who_is_not_in_the_step_leaves_later_and_who_is_gone_is_forgotten() -> None:
+    budget = MaskBudget()
+    budget.add(1, 2 * BURST_CPU_S)
+    assert budget.leaving((2,), ALL, 0.0) == []
+    assert [each for each, _ in budget.leaving((1,), ALL, 0.0)] == [1]
+    budget.add(2, 2 * BURST_CPU_S)
+    assert budget.leaving((), (), 0.0) == [] and budget.leaving((2,), ALL, 0.0) == []
