@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63horale/v1/inference.proto\x12\nchorale.v1\x1a\x1egoogle/protobuf/duration.proto\"\x87\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x30\n\x10prompt_token_ids\x18\x04 \x01(\x0b\x32\x14.chorale.v1.TokenIdsH\x00\x12 \n\x04\x63hat\x18\x05 \x01(\x0b\x32\x10.chorale.v1.ChatH\x00\x12\x30\n\x08sampling\x18\x06 \x01(\x0b\x32\x1e.chorale.v1.SamplingParameters\x12\x0e\n\x06ticket\x18\x07 \x01(\x0c\x12\x1b\n\x13generated_token_ids\x18\x08 \x03(\r\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x1f\n\x17return_prompt_token_ids\x18\n \x01(\x08\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12+\n\x08ttft_slo\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0brouting_key\x18\r \x01(\tB\x07\n\x05input\"f\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"9\n\x10TokenizeResponse\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.chorale.v1.TokenSpan\"I\n\tTokenSpan\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.chorale.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xbf\x05\n\x12SamplingParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x18\n\x10\x63lamp_max_tokens\x18\x0f \x01(\x08\x12*\n\nconstraint\x18\x10 \x01(\x0b\x32\x16.chorale.v1.Constraint\x12\x41\n\nlogit_bias\x18\x11 \x03(\x0b\x32-.chorale.v1.SamplingParameters.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x8e\x01\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12&\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x13.chorale.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x42\x06\n\x04kind\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x99\x01\n\x10GenerateResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.chorale.v1.AcceptedH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.chorale.v1.TokenChunkH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.chorale.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xb8\x01\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x03 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\x15\n\rdata_plane_id\x18\x05 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x08 \x03(\r\"Z\n\nTokenChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.chorale.v1.TokenLogprobs\"`\n\rTokenLogprobs\x12(\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x18.chorale.v1.TokenLogprob\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.chorale.v1.TokenLogprob\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xcf\x01\n\x08\x46inished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.chorale.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x12 \n\x05usage\x18\x05 \x01(\x0b\x32\x11.chorale.v1.Usage\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.chorale.v1.TimingsB\x0c\n\nstop_match\"\\\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"b\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x16\n\x0e\x61\x64\x61pter_load_s\x18\x02 \x01(\x01\x12\x1d\n\x15time_to_first_token_s\x18\x03 \x01(\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa2\x01\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.chorale.v1.GenerateRequest\x1a\x1c.chorale.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.chorale.v1.TokenizeRequest\x1a\x1c.chorale.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63horale/v1/inference.proto\x12\nchorale.v1\x1a\x1egoogle/protobuf/duration.proto\"\x87\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x30\n\x10prompt_token_ids\x18\x04 \x01(\x0b\x32\x14.chorale.v1.TokenIdsH\x00\x12 \n\x04\x63hat\x18\x05 \x01(\x0b\x32\x10.chorale.v1.ChatH\x00\x12\x30\n\x08sampling\x18\x06 \x01(\x0b\x32\x1e.chorale.v1.SamplingParameters\x12\x0e\n\x06ticket\x18\x07 \x01(\x0c\x12\x1b\n\x13generated_token_ids\x18\x08 \x03(\r\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x1f\n\x17return_prompt_token_ids\x18\n \x01(\x08\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12+\n\x08ttft_slo\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0brouting_key\x18\r \x01(\tB\x07\n\x05input\"f\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"9\n\x10TokenizeResponse\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.chorale.v1.TokenSpan\"I\n\tTokenSpan\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x89\x01\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.chorale.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x1a\n\x12tool_call_required\x18\x03 \x01(\x08\x12\x11\n\ttool_name\x18\x04 \x01(\t\x12\x18\n\x10single_tool_call\x18\x05 \x01(\x08\"z\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12(\n\ntool_calls\x18\x03 \x03(\x0b\x32\x14.chorale.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xbf\x05\n\x12SamplingParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x18\n\x10\x63lamp_max_tokens\x18\x0f \x01(\x08\x12*\n\nconstraint\x18\x10 \x01(\x0b\x32\x16.chorale.v1.Constraint\x12\x41\n\nlogit_bias\x18\x11 \x03(\x0b\x32-.chorale.v1.SamplingParameters.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x8e\x01\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12&\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x13.chorale.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x42\x06\n\x04kind\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x99\x01\n\x10GenerateResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.chorale.v1.AcceptedH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.chorale.v1.TokenChunkH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.chorale.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xd2\x01\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x03 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\x15\n\rdata_plane_id\x18\x05 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x08 \x03(\r\x12\x18\n\x10tool_call_format\x18\t \x01(\t\"Z\n\nTokenChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.chorale.v1.TokenLogprobs\"`\n\rTokenLogprobs\x12(\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x18.chorale.v1.TokenLogprob\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.chorale.v1.TokenLogprob\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xcf\x01\n\x08\x46inished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.chorale.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x12 \n\x05usage\x18\x05 \x01(\x0b\x32\x11.chorale.v1.Usage\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.chorale.v1.TimingsB\x0c\n\nstop_match\"\\\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"b\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x16\n\x0e\x61\x64\x61pter_load_s\x18\x02 \x01(\x01\x12\x1d\n\x15time_to_first_token_s\x18\x03 \x01(\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa2\x01\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.chorale.v1.GenerateRequest\x1a\x1c.chorale.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.chorale.v1.TokenizeRequest\x1a\x1c.chorale.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2707
-  _globals['_FINISHREASON']._serialized_end=2802
+  _globals['_FINISHREASON']._serialized_start=2957
+  _globals['_FINISHREASON']._serialized_end=3052
   _globals['_GENERATEREQUEST']._serialized_start=75
   _globals['_GENERATEREQUEST']._serialized_end=466
   _globals['_TOKENIZEREQUEST']._serialized_start=468
@@ -46,34 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSPAN']._serialized_end=704
   _globals['_TOKENIDS']._serialized_start=706
   _globals['_TOKENIDS']._serialized_end=729
-  _globals['_CHAT']._serialized_start=731
-  _globals['_CHAT']._serialized_end=780
-  _globals['_CHATMESSAGE']._serialized_start=782
-  _globals['_CHATMESSAGE']._serialized_end=826
-  _globals['_SAMPLINGPARAMETERS']._serialized_start=829
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=1532
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=1320
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=1368
-  _globals['_CONSTRAINT']._serialized_start=1535
-  _globals['_CONSTRAINT']._serialized_end=1677
-  _globals['_CHOICES']._serialized_start=1679
-  _globals['_CHOICES']._serialized_end=1703
-  _globals['_GENERATERESPONSE']._serialized_start=1706
-  _globals['_GENERATERESPONSE']._serialized_end=1859
-  _globals['_ACCEPTED']._serialized_start=1862
-  _globals['_ACCEPTED']._serialized_end=2046
-  _globals['_TOKENCHUNK']._serialized_start=2048
-  _globals['_TOKENCHUNK']._serialized_end=2138
-  _globals['_TOKENLOGPROBS']._serialized_start=2140
-  _globals['_TOKENLOGPROBS']._serialized_end=2236
-  _globals['_TOKENLOGPROB']._serialized_start=2238
-  _globals['_TOKENLOGPROB']._serialized_end=2301
-  _globals['_FINISHED']._serialized_start=2304
-  _globals['_FINISHED']._serialized_end=2511
-  _globals['_USAGE']._serialized_start=2513
-  _globals['_USAGE']._serialized_end=2605
-  _globals['_TIMINGS']._serialized_start=2607
-  _globals['_TIMINGS']._serialized_end=2705
-  _globals['_INFERENCESERVICE']._serialized_start=2805
-  _globals['_INFERENCESERVICE']._serialized_end=2967
+  _globals['_CHAT']._serialized_start=732
+  _globals['_CHAT']._serialized_end=869
+  _globals['_CHATMESSAGE']._serialized_start=871
+  _globals['_CHATMESSAGE']._serialized_end=993
+  _globals['_TOOLCALL']._serialized_start=995
+  _globals['_TOOLCALL']._serialized_end=1050
+  _globals['_SAMPLINGPARAMETERS']._serialized_start=1053
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=1756
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=1544
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=1592
+  _globals['_CONSTRAINT']._serialized_start=1759
+  _globals['_CONSTRAINT']._serialized_end=1901
+  _globals['_CHOICES']._serialized_start=1903
+  _globals['_CHOICES']._serialized_end=1927
+  _globals['_GENERATERESPONSE']._serialized_start=1930
+  _globals['_GENERATERESPONSE']._serialized_end=2083
+  _globals['_ACCEPTED']._serialized_start=2086
+  _globals['_ACCEPTED']._serialized_end=2296
+  _globals['_TOKENCHUNK']._serialized_start=2298
+  _globals['_TOKENCHUNK']._serialized_end=2388
+  _globals['_TOKENLOGPROBS']._serialized_start=2390
+  _globals['_TOKENLOGPROBS']._serialized_end=2486
+  _globals['_TOKENLOGPROB']._serialized_start=2488
+  _globals['_TOKENLOGPROB']._serialized_end=2551
+  _globals['_FINISHED']._serialized_start=2554
+  _globals['_FINISHED']._serialized_end=2761
+  _globals['_USAGE']._serialized_start=2763
+  _globals['_USAGE']._serialized_end=2855
+  _globals['_TIMINGS']._serialized_start=2857
+  _globals['_TIMINGS']._serialized_end=2955
+  _globals['_INFERENCESERVICE']._serialized_start=3055
+  _globals['_INFERENCESERVICE']._serialized_end=3217
 # @@protoc_insertion_point(module_scope)
