@@ -19,7 +19,7 @@ from dataplane.constraints.refusal import refused, too_complex
 from dataplane.constraints.regex import check_regex
 
 # One space, or a new line with its indentation.
-_SPACES = rf"\x20|\x0A\x20{{0,{MAX_INDENT}}}|\x0A\x09{{1,{MAX_INDENT}}}"
+SPACES = rf"\x20|\x0A\x20{{0,{MAX_INDENT}}}|\x0A\x09{{1,{MAX_INDENT}}}"
 _OF_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$/]")
 # Expressions over a caller's text do not go back over what they took (`*+`, `++`): else a few bytes
 # keep whoever reads them busy for hours.
@@ -52,7 +52,7 @@ def grammar_of(constraint: pb.Constraint) -> Grammar:
         case "regex":
             text = _bounded("regex", constraint.regex)
             check_regex("regex", text)
-            return Grammar("regex", _of_lark(f"start: {_lark_regex(text)}"))
+            return Grammar("regex", of_lark(f"start: {_lark_regex(text)}"))
         case "choices":
             return Grammar("choices", _choices(constraint.choices))
         case "grammar":
@@ -73,12 +73,12 @@ def _bounded(field: str, text: str) -> str:
 def _of_schema(schema: object) -> str:
     # llguidance takes its options from the schema itself, where nobody else may set them.
     fields = schema if isinstance(schema, dict) else {"allOf": [schema]}
-    options = {"whitespace_pattern": _SPACES}
+    options = {"whitespace_pattern": SPACES}
     return json.dumps({"grammars": [{"json_schema": {**fields, "x-guidance": options}}]})
 
 
-def _of_lark(text: str) -> str:
-    """Wrapped, as what begins with a brace would be read as another kind."""
+def of_lark(text: str) -> str:
+    """For llguidance: wrapped, as what begins with a brace would be read as another kind."""
     return json.dumps({"grammars": [{"lark_grammar": text}]})
 
 
@@ -108,7 +108,7 @@ def _choices(choices: pb.Choices) -> str:
     if "" in texts:
         raise refused(f"choices.texts[{texts.index('')}]", "is empty; leave it out")
     escaped = (_OF_REGEX.sub(r"\\\g<0>", text).translate(_LINE_ENDS) for text in texts)
-    return _of_lark(f"start: /{'|'.join(escaped)}/")
+    return of_lark(f"start: /{'|'.join(escaped)}/")
 
 
 def _lark(text: str) -> str:
@@ -132,4 +132,4 @@ def _lark(text: str) -> str:
     for literal in _LITERAL.finditer(text):
         if literal[1] is not None:
             check_regex("grammar", literal[1])
-    return _of_lark(text)
+    return of_lark(text)

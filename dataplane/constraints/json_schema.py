@@ -15,7 +15,6 @@ from dataplane.constraints.limits import MAX_DEPTH, MAX_RULES
 from dataplane.constraints.refusal import refused, too_complex
 from dataplane.constraints.regex import check_regex
 
-_FIELD = "json_schema"
 _MAX_QUOTED = 80
 _MAX_REFERENCES = MAX_RULES  # which are followed on the stack
 
@@ -66,43 +65,43 @@ _AT_ROOT = frozenset({"$id", "id"})  # elsewhere it changes what references mean
 _Path = tuple[str, ...]
 
 
-def checked_schema(text: str) -> object:
-    """The schema.
+def checked_schema(text: str, field: str = "json_schema") -> object:
+    """The schema. field: that has it, as refusals name it.
 
     Raises: InvalidArgumentError.
     """
     try:
         root: object = json.loads(text, parse_constant=_no_number, parse_float=_number)
     except RecursionError:
-        raise too_complex(_FIELD, f"is more than {MAX_DEPTH} levels deep") from None
+        raise too_complex(field, f"is more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
-        raise refused(_FIELD, f"is not valid JSON: {str(error)[:200]}; send a schema") from None
-    _check_depth(root)
+        raise refused(field, f"is not valid JSON: {str(error)[:200]}; send a schema") from None
+    check_depth(root, field)
     paths: set[_Path] = set()
     references: list[tuple[_Path, str]] = []
-    for path, schema in _schemas(root):
+    for path, schema in _schemas(root, field):
         paths.add(path)
         if isinstance(schema, bool):
             continue
         if not isinstance(schema, dict):
-            raise refused(_FIELD, f"has {_quoted(schema)} at {_shown(path)}, which is no schema")
+            raise refused(field, f"has {_quoted(schema)} at {_shown(path)}, which is no schema")
         fields = cast("dict[str, Any]", schema)
-        _check_keywords(path, fields)
+        _check_keywords(path, fields, field)
         if "$ref" in fields:
-            references.append((path, _text(path, "$ref", fields["$ref"])))
+            references.append((path, _text(path, "$ref", fields["$ref"], field)))
     if len(references) > _MAX_REFERENCES:
-        raise too_complex(_FIELD, f"has {len(references)} of $ref, more than {_MAX_REFERENCES}")
+        raise too_complex(field, f"has {len(references)} of $ref, more than {_MAX_REFERENCES}")
     for path, reference in references:
         if _target(reference) not in paths:
             raise refused(
-                _FIELD,
+                field,
                 f"has $ref {_quoted(reference)} at {_shown(path)}: references go to a schema"
                 ' within this one, as "#/$defs/NAME"',
             )
     return root
 
 
-def _schemas(root: object) -> Iterator[tuple[_Path, object]]:
+def _schemas(root: object, field: str) -> Iterator[tuple[_Path, object]]:
     """All schemas in it, with the keys that lead there."""
     waiting: list[tuple[_Path, object]] = [((), root)]
     while waiting:
@@ -116,33 +115,34 @@ def _schemas(root: object) -> Iterator[tuple[_Path, object]]:
                 waiting.append((here, value))
             elif keyword in _LIST:
                 if not isinstance(value, list):
-                    raise refused(_FIELD, f"has {_shown(here)}, which must be a list of schemas")
+                    raise refused(field, f"has {_shown(here)}, which must be a list of schemas")
                 parts = cast("list[object]", value)
                 waiting += [((*here, str(at)), part) for at, part in enumerate(parts)]
             elif keyword in _NAMED:
                 if not isinstance(value, dict):
-                    raise refused(_FIELD, f"has {_shown(here)}, which must be an object of schemas")
+                    raise refused(field, f"has {_shown(here)}, which must be an object of schemas")
                 waiting += [
                     ((*here, name), part) for name, part in cast("dict[str, object]", value).items()
                 ]
 
 
-def _check_keywords(path: _Path, schema: dict[str, Any]) -> None:
+def _check_keywords(path: _Path, schema: dict[str, Any], field: str) -> None:
     for keyword in schema:
         known = keyword in _ONE | _LIST | _NAMED | _ENFORCED | _SAYS_NOTHING
         if not known and not (keyword in _AT_ROOT and not path):
             raise refused(
-                _FIELD,
+                field,
                 f"has the keyword {_quoted(keyword)} at {_shown(path)}, which cannot be enforced;"
                 " leave it out",
             )
     if "pattern" in schema:
-        check_regex(_FIELD, _text(path, "pattern", schema["pattern"]))
+        check_regex(field, _text(path, "pattern", schema["pattern"], field))
     for pattern in cast("dict[str, Any]", schema.get("patternProperties", {})):
-        check_regex(_FIELD, pattern)
+        check_regex(field, pattern)
 
 
-def _check_depth(root: object) -> None:
+def check_depth(root: object, field: str) -> None:
+    """Raises: InvalidArgumentError for a value that is too deep."""
     level: list[object] = [root]
     for _ in range(MAX_DEPTH + 1):
         below: list[object] = []
@@ -154,7 +154,7 @@ def _check_depth(root: object) -> None:
         if not below:
             return
         level = below
-    raise too_complex(_FIELD, f"is more than {MAX_DEPTH} levels deep")
+    raise too_complex(field, f"is more than {MAX_DEPTH} levels deep")
 
 
 def _target(reference: str) -> _Path | None:
@@ -166,10 +166,10 @@ def _target(reference: str) -> _Path | None:
     return tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)
 
 
-def _text(path: _Path, keyword: str, value: object) -> str:
+def _text(path: _Path, keyword: str, value: object, field: str) -> str:
     if isinstance(value, str):
         return value
-    raise refused(_FIELD, f"has {keyword} {_quoted(value)} at {_shown(path)}; it must be a text")
+    raise refused(field, f"has {keyword} {_quoted(value)} at {_shown(path)}; it must be a text")
 
 
 def _number(digits: str) -> float:

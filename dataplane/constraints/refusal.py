@@ -8,7 +8,8 @@ _MAX_SAID = 300
 
 
 def refused(field: str, what: str) -> InvalidArgumentError:
-    """field: of sampling.constraint. what: that is wrong, and the way out."""
+    """field: of sampling.constraint, or `tools…` of the chat. what: that is wrong, and the way
+    out."""
     return told("CONSTRAINT_INVALID", field, what)
 
 
@@ -24,5 +25,8 @@ def shortened(text: str) -> str:
 
 def told(reason: str, field: str, what: str) -> InvalidArgumentError:
     """As the trial found it."""
-    path = f"sampling.constraint.{field}" if field else "sampling.constraint"
+    if field.startswith("tools"):
+        path = f"chat.{field}"
+    else:
+        path = f"sampling.constraint.{field}" if field else "sampling.constraint"
     return InvalidArgumentError(reason, f"{path} {what}", metadata={"field": path})
