@@ -23,6 +23,7 @@ from dataplane.channel import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.locate import locate_model
 from dataplane.rpc.engine_process import EngineProcess
+from dataplane.text.tool_format import ToolCallFormatName
 
 if TYPE_CHECKING:
     from dataplane.rpc.lifecycle import DataPlaneOptions
@@ -210,6 +211,14 @@ def data_plane(
             "replaced; 0: never. More than the longest step takes.",
         ),
     ] = 60.0,
+    tool_call_format: Annotated[
+        ToolCallFormatName,
+        typer.Option(
+            envvar="CHORALE_TOOL_CALL_FORMAT",
+            help="How the model writes calls of functions; auto: as its chat template tells, and "
+            "requests with tools are refused where that tells none.",
+        ),
+    ] = "auto",
     drain_timeout: Annotated[
         float,
         typer.Option(
@@ -279,6 +288,7 @@ def data_plane(
             ttft_slo_s=ttft_slo,
             engine_timeout_s=engine_timeout,
             drain_s=drain_timeout,
+            tool_call_format=tool_call_format,
             first_engine=process,
             spawn_engine=EngineProcess,
         )

@@ -34,6 +34,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class ToolCallFormat(StrEnum):
+    AUTO = "auto"
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
+
+
 def up(
     model: Annotated[
         str | None,
@@ -128,6 +135,13 @@ def up(
             help="Objective for the first token, in seconds, of requests that name none.",
         ),
     ] = None,
+    tool_call_format: Annotated[
+        ToolCallFormat,
+        typer.Option(
+            envvar="CHORALE_TOOL_CALL_FORMAT",
+            help="How the model writes calls of functions; auto: as its chat template tells.",
+        ),
+    ] = ToolCallFormat.AUTO,
     prefetch: Prefetch = True,
     prefetch_bytes_per_s: Annotated[
         int | None,
@@ -185,6 +199,7 @@ def up(
                 disk_cache_bytes=disk_cache_bytes,
                 max_context_tokens=max_context_tokens,
                 ttft_slo=ttft_slo,
+                tool_call_format=tool_call_format.value,
                 prefetch=prefetch,
                 prefetch_bytes_per_s=prefetch_bytes_per_s,
                 num_threads=num_threads,

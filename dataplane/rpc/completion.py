@@ -19,7 +19,7 @@ _LENGTH = inference_pb2.FINISH_REASON_LENGTH
 class TextOfTokens(Protocol):
     """The part of a Tokenizer that a completion needs."""
 
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(self, *, shows_calls: bool = False) -> Detokenizer: ...
 
     def token_text(self, token_id: int) -> str: ...
 
@@ -35,9 +35,10 @@ class Completion:
     """Takes Outputs, gives TokenChunks and at last one Finished.
 
     The text of a stop string, of the token that ends the generation, and of special tokens is left
-    out; a stop string counts only once more than `min_tokens` tokens are there. What has been
-    emitted after n tokens depends on those tokens alone, so a completion that `resume`s from n
-    tokens emits exactly what the interrupted one had yet to emit.
+    out, but with `shows_calls` of those that mark calls of functions; a stop string counts only
+    once more than `min_tokens` tokens are there. What has been emitted after n tokens depends on
+    those tokens alone, so a completion that `resume`s from n tokens emits exactly what the
+    interrupted one had yet to emit.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Completion:
         stop: Sequence[str],
         eos_token_ids: Sequence[int],
         num_prompt_tokens: int,
+        shows_calls: bool = False,
     ) -> None:
         self._token_text: Callable[[int], str] = tokenizer.token_text
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.detokenizer(shows_calls=shows_calls)
         self._stop = StopStrings(stop)
         self._sampling = sampling
         ends = (

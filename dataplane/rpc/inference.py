@@ -255,6 +255,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             num_prompt_tokens=len(prepared.prompt),
             seed=prepared.sampling.seed,
             prompt_token_ids=prepared.prompt if prepared.return_prompt else (),
+            tool_call_format=prepared.tool_call_format,
         )
 
 

@@ -27,6 +27,7 @@ from dataplane.rpc.engine_process import EngineProcess
 from dataplane.rpc.fleet import FleetMember
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.inference import SERVICE_NAME, InferenceService
+from dataplane.text.tool_format import ToolCallFormatName
 
 if TYPE_CHECKING:
     from dataplane.text.tokenizer import Tokenizer
@@ -46,6 +47,8 @@ class DataPlaneOptions:
     machine's name when `host` is a wildcard. data_plane_id: empty: made of machine and port.
     ttft_slo_s: the objective for the first token of requests that name none; 0: nothing.
     drain_s: how long open requests may go on once it is to stop.
+    tool_call_format: how the base model writes calls of functions; "auto": as its chat template
+    tells.
     engine_timeout_s: an engine that has work and is silent for so long is replaced; 0: never.
     first_engine: a process that was started early, to become the first engine. spawn_engine: makes
     the processes of those that replace it.
@@ -61,6 +64,7 @@ class DataPlaneOptions:
     data_plane_id: str = ""
     ttft_slo_s: float = 0.0
     drain_s: float = 2.0
+    tool_call_format: ToolCallFormatName = "auto"
     engine_timeout_s: float = 60.0
     first_engine: EngineProcess | None = None
     spawn_engine: Callable[[], EngineProcess] = EngineProcess
@@ -118,7 +122,7 @@ class _DataPlane:
         await self._engine.start()
         # The engine loads its weights meanwhile, in its own process.
         tokenizer, announced = await asyncio.gather(
-            asyncio.to_thread(_load_tokenizer, Path(self._options.engine.model_dir)),
+            asyncio.to_thread(_load_tokenizer, self._options),
             self._engine.wait_ready(),
         )
         data_plane_id = self._options.data_plane_id or _made_id(self._options)
@@ -276,7 +280,7 @@ def _made_id(options: DataPlaneOptions) -> str:
     return f"{socket.gethostname()}-{options.port or os.getpid()}"
 
 
-def _load_tokenizer(model_dir: Path) -> Tokenizer:
+def _load_tokenizer(options: DataPlaneOptions) -> Tokenizer:
     from dataplane.text.tokenizer import load_tokenizer  # a second's worth of imports
 
-    return load_tokenizer(model_dir)
+    return load_tokenizer(Path(options.engine.model_dir), options.tool_call_format)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from chorale.errors import InvalidArgumentError
 from chorale.v1 import inference_pb2
+from dataplane.rpc.chat import messages_of
 from dataplane.text.tokenizer import Tokenizer, TooManyTokensError
 
 
@@ -15,11 +17,15 @@ def prompt_token_ids(
     *,
     max_context_tokens: int,
     vocab_size: int,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
     """The prompt as the model sees it: 1 to max_context_tokens - 1 token ids below vocab_size.
 
+    tools: of a chat, as chat templates take them.
+
     Blocks while it tokenizes: call it in a worker thread.
-    Raises: InvalidArgumentError; FailedPreconditionError when there is no chat template.
+    Raises: InvalidArgumentError; FailedPreconditionError when there is no chat template, or none
+    that shows tools.
     """
     field = request.WhichOneof("input")
     if field is None:
@@ -36,7 +42,7 @@ def prompt_token_ids(
         elif field == "prompt_token_ids":
             ids = _within(request.prompt_token_ids.ids, max_tokens)
         else:
-            ids = _chat_token_ids(request.chat, tokenizer, max_tokens)
+            ids = _chat_token_ids(request.chat, tokenizer, max_tokens, tools)
     except TooManyTokensError as error:
         raise _too_long(field, error.length, max_context_tokens) from None
     if not ids:
@@ -72,24 +78,19 @@ def _within(ids: Sequence[int], max_tokens: int) -> list[int]:
     return list(ids)
 
 
-def _chat_token_ids(chat: inference_pb2.Chat, tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+def _chat_token_ids(
+    chat: inference_pb2.Chat,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    tools: Sequence[Mapping[str, Any]],
+) -> list[int]:
     # A message takes a token at least, so that no more than these can fit: checked here as the
     # template's time grows with them.
     if len(chat.messages) > max_tokens:
         raise TooManyTokensError(f"{len(chat.messages)} messages")
-    for index, message in enumerate(chat.messages):
-        if not message.role:
-            raise InvalidArgumentError(
-                "CHAT_ROLE_EMPTY",
-                f'chat.messages[{index}].role is empty; use "system", "user" or "assistant"',
-                metadata={"field": f"chat.messages[{index}].role"},
-            )
     if not chat.messages:
         return []
-    return tokenizer.encode_chat(
-        [{"role": message.role, "content": message.content} for message in chat.messages],
-        max_tokens=max_tokens,
-    )
+    return tokenizer.encode_chat(messages_of(chat), max_tokens=max_tokens, tools=tools)
 
 
 def _too_long(field: str, length: str, max_context_tokens: int) -> InvalidArgumentError:

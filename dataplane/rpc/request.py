@@ -12,6 +12,7 @@ from chorale.objective import ttft_slo_s
 from chorale.v1 import inference_pb2
 from dataplane import channel
 from dataplane.constraints.grammar import Grammar, grammar_of
+from dataplane.rpc.chat import tools_of
 from dataplane.rpc.completion import Completion
 from dataplane.rpc.prompt import check_token_ids, prompt_token_ids
 from dataplane.rpc.sampling import stop_strings, to_sampling
@@ -38,6 +39,7 @@ class PreparedRequest:
     return_prompt: bool
     priority: int
     ttft_slo_s: float | None
+    tool_call_format: str  # empty without tools
 
 
 def is_short(request: inference_pb2.GenerateRequest) -> bool:
@@ -58,7 +60,7 @@ def prepare(
     """Blocks while it tokenizes: call it in a worker thread unless the request `is_short`.
 
     Raises: InvalidArgumentError naming the field; FailedPreconditionError for a chat without a
-    chat template.
+    chat template, or with tools that the model has no format for.
     """
     if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
         raise _too_long("request_id", len(request.request_id), MAX_REQUEST_ID_CHARACTERS)
@@ -70,7 +72,8 @@ def prepare(
         )
     slo_s = ttft_slo_s(request)
     stop = stop_strings(request.sampling)
-    grammar = None
+    tools = tools_of(request, tokenizer)
+    grammar = tools.grammar if tools else None
     if request.sampling.HasField("constraint"):
         grammar = grammar_of(request.sampling.constraint)
     prompt = prompt_token_ids(
@@ -78,6 +81,7 @@ def prepare(
         tokenizer,
         max_context_tokens=ready.max_context_tokens,
         vocab_size=ready.vocab_size,
+        tools=tools.shown if tools else (),
     )
     sampling = to_sampling(
         request.sampling,
@@ -93,6 +97,7 @@ def prepare(
         stop=stop,
         eos_token_ids=ready.eos_token_ids,
         num_prompt_tokens=len(prompt),
+        shows_calls=tools is not None,
     )
     completion.resume(generated)
     request_id = request.request_id or uuid.uuid4().hex
@@ -106,6 +111,7 @@ def prepare(
         request.return_prompt_token_ids,
         request.priority,
         slo_s,
+        tools.form.name if tools else "",
     )
 
 

@@ -17,6 +17,7 @@ from chorale.errors import FailedPreconditionError, InvalidArgumentError
 from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.text.detokenizer import Detokenizer, detokenizer_for
 from dataplane.text.limits import SHORT_CHARACTERS
+from dataplane.text.tool_format import ToolCallFormatName, tool_call_format
 from dataplane.text.vocabulary import vocabulary_of
 
 _MAX_ERROR_CHARACTERS = 200
@@ -43,9 +44,10 @@ class Tokenizer:
     """Text to token ids and back.
 
     hf_tokenizer: a transformers tokenizer that is backed by the `tokenizers` library.
+    calls: how the model writes calls of functions; "auto": as its chat template tells.
     """
 
-    def __init__(self, hf_tokenizer: Any) -> None:
+    def __init__(self, hf_tokenizer: Any, calls: ToolCallFormatName = "auto") -> None:
         self._hf_tokenizer = hf_tokenizer
         self._backend: tokenizers.Tokenizer = hf_tokenizer.backend_tokenizer
         # Set once here: encoding through transformers would set them in each call, which is no
@@ -53,6 +55,14 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._vocabulary = vocabulary_of(self._backend)
+        form = self.tool_call_format = tool_call_format(calls, _templates(hf_tokenizer))
+        """None where none is known."""
+        # Tokens that begin and end calls: special ones in some models, but text all the same.
+        marks = {form.opener, form.closer} if form is not None else set[str]()
+        self._added_ids = {
+            token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()
+        }
+        self._vocabulary_with_calls = vocabulary_of(self._backend, marks)
         # A normalizer may shorten a text before it is cut into tokens, if not by much.
         slack = 1 if self._backend.normalizer is None else 2
         self._max_token_characters = slack * max(map(len, self._backend.get_vocab()), default=1)
@@ -76,14 +86,28 @@ class Tokenizer:
         ids = self._checked(encoding, max_tokens)
         return (self._span(encoding, index, token_id) for index, token_id in enumerate(ids))
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
         """Token ids of a conversation, ending where the assistant's turn begins.
 
-        messages: each with "role" and "content".
-        Raises: FailedPreconditionError when the model has no chat template; InvalidArgumentError
-        when the template refuses the conversation; TooManyTokensError.
+        messages, tools: as transformers' chat templates take them.
+        Raises: FailedPreconditionError when the model has no chat template, or one that passes over
+        `tools`; InvalidArgumentError when it refuses the conversation; TooManyTokensError.
         """
-        return self._encode(self._render(messages), max_tokens, add_special_tokens=False)
+        text = self._render(messages, tools)
+        if tools and text == self._render(messages, ()):
+            raise FailedPreconditionError(
+                "TOOLS_UNSUPPORTED",
+                "chat.tools: the base model's chat template does not show tools to the model; leave"
+                " them out, or serve the model with a template that does",
+                metadata={"field": "chat.tools"},
+            )
+        return self._encode(text, max_tokens, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of all tokens at once, special tokens left out."""
@@ -102,9 +126,14 @@ class Tokenizer:
         """All ids are below it."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
-    def detokenizer(self) -> Detokenizer:
-        """For one text, from its first token."""
-        return detokenizer_for(self._vocabulary)
+    def detokenizer(self, *, shows_calls: bool = False) -> Detokenizer:
+        """For one text, from its first token. shows_calls: whether the tokens that begin and end
+        calls of functions are text even if they are special."""
+        return detokenizer_for(self._vocabulary_with_calls if shows_calls else self._vocabulary)
+
+    def added_token_id(self, text: str) -> int | None:
+        """Of a text that was added to the vocabulary as one token; None when it was not."""
+        return self._added_ids.get(text)
 
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
         self._check_length(text, max_tokens)
@@ -129,7 +158,9 @@ class Tokenizer:
             raise TooManyTokensError(f"{len(encoding)} tokens")
         return encoding.ids
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
         if not self._hf_tokenizer.chat_template:
             raise FailedPreconditionError(
                 "CHAT_TEMPLATE_MISSING",
@@ -137,7 +168,10 @@ class Tokenizer:
             )
         try:
             text = self._hf_tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except Exception as error:  # a template is code: it may raise anything
             said = str(error)[:_MAX_ERROR_CHARACTERS] or type(error).__name__
@@ -149,8 +183,17 @@ class Tokenizer:
         return cast("str", text)
 
 
-def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """Reads the tokenizer of a Hugging Face model directory. Takes a second or more.
+def _templates(hf_tokenizer: Any) -> list[str]:
+    """A model may have several, by name: one of them for chats with tools."""
+    template: Any = hf_tokenizer.chat_template
+    if isinstance(template, dict):
+        return list(cast("dict[str, str]", template).values())
+    return [template] if template else []
+
+
+def load_tokenizer(model_dir: Path, calls: ToolCallFormatName = "auto") -> Tokenizer:
+    """Reads the tokenizer of a Hugging Face model directory. Takes a second or more. calls: as
+    Tokenizer has it.
 
     Raises: CheckpointError when its files cannot be read, UnsupportedModelError when it has no
     implementation in the `tokenizers` library.
@@ -182,4 +225,4 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
             "tokenizer.json form; convert it to one",
             {"model_dir": str(model_dir)},
         )
-    return Tokenizer(hf_tokenizer)
+    return Tokenizer(hf_tokenizer, calls)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tokenizers
 
 
 class Vocabulary:
-    """A tokenizer's ids and decoder. Ids that it does not know contribute nothing."""
+    """A tokenizer's ids and decoder. Ids that it does not know contribute nothing.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    shown: special tokens that are text like any other.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, shown: Collection[str] = ()) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder()
-        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        special = {id_: token.content for id_, token in added.items() if token.special}
+        self._special_ids = frozenset(id_ for id_, text in special.items() if text not in shown)
+        self._shows_special = len(self._special_ids) < len(special)
         self._texts: dict[int, str] = {}
 
     def is_visible(self, token_id: int) -> bool:
@@ -24,6 +29,9 @@ class Vocabulary:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """All tokens at once, special tokens left out; incomplete UTF-8 becomes U+FFFD."""
+        if self._shows_special:
+            visible = [token_id for token_id in token_ids if token_id not in self._special_ids]
+            return self._backend.decode(visible, skip_special_tokens=False)
         return self._backend.decode(list(token_ids), skip_special_tokens=True)
 
     def token_text(self, token_id: int) -> str:
@@ -44,8 +52,8 @@ class Vocabulary:
 class ByteLevelVocabulary(Vocabulary):
     """Tokens spell bytes in the printable alphabet of GPT-2's byte-level BPE."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        super().__init__(backend)
+    def __init__(self, backend: tokenizers.Tokenizer, shown: Collection[str] = ()) -> None:
+        super().__init__(backend, shown)
         self._pieces: dict[int, bytes] = {}
 
     def piece(self, token_id: int) -> bytes:
@@ -62,8 +70,13 @@ class ByteLevelVocabulary(Vocabulary):
 class SentencePieceVocabulary(Vocabulary):
     """Tokens are text after some replacements, or single bytes as `<0x0A>`."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, steps: list[dict[str, Any]]) -> None:
-        super().__init__(backend)
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        steps: list[dict[str, Any]],
+        shown: Collection[str] = (),
+    ) -> None:
+        super().__init__(backend, shown)
         self._replacements = [
             (step["pattern"]["String"], step["content"])
             for step in steps
@@ -98,18 +111,19 @@ class SentencePieceVocabulary(Vocabulary):
         return piece or ""
 
 
-def vocabulary_of(backend: tokenizers.Tokenizer) -> Vocabulary:
-    """The vocabulary of the kind that the tokenizer's decoder asks for."""
+def vocabulary_of(backend: tokenizers.Tokenizer, shown: Collection[str] = ()) -> Vocabulary:
+    """The vocabulary of the kind that the tokenizer's decoder asks for. shown: special tokens that
+    are to be text."""
     decoder: Any = json.loads(backend.decoder.__getstate__()) if backend.decoder else None
     steps: list[dict[str, Any]] = []
     if decoder is not None:
         steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
-        return ByteLevelVocabulary(backend)
+        return ByteLevelVocabulary(backend, shown)
     if _is_sentencepiece(steps, kinds):
-        return SentencePieceVocabulary(backend, steps)
-    return Vocabulary(backend)
+        return SentencePieceVocabulary(backend, steps, shown)
+    return Vocabulary(backend, shown)
 
 
 def _is_sentencepiece(steps: list[dict[str, Any]], kinds: list[str]) -> bool:

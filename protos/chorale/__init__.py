@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from chorale.requests import AdmitOptions, GenerateOptions
     from chorale.token_spans import TokenSpan
+    from chorale.tool_calls import FoundCall, find_tool_calls
 
 __all__ = [
     "Accepted",
@@ -59,6 +60,7 @@ __all__ = [
     "Event",
     "FailedPreconditionError",
     "Finished",
+    "FoundCall",
     "GenerateOptions",
     "Generation",
     "InternalError",
@@ -73,6 +75,7 @@ __all__ = [
     "Tokens",
     "UnauthenticatedError",
     "UnavailableError",
+    "find_tool_calls",
 ]
 
 _HOMES = {
@@ -91,6 +94,8 @@ _HOMES = {
     "AdmitOptions": "requests",
     "GenerateOptions": "requests",
     "TokenSpan": "token_spans",
+    "FoundCall": "tool_calls",
+    "find_tool_calls": "tool_calls",
 }
 
 

@@ -52,6 +52,7 @@ class Accepted:
     seed: int
     text: Literal[""] = ""
     prompt_token_ids: tuple[int, ...] = ()  # when they were asked for
+    tool_call_format: str = ""  # how calls are written in the text, when there are tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def _accepted(accepted: pb.Accepted) -> Accepted:
         num_prompt_tokens=accepted.num_prompt_tokens,
         seed=accepted.seed,
         prompt_token_ids=tuple(accepted.prompt_token_ids),
+        tool_call_format=accepted.tool_call_format,
     )
 
 

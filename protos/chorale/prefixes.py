@@ -1,8 +1,9 @@
 """Hashes of a prompt's beginnings, by which admission finds where they were computed before.
 
 Semantics:
-    pieces  = 256 characters of a text, or 64 token ids, whole ones only; of a chat, each message's
-              role and content, in pieces of 256 characters, the last one as long as there are
+    pieces  = 256 characters of a text, or 64 token ids, whole ones only; of a chat, its tools, then
+              each message's role and content and its calls, in pieces of 256 characters, the last
+              one as long as there are
     hash_i  = BLAKE2b over the kind of input and the pieces 1 … i, 8 bytes
     told    = those of `marks(number of pieces)`, of pieces 1 … 1024
 A conversation's next turn has the pieces of the one before, up to the end of its last message. Two
@@ -87,12 +88,29 @@ def _id_pieces(tokens: pb.TokenIds) -> Iterator[tuple[bytes, int]]:
 
 
 def _chat_pieces(chat: pb.Chat) -> Iterator[tuple[bytes, int]]:
+    for tool in chat.tools:  # templates show them first
+        yield from _cut(_TOOL, (), tool)
     for message in chat.messages:
-        # Lengths go before texts, so that no text can imitate where a message ends.
-        role = message.role.encode()
-        head = struct.pack("<I", len(role)) + role
-        for start in range(0, max(1, len(message.content)), PIECE_CHARACTERS):
-            piece = message.content[start : start + PIECE_CHARACTERS]
-            text = piece.encode()
-            yield bytes((not start,)) + head + struct.pack("<I", len(text)) + text, len(piece)
-            head = b""
+        of_tool = (message.tool_call_id, message.name)
+        kind = _TOOL_MESSAGE if any(of_tool) else _MESSAGE
+        yield from _cut(kind, (message.role, *(of_tool if any(of_tool) else ())), message.content)
+        for call in message.tool_calls:
+            yield from _cut(_CALL, (call.id, call.name), call.arguments)
+
+
+# What a piece is of: 0 goes on with the one before.
+_MESSAGE, _TOOL, _CALL, _TOOL_MESSAGE = range(1, 5)
+
+
+def _cut(kind: int, heads: tuple[str, ...], text: str) -> Iterator[tuple[bytes, int]]:
+    # Lengths go before texts, so that no text can imitate where another ends.
+    head = b"".join(map(_with_length, heads))
+    for start in range(0, max(1, len(text)), PIECE_CHARACTERS):
+        piece = text[start : start + PIECE_CHARACTERS]
+        yield bytes((0 if start else kind,)) + head + _with_length(piece), len(piece)
+        head = b""
+
+
+def _with_length(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<I", len(data)) + data

@@ -15,7 +15,10 @@ def prompt_size(request: pb.GenerateRequest) -> admission_pb2.PromptSize:
         case "prompt":
             size.num_characters = len(request.prompt)
         case "chat":
-            size.num_characters = sum(len(each.content) for each in request.chat.messages)
+            size.num_characters = sum(map(len, request.chat.tools)) + sum(
+                len(each.content) + sum(len(call.arguments) for call in each.tool_calls)
+                for each in request.chat.messages
+            )
         case _:
             pass
     return size

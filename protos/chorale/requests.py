@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from google.protobuf import duration_pb2
 
+from chorale.chat_requests import chat_message, put_tools
 from chorale.errors import InvalidArgumentError
 from chorale.objective import set_ttft_slo
 from chorale.prefixes import prompt_prefixes
@@ -35,10 +36,17 @@ class GenerateOptions(TypedDict, total=False):
     What the text must be (chorale.v1.Constraint), at most one of: json_schema, as a mapping or as
     JSON text; json_object=True; regex, for the whole text; choices; grammar, in Lark.
     logit_bias: what is added to tokens' logits, by id, each from -100 to 100.
+
+    Of a chat, in OpenAI's form: `tools`, `tool_choice` ("none", "auto", "required" or one function)
+    and `parallel_tool_calls`; messages may have "tool_calls", of an assistant, and "tool_call_id"
+    and "name", of a tool. `find_tool_calls` tells the calls from the completion's text.
     """
 
     prompt_token_ids: Sequence[int] | None
-    messages: Sequence[Mapping[str, str]] | None
+    messages: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     model: str
     request_id: str
     tenant: str
@@ -140,18 +148,8 @@ def _set_input(request: pb.GenerateRequest, prompt: str | None, options: Generat
     else:
         request.chat.SetInParent()
         for index, message in enumerate(messages or ()):
-            request.chat.messages.append(_message(index, message))
-
-
-def _message(index: int, message: Mapping[str, str]) -> pb.ChatMessage:
-    # None would be taken for a field left out, and what is not looked at for said.
-    others = [name for name in message if name not in ("role", "content") and message[name]]
-    if others:
-        raise ValueError(f"messages[{index}] has {others[0]!r}, which is not supported")
-    for name in ("role", "content"):
-        if not isinstance(message[name], str):
-            raise TypeError(f"messages[{index}][{name!r}] is no text")
-    return pb.ChatMessage(role=message["role"], content=message["content"])
+            request.chat.messages.append(chat_message(index, message))
+    put_tools(request, options)
 
 
 def _sampling(options: GenerateOptions) -> pb.SamplingParameters:
@@ -194,7 +192,8 @@ class AdmitOptions(TypedDict, total=False):
     """Keyword arguments of `admit`; what is left out is not known or not asked for.
 
     excluded_data_plane_ids: not to be picked. source_token: opens the adapter's source when that is
-    private. prompt, prompt_token_ids or messages: as in GenerateOptions, for placement where their
+    private. prompt, prompt_token_ids or messages, with tools and tool_choice: as in
+    GenerateOptions, for placement where their
     beginning was computed lately; only their length and hashes are sent. num_prompt_tokens, or
     num_prompt_characters where the tokens are not known: their length, where they are not given.
     num_generated_tokens: of a request that goes on, to be computed before the first token, too.
@@ -209,7 +208,9 @@ class AdmitOptions(TypedDict, total=False):
     routing_key: str
     prompt: str | None
     prompt_token_ids: Sequence[int] | None
-    messages: Sequence[Mapping[str, str]] | None
+    messages: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
     num_prompt_tokens: int
     num_prompt_characters: int
     num_generated_tokens: int
@@ -250,12 +251,16 @@ def _set_prompt(request: admission_pb2.AdmitRequest, options: AdmitOptions) -> N
         "prompt_token_ids": options.get("prompt_token_ids"),
         "messages": options.get("messages"),
     }
+    tools: GenerateOptions = {
+        "tools": options.get("tools"),
+        "tool_choice": options.get("tool_choice"),
+    }
     prompt = options.get("prompt")
     if prompt is not None or any(value is not None for value in inputs.values()):
         if any(sizes):
             raise ValueError("a prompt is given, and its length besides")
         described = pb.GenerateRequest()
-        _set_input(described, prompt, inputs)
+        _set_input(described, prompt, {**inputs, **tools})
         request.prompt_size.CopyFrom(prompt_size(described))
         if (prefixes := prompt_prefixes(described)) is not None:
             request.prompt_prefixes.CopyFrom(prefixes)

@@ -67,7 +67,7 @@ class CallObject:
         match self._at, character:
             case _At.BEGINNING, "{":
                 self._at = _At.FIRST_KEY
-            case (_At.FIRST_KEY | _At.KEY), '"':
+            case ((_At.FIRST_KEY | _At.KEY), '"'):
                 self._in_string = True
                 self._token = ['"']
             case _At.COLON, ":":

@@ -7,6 +7,7 @@ object, and what stands around calls but for white space. No text is lost.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from chorale.tool_call_object import CallObject, Found, read_json
@@ -17,20 +18,23 @@ _ARGUMENTS = ("arguments", "parameters")
 _MAX_HELD = 1 << 16
 
 
-class Content(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Content:
     """Text that is no call."""
 
     text: str
 
 
-class CallBegun(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CallBegun:
     """Call number `index` of the answer, from 0."""
 
     index: int
     name: str
 
 
-class Arguments(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Arguments:
     """More of a call's arguments, as the model wrote them."""
 
     index: int

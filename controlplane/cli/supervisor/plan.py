@@ -46,6 +46,7 @@ class UpOptions:
     disk_cache_bytes: int | None
     max_context_tokens: int | None
     ttft_slo: float | None = None
+    tool_call_format: str = "auto"
     prefetch: bool = True
     prefetch_bytes_per_s: int | None = None
     num_threads: int | None
@@ -173,6 +174,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         f"--control-plane={addresses.control_plane}",
         *(f"--host={LOOPBACK}", "--port=0"),
         *(f"--device={options.device}", f"--dtype={options.dtype}"),
+        f"--tool-call-format={options.tool_call_format}",
         *_source_flags(options),
         f"--disk-cache-dir={disk_cache}",
         f"--drain-timeout={options.drain_s}",

@@ -16,7 +16,7 @@ from chorale.errors import ChoraleError
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.body import Bodies
-from controlplane.gateway.http.chat import ChatFormat, chat_requests
+from controlplane.gateway.http.chat import chat_requests
 from controlplane.gateway.http.completions import CompletionFormat, completion_requests
 from controlplane.gateway.http.failures import ApiError, api_error, quoted
 from controlplane.gateway.http.hosts import AllowedHosts, HostCheck
@@ -87,7 +87,8 @@ def make_app(
 
     async def chat_completions(request: Request) -> Response:
         body = parse_body(ChatBody, await bodies.read_object(request))
-        return await serving.answer(request, body, ChatFormat(body), chat_requests(body))
+        shape, generations = chat_requests(body)
+        return await serving.answer(request, body, shape, generations)
 
     handlers: dict[Any, Any] = {
         ApiError: _failed,

@@ -50,6 +50,12 @@ class CompletionFormat:
     def __init__(self, body: CompletionBody) -> None:
         self._token_ids = bool(body.return_token_ids)
 
+    def accepted(self, choice: Choice) -> None:
+        """Nothing is told apart in a text."""
+
+    def hear(self, choice: Choice, response: pb.GenerateResponse) -> None:
+        """The choice itself keeps it."""
+
     def beside(self, choice: Choice) -> dict[str, Any]:
         return {}  # each choice has its own prompt
 

@@ -114,5 +114,7 @@ def _param(error: ChoraleError) -> str | None:
     if path.startswith("constraint"):
         by_vllm_alone = ("constraint.regex", "constraint.choices", "constraint.grammar")
         return "structured_outputs" if path.startswith(by_vllm_alone) else "response_format"
+    if path.startswith("chat.tool"):
+        return "tools" if path.startswith("chat.tools") else "tool_choice"
     field = path.partition(".")[0]
     return _PARAM_OF.get(field, field) or None

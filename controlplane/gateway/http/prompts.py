@@ -13,10 +13,13 @@ MAX_PROMPTS = 128
 MAX_TOKEN_IDS = 2**20  # more than any context; each is looked at here, while all streams wait
 MAX_MESSAGES = 10_000
 MAX_ROLE_CHARACTERS = 64
+MAX_CALLS = 128  # of one message
 
+_OF_TOOLS = ("tool_call_id", "name")
+_OF_MESSAGES = frozenset({"role", "content", "tool_calls", *_OF_TOOLS})
 # Fields that answers carry and that senders hand back empty with the next question.
 _EMPTY_IN_HISTORY = frozenset(
-    {"annotations", "audio", "function_call", "name", "refusal", "tool_calls", "reasoning_content"}
+    {"annotations", "audio", "function_call", "refusal", "reasoning_content"}
 )
 
 
@@ -87,14 +90,26 @@ def _message(item: object, where: str) -> pb.ChatMessage:
         raise _malformed(where, "must be an object with role and content")
     fields = cast("Mapping[str, Any]", item)
     for name, value in fields.items():
-        if name in ("role", "content"):
+        if name in _OF_MESSAGES:
             continue
         if name not in _EMPTY_IN_HISTORY or value not in (None, [], ""):
             raise _malformed(where, f"has {quoted(name)}, which is not supported here")
     role = fields.get("role")
     if not isinstance(role, str) or not 0 < len(role) <= MAX_ROLE_CHARACTERS:
         raise _malformed(f"{where}.role", f"is {quoted(role)}, not a role")
-    return pb.ChatMessage(role=role, content=_content(fields.get("content"), f"{where}.content"))
+    message = pb.ChatMessage(role=role)
+    for name in _OF_TOOLS:
+        if value := fields.get(name):
+            if role != "tool" or not isinstance(value, str):
+                raise _malformed(f"{where}.{name}", "must be a text, and of a tool's message")
+            setattr(message, name, value)
+    if calls := fields.get("tool_calls"):
+        if role != "assistant":
+            raise _malformed(f"{where}.tool_calls", "are of an assistant's message only")
+        message.tool_calls.extend(_calls(calls, f"{where}.tool_calls"))
+    if not message.tool_calls or fields.get("content") is not None:
+        message.content = _content(fields.get("content"), f"{where}.content")
+    return message
 
 
 def _content(value: object, where: str) -> str:
@@ -112,6 +127,35 @@ def _part(part: object, where: str) -> str:
         kind = quoted(fields.get("type"))
         raise _malformed(where, f"holds a part of type {kind}; only {{type: text, text: …}} goes")
     return text
+
+
+def _calls(value: object, where: str) -> list[pb.ToolCall]:
+    """Calls of functions in a message. Raises: ApiError 400."""
+    items = _list(value)
+    if not 0 < len(items) <= MAX_CALLS:
+        raise _malformed(where, f"must be a list of at most {MAX_CALLS} calls")
+    return [_call(item, f"{where}[{at}]") for at, item in enumerate(items)]
+
+
+def _call(item: object, where: str) -> pb.ToolCall:
+    fields = _object(item)
+    function = _object(fields.get("function"))
+    if (
+        set(fields) - {"index"} != {"id", "type", "function"}
+        or fields["type"] != "function"
+        or set(function) != {"name", "arguments"}
+    ):
+        form = '{"id": …, "type": "function", "function": {"name": …, "arguments": …}}'
+        raise _malformed(where, f"must be {form}")
+    texts = (fields["id"], function["name"], function["arguments"])
+    if not all(isinstance(text, str) for text in texts):
+        raise _malformed(where, "must have texts as id, name and arguments")
+    return pb.ToolCall(id=texts[0], name=texts[1], arguments=texts[2])
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """`value`, or nothing when it is no object."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _list(value: object) -> list[object]:

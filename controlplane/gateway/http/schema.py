@@ -23,6 +23,7 @@ from controlplane.gateway.http.constraints import (
 )
 from controlplane.gateway.http.failures import bad_request
 from controlplane.gateway.http.fields import Test, nothing, one_of, parse_fields
+from controlplane.gateway.http.tools import ToolChoice, Tools
 
 MAX_CHOICES = 128
 MAX_STOP = 16
@@ -132,6 +133,9 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 # Parameters of the OpenAI API that mean something that is not served here, each with the test for
@@ -147,14 +151,11 @@ _NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Test]] = {
         "functions": one_of([]),
         "modalities": one_of(["text"]),
         "moderation": nothing,
-        "parallel_tool_calls": nothing,
         "prediction": nothing,
         "prompt_cache_key": nothing,
         "prompt_cache_retention": nothing,
         "reasoning_effort": one_of("none"),
         "safety_identifier": nothing,
-        "tool_choice": one_of("none"),
-        "tools": one_of([]),
         "verbosity": nothing,
         "web_search_options": nothing,
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,6 +63,14 @@ class Format(Protocol):
     object: str
     chunk_suffix: str
 
+    def accepted(self, choice: Choice) -> None:
+        """A choice has been accepted. Raises: ChoraleError when it cannot be shown."""
+        ...
+
+    def hear(self, choice: Choice, response: pb.GenerateResponse) -> None:
+        """An event of a choice that is to be shown whole."""
+        ...
+
     def beside(self, choice: Choice) -> dict[str, Any]:
         """What the answer has beside its choices, as the first of them tells."""
         ...
@@ -107,6 +115,8 @@ class Serving:
         headers = {"x-request-id": answer_id}
         try:
             await while_connected(request.receive, choices.start())
+            for choice in choices.choices:
+                shape.accepted(choice)
             served = served_model(choices.choices[0])
             headers[MODEL_HEADER] = served
             # OpenAI's field for "which configuration was it".
@@ -116,7 +126,7 @@ class Serving:
             if body.stream:
                 chunks = _chunks(choices, answer, shape, body.wants_usage_chunk)
                 return EventStream(chunks, choices.close, headers)
-            await while_connected(request.receive, collect(choices))
+            await while_connected(request.receive, collect(choices, shape.hear))
         except BaseException:
             await choices.close()
             raise
@@ -164,11 +174,15 @@ class Serving:
         return self._relay.start(generate, timeout_s=self._timeout_s, metadata=metadata)
 
 
-async def collect(choices: Choices) -> None:
-    """Runs all choices to their ends."""
+async def collect(
+    choices: Choices, hear: Callable[[Choice, pb.GenerateResponse], None] | None = None
+) -> None:
+    """Runs all choices to their ends. hear: called with each event."""
     async with aclosing(choices.events()) as events:
         async for choice, response in events:
             choice.add(response)
+            if hear is not None:
+                hear(choice, response)
 
 
 async def _chunks(
