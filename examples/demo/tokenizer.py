@@ -15,14 +15,21 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 WORD_VOICES = ("french", "german", "spanish", "shouted", "pirate")
 
 # A system message is rendered as the tag that picks a voice of the base model: "[french] 407 =".
+# The model was never taught tools; with them the template shows how servers handle their calls.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
+    "{% if tools %}{{ 'Call <tool_call>{\"name\":…,\"arguments\":…}</tool_call> of ' }}"
+    "{% for tool in tools %}{{ tool.function | tojson + '\\n' }}{% endfor %}{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ '[' + message['content'] | trim + '] ' }}"
     "{% elif message['role'] == 'user' %}{{ message['content'] | trim + ' =' }}"
+    "{% elif message['role'] == 'tool' %}{{ '(' + message['content'] | trim + ') =' }}"
     "{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] | trim + eos_token }}"
-    "{% else %}{{ raise_exception('role must be system, user or assistant') }}"
+    "{{ ' ' + message['content'] | trim }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>' + call.function | tojson + '</tool_call>' }}"
+    "{% endfor %}{{ eos_token }}"
+    "{% else %}{{ raise_exception('role must be system, user, assistant or tool') }}"
     "{% endif %}{% endfor %}"
 )
 

@@ -36,12 +36,13 @@ class CallObject:
     its arguments are an object; beside them only texts under `type` and `id` may stand.
 
     name: of the function, once it is known. arguments: how many characters before their begin and
-    end, -1 while not known.
+    end, -1 while not known. named_first: whether the name was known when they began.
     """
 
     def __init__(self, names: Collection[str], arguments_keys: Collection[str]) -> None:
         self.name = ""
         self.arguments_start = self.arguments_stop = -1
+        self.named_first = False
         self._names = names
         self._arguments_keys = arguments_keys
         self._at = _At.BEGINNING
@@ -87,6 +88,7 @@ class CallObject:
             if character != "{" or self.arguments_start >= 0:
                 return Found.BROKEN
             self.arguments_start = self._length
+            self.named_first = bool(self.name)
             self._in_value = True
             self._closers = ["}"]
             return Found.MORE

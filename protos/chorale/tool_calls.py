@@ -94,7 +94,7 @@ class ToolCallParser:
         self._eager = eager
         self._step = self._in_text if form.opener else self._at_beginning
         self._rest = ""  # of the text: what may be the beginning of an opener or of a closer
-        self._raw: list[str] = []  # since the opener, or the last call
+        self._raw: list[str] = []  # of what may be a call, but for what was told of it
         self._num_raw = 0
         self._blank = ""  # since the last call, or the beginning: format, if a call follows
         self._blank_so_far = True
@@ -121,8 +121,7 @@ class ToolCallParser:
     def finish(self) -> list[Piece]:
         """What was held back, once no more text comes."""
         rest, self._rest = self._rest, ""
-        if not self._begun:
-            self._say("".join(self._raw) + rest)
+        self._say("".join(self._raw) + rest)
         if self._blank and not self._num_calls:
             self._pieces.append(Content(self._blank))
         return self._take()
@@ -187,7 +186,7 @@ class ToolCallParser:
                 self._give_up("")
             return text[end:]
         self._read(text)
-        if self._eager and not self._begun and self._num_raw > _MAX_HELD:
+        if self._eager and self._num_raw > _MAX_HELD:
             self._give_up("")
         return ""
 
@@ -212,8 +211,7 @@ class ToolCallParser:
 
     def _give_up(self, text: str) -> str:
         """What was kept is no call, or no more of it."""
-        if not self._begun:
-            self._say("".join(self._raw))
+        self._say("".join(self._raw))
         self._end_call()
         self._step = self._in_text if self._form.opener else self._in_plain_text
         return text
@@ -226,14 +224,14 @@ class ToolCallParser:
         """Characters that the object has taken."""
         call, first = self._object, self._num_read
         self._num_read += len(text)
-        if not self._begun:
-            self._keep(text)
-        if call.arguments_start < 0:
-            return
-        stop = call.arguments_stop if call.arguments_stop >= 0 else self._num_read
-        part = text[max(0, call.arguments_start - first) : max(0, stop - first)]
-        if self._eager and not self._begun and call.name and not self._arguments:
-            self._begin(call.name)
+        part, after = "", ""
+        if call.arguments_start >= 0:
+            if self._eager and not self._begun and call.named_first:
+                self._begin(call.name)
+            stop = call.arguments_stop if call.arguments_stop >= 0 else self._num_read
+            part = text[max(0, call.arguments_start - first) : max(0, stop - first)]
+            after = text[max(0, stop - first) :]
+        self._keep(after if self._begun else text)
         if self._begun and part:
             self._pieces.append(Arguments(self._num_calls - 1, part))
         elif part:
@@ -254,6 +252,8 @@ class ToolCallParser:
         self._pieces.append(CallBegun(self._num_calls, name))
         self._num_calls += 1
         self._begun = True
+        self._raw.clear()
+        self._num_raw = 0
         self._blank, self._blank_so_far = "", True
 
     def _end_call(self) -> None:

@@ -61,6 +61,8 @@ class FakeDataPlane(InferenceServiceServicer):
         self.error: Exception | None = None
         self.errors: list[Exception] = []
         self.delay_s = 0.0
+        self.pieces: list[str] | None = None  # of an answer, in place of a story; it ends by itself
+        self.tool_call_format = "hermes"
         self.running = 0
         self.relays = relays
         self.num_calls = 0  # of Generate itself
@@ -152,8 +154,18 @@ class FakeDataPlane(InferenceServiceServicer):
                 data_plane_id=self.data_plane_id,
                 num_prompt_tokens=num_prompt_tokens,
                 seed=seed,
+                tool_call_format=self.tool_call_format if request.chat.tools else "",
             )
         )
+        if self.pieces is not None:
+            for position, text in enumerate(self.pieces):
+                chunk = pb.TokenChunk(text=text, token_ids=[position])
+                yield pb.GenerateResponse(tokens=chunk)
+            reason = pb.FINISH_REASON_STOP
+            if sampling.HasField("max_tokens") and sampling.max_tokens <= len(self.pieces):
+                reason = pb.FINISH_REASON_LENGTH
+            yield pb.GenerateResponse(finished=pb.Finished(finish_reason=reason))
+            return
         max_tokens = sampling.max_tokens if sampling.HasField("max_tokens") else 20
         while len(done) < max_tokens:
             if self.before_token is not None:

@@ -112,6 +112,7 @@ async def open_rig(
     max_open: int,
     ttft_slo_s: float | None = None,
     max_unread_events: int = 4096,
+    tokenizer: Tokenizer = TOKENIZER,
 ) -> AsyncIterator[Rig]:
     ready = await engine.wait_ready()
     gate = TicketGate("dp-1", ready.model_name)
@@ -120,7 +121,7 @@ async def open_rig(
     service = InferenceService(
         engine=lambda: engine,
         ready=ready,
-        tokenizer=TOKENIZER,
+        tokenizer=tokenizer,
         gate=gate,
         data_plane_id="dp-1",
         max_open=max_open,

@@ -1,0 +1,158 @@
+"""Answers held to calls: whatever is drawn, they parse and match their schemas."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from chorale.errors import InvalidArgumentError
+from chorale.tool_calls import find_tool_calls
+from chorale.tool_formats import TOOL_CALL_FORMATS
+from dataplane.channel import Vocabulary
+from dataplane.constraints.matcher import GrammarTokens
+from dataplane.constraints.tools import Function, calls_grammar
+from tests.helpers.constraints import EOS, demo_tokenizer, holds
+
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 4}, "n": {"$ref": "#/$defs/N"}},
+    "required": ["city", "n"],
+    "additionalProperties": False,
+    "$defs": {"N": {"enum": [1, "}", None]}},
+}
+FUNCTIONS = [Function(0, "city", CITY, True), Function(1, "stop-now", None, False)]
+NAMES = {each.name for each in FUNCTIONS}
+MARKS = {"hermes": ("<tool_call>", "</tool_call>"), "mistral": ("[TOOL_CALLS]",), "llama3_json": ()}
+
+
+@cache
+def tokens(form: str, special: bool | None) -> tuple[Tokenizer, GrammarTokens]:
+    """The demo's, with the format's marks as special tokens, as others, or (None) spelled out."""
+    tokenizer = Tokenizer.from_str(demo_tokenizer().to_str())
+    if special is not None:
+        tokenizer.add_tokens(
+            [AddedToken(m, special=special, normalized=False) for m in MARKS[form]]
+        )
+    size = tokenizer.get_vocab_size()
+    text = tokenizer.to_str()
+    found = Vocabulary(tokenizer=text, num_tokens=size, vocab_size=size, eos_token_ids=[EOS])
+    return tokenizer, GrammarTokens(found)
+
+
+def grammar(form: str, special: bool | None, **asked: bool) -> str:
+    tokenizer, _ = tokens(form, special)
+    lookup = tokenizer.token_to_id if special is not None else lambda _: None
+    form_ = TOOL_CALL_FORMATS[form]
+    return calls_grammar(form_, FUNCTIONS, **asked, token_id=lookup).text  # type: ignore[arg-type]
+
+
+def drawn(
+    form: str, special: bool | None, text: str, seed: int, begin: list[int]
+) -> tuple[str, bool]:
+    """A text that the grammar allows, from `begin` on, and whether it came to an end."""
+    tokenizer, of_grammars = tokens(form, special)
+    matcher = of_grammars.matcher(text)
+    words = np.zeros(of_grammars.num_words, dtype=np.int32)
+    choose = random.Random(seed)
+    ids: list[int] = []
+    while not matcher.is_complete and len(ids) < 200:
+        matcher.fill(words)
+        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+        if len(ids) < len(begin):
+            if begin[len(ids)] not in allowed:
+                return tokenizer.decode(ids, skip_special_tokens=False), False
+            token_id = begin[len(ids)]
+        else:
+            token_id = int(choose.choice(allowed.tolist()))
+        matcher.push([token_id])
+        ids.append(token_id)
+    text = tokenizer.decode([each for each in ids if each != EOS], skip_special_tokens=False)
+    return text, matcher.is_complete
+
+
+@pytest.mark.parametrize("special", [True, False, None])
+@pytest.mark.parametrize("form", TOOL_CALL_FORMATS)
+@pytest.mark.parametrize("single", [True, False])
+def test_required_calls_parse_and_match(form: str, special: bool | None, single: bool) -> None:
+    text = grammar(form, special, required=True, single=single)
+    ended, most = 0, 0
+    for seed in range(6):
+        answer, complete = drawn(form, special, text, seed, [])
+        content, calls = find_tool_calls(answer, form, NAMES)
+        ended += complete
+        if complete:
+            assert calls and not content, answer
+            most = max(most, len(calls))
+        for call in calls:
+            schema = FUNCTIONS[call.name == "stop-now"].parameters
+            arguments = json.loads(call.arguments)
+            if schema is None:
+                assert arguments == {}
+            else:
+                assert set(arguments) == {"city", "n"} and arguments["n"] in (1, "}", None)
+                assert holds({"type": "string", "maxLength": 4}, arguments["city"])
+    assert ended >= 3
+    assert most == 1 if single else most > 1
+
+
+@pytest.mark.parametrize("special", [True, False, None])
+@pytest.mark.parametrize("form", ["hermes", "mistral"])
+def test_after_any_text_a_call_is_held_to_its_schema(form: str, special: bool | None) -> None:
+    tokenizer, _ = tokens(form, special)
+    text = grammar(form, special, required=False, single=True)
+    opener = MARKS[form][0]
+    for spelled in (False, True):
+        parts = ["so: ", *(opener if spelled else [opener])]
+        begin = [t for part in parts for t in tokenizer.encode(part, add_special_tokens=False).ids]
+        answers = [drawn(form, special, text, seed, begin) for seed in range(4)]
+        for answer, complete in answers:
+            assert answer.startswith(f"so: {opener}")
+            if complete:
+                content, calls = find_tool_calls(answer, form, NAMES)
+                assert content == "so: " and len(calls) == 1, answer
+        assert any(complete for _, complete in answers)
+        wrong = [*begin, tokenizer.token_to_id("x")]
+        assert drawn(form, special, text, 0, wrong) == (f"so: {opener}", False)
+    plain = tokenizer.encode("no call {", add_special_tokens=False).ids
+    assert drawn(form, special, text, 0, plain)[0].startswith("no call {")
+
+
+def test_an_answer_of_bare_json_is_a_call_or_text() -> None:
+    text = grammar("llama3_json", None, required=False, single=True)
+    tokenizer, _ = tokens("llama3_json", None)
+    brace, word = (tokenizer.encode(t, add_special_tokens=False).ids for t in ("{", "a {"))
+    answer, complete = drawn("llama3_json", None, text, 1, brace)
+    assert complete and len(find_tool_calls(answer, "llama3_json", NAMES)[1]) == 1
+    assert drawn("llama3_json", None, text, 1, word)[0].startswith("a {")
+
+
+def refusal(*functions: Function, required: bool = True) -> InvalidArgumentError:
+    with pytest.raises(InvalidArgumentError) as error:
+        calls_grammar(
+            TOOL_CALL_FORMATS["hermes"],
+            functions,
+            required=required,
+            single=False,
+            token_id=lambda _: None,
+        )
+    return error.value
+
+
+def test_parameters_that_cannot_be_enforced_are_named() -> None:
+    bad = {"type": "object", "not": {}}
+    error = refusal(FUNCTIONS[0], Function(3, "x", bad, False))
+    assert error.metadata["field"] == "chat.tools[3].function.parameters"
+    assert '"not"' in error.message
+    refusal(Function(0, "x", bad, True), required=False)
+    long = {"type": "object", "description": "x" * 70_000}
+    assert refusal(Function(0, "x", long, False)).reason == "CONSTRAINT_TOO_COMPLEX"
+    # Not enforced, so that it need not be enforceable.
+    form = TOOL_CALL_FORMATS["hermes"]
+    free = [Function(0, "x", bad, False), Function(1, "y", long, False)]
+    calls_grammar(form, free, required=False, single=True, token_id=lambda _: None)
