@@ -16,6 +16,7 @@ from chorale.prefixes import (
     marks,
     prompt_prefixes,
 )
+from chorale.prompt_size import prompt_size
 from chorale.requests import generate_request
 from chorale.v1 import inference_pb2 as pb
 
@@ -89,6 +90,42 @@ def test_where_a_message_ends_is_part_of_it() -> None:
         in_common(told(messages=turns(forged)), told(messages=turns("a" * 200, "more", "b" * 60)))
         == 0
     )
+
+
+def test_tools_and_calls_are_part_of_a_chat() -> None:
+    def chat(*tools: str, **turn: object) -> dict[int, int]:
+        end = pb.ChatMessage(role="user", content=text(300, 1))
+        first = pb.ChatMessage(**{"role": "tool", "content": text(300), **turn})  # type: ignore[arg-type]
+        found = prompt_prefixes(
+            pb.GenerateRequest(chat=pb.Chat(messages=[first, end], tools=tools))
+        )
+        assert found is not None
+        return dict(zip(found.hashes, found.lengths, strict=True))
+
+    call = pb.ToolCall(id="1", name="f", arguments="{}")
+    bare = chat()
+    assert bare == told(
+        messages=[{"role": "tool", "content": text(300)}, {"role": "user", "content": text(300, 1)}]
+    )
+    changed = [
+        chat("{}"),
+        chat(tool_call_id="1"),
+        chat(name="1"),
+        chat(tool_calls=[call]),
+        chat(tool_calls=[pb.ToolCall(id="1", name="g", arguments="{}")]),
+        chat(tool_calls=[pb.ToolCall(id="1", name="f", arguments="[]")]),
+        chat(tool_calls=[call, call]),
+        chat(role="{}"),
+    ]
+    ends = [max(each, key=lambda hashed: each[hashed]) for each in (bare, *changed)]
+    assert len(set(ends)) == len(ends)
+    # The same tools before another chat: their part is the same.
+    tools = text(600)
+    assert in_common(chat(tools), chat(tools, content="x" * 300)) == 600
+    request = pb.GenerateRequest(
+        chat=pb.Chat(tools=["12"], messages=[pb.ChatMessage(content="345", tool_calls=[call])])
+    )
+    assert prompt_size(request).num_characters == 7
 
 
 def test_what_goes_on_is_no_new_message() -> None:

@@ -79,6 +79,7 @@ def test_predictions_are_those_that_were_asked_for() -> None:
     ("changed", "flag"),
     [
         ({"ttft_slo": 0.75}, "--ttft-slo=0.75"),
+        ({"tool_call_format": "mistral"}, "--tool-call-format=mistral"),
         ({"ttft_slo": 0.0}, "--ttft-slo=0.0"),
         ({"pool_bytes": 5}, "--pool-bytes=5"),
         ({"num_threads": 3}, "--num-threads=3"),

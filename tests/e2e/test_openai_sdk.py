@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 import pydantic
@@ -55,6 +56,48 @@ def test_complete_chat_and_stream(sdk: openai.OpenAI, name: str) -> None:
         sdk.completions.create(model=name, prompt="42 =", temperature=0, max_tokens=80, stream=True)
     )
     assert "".join(c.choices[0].text for c in pieces if c.choices).strip() == answer
+
+
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Bonn"]}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "city", "parameters": CITY, "strict": True}},
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+def test_tools(sdk: openai.OpenAI) -> None:
+    """The demo model was never taught any, so that it calls what it is held to."""
+    messages: Any = [{"role": "user", "content": "42"}]
+    asked: dict[str, Any] = {"messages": messages, "tools": TOOLS, "temperature": 0}
+    named = {"type": "function", "function": {"name": "city"}}
+    for model, choice in ((BASE, "required"), (NAMES[0], named), (BASE, named)):
+        asked.update(model=model, tool_choice=choice, parallel_tool_calls=False)
+        whole = sdk.chat.completions.create(**asked).choices[0]
+        (call,) = whole.message.tool_calls
+        assert whole.finish_reason == "tool_calls" and whole.message.content is None
+        arguments = json.loads(call.function.arguments)
+        if call.function.name == "city":
+            assert arguments["city"] in ("Rome", "Bonn") and arguments["days"] in (1, 2)
+        else:
+            assert choice == "required" and arguments == {}
+        parts = [
+            part
+            for chunk in sdk.chat.completions.create(**asked, stream=True)
+            for part in chunk.choices[0].delta.tool_calls or []
+        ]
+        assert parts[0].id and parts[0].function.name == call.function.name
+        streamed = "".join(part.function.arguments for part in parts)
+        assert streamed == call.function.arguments
+    turn = {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}
+    answered = {"role": "tool", "tool_call_id": call.id, "content": "it rained"}
+    asked.update(messages=[*messages, turn, answered], tool_choice="auto", max_tokens=8)
+    last = sdk.chat.completions.create(**asked)
+    assert last.usage and last.usage.prompt_tokens > 100
 
 
 class Count(pydantic.BaseModel):
