@@ -48,7 +48,7 @@ def put_tools(request: pb.GenerateRequest, options: Mapping[str, Any]) -> None:
     if choice == "none":
         return
     chat = request.chat
-    chat.tools.extend(json.dumps(tool) for tool in tools)
+    chat.tools.extend(json.dumps(tool, ensure_ascii=False) for tool in tools)
     chat.single_tool_call = given.get("parallel_tool_calls") is False
     if isinstance(choice, Mapping):
         chat.tool_name = choice["function"]["name"]

@@ -256,7 +256,8 @@ def _set_prompt(request: admission_pb2.AdmitRequest, options: AdmitOptions) -> N
         "tool_choice": options.get("tool_choice"),
     }
     prompt = options.get("prompt")
-    if prompt is not None or any(value is not None for value in inputs.values()):
+    given = (prompt, *inputs.values(), *tools.values())
+    if any(value is not None for value in given):
         if any(sizes):
             raise ValueError("a prompt is given, and its length besides")
         described = pb.GenerateRequest()

@@ -90,6 +90,12 @@ def test_inputs() -> None:
         (None, {"messages": [{"role": "user", "content": None}]}),
         (None, {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}),
         (None, {"messages": "hi"}),
+        ("x", {"tools": [{}]}),
+        (None, {"messages": [{"role": "user", "content": "x"}], "tool_choice": "auto"}),
+        (None, {"messages": [{"role": "user", "content": "x"}], "parallel_tool_calls": False}),
+        (None, {"messages": [{"role": "user", "content": "x"}], "tools": [{}], "tool_choice": "a"}),
+        (None, {"messages": [{"role": "assistant", "content": 3}]}),
+        (None, {"messages": [{"role": "tool", "content": "x", "tool_call_id": 3}]}),
         ("x", {"max_tokens": -1}),
         ("x", {"seed": 2**64}),
         ("x", {"temperature": "hot"}),
@@ -137,6 +143,8 @@ def test_a_place_is_asked_for_with_what_is_known() -> None:
     assert admit_request("m", characters, tenant="").prompt_size.num_characters == 9
     with pytest.raises(InvalidArgumentError):
         admit_request("m", {"num_prompt_tokens": -1}, tenant="")
+    with pytest.raises(InvalidArgumentError, match="exactly one"):
+        admit_request("m", {"tools": [{}]}, tenant="")
     with pytest.raises(TypeError, match="logprobs"):
         admit_request("m", {"logprobs": 1}, tenant="")  # type: ignore[typeddict-unknown-key]
 

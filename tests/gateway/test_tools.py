@@ -22,7 +22,11 @@ USER: Any = {"role": "user", "content": "hello you"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "default": None}}}
 WEATHER: Any = {
     "type": "function",
-    "function": {"name": "weather", "description": "Tells it", "parameters": PARAMETERS},
+    "function": {
+        "name": "weather",
+        "description": "été, 夏",
+        "parameters": PARAMETERS,
+    },
 }
 NOW: Any = {"type": "function", "function": {"name": "now"}}
 TOOLS = [WEATHER, NOW]
@@ -62,6 +66,7 @@ async def test_calls_of_a_whole_answer_and_their_way_back(
         ids |= {first.id, second.id}
     assert len(ids) == 4 and all(id_.startswith("call_") for id_ in ids)
     sent = plane.requests[-1].chat
+    assert "été, 夏" in sent.tools[0]
     assert [json.loads(tool) for tool in sent.tools] == TOOLS
     assert not (sent.tool_call_required or sent.tool_name or sent.single_tool_call)
 
@@ -138,6 +143,15 @@ async def test_what_is_cut_off_is_no_whole_call(sdk: openai.AsyncOpenAI, fleet: 
     )
     assert answer.choices[0].finish_reason == "length"
     assert answer.choices[0].message.content == ANSWER[:60]
+    reasons: list[str | None] = []
+    arguments = ""
+    async for chunk in await sdk.chat.completions.create(
+        model="base", messages=[USER], tools=TOOLS, max_tokens=1, stream=True
+    ):
+        reasons.append(chunk.choices[0].finish_reason)
+        for call in chunk.choices[0].delta.tool_calls or []:
+            arguments += (call.function and call.function.arguments) or ""
+    assert arguments and '{"city": "Rome"}'.startswith(arguments) and reasons[-1] == "length"
     plane.pieces = ['<tool_call>{"name": "other", "arguments": {}}</tool_call>']
     answer = await sdk.chat.completions.create(model="base", messages=[USER], tools=TOOLS)
     assert answer.choices[0].finish_reason == "stop"
@@ -189,6 +203,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "assistant", "content": None}]}, "messages"),
     ({"messages": [{"role": "user", "content": "x", "tool_call_id": "x"}]}, "messages"),
     ({"messages": [{"role": "tool", "content": "x", "tool_call_id": 3}]}, "messages"),
+    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": 0}]}, "messages"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": {}}]}, "messages"),
     (
         {
             "messages": [

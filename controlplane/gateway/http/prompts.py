@@ -99,11 +99,11 @@ def _message(item: object, where: str) -> pb.ChatMessage:
         raise _malformed(f"{where}.role", f"is {quoted(role)}, not a role")
     message = pb.ChatMessage(role=role)
     for name in _OF_TOOLS:
-        if value := fields.get(name):
+        if (value := fields.get(name)) not in (None, ""):
             if role != "tool" or not isinstance(value, str):
                 raise _malformed(f"{where}.{name}", "must be a text, and of a tool's message")
             setattr(message, name, value)
-    if calls := fields.get("tool_calls"):
+    if (calls := fields.get("tool_calls")) not in (None, [], ""):
         if role != "assistant":
             raise _malformed(f"{where}.tool_calls", "are of an assistant's message only")
         message.tool_calls.extend(_calls(calls, f"{where}.tool_calls"))

@@ -81,8 +81,9 @@ def put_tools(
             raise bad_request("tools", f"tools[{at}] is a second function {quoted(name)}")
     if choice == "none":
         return frozenset()
-    chat.tools.extend(json.dumps(tool.model_dump(exclude_none=True)) for tool in tools)
-    size = sum(map(len, chat.tools))
+    shown = (tool.model_dump(exclude_none=True) for tool in tools)
+    chat.tools.extend(json.dumps(tool, ensure_ascii=False) for tool in shown)
+    size = sum(len(text.encode()) for text in chat.tools)
     if size > MAX_TOOLS_BYTES:
         raise bad_request("tools", f"tools have {size} bytes; at most {MAX_TOOLS_BYTES} go")
     if isinstance(choice, NamedTool):

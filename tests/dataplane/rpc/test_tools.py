@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as BackendTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from chorale.errors import ChoraleError, FailedPreconditionError, InvalidArgumentError
@@ -20,6 +21,7 @@ from tests.helpers.engine import Rig
 from tests.helpers.fake_engine import FakeScript
 from tests.helpers.models import make_model, save_model
 from tests.helpers.rig import BACKEND, TOKENIZER, EngineLog, ids_of
+from tests.helpers.rig import text_of as rig_text
 from tests.helpers.tokenizers import CHAT_TEMPLATE
 
 CITY = {
@@ -70,6 +72,24 @@ async def test_the_format_is_told_and_the_engine_held_to_it(
         grammars = [each["sampling"]["grammar"] for each in await engine_log.wait_for("Submit", 3)]
         assert [bool(each) for each in grammars] == [False, True, False]
         assert "tool_0" in grammars[1]
+
+
+async def test_special_marks_are_text_where_there_are_tools(start_rig: StartRig) -> None:
+    backend = BackendTokenizer.from_str(BACKEND.to_str())
+    backend.add_special_tokens(["[TOOL_CALLS]"])
+    mark = backend.token_to_id("[TOOL_CALLS]")
+    tokenizer = Tokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE), "mistral"
+    )
+    ready = {"max_context_tokens": 400, "vocab_size": mark + 1}
+    script = FakeScript(tokens=[mark, *ids_of("hey")], ready=ready)
+    async with start_rig(script, tokenizer=tokenizer) as rig:
+        asked = request(tool())
+        assert rig_text(await rig.generate(chat=asked.chat)).startswith("[TOOL_CALLS]hey")
+        # As the one that goes on elsewhere has it.
+        rest = await rig.generate(chat=asked.chat, generated_token_ids=[mark])
+        assert rig_text(rest).startswith("hey")
+        assert rig_text(await rig.generate(chat=request().chat)).startswith("hey")
 
 
 @pytest.mark.parametrize(
