@@ -85,8 +85,7 @@ def _calls(form: ToolCallFormat, single: bool, token_id: Callable[[str], int | N
         more = "" if single else f'(", " tool){{0,{_MAX_MORE_CALLS}}}'
         return [f"first: {opener} rest", f'rest: " "? "[" tool {more} "]"']
     if not form.opener:
-        more = "" if single else f'("; " tool){{0,{_MAX_MORE_CALLS}}}'
-        return [f"first: tool {more}"]
+        return ["first: tool"]  # such models' chat templates take no more calls back
     more = "" if single else f'("\\n" {opener} body){{0,{_MAX_MORE_CALLS}}}'
     return [f"first: {opener} rest", f"rest: body {more}", f'body: "\\n" tool "\\n" {closer}']
 

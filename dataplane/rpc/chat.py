@@ -72,7 +72,15 @@ def messages_of(chat: pb.Chat) -> list[dict[str, Any]]:
     if num_characters > MAX_ARGUMENTS_CHARACTERS:
         what = f"have arguments of {num_characters} characters in their calls"
         raise _refused("messages", f"{what}; at most {MAX_ARGUMENTS_CHARACTERS} go")
-    return [_message(message, f"messages[{at}]") for at, message in enumerate(chat.messages)]
+    shown: list[dict[str, Any]] = []
+    called: dict[str, str] = {}  # function by call
+    for at, message in enumerate(chat.messages):
+        shown.append(_message(message, f"messages[{at}]"))
+        called.update((call.id, call.name) for call in message.tool_calls)
+        name = called.get(message.tool_call_id)
+        if message.role == "tool" and name:
+            shown[-1].setdefault("name", name)  # some templates want it; OpenAI's clients tell none
+    return shown
 
 
 def _message(message: pb.ChatMessage, where: str) -> dict[str, Any]:
@@ -152,8 +160,9 @@ def _function(text: str, where: str) -> dict[str, Any]:
 
 
 def _shown(function: Mapping[str, Any]) -> dict[str, Any]:
-    """`strict` is no matter of the model's."""
+    """`strict` is no matter of the model's; parameters are looked for by some templates."""
     fields = {name: value for name, value in function.items() if name != "strict"}
+    fields.setdefault("parameters", {"type": "object", "properties": {}})
     return {"type": "function", "function": fields}
 
 

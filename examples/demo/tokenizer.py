@@ -18,7 +18,7 @@ WORD_VOICES = ("french", "german", "spanish", "shouted", "pirate")
 # The model was never taught tools; with them the template shows how servers handle their calls.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
-    "{% if tools %}{{ 'Call <tool_call>{\"name\":…,\"arguments\":…}</tool_call> of ' }}"
+    '{% if tools %}{{ \'Call <tool_call>{"name":…,"arguments":…}</tool_call> of \' }}'
     "{% for tool in tools %}{{ tool.function | tojson + '\\n' }}{% endfor %}{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ '[' + message['content'] | trim + '] ' }}"

@@ -168,6 +168,22 @@ def test_messages_go_to_the_template_as_transformers_has_them() -> None:
     ]
 
 
+def test_what_templates_look_for_and_clients_do_not_tell() -> None:
+    asked = request(
+        tool("now", strict=False),
+        messages=[
+            pb.ChatMessage(role="assistant", tool_calls=[call()]),
+            pb.ChatMessage(role="tool", content="7", tool_call_id="c1"),
+            pb.ChatMessage(role="tool", content="8", tool_call_id="c2"),
+        ],
+    )
+    assert [each.get("name") for each in messages_of(asked.chat)] == [None, "f", None]
+    found = tools_of(asked, HERMES)
+    parameters = {"type": "object", "properties": {}}
+    function = {"name": "now", "parameters": parameters}
+    assert found and found.shown == [{"type": "function", "function": function}]
+
+
 @pytest.mark.parametrize(
     ("message", "field"),
     [
