@@ -60,7 +60,8 @@ class Setup:
             device=arguments.device,
             dtype=arguments.dtype,
             num_threads=arguments.threads,
-            tensor_parallel=arguments.tensor_parallel,
+            # Only benchmarks.engine has the option.
+            tensor_parallel=getattr(arguments, "tensor_parallel", 1),
         )
 
     @property
