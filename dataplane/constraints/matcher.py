@@ -64,10 +64,6 @@ class Matcher:
         """Nothing but the text's end can follow."""
         return self._matcher.is_stopped()
 
-    @property
-    def may_end(self) -> bool:
-        return self._matcher.is_accepting()
-
     def push(self, token_ids: Sequence[int]) -> None:
         """Goes on by tokens that may follow. One that may not is an error."""
         if not self._matcher.consume_tokens(list(token_ids)):

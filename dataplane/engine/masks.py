@@ -53,8 +53,12 @@ class Masks:
             self._budget.add(sequence.handle, time.thread_time() - began_cpu_s)
             self.num_filled += 1
         ended = {each.handle for each, _ in failed}
-        present = {each.handle: each for each in sequences if each.handle in alive}
-        failed += self._too_complex({h: s for h, s in present.items() if h not in ended}, alive)
+        staying = {
+            each.handle: each
+            for each in sequences
+            if each.handle in alive and each.handle not in ended
+        }
+        failed += self._too_complex(staying, alive)
         self.fill_s += time.perf_counter() - began_s
         return words, failed
 

@@ -49,7 +49,7 @@ def allows(text: str, **kind: Any) -> bool:
         matcher.push(demo_tokenizer().encode(text, add_special_tokens=False).ids)
     except ConstraintError:
         return False
-    return matcher.may_end
+    return matcher._matcher.is_accepting()
 
 
 def walk(text: str, seed: int, max_tokens: int = 250) -> tuple[list[int], bool]:
