@@ -10,7 +10,7 @@ address: the frontend binds, the engine connects. Order of events:
     frontend → Shutdown                   engine exits
 
 While it has work an engine sends something every second at least: Alive if there is nothing else.
-A silent one hangs.
+Without work it answers every Ping with Alive. A silent one hangs.
 
 Times are `time.monotonic()` seconds, which all processes of one host share.
 """
@@ -154,6 +154,10 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     handle: int
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Ask for one Alive."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -193,7 +197,7 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 Directive = Prefetch | Unpin | Unload
-ToEngine = Start | Vocabulary | Submit | Abort | Shutdown | Inspect | AskLoads | Directive
+ToEngine = Start | Vocabulary | Submit | Abort | Ping | Shutdown | Inspect | AskLoads | Directive
 
 
 # Engine to frontend.
@@ -335,7 +339,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
-    """The step loop goes round; sent when nothing else was for ALIVE_INTERVAL_S."""
+    """The step loop goes round; sent when nothing else was for ALIVE_INTERVAL_S, and for a Ping."""
 
 
 class PoolReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):

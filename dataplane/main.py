@@ -207,8 +207,8 @@ def data_plane(
         typer.Option(
             envvar="CHORALE_ENGINE_TIMEOUT",
             min=0.0,
-            help="Seconds without a word from the engine while it has work, after which it is "
-            "replaced; 0: never. More than the longest step takes.",
+            help="Seconds without a word from the engine after which it is replaced; 0: never. "
+            "More than the longest step takes.",
         ),
     ] = 60.0,
     tool_call_format: Annotated[

@@ -29,6 +29,7 @@ from dataplane.channel import (
     Inspect,
     LoadsReport,
     Outputs,
+    Ping,
     Prefetch,
     Shutdown,
     Start,
@@ -172,6 +173,8 @@ class _Process:
                     self._send(engine.inspect(ticket))
                 case Prefetch() | Unpin() | Unload() as directive:
                     engine.direct(directive)
+                case Ping():
+                    self._send(Alive())
                 case AskLoads(ticket):
                     self._send(self._loads(ticket, engine))
                 case Shutdown():

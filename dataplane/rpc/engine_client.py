@@ -29,7 +29,7 @@ class EngineClient:
     """Starts the engine, submits requests to it and hands each its output.
 
     process: of the engine; started by `start` unless it runs already.
-    hang_timeout_s: an engine that has open requests and says nothing for so long is lost, and is
+    hang_timeout_s: an engine that says nothing for so long, asked or with work, is lost, and is
     killed; 0: never.
     on_lost: called once, in the event loop, when the engine is gone without having been stopped.
     By then every open stream has ended with UnavailableError (ENGINE_LOST).
@@ -259,13 +259,15 @@ class EngineClient:
     async def _find_hang(self) -> None:
         # Ticks are counted, not time: when it is this process that was frozen, no more than one of
         # them is missed.
+        await self.wait_ready()  # loading takes as long as it takes
         silent_ticks = 0
         while silent_ticks < _HANG_TICKS:
-            await asyncio.sleep(self._hang_timeout_s / _HANG_TICKS)
-            waited_for = bool(self._streams or self._reports)
-            silent_ticks = silent_ticks + 1 if waited_for and not self._heard else 0
+            if not silent_ticks:  # one without work would be right to say nothing
+                self._post(channel.Ping())
             self._heard = False
-        self._lose(f"the engine has work and said nothing for {self._hang_timeout_s:g} s")
+            await asyncio.sleep(self._hang_timeout_s / _HANG_TICKS)
+            silent_ticks = 0 if self._heard else silent_ticks + 1
+        self._lose(f"the engine has said nothing for {self._hang_timeout_s:g} s")
 
     def _lose(self, reason: str) -> None:
         if self._stopping or self._gone is not None:

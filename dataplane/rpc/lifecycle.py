@@ -49,7 +49,7 @@ class DataPlaneOptions:
     drain_s: how long open requests may go on once it is to stop.
     tool_call_format: how the base model writes calls of functions; "auto": as its chat template
     tells.
-    engine_timeout_s: an engine that has work and is silent for so long is replaced; 0: never.
+    engine_timeout_s: an engine that is silent for so long is replaced; 0: never.
     first_engine: a process that was started early, to become the first engine. spawn_engine: makes
     the processes of those that replace it.
     """

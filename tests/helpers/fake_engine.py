@@ -141,6 +141,8 @@ class _Engine:
                 case channel.AskLoads(ticket=ticket):
                     loads = [AdapterLoad(**load) for load in self.script.loads]
                     self.send(channel.LoadsReport(ticket=ticket, loads=loads))
+                case channel.Ping():
+                    self.send(channel.Alive())
                 case channel.Shutdown() if not script.stubborn:
                     return 0
                 case _:

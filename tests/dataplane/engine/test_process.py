@@ -123,6 +123,13 @@ def test_says_alive_while_it_waits_with_work_and_nothing_without(
         assert heard(socket, 0.5).count(channel.Alive()) >= 3
 
 
+def test_says_alive_when_asked() -> None:
+    with looping(WaitingEngine()) as socket:
+        for _ in range(2):
+            socket.send(channel.encode(channel.Ping()))
+        assert heard(socket, 0.3).count(channel.Alive()) == 2
+
+
 def until(condition: Callable[[], bool]) -> None:
     end_s = time.monotonic() + 10.0
     while not condition():
