@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, SHARE
+from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, MAX_COUNTED_CPU_S, SHARE
 
 
 class MaskBudget:
@@ -19,9 +19,10 @@ class MaskBudget:
 
     def add(self, handle: int, cpu_s: float) -> None:
         """A step of this request's grammar took so much processor time."""
-        if cpu_s > MASK_CPU_S:
-            self._owed_s += cpu_s - MASK_CPU_S
-            self._taken_s[handle] = self._taken_s.get(handle, 0.0) + cpu_s - MASK_CPU_S
+        excess_s = min(cpu_s, MAX_COUNTED_CPU_S) - MASK_CPU_S
+        if excess_s > 0:
+            self._owed_s += excess_s
+            self._taken_s[handle] = self._taken_s.get(handle, 0.0) + excess_s
 
     def leaving(
         self, present: Collection[int], alive: Collection[int], now_s: float

@@ -22,6 +22,8 @@ from storage.adapter.manifest import parse_adapter
 from storage.errors import SourceUnreadableError
 from storage.loader import Residency
 
+MAX_WAIT_S = 60.0
+
 
 class InlineLoader:
     """Loads when asked. With `hold`, results wait until `release` is called."""
@@ -202,12 +204,13 @@ class Rig:
 
     def run(self, max_steps: int = 5000) -> None:
         """Steps until nothing is left; then no page may be in use."""
-        for _ in range(max_steps):
-            if not self.engine.has_work:
-                break
+        num_steps, end_s = 0, time.monotonic() + MAX_WAIT_S
+        while self.engine.has_work and num_steps < max_steps and time.monotonic() < end_s:
             self.step()
             if self.engine.is_waiting_for_loads:
                 time.sleep(0.001)  # grammars are compiled by another thread
+            else:
+                num_steps += 1
         assert not self.engine.has_work
         assert self.engine.stats().num_used_pages == 0
         for handle, rows in self.logits.items():  # a token may have been computed beyond the end

@@ -3,9 +3,17 @@
 import pytest
 
 from dataplane.constraints.budget import MaskBudget
-from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, SHARE
+from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, MAX_COUNTED_CPU_S, SHARE
 
 ALL = (1, 2, 3)
+
+
+def take(budget: MaskBudget, handle: int, excess_s: float) -> None:
+    """Over as many steps as it takes: one counts for a part only."""
+    while excess_s > 0:
+        step_s = min(excess_s, MAX_COUNTED_CPU_S - MASK_CPU_S)
+        budget.add(handle, step_s + MASK_CPU_S)
+        excess_s -= step_s
 
 
 def test_ordinary_ones_owe_nothing_however_many_there_are() -> None:
@@ -15,14 +23,23 @@ def test_ordinary_ones_owe_nothing_however_many_there_are() -> None:
     assert budget.leaving(ALL, ALL, 0.0) == []
 
 
+def test_two_bad_measurements_end_nobody_and_three_do() -> None:
+    budget = MaskBudget()
+    for _ in range(2):
+        budget.add(1, 60.0)
+    assert budget.leaving(ALL, ALL, 0.0) == []
+    budget.add(1, 60.0)
+    assert [each for each, _ in budget.leaving(ALL, ALL, 0.0)] == [1]
+
+
 def test_those_that_took_the_most_leave_until_the_rest_is_bearable() -> None:
     budget = MaskBudget()
     for handle, taken_s in ((1, 0.6), (2, 0.15), (3, 0.9)):
-        budget.add(handle, taken_s * BURST_CPU_S + MASK_CPU_S)
+        take(budget, handle, taken_s * BURST_CPU_S)
     ((handle, taken_s),) = budget.leaving(ALL, ALL, 0.0)
     assert handle == 3 and taken_s == pytest.approx(0.9 * BURST_CPU_S)
     assert budget.leaving(ALL, ALL, 0.0) == []
-    budget.add(2, 0.3 * BURST_CPU_S + MASK_CPU_S)
+    take(budget, 2, 0.3 * BURST_CPU_S)
     assert [each for each, _ in budget.leaving(ALL, ALL, 0.0)] == [1]
 
 
@@ -31,20 +48,19 @@ def test_time_makes_up_for_a_share() -> None:
     now_s = 100.0
     assert budget.leaving(ALL, ALL, now_s) == []
     for _ in range(50):
-        budget.add(1, 0.9 * BURST_CPU_S + MASK_CPU_S)
+        take(budget, 1, 0.9 * BURST_CPU_S)
         assert budget.leaving(ALL, ALL, now_s) == []
         now_s += BURST_CPU_S / SHARE
     now_s -= 0.5 * BURST_CPU_S / SHARE  # half of the time is not enough
     budget.leaving(ALL, ALL, now_s)
-    budget.add(1, 0.9 * BURST_CPU_S + MASK_CPU_S)
-    budget.add(1, 0.9 * BURST_CPU_S + MASK_CPU_S)
+    take(budget, 1, 1.8 * BURST_CPU_S)
     assert [each for each, _ in budget.leaving(ALL, ALL, now_s)] == [1]
 
 
 def test_who_is_not_in_the_step_leaves_later_and_who_is_gone_is_forgotten() -> None:
     budget = MaskBudget()
-    budget.add(1, 2 * BURST_CPU_S)
+    take(budget, 1, 2 * BURST_CPU_S)
     assert budget.leaving((2,), ALL, 0.0) == []
     assert [each for each, _ in budget.leaving((1,), ALL, 0.0)] == [1]
-    budget.add(2, 2 * BURST_CPU_S)
+    take(budget, 2, 2 * BURST_CPU_S)
     assert budget.leaving((), (), 0.0) == [] and budget.leaving((2,), ALL, 0.0) == []
