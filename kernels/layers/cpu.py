@@ -148,7 +148,7 @@ class LayerStack:
             num_rows,
             self._hidden,
             self._head.shape[0],
-            spread,
+            spread if linear.layout_of(self._head).interleave else normed.data_ptr(),
             self._head.data_ptr(),
             0,
             logits.data_ptr(),
@@ -176,10 +176,8 @@ class LayerStack:
             (Phase.SPREAD_ACTIVATED, Phase.DOWN, "down"),
         ):
             layout = linear.layout_of(getattr(layer, name))  # which its shape decides
-            workers[:, spread] = layout.interleave().address
-            workers[:, phase] = layout.multiply().address
-        layout = linear.layout_of(self._head)
-        self._last.workers[0] = norm, layout.interleave().address, layout.multiply().address
+            workers[:, spread], workers[:, phase] = linear.workers_of(layout)
+        self._last.workers[0] = norm, *linear.workers_of(linear.layout_of(self._head))
         for phase, name in (
             (Phase.ATTENTION_OUT_NORM, "attention_out_norm"),
             (Phase.MLP_OUT_NORM, "mlp_out_norm"),
@@ -218,7 +216,8 @@ class LayerStack:
             panels, (features, _) = weight.shape[0], linear.features_of(weight)
             told = gemm.interleave_arguments(num_tokens, features, of, spread)
             self._set(spread_phase, told, {})
-            told = gemm.multiply_arguments(num_tokens, features, panels, spread, 0, 0, out)
+            inputs = spread if linear.layout_of(weight).interleave else of
+            told = gemm.multiply_arguments(num_tokens, features, panels, inputs, 0, 0, out)
             columns = {
                 gemm.WEIGHTS: self._addresses[name],
                 gemm.BIAS: self._addresses[f"{name}_bias"],

@@ -30,7 +30,7 @@ class Layout:
     pack: Callable[[torch.Tensor], torch.Tensor]
     unpack: Callable[[torch.Tensor], torch.Tensor]
     features_of: Callable[[torch.Tensor], int]
-    interleave: Callable[[], Any]
+    interleave: Callable[[], Any] | None  # None: inputs are read as they stand
     multiply: Callable[[], Any]
 
 
@@ -61,7 +61,7 @@ PAIRS = Layout(
     pack=pairs.pack,
     unpack=pairs.unpack,
     features_of=pairs.features_of,
-    interleave=pairs.interleave_work,
+    interleave=None,
     multiply=pairs.multiply_work,
 )
 _BY_DTYPE = {layout.dtype: layout for layout in (WIDE, HALF, PAIRS)}
@@ -114,6 +114,12 @@ def unpack(panels: torch.Tensor) -> torch.Tensor:
     return layout_of(panels).unpack(panels)
 
 
+def workers_of(layout: Layout) -> tuple[int, int]:
+    """Addresses of what interleaves, 0 where nothing does, and of what multiplies."""
+    interleave = layout.interleave().address if layout.interleave is not None else 0
+    return interleave, layout.multiply().address
+
+
 def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """As `kernels.linear.op.linear`, with packed weights."""
     num_tokens, in_features = x.shape
@@ -126,22 +132,25 @@ def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None) -> 
     if num_tokens == 0:
         return y
     x = x.contiguous()
-    program = _program(layout_of(panels))
-    scratch.grow(interleaved_size(num_tokens, in_features))
-    phases = (
-        interleave_arguments(num_tokens, in_features, x.data_ptr(), scratch.x.ctypes.data),
-        multiply_arguments(
-            num_tokens,
-            in_features,
-            panels.shape[0],
-            scratch.x.ctypes.data,
-            panels.data_ptr(),
-            bias.data_ptr() if bias is not None else 0,
-            y.data_ptr(),
-        ),
+    layout = layout_of(panels)
+    program = _program(layout)
+    interleave, multiply = program.arguments[0]
+    inputs = x.data_ptr()
+    if layout.interleave is not None:
+        scratch.grow(interleaved_size(num_tokens, in_features))
+        inputs = scratch.x.ctypes.data
+        told = interleave_arguments(num_tokens, in_features, x.data_ptr(), inputs)
+        interleave[: len(told)] = told
+    told = multiply_arguments(
+        num_tokens,
+        in_features,
+        panels.shape[0],
+        inputs,
+        panels.data_ptr(),
+        bias.data_ptr() if bias is not None else 0,
+        y.data_ptr(),
     )
-    for row, arguments in zip(program.arguments[0], phases, strict=True):
-        row[: len(arguments)] = arguments
+    multiply[: len(told)] = told
     program.run(0, 1)
     return y
 
@@ -149,7 +158,7 @@ def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None) -> 
 @cache
 def _program(layout: Layout) -> Program:
     program = Program(1, 2)
-    program.workers[0] = layout.interleave().address, layout.multiply().address
+    program.workers[0] = workers_of(layout)
     return program
 
 

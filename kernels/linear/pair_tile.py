@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.cpu.vectors import INT32, LANES, VECTOR, WORDS, Code, loop, vector_intrinsic
+from kernels.cpu.vectors import INT32, INT64, LANES, VECTOR, WORDS, Code, loop, vector_intrinsic
 from kernels.linear.tiling import SIZES
 
 PANEL = 2 * LANES
@@ -34,21 +34,31 @@ _PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 
 
 def make_tile(rows: int) -> Any:
-    """sums[rows, PANEL] += x[pairs, rows] x panel[pairs, PANEL]
+    """sums[rows, PANEL] += x[rows, pairs] x panel[pairs, PANEL]
 
-    x, panel: words of two bfloat16, of one input feature and the next; sums: float32. A sum is made
-    of one pair after the other, whatever the rows.
+    x, panel: words of two bfloat16, of one input feature and the next; sums: float32. step: bytes
+    from one row of x to the next; rows from `count` on are read where the last one stands. A sum is
+    made of one pair after the other, whatever the rows.
     """
     parts = range(0, PANEL, LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = Code(builder)
-        x, panel, sums, num_pairs = arguments
+        x, step, count, panel, sums, num_pairs = arguments
         add_products = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(VECTOR, [VECTOR, _PAIRS, _PAIRS]),
             "llvm.x86.avx512bf16.dpbf16ps.512",
         )
+
+        last = builder.sub(count, ir.Constant(INT64, 1))
+        tokens: list[Any] = []
+        for row in range(rows):
+            number = ir.Constant(INT64, row)
+            is_before = builder.icmp_signed("<", number, last)
+            tokens.append(
+                builder.add(x, builder.mul(builder.select(is_before, number, last), step))
+            )
 
         def products(k: Any, totals: list[Any]) -> list[Any]:
             row_at = code.at(panel, k, PANEL * 4)
@@ -59,7 +69,7 @@ def make_tile(rows: int) -> Any:
             ]
             sums_now: list[Any] = []
             for row in range(rows):
-                word = code.load(code.at(code.at(x, k, rows * 4), row, 4), INT32)
+                word = code.load(code.at(tokens[row], k, 4), INT32)
                 token = builder.bitcast(code.everywhere(word), _PAIRS)
                 of_row = totals[len(sums_now) :][: len(weights)]
                 sums_now += [
@@ -75,9 +85,11 @@ def make_tile(rows: int) -> Any:
             code.store(total, target)
         return context.get_dummy_value()
 
-    def tile(typing_context: Any, x: Any, panel: Any, sums: Any, num_pairs: Any) -> Any:
-        address = types.intp
-        return types.void(address, address, address, types.int64), generate
+    def tile(
+        typing_context: Any, x: Any, step: Any, count: Any, panel: Any, sums: Any, num_pairs: Any
+    ) -> Any:
+        address, number = types.intp, types.int64
+        return types.void(address, number, number, address, address, number), generate
 
     return vector_intrinsic(tile)
 

@@ -2,7 +2,8 @@
 
 One instruction multiplies two input features of sixteen outputs and adds both products to float32
 sums, in the time of one of float32. So weights stand in pairs: a panel is PANEL output features,
-all pairs of inputs, one after the other. Numbers and results below 2**-126 count as 0 there.
+all pairs of inputs, one after the other. Inputs are read as they stand, since a row is pairs
+already. Numbers and results below 2**-126 count as 0 there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
-from kernels.cpu.floats import BITS, FLOATS, WORDS
+from kernels.cpu.floats import BITS, FLOATS
 from kernels.linear import arguments as args
 from kernels.linear.pair_tile import (
     PANEL,
@@ -31,7 +32,6 @@ _LARGEST = SIZES[-1]
 _PART = 512
 """Pairs of a panel that all tiles of a group go through before the next: what a second-level cache
 holds."""
-_CHUNK = args.CHUNK // 2
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -48,32 +48,6 @@ def unpack(panels: torch.Tensor) -> torch.Tensor:
 def features_of(panels: torch.Tensor) -> int:
     """Input features."""
     return panels.shape[1] * 2
-
-
-@threads.worker
-def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
-    """Takes chunks of tiles' pairs until none is left, and brings them to [pairs, rows]."""
-    a = threads.told(pointer, args.I_NUM_ARGUMENTS)
-    num_tokens, num_tiles = a[args.I_NUM_TOKENS], a[args.I_NUM_TILES]
-    pairs = a[args.I_FEATURES] // 2
-    tiles = threads.array(a[args.I_TILES], a, (num_tiles, 3))
-    x = threads.array(a[args.I_X], WORDS, (num_tokens, pairs))
-    num_chunks = (pairs + _CHUNK - 1) // _CHUNK
-    while True:
-        task = threads.take(a, args.I_NEXT)
-        if task >= num_tiles * num_chunks:
-            return
-        tile, chunk = task // num_chunks, task % num_chunks
-        begin, end = chunk * _CHUNK, min((chunk + 1) * _CHUNK, pairs)
-        first, rows = tiles[tile, 0], tiles[tile, 1]
-        out = threads.array(a[args.I_OUT] + tiles[tile, 2] * pairs * 4, WORDS, (pairs, rows))
-        for row in range(rows):
-            # What stands for no token stays as it is: nobody reads its sums.
-            if first + row >= num_tokens:
-                break
-            source = x[first + row]
-            for k in range(begin, end):
-                out[k, row] = source[k]
 
 
 @threads.worker
@@ -102,21 +76,22 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
             size = min(_PART, pairs - begin)
             part_at = weights_at + begin * PANEL * 4
             for tile in range(first_tile, end_tile):
-                rows = tiles[tile, 1]
-                inputs = a[args.X] + (tiles[tile, 2] * pairs + begin * rows) * 4
+                first, rows = tiles[tile, 0], tiles[tile, 1]
+                count = min(rows, num_tokens - first)
+                inputs = a[args.X] + (first * pairs + begin) * 4
                 target = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
                 if rows == 1:
-                    tile_1(inputs, part_at, target, size)
+                    tile_1(inputs, pairs * 4, count, part_at, target, size)
                 elif rows == 2:
-                    tile_2(inputs, part_at, target, size)
+                    tile_2(inputs, pairs * 4, count, part_at, target, size)
                 elif rows == 4:
-                    tile_4(inputs, part_at, target, size)
+                    tile_4(inputs, pairs * 4, count, part_at, target, size)
                 elif rows == 6:
-                    tile_6(inputs, part_at, target, size)
+                    tile_6(inputs, pairs * 4, count, part_at, target, size)
                 elif rows == 8:
-                    tile_8(inputs, part_at, target, size)
+                    tile_8(inputs, pairs * 4, count, part_at, target, size)
                 else:
-                    tile_12(inputs, part_at, target, size)
+                    tile_12(inputs, pairs * 4, count, part_at, target, size)
         for tile in range(first_tile, end_tile):
             first = tiles[tile, 0]
             count = min(tiles[tile, 1], num_tokens - first)
