@@ -22,6 +22,8 @@ vector_intrinsic: Any = intrinsic(prefer_literal=True)
 
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
+HALVES = ir.VectorType(ir.IntType(16), LANES)
+_HALF = ir.Constant(WORDS, [16] * LANES)
 
 _BLOCKS = range(0, LANES, 4)
 _FOLDS = (
@@ -101,13 +103,22 @@ class Code:
 
     def halves(self, words: Any) -> tuple[Any, Any]:
         """The lower and the upper elements of words, as float32."""
-        even = self.builder.shl(words, ir.Constant(WORDS, [16] * LANES))
+        even = self.builder.shl(words, _HALF)
         odd = self.builder.and_(words, ir.Constant(WORDS, [0xFFFF0000] * LANES))
         return self.builder.bitcast(even, VECTOR), self.builder.bitcast(odd, VECTOR)
 
+    def widened(self, halves: Any) -> Any:
+        """LANES bfloat16 as float32."""
+        words = self.builder.zext(halves, WORDS)
+        return self.builder.bitcast(self.builder.shl(words, _HALF), VECTOR)
+
+    def rounded(self, value: Any) -> Any:
+        """LANES bfloat16, rounded to nearest even as in kernels.cpu.floats."""
+        return self.builder.trunc(self.builder.lshr(self._rounded(value), _HALF), HALVES)
+
     def rounded_words(self, even: Any, odd: Any) -> Any:
         """What `halves` gives float32 of, rounded to nearest even as in kernels.cpu.floats."""
-        low = self.builder.lshr(self._rounded(even), ir.Constant(WORDS, [16] * LANES))
+        low = self.builder.lshr(self._rounded(even), _HALF)
         high = self.builder.and_(self._rounded(odd), ir.Constant(WORDS, [0xFFFF0000] * LANES))
         return self.builder.or_(low, high)
 

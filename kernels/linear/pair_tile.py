@@ -37,14 +37,15 @@ def make_tile(rows: int) -> Any:
     """sums[rows, PANEL] += x[rows, pairs] x panel[pairs, PANEL]
 
     x, panel: words of two bfloat16, of one input feature and the next; sums: float32. step: bytes
-    from one row of x to the next; rows from `count` on are read where the last one stands. A sum is
-    made of one pair after the other, whatever the rows.
+    from one row of x to the next; rows from `count` on are read where the last one stands. ahead:
+    what is asked for meanwhile, `pace` bytes of it with each pair. A sum is made of one pair after
+    the other, whatever the rows.
     """
     parts = range(0, PANEL, LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = Code(builder)
-        x, step, count, panel, sums, num_pairs = arguments
+        x, step, count, panel, sums, num_pairs, ahead, pace = arguments
         add_products = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(VECTOR, [VECTOR, _PAIRS, _PAIRS]),
@@ -63,6 +64,7 @@ def make_tile(rows: int) -> Any:
         def products(k: Any, totals: list[Any]) -> list[Any]:
             row_at = code.at(panel, k, PANEL * 4)
             code.prefetch(code.at(row_at, PREFETCH, PANEL * 4), PANEL * 4, near=True)
+            code.prefetch(builder.add(ahead, builder.mul(k, pace)), 4)
             weights = [
                 builder.bitcast(code.load(code.at(row_at, part, 4), WORDS), _PAIRS)
                 for part in parts
@@ -86,10 +88,19 @@ def make_tile(rows: int) -> Any:
         return context.get_dummy_value()
 
     def tile(
-        typing_context: Any, x: Any, step: Any, count: Any, panel: Any, sums: Any, num_pairs: Any
+        typing_context: Any,
+        x: Any,
+        step: Any,
+        count: Any,
+        panel: Any,
+        sums: Any,
+        num_pairs: Any,
+        ahead: Any,
+        pace: Any,
     ) -> Any:
         address, number = types.intp, types.int64
-        return types.void(address, number, number, address, address, number), generate
+        numbers = (address, number, number, address, address, number, address, number)
+        return types.void(*numbers), generate
 
     return vector_intrinsic(tile)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
-from kernels.cpu.floats import BITS, FLOATS
+from kernels.cpu.floats import FLOATS
 from kernels.linear import arguments as args
 from kernels.linear.pair_tile import (
     PANEL,
@@ -59,40 +59,45 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
     tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
     sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
     all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
-    y = threads.array(a[args.Y], BITS, (num_tokens, num_panels * PANEL))
-    has_bias = a[args.BIAS] != 0
-    bias = threads.array(a[args.BIAS] if has_bias else a[args.Y], BITS, (num_panels * PANEL,))
+    x_step, y_step = pairs * 4, num_panels * PANEL * 2
     num_groups = (num_tiles + args.GROUP_TILES - 1) // args.GROUP_TILES
-    while True:
-        task = threads.take(a, args.NEXT)
-        if task >= num_panels * num_groups:
-            return
-        group, panel = task // num_panels, task % num_panels
+    following = threads.take(a, args.NEXT)
+    while following < num_panels * num_groups:
+        group, panel = following // num_panels, following % num_panels
+        following = threads.take(a, args.NEXT)
         weights_at = a[args.WEIGHTS] + panel * pairs * PANEL * 4
+        y_at = a[args.Y] + panel * (PANEL * 2)
+        bias_at = a[args.BIAS] + panel * (PANEL * 2) if a[args.BIAS] != 0 else 0
+        next_at = a[args.WEIGHTS] + following % num_panels * pairs * PANEL * 4
         first_tile = group * args.GROUP_TILES
         end_tile = min(first_tile + args.GROUP_TILES, num_tiles)
+        # While its tiles go through a part they ask for the next one, each for its share.
+        pace = (PANEL * 4 + end_tile - first_tile - 1) // (end_tile - first_tile)
         all_sums[: end_tile - first_tile] = np.float32(0.0)
         for begin in range(0, pairs, _PART):
             size = min(_PART, pairs - begin)
             part_at = weights_at + begin * PANEL * 4
+            next_part = part_at + size * PANEL * 4 if begin + size < pairs else next_at
             for tile in range(first_tile, end_tile):
                 first, rows = tiles[tile, 0], tiles[tile, 1]
                 count = min(rows, num_tokens - first)
                 inputs = a[args.X] + (first * pairs + begin) * 4
                 target = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
+                ahead = next_part + (tile - first_tile) * size * pace
                 if rows == 1:
-                    tile_1(inputs, pairs * 4, count, part_at, target, size)
+                    tile_1(inputs, x_step, count, part_at, target, size, ahead, pace)
                 elif rows == 2:
-                    tile_2(inputs, pairs * 4, count, part_at, target, size)
+                    tile_2(inputs, x_step, count, part_at, target, size, ahead, pace)
                 elif rows == 4:
-                    tile_4(inputs, pairs * 4, count, part_at, target, size)
+                    tile_4(inputs, x_step, count, part_at, target, size, ahead, pace)
                 elif rows == 6:
-                    tile_6(inputs, pairs * 4, count, part_at, target, size)
+                    tile_6(inputs, x_step, count, part_at, target, size, ahead, pace)
                 elif rows == 8:
-                    tile_8(inputs, pairs * 4, count, part_at, target, size)
+                    tile_8(inputs, x_step, count, part_at, target, size, ahead, pace)
                 else:
-                    tile_12(inputs, pairs * 4, count, part_at, target, size)
+                    tile_12(inputs, x_step, count, part_at, target, size, ahead, pace)
         for tile in range(first_tile, end_tile):
             first = tiles[tile, 0]
             count = min(tiles[tile, 1], num_tokens - first)
-            store_tile(all_sums[tile - first_tile], count, y, first, panel, bias, has_bias)
+            of_tile = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
+            store_tile(of_tile, y_at + first * y_step, y_step, count, bias_at, PANEL)

@@ -82,9 +82,7 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
     wide_at = sums_at + args.SUMS_SIZE * 4
     all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
     wide = threads.array(wide_at, FLOATS, (args.PART * PANEL,))
-    y = threads.array(a[args.Y], BITS, (num_tokens, num_panels * PANEL))
-    has_bias = a[args.BIAS] != 0
-    bias = threads.array(a[args.BIAS] if has_bias else a[args.Y], BITS, (num_panels * PANEL,))
+    y_step = num_panels * PANEL * 2
     panel_size = in_features * PANEL
     num_groups = (num_tiles + args.GROUP_TILES - 1) // args.GROUP_TILES
     while True:
@@ -93,6 +91,8 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
             return
         group, panel = task // num_panels, task % num_panels
         weights_at = a[args.WEIGHTS] + panel * panel_size * 2
+        y_at = a[args.Y] + panel * (PANEL * 2)
+        bias_at = a[args.BIAS] + panel * (PANEL * 2) if a[args.BIAS] != 0 else 0
         if num_tiles <= FEW_TILES:
             for tile in range(num_tiles):
                 first, rows = tiles[tile, 0], tiles[tile, 1]
@@ -110,7 +110,7 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
                 else:
                     tile_12(inputs, weights_at, sums_at, in_features)
                 count = min(rows, num_tokens - first)
-                store_tile(all_sums[0], count, y, first, panel, bias, has_bias)
+                store_tile(sums_at, y_at + first * y_step, y_step, count, bias_at, PANEL)
             continue
         first_tile = group * args.GROUP_TILES
         end_tile = min(first_tile + args.GROUP_TILES, num_tiles)
@@ -134,4 +134,5 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
         for tile in range(first_tile, end_tile):
             first = tiles[tile, 0]
             count = min(tiles[tile, 1], num_tokens - first)
-            store_tile(all_sums[tile - first_tile], count, y, first, panel, bias, has_bias)
+            of_tile = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
+            store_tile(of_tile, y_at + first * y_step, y_step, count, bias_at, PANEL)
