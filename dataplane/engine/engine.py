@@ -11,6 +11,7 @@ before it was collected, while its forward pass runs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from dataplane.engine.grammars import Grammars
 from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
 from dataplane.engine.masks import Masks
 from dataplane.engine.patience import Patience
-from dataplane.engine.pipeline import DEPTH, Pipeline
+from dataplane.engine.pipeline import DEPTH, Collected, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.scheduler import Scheduler, queue_full
 from dataplane.engine.sequence import Sequence
@@ -191,7 +192,7 @@ class Engine:
         """All its tokens were delivered before; only the end was lost."""
         finish, token = sequence.finish_reason(self._eos)
         if finish:
-            self._ended.outputs.append(_final(sequence, [], finish, token, []))
+            self._ended.outputs.append(_final(sequence, [], finish, token, [], []))
         return bool(finish)
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -382,8 +383,8 @@ class Engine:
         num_prefill, num_decode = _count(step.chunks)
         self._costs.observe_step(step.time.work_s, num_prefill=num_prefill, num_decode=num_decode)
         self._scheduler.computed(step.chunks, now_s)
+        ruined = self._take_scores(step, result)
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        ruined: list[Sequence] = []
         for sequence, sampled in zip(sampling, step.sampled, strict=True):
             if sequence.handle not in self._sequences:
                 continue  # it ended while this step was in flight
@@ -400,6 +401,20 @@ class Engine:
         for sequence in ruined:
             self._scheduler.remove(sequence, now_s, ruined=True)
 
+    def _take_scores(self, step: Collected, result: StepResult) -> list[Sequence]:
+        """Returns whose are no numbers."""
+        ruined: list[Sequence] = []
+        scored = [chunk for chunk in step.chunks if chunk.num_scored]
+        for chunk, scores in zip(scored, step.scores, strict=True):
+            sequence = chunk.sequence
+            if sequence.handle not in self._sequences:
+                continue
+            sequence.prompt_logprobs[chunk.start : chunk.start + chunk.num_scored] = scores
+            if any(math.isnan(each.logprob) for each in scores):
+                self._fail(Failure(sequence, _non_finite(sequence)), result)
+                ruined.append(sequence)
+        return ruined
+
     def _append(
         self, sequence: Sequence, sampled: Sampled, now_s: float, result: StepResult
     ) -> None:
@@ -415,12 +430,13 @@ class Engine:
                 self._end_with(Failure(sequence, error), result)
                 return
         logprobs = [sampled.logprobs] if sampled.logprobs else []
+        scores = sequence.take_scores() if first else []
         finish, stop_token = sequence.finish_reason(self._eos)
         if finish:
             self._scheduler.remove(sequence, now_s)
             del self._sequences[sequence.handle]
             result.outputs.append(
-                _final(sequence, [sampled.token_id], finish, stop_token, logprobs)
+                _final(sequence, [sampled.token_id], finish, stop_token, logprobs, scores)
             )
             return
         result.outputs.append(
@@ -429,6 +445,7 @@ class Engine:
                 token_ids=[sampled.token_id],
                 logprobs=logprobs,
                 timings=sequence.timings() if first else None,
+                prompt_logprobs=scores,
             )
         )
 
@@ -455,6 +472,7 @@ def _final(
     finish: str,
     stop_token: int,
     logprobs: list[TokenLogprobs],
+    prompt_logprobs: list[TokenLogprobs],
 ) -> Output:
     return Output(
         handle=sequence.handle,
@@ -463,6 +481,7 @@ def _final(
         finish=finish,
         stop_token_id=stop_token,
         timings=sequence.timings(),
+        prompt_logprobs=prompt_logprobs,
     )
 
 

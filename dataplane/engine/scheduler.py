@@ -34,6 +34,7 @@ from dataplane.load_reports import Outlook
 if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
     from dataplane.pool.pool import PagePool
+from dataplane.sampling.scores import MAX_ROWS
 
 _OVERLOAD_S = 5.0  # there is overload for so long after a request was failed as hopeless
 _MAX_RETRY_S = 30.0
@@ -266,6 +267,8 @@ class Scheduler:
         return self._supply.ready_in_s(sequence.adapter.digest, now_s)
 
     def _match(self, sequence: Sequence) -> list[CachedBlock]:
+        if sequence.wants_scores:
+            return []
         return self._prefixes.match(sequence.queue_key, sequence.tokens)
 
     def _unloaded(self, now_s: float) -> list[Failure]:
@@ -307,6 +310,12 @@ class Scheduler:
         less than that, even below zero, when others had to leave it, or when it got none."""
         freed = 0
         num_tokens = min(sequence.num_pending, budget)
+        if sequence.wants_scores:
+            num_tokens = min(
+                num_tokens, MAX_ROWS - sum(each.num_scored for each in chunks.values())
+            )
+            if not num_tokens:
+                return 0
         needed = self._pool.blocks_for(sequence.num_computed + num_tokens)
         while len(sequence.block_table) < needed:
             if self._pool.make_free(1):
@@ -325,8 +334,9 @@ class Scheduler:
                 return -freed
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
-        samples = num_tokens == sequence.num_pending
-        chunks[sequence] = Chunk(sequence, sequence.num_computed, num_tokens, samples)
+        start, samples = sequence.num_computed, num_tokens == sequence.num_pending
+        num_scored = sequence.num_scored(start, start + num_tokens)
+        chunks[sequence] = Chunk(sequence, start, num_tokens, samples, num_scored)
         return num_tokens - freed
 
     def _expendability(self, sequence: Sequence) -> tuple[float, int]:
