@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from dataplane.channel import TokenLogprobs
 from dataplane.engine import scheduler
+from dataplane.errors import NonFiniteOutputError
 from tests.helpers.constraints import demo_vocabulary, grammar
 from tests.helpers.engine import Rig
 from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
@@ -167,3 +168,28 @@ def test_constrained_rows_beside_scored_ones(world: World) -> None:
     assert not rig.failed
     for handle in (1, 3):
         world.check(rig.prompt_logprobs[handle], LONG[handle:], "", 2)
+
+
+def test_ranks_score_together(world: World) -> None:
+    rig = Rig(world.model_dir, tensor_parallel=2)
+    try:
+        for handle, name in enumerate(("", *world.adapters)):
+            rig.submit(handle, LONG, world.adapters.get(name), max_tokens=2, prompt_logprobs=1)
+        rig.run()
+        for handle, name in enumerate(("", *world.adapters)):
+            world.check(rig.prompt_logprobs[handle], LONG, name, 1)
+    finally:
+        rig.close()
+
+
+def test_scores_that_are_no_numbers_end_their_request(world: World, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    add_adapter(
+        make_model("llama"), "broken", broken, rank=2, target_modules=["k_proj"], seed=1, size=1e60
+    )
+    rig = Rig(world.model_dir)
+    rig.submit(0, LONG, broken, prompt_logprobs=0)
+    rig.submit(1, LONG, prompt_logprobs=0)
+    rig.run()
+    assert isinstance(rig.failed[0], NonFiniteOutputError) and 0 not in rig.tokens
+    world.check(rig.prompt_logprobs[1], LONG, "", 0)
