@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from dataplane.engine.sequence import Sequence
 
+MAX_SCORED = 256
+"""Tokens of a step: each is a row of logits, where other tokens of a prompt need none."""
+
 
 @dataclass(frozen=True)
 class Chunk:

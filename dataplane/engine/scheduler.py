@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 from dataplane.cost_model import CostModel
-from dataplane.engine.chunk import Chunk, Failure
+from dataplane.engine.chunk import MAX_SCORED, Chunk, Failure
 from dataplane.engine.counters import Counters
 from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
@@ -34,7 +34,6 @@ from dataplane.load_reports import Outlook
 if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
     from dataplane.pool.pool import PagePool
-from dataplane.sampling.scores import MAX_ROWS
 
 _OVERLOAD_S = 5.0  # there is overload for so long after a request was failed as hopeless
 _MAX_RETRY_S = 30.0
@@ -312,7 +311,7 @@ class Scheduler:
         num_tokens = min(sequence.num_pending, budget)
         if sequence.wants_scores:
             num_tokens = min(
-                num_tokens, MAX_ROWS - sum(each.num_scored for each in chunks.values())
+                num_tokens, MAX_SCORED - sum(each.num_scored for each in chunks.values())
             )
             if not num_tokens:
                 return 0

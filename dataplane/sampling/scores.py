@@ -11,9 +11,6 @@ import torch
 from dataplane.channel import TokenLogprobs
 from kernels.gpu.staging import staged
 
-MAX_ROWS = 256
-"""Of a step: each is a row of logits, where other tokens of a prompt need none."""
-
 _ROWS_AT_ONCE = 16  # of float32 logits
 
 

@@ -132,7 +132,7 @@ def test_scores_outlast_preemptions(world: World) -> None:
 def test_a_step_scores_no_more_rows_than_it_may(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "MAX_ROWS", 20)
+    monkeypatch.setattr(scheduler, "MAX_SCORED", 20)
     rig = Rig(world.model_dir)
     most: list[int] = []
     forward = rig.engine._decoder.forward
