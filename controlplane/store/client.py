@@ -71,6 +71,9 @@ class Store:
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=True,
+                # By RESP3 redis-py 8 waits for notices of maintenance, and to keep them it does not
+                # look any more whether Redis has closed a connection before it is used again.
+                protocol=2,
             )
         except ValueError as error:
             raise OptionError("redis_url", f"not a Redis URL: {error}") from error
