@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from chorale import event_loop
-from chorale.channel import CHANNEL_OPTIONS
+from chorale.channel import CONTROL_PLANE_OPTIONS
 from chorale.errors import UnavailableError
 from chorale.server import Server, start_server
 from chorale.v1 import (
@@ -40,10 +40,6 @@ _LAST_WORDS_S = 0.5
 _MAX_TEXTS = 256
 # The rest of the fleet service is between data planes and the control plane.
 _FLEET_METHODS = ("ListDataPlanes", "DirectAdapter", "ListDemand")
-_CONTROL_PLANE_OPTIONS = (
-    *CHANNEL_OPTIONS,
-    ("grpc.lb_policy_name", "round_robin"),  # a name may stand for several replicas
-)
 
 
 def run(options: GatewayOptions) -> None:
@@ -63,7 +59,7 @@ async def serve(
     """
     async with AsyncExitStack() as stack:
         control_plane = grpc.aio.insecure_channel(
-            options.control_plane, options=_CONTROL_PLANE_OPTIONS
+            options.control_plane, options=CONTROL_PLANE_OPTIONS
         )
         stack.push_async_callback(control_plane.close)
         links = Links()

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from chorale.bearer import bearer_metadata
-from chorale.channel import CHANNEL_OPTIONS
+from chorale.channel import CONTROL_PLANE_OPTIONS
 from chorale.errors import ChoraleError, NotFoundError, UnavailableError
 from chorale.status import from_rpc_error
 from chorale.v1 import blob_pb2 as pb
@@ -93,7 +93,7 @@ class BlobSource:
 
     def _stub(self) -> Any:
         if self._channel is None:  # made here: it belongs to the loop that runs now
-            self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self._address, options=CONTROL_PLANE_OPTIONS)
         return BlobServiceStub(self._channel)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from chorale.bearer import bearer_metadata
-from chorale.channel import CHANNEL_OPTIONS
+from chorale.channel import CONTROL_PLANE_OPTIONS
 from chorale.errors import (
     ChoraleError,
     FailedPreconditionError,
@@ -75,7 +75,7 @@ class FleetMember:
         self._telling: asyncio.Task[None] | None = None
         self._received = 0  # number of the last directive since Join
         self._pins = _Pins()
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address, options=CONTROL_PLANE_OPTIONS)
         self._stub: Any = fleet_pb2_grpc.FleetServiceStub(self._channel)
         self._task: asyncio.Task[None] | None = None
         self._joined: asyncio.Future[None] | None = None

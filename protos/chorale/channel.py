@@ -20,3 +20,16 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # most each 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
+
+_PINGS = ("grpc.keepalive_time_ms", "grpc.http2.ping_timeout_ms")
+
+CONTROL_PLANE_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    *(option for option in CHANNEL_OPTIONS if option[0] not in _PINGS),
+    # A name may stand for several replicas: what one leaves unanswered is asked of another next.
+    ("grpc.lb_policy_name", "round_robin"),
+    # One that is frozen is out before the calls that hang there have been given up (gRPC itself
+    # answers pings, however busy the process is), and they are made to another.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+)
+"""For those who serve by it: data planes and gateways."""

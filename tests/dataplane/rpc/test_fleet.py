@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -306,3 +307,25 @@ def test_what_a_first_token_takes_is_announced() -> None:
     assert set(fleet_pb2.Outlook.DESCRIPTOR.fields_by_name) == set(Outlook.__struct_fields__)
     assert not load_of(ready_message(), STATS).HasField("outlook")
     assert not load_of(ready_message(), None).HasField("outlook")
+
+
+class _Hanging(FakeControlPlane):
+    async def Heartbeat(
+        self, request: fleet_pb2.HeartbeatRequest, context: Any
+    ) -> fleet_pb2.HeartbeatResponse:
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits so long")
+
+
+async def test_where_one_of_two_control_planes_hangs_the_other_hears_heartbeats() -> None:
+    hanging, sound = _Hanging(), FakeControlPlane()
+    sound.members = hanging.members  # as both have one Redis
+    async with (
+        serving(hanging) as first,
+        serving(sound) as second,
+        member(f"ipv4:{first.address},{second.address}") as joined,
+    ):
+        await joined.wait_joined()
+        began_s = time.monotonic()
+        await eventually(lambda: len(sound.heartbeats) >= 2)
+        assert time.monotonic() - began_s < 4  # within the lease
