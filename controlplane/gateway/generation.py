@@ -300,19 +300,22 @@ class Generation:
 
     async def _admission(self, request: admission_pb.AdmitRequest) -> Any:
         self._raise_if_ended()
-        remaining, longest = self._checked_time_remaining(), self._longest_answer_s
-        timeout_s = longest if remaining is None else min(remaining, longest)
+        remaining = self._checked_time_remaining()
         admit = self._means.admission.Admit
-        call = admit(request, timeout=timeout_s, metadata=self._metadata)
-        # Not cancelled with what waits for it: what was admitted is to be known, to be given back.
+        # It has its own time, and is not cancelled with what waits for it, as when the request's
+        # deadline passes: what was admitted is to be known, to be given back.
+        call = admit(request, timeout=self._longest_answer_s, metadata=self._metadata)
         answer = asyncio.ensure_future(_answer_of(call))
         self._call = waiting = asyncio.shield(answer)
         try:
-            return await self._interruptible(waiting)
+            async with asyncio.timeout(remaining):
+                return await self._interruptible(waiting)
+        except TimeoutError as error:
+            raise deadline_exceeded() from error
         except grpc.aio.AioRpcError as error:
             role, name = _CONTROL_PLANE
             is_silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not is_typed(error)
-            if is_silent and timeout_s == longest:
+            if is_silent:
                 raise unreachable(role, name) from error
             raise typed(error, role=role, name=name) from error
         finally:
