@@ -51,7 +51,7 @@ def translate(error: Exception, table: ErrorTable) -> ChoraleError:
     return InternalError("INTERNAL", "internal fault; the server's log has the details")
 
 
-class _TypedErrors(grpc.aio.ServerInterceptor):
+class TypedErrors(grpc.aio.ServerInterceptor):
     """Ends every failed handler with a rich status; nothing leaves as UNKNOWN."""
 
     def __init__(self, table: ErrorTable) -> None:
@@ -123,7 +123,13 @@ class _TypedErrors(grpc.aio.ServerInterceptor):
         if isinstance(known, InternalError):
             log.error("%s failed", method, exc_info=error)
         # The stubs of grpc.aio lack it.
-        await cast("Any", context).abort_with_status(rpc_status.to_status(to_status(known)))
+        abort = cast("Any", context).abort_with_status
+        try:
+            await abort(rpc_status.to_status(to_status(known)))
+        except grpc.aio.InternalError:
+            # The client is gone, or its deadline has passed, and grpc does not know it yet. It would
+            # log this with a traceback, for each such request.
+            raise asyncio.CancelledError from None
 
 
 def _checked(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -202,7 +208,7 @@ async def start_server(
     Raises: OSError when the address cannot be bound.
     """
     grpc_server = grpc.aio.server(
-        interceptors=(_TypedErrors(error_table),),
+        interceptors=(TypedErrors(error_table),),
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorale.errors import InvalidArgumentError
-from chorale.server import start_server
+from chorale.server import TypedErrors, start_server
 from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2_grpc as registry_grpc
 from chorale.v1 import inference_pb2_grpc, relay_pb2_grpc
@@ -99,3 +100,39 @@ async def test_calls_that_come_while_the_loop_is_busy_are_answered() -> None:
     time.sleep(1.0)  # so looks a loop to gRPC that has much to do
     assert await codes == {grpc.StatusCode.OK: 3000}
     await server.stop(0)
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+async def test_a_failure_that_nobody_can_be_told_ends_the_call_and_is_not_logged(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client's deadline has passed, and grpc.aio finds out when it sends the status."""
+
+    class Over:
+        async def abort_with_status(self, status: Any) -> None:
+            raise grpc.aio.InternalError("Failed execute_batch")
+
+    def failed() -> None:
+        raise InvalidArgumentError("SAMPLE", "sample")
+
+    async def unary(request: Any, context: Any) -> None:
+        failed()
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        failed()
+        yield
+
+    methods: Any = grpc
+    make = getattr(methods, f"{kind}_rpc_method_handler")
+    inner = make(unary if kind == "unary_unary" else stream)
+
+    async def found(_: Any) -> Any:
+        return inner
+
+    interceptor: Any = TypedErrors({})
+    details: Any = SimpleNamespace(method="/chorale.v1.InferenceService/Generate")
+    handler = await interceptor.intercept_service(found, details)
+    answer = getattr(handler, kind)(object(), Over())
+    with pytest.raises(asyncio.CancelledError):
+        await (answer if kind == "unary_unary" else anext(answer))
+    assert not caplog.records
