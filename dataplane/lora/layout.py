@@ -273,10 +273,11 @@ def pack(
         pack_vocabulary(flat, layout.vocabulary, parts, adapter)
     # Many times faster than to ask each element.
     if not all(_is_finite(layer) for layer in flat):
+        elsewhere = dtype == torch.float16  # the others reach equally far
+        way_out = "serve with --dtype bfloat16 or float32" if elsewhere else "train it anew"
         raise AdapterRefusedError(
             "WEIGHTS_OVERFLOW",
-            f"a weight of the adapter is too large for {dtype}; serve with --dtype bfloat16 or"
-            " float32",
+            f"a weight of the adapter, times its scaling, is too large for {dtype}; {way_out}",
             {"digest": manifest.digest, "dtype": str(dtype)},
         )
     index_bytes = layout.vocabulary.nbytes if layout.vocabulary else 0

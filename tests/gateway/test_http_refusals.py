@@ -65,6 +65,11 @@ async def http(fleet: FakeFleet) -> AsyncIterator[httpx.AsyncClient]:
         ("completions", {"suffix": "end"}, "suffix"),
         ("completions", {"stream_options": {"include_usage": True}}, "stream_options"),
         ("completions", {"stream": True, "stream_options": {"x": 1}}, "stream_options"),
+        (
+            "completions",
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options",
+        ),
         ("completions", {"guided_json": {}}, "guided_json"),
         ("completions", {"wholly_unknown": None}, "wholly_unknown"),
         ("completions", {"messages": []}, "messages"),

@@ -217,7 +217,7 @@ async def test_chat_stream_with_usage(sdk: openai.AsyncOpenAI) -> None:
         seed=3,
         max_tokens=6,
         stream=True,
-        stream_options={"include_usage": True},
+        stream_options={"include_usage": True, "include_obfuscation": False},
     )
     texts, reasons = ["", ""], []
     chunks = [chunk async for chunk in stream]
