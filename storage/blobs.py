@@ -47,6 +47,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _RESERVATION = "reservation"
 _CHUNK_BYTES = 1 << 20
 _UNUSED_S = 86_400.0
+# Of an upload that nobody sends any more: its room is taken by what it announces, and a few of the
+# longest that were given up at once would leave none to anybody for a day.
+_GIVEN_UP_S = 900.0
 
 
 class BlobStore:
@@ -133,8 +136,8 @@ class BlobStore:
                     return
 
     async def collect(self, named: Collection[str]) -> int:
-        """Removes blobs that are not among the digests `named`, and uploads, when nobody has
-        touched them for a day. Returns how many."""
+        """Removes blobs that are not among the digests `named`, when nobody has touched them for a
+        day, and uploads of which nothing has come for a quarter of an hour. Returns how many."""
         return await asyncio.to_thread(self._collect, frozenset(named))
 
     def _check(self, header: UploadHeader) -> None:
@@ -286,12 +289,14 @@ class BlobStore:
             raise SourceUnreadableError(f"blob {digest}: {error.strerror}") from None
 
     def _collect(self, named: frozenset[str]) -> int:
-        before = time.time() - _UNUSED_S
+        now = time.time()
         removed = 0
         with self._locked():
-            for path in (*self._blobs.iterdir(), *self._uploads.iterdir()):
+            kept_s = dict.fromkeys(self._blobs.iterdir(), _UNUSED_S)
+            kept_s |= dict.fromkeys(self._uploads.iterdir(), _GIVEN_UP_S)
+            for path, unused_s in kept_s.items():
                 with contextlib.suppress(OSError), opened_dir(path) as fd:
-                    if path.name in named or os.fstat(fd).st_mtime > before:
+                    if path.name in named or _last_use(path, fd) > now - unused_s:
                         continue
                     if try_lock(fd, fcntl.LOCK_EX):
                         shutil.rmtree(path)
@@ -327,6 +332,13 @@ def _size_of(path: Path) -> int:
     except OSError:
         return 0  # it is being removed
     return sizes.get(_RESERVATION) or sum(sizes.values())
+
+
+def _last_use(path: Path, fd: int) -> float:
+    """fd: of the directory `path`, which is touched when it is used; its weights when they come."""
+    with contextlib.suppress(FileNotFoundError):
+        return max(os.fstat(fd).st_mtime, (path / WEIGHTS_NAME).stat().st_mtime)
+    return os.fstat(fd).st_mtime
 
 
 def _sync(path: Path) -> None:

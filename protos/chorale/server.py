@@ -127,8 +127,8 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         try:
             await abort(rpc_status.to_status(to_status(known)))
         except grpc.aio.InternalError:
-            # The client is gone, or its deadline has passed, and grpc does not know it yet. It would
-            # log this with a traceback, for each such request.
+            # The client is gone, or its deadline has passed, and grpc does not know that yet. It
+            # would log this with a traceback, for each such request.
             raise asyncio.CancelledError from None
 
 

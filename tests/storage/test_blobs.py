@@ -201,13 +201,30 @@ async def test_only_what_is_old_and_nameless_is_collected(tmp_path: Path) -> Non
     await upload(store, SAMPLES[2], upto=100)
     assert await store.collect([]) == 0
     long_ago = time.time() - 90_000
-    for path in (*(tmp_path / "blobs").iterdir(), *(tmp_path / "uploads").iterdir()):
+    for path in (tmp_path / "blobs").rglob("*"):
         os.utime(path, (long_ago, long_ago))
-    assert await store.collect([DIGESTS[0]]) == 2
+    assert await store.collect([DIGESTS[0]]) == 1
     assert [path.name for path in (tmp_path / "blobs").iterdir()] == [DIGESTS[0]]
     assert await store.offset(header_of(SAMPLES[1])) == 0
     await store.fetch(f"blob:{DIGESTS[0]}")  # a use, after which it is not old
     assert await store.collect([]) == 0
+
+
+async def test_an_upload_that_was_given_up_leaves_its_room_soon(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, SIZE * 3)
+    header = header_of(SAMPLES[0])
+    await upload(store, SAMPLES[0], upto=100)
+    (directory,) = (tmp_path / "uploads").iterdir()
+    soon = time.time() - 1000
+    os.utime(directory, (soon, soon))
+    assert await store.collect([]) == 0, "something has come since"
+    os.utime(directory / WEIGHTS_NAME, (soon, soon))
+    async with store.upload(header, 100):  # somebody sends it
+        os.utime(directory, (soon, soon))
+        assert await store.collect([]) == 0
+    os.utime(directory, (soon, soon))
+    assert await store.collect([]) == 1
+    assert await store.offset(header) == 0
 
 
 async def test_files_are_read_from_any_offset(tmp_path: Path) -> None:

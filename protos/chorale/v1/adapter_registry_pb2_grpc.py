@@ -129,7 +129,7 @@ class AdapterRegistryServiceServicer:
 
     def GetUpload(self, request, context):
         """How much of an upload the control plane has. Changes nothing. An upload that was never begun,
-        or was given up for a day, has 0 bytes.
+        or was given up, has 0 bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
