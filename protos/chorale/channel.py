@@ -29,7 +29,7 @@ CONTROL_PLANE_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.lb_policy_name", "round_robin"),
     # One that is frozen is out before the calls that hang there have been given up (gRPC itself
     # answers pings, however busy the process is), and they are made to another.
-    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_time_ms", 12_000),
     ("grpc.http2.ping_timeout_ms", 3_000),
 )
 """For those who serve by it: data planes and gateways."""
