@@ -83,7 +83,7 @@ def constrained(setup: Setup) -> Result:
 def _vocabulary(setup: Setup, session: Session) -> Vocabulary:
     ready = session.parts.ready
     return Vocabulary(
-        tokenizer=(setup.model() / "tokenizer.json").read_text(),
+        tokenizer=(setup.model() / "tokenizer.json").read_bytes(),
         num_tokens=ready.vocab_size,
         vocab_size=ready.vocab_size,
         eos_token_ids=ready.eos_token_ids,

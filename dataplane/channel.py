@@ -6,7 +6,9 @@ address: the frontend binds, the engine connects. Order of events:
     engine   → Hello
     frontend → Start
     engine   → Ready | StartFailed (then the engine exits)
-    frontend → Vocabulary, Submit, Abort …  engine → Outputs, Failed, Stats …
+    frontend → Vocabulary
+    engine   → Taught
+    frontend → Submit, Abort …            engine → Outputs, Failed, Stats …
     frontend → Shutdown                   engine exits
 
 While it has work an engine sends something every second at least: Alive if there is nothing else.
@@ -119,11 +121,12 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Vocabulary(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """What grammars need of the tokenizer; sent once, before the first Submit with a grammar.
-    `tokenizer` is its tokenizer.json. `num_tokens`: all its ids are below; they may be more or less
-    than the model's `vocab_size`."""
+    """What grammars need of the tokenizer; sent once, before the first Submit: making use of a
+    large one takes a second or more, in which no step runs. Answered by Taught.
+    `tokenizer` is its tokenizer.json, in UTF-8. `num_tokens`: all its ids are below; they may be
+    more or less than the model's `vocab_size`."""
 
-    tokenizer: str
+    tokenizer: bytes
     num_tokens: int
     vocab_size: int
     eos_token_ids: list[int]
@@ -230,6 +233,11 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     max_running: int
     device: str
     dtype: str
+
+
+class Taught(msgspec.Struct, frozen=True, tag=True):
+    """The Vocabulary was read. Where it is of a kind that grammars cannot use, requests with one
+    fail."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
@@ -364,7 +372,16 @@ class LoadsReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 FromEngine = (
-    Hello | Ready | StartFailed | Outputs | Failed | Stats | Alive | PoolReport | LoadsReport
+    Hello
+    | Ready
+    | StartFailed
+    | Taught
+    | Outputs
+    | Failed
+    | Stats
+    | Alive
+    | PoolReport
+    | LoadsReport
 )
 
 

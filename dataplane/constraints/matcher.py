@@ -22,14 +22,15 @@ Words = np.ndarray[Any, np.dtype[np.int32]]
 class GrammarTokens:
     """A tokenizer as grammars see it: the bytes of each token.
 
-    Raises: ConstraintsUnsupportedError. Takes up to a second.
+    Raises: ConstraintsUnsupportedError. Takes a second and more for a large one, and keeps all
+    other threads from running meanwhile.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.num_words = -(-vocabulary.vocab_size // _BITS)
         try:
             self.tokenizer = LLTokenizer(
-                vocabulary.tokenizer,
+                vocabulary.tokenizer.decode(),
                 n_vocab=max(vocabulary.vocab_size, vocabulary.num_tokens),
                 eos_token=vocabulary.eos_token_ids or None,
             )

@@ -164,7 +164,7 @@ class Engine:
         return bool(self._ended.outputs or self._ended.failures)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Of the tokenizer; before the first request with a grammar."""
+        """Of the tokenizer; before the first request: a large one takes a second and more."""
         self._grammars.use(vocabulary)
 
     def submit(self, request: Submit) -> None:

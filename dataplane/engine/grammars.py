@@ -50,9 +50,11 @@ class Grammars:
 
     def __init__(self, on_ready: Callable[[], None]) -> None:
         self._on_ready = on_ready
-        self._vocabulary: Vocabulary | None = None
+        self._tokens: GrammarTokens | Exception = ConstraintsUnsupportedError(
+            "CONSTRAINTS_UNSUPPORTED", "the engine was told no vocabulary"
+        )
         self._waiting: dict[int, Sequence] = {}
-        self._wanted: queue.SimpleQueue[_Wanted | Vocabulary | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[_Made] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._compiled: OrderedDict[bytes, Matcher] = OrderedDict()  # the thread's
@@ -64,8 +66,12 @@ class Grammars:
         return len(self._waiting)
 
     def use(self, vocabulary: Vocabulary) -> None:
-        """Before the first `add`. It is read when it is needed."""
-        self._wanted.put(vocabulary)
+        """Before the first `add`. Reads it here and now, as no other thread could run meanwhile
+        anyway: the place for that is where nobody waits yet."""
+        try:
+            self._tokens = _tokens_of(vocabulary)
+        except DataPlaneError as error:
+            self._tokens = error
 
     def add(self, sequence: Sequence) -> None:
         """Has the matcher of a sequence made, as far as its output has come."""
@@ -105,17 +111,10 @@ class Grammars:
     # On the thread.
 
     def _run(self) -> None:
-        tokens: GrammarTokens | Exception | None = None
-        vocabulary: Vocabulary | None = None
         while (wanted := self._wanted.get()) is not None:
-            if isinstance(wanted, Vocabulary):
-                vocabulary, tokens = wanted, None
-                continue
             if wanted.sequence.handle not in self._waiting:
                 continue  # aborted meanwhile
-            if tokens is None:
-                tokens = _tokens_of(vocabulary)
-            self._made.put(self._make(wanted, tokens))
+            self._made.put(self._make(wanted, self._tokens))
             self._on_ready()
 
     def _make(self, wanted: _Wanted, tokens: GrammarTokens | Exception) -> _Made:
@@ -143,14 +142,7 @@ class Grammars:
         return compiled.copy()
 
 
-def _tokens_of(vocabulary: Vocabulary | None) -> GrammarTokens | Exception:
-    if vocabulary is None:
-        return ConstraintsUnsupportedError(
-            "CONSTRAINTS_UNSUPPORTED", "the engine was told no vocabulary"
-        )
-    from dataplane.constraints.matcher import GrammarTokens  # only who uses them pays for them
+def _tokens_of(vocabulary: Vocabulary) -> GrammarTokens:
+    from dataplane.constraints.matcher import GrammarTokens  # who is told none spares the import
 
-    try:
-        return GrammarTokens(vocabulary)
-    except DataPlaneError as error:
-        return error
+    return GrammarTokens(vocabulary)

@@ -36,6 +36,7 @@ from dataplane.channel import (
     StartFailed,
     Stats,
     Submit,
+    Taught,
     Unload,
     Unpin,
     Vocabulary,
@@ -167,6 +168,7 @@ class _Process:
                     engine.submit(request)
                 case Vocabulary() as vocabulary:
                     engine.use_vocabulary(vocabulary)
+                    self._send(Taught())
                 case Abort(handle):
                     engine.abort(handle)
                 case Inspect(ticket):

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,13 +37,11 @@ class Constraints(Collector):
     ones that come meanwhile wait for the same trial. Neither processes nor threads are started
     before the first constraint.
 
-    vocabulary: made on a thread, once.
+    vocabulary: as the engine was told.
     """
 
-    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
-        self._make_vocabulary = vocabulary
-        self._making = threading.Lock()
-        self._vocabulary: Vocabulary | None = None
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._threads = ThreadPoolExecutor(_NUM_TRIALS, "constraints")
         self._own = threading.local()
         self._trials: list[Trials] = []
@@ -53,12 +51,6 @@ class Constraints(Collector):
         self._requests: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._cpu_s = 0.0
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """After the first `check`."""
-        assert self._vocabulary is not None
-        return self._vocabulary
 
     async def check(self, grammar: Grammar, deadline_s: float | None) -> None:
         """Waits until the grammar was tried out. deadline_s: on the event loop's clock.
@@ -142,9 +134,6 @@ class Constraints(Collector):
 
     def _try_out(self, text: str) -> Verdict:
         """On a thread of ours."""
-        with self._making:
-            if self._vocabulary is None:
-                self._vocabulary = self._make_vocabulary()
         trials: Trials | None = getattr(self._own, "trials", None)
         if trials is None:
             trials = self._own.trials = Trials(self._vocabulary)

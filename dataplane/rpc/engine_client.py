@@ -58,7 +58,7 @@ class EngineClient:
         self._reports: dict[int, asyncio.Future[Any]] = {}
         self._gone: ChoraleError | None = None
         self._stopping = False
-        self._is_taught = False
+        self._taught: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Binds the channel and starts the process; it loads while the caller goes on.
@@ -138,11 +138,16 @@ class EngineClient:
         )
         return stream
 
-    def teach(self, vocabulary: channel.Vocabulary) -> None:
-        """Comes before the first `submit` with a grammar. Told a second time, nothing happens."""
-        if not self._is_taught:
-            self._is_taught = True
-            self._post(vocabulary)
+    async def teach(self, vocabulary: channel.Vocabulary) -> None:
+        """Comes once, before the first `submit`, and waits until the engine has read it.
+
+        Raises: UnavailableError when the engine is gone.
+        """
+        self.check()
+        assert self._taught is None, "it is told once"
+        self._taught = asyncio.get_running_loop().create_future()
+        self._post(vocabulary)
+        await self._taught
 
     def check(self) -> None:
         """Raises: UnavailableError when the engine is gone."""
@@ -232,6 +237,9 @@ class EngineClient:
                 self._post(channel.Start(self._options))
             case channel.Ready() if not self._ready.done():
                 self._ready.set_result(message)
+            case channel.Taught() if self._taught is not None:
+                if not self._taught.done():
+                    self._taught.set_result(None)
             case channel.StartFailed() if not self._ready.done():
                 self._ready.set_exception(
                     DataPlaneError(message.reason, message.message, message.metadata)
@@ -259,14 +267,15 @@ class EngineClient:
     async def _find_hang(self) -> None:
         # Ticks are counted, not time: when it is this process that was frozen, no more than one of
         # them is missed.
-        await self.wait_ready()  # loading takes as long as it takes
+        await self.wait_ready()  # loading takes as long as it takes, as reading a vocabulary does
         silent_ticks = 0
         while silent_ticks < _HANG_TICKS:
             if not silent_ticks:  # one without work would be right to say nothing
                 self._post(channel.Ping())
             self._heard = False
             await asyncio.sleep(self._hang_timeout_s / _HANG_TICKS)
-            silent_ticks = 0 if self._heard else silent_ticks + 1
+            is_reading = self._taught is not None and not self._taught.done()
+            silent_ticks = 0 if self._heard or is_reading else silent_ticks + 1
         self._lose(f"the engine has said nothing for {self._hang_timeout_s:g} s")
 
     def _lose(self, reason: str) -> None:
@@ -283,7 +292,7 @@ class EngineClient:
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             stream.fail(error)
-        for future in (*self._reports.values(), self._ready):
+        for future in (*self._reports.values(), self._ready, self._taught):
             if future is not None and not future.done():
                 future.set_exception(error)
                 future.exception()  # retrieved: whoever waits sees it, nobody need wait

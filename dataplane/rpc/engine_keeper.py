@@ -46,14 +46,15 @@ class KeeperOptions:
 class EngineKeeper:
     """One engine after the other. Belongs to one event loop, on the main thread.
 
-    start() and wait_ready() bring the first one up. After that: wait_lost(), then restart(), and so
-    on; stop() at the end, at any moment.
+    start(), wait_ready() and teach() bring the first one up. After that: wait_lost(), then
+    restart(), and so on; stop() at the end, at any moment.
     """
 
     def __init__(self, options: KeeperOptions) -> None:
         self._options = options
         self._lost = asyncio.Event()
         self._ready: channel.Ready | None = None
+        self._vocabulary: channel.Vocabulary | None = None
         self._ready_at_s = 0.0
         self._client = self._new_client(options.first or options.spawn())
 
@@ -78,6 +79,13 @@ class EngineKeeper:
         self._ready = await self._client.wait_ready()
         self._ready_at_s = self._options.clock()
         return self._ready
+
+    async def teach(self, vocabulary: channel.Vocabulary) -> None:
+        """Tells the first engine, and those to come before they count as ready. Raises: as
+        EngineClient.teach."""
+        self._vocabulary = vocabulary
+        await self._client.teach(vocabulary)
+        self._ready_at_s = self._options.clock()
 
     async def wait_lost(self) -> None:
         """Until the engine of the moment is lost."""
@@ -114,6 +122,8 @@ class EngineKeeper:
         try:
             await client.start()
             ready = await client.wait_ready()
+            if self._vocabulary is not None:
+                await client.teach(self._vocabulary)
         except (ChoraleError, DataPlaneError, OSError) as error:
             log.error("the engine could not be started again: %s", error)
             await client.stop()

@@ -47,10 +47,11 @@ _NUM_TOKENIZER_THREADS = 2
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Streams completions from the engine.
 
-    engine: gives the engine of the moment. max_open: requests in all phases; one more is refused
-    with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that name none; None: nothing.
-    metrics: of all requests. Tells, besides, how many characters make a token of prompts, how true
-    the tickets' expectations came, and what tenants were charged too much and what they run.
+    engine: gives the engine of the moment, which knows `vocabulary`. max_open: requests in all
+    phases; one more is refused with RESOURCE_EXHAUSTED. ttft_slo_s: the objective of requests that
+    name none; None: nothing. metrics: of all requests. Tells, besides, how many characters make a
+    token of prompts, how true the tickets' expectations came, and what tenants were charged too
+    much and what they run.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         engine: Callable[[], EngineClient],
         ready: channel.Ready,
         tokenizer: Tokenizer,
+        vocabulary: channel.Vocabulary,
         gate: TicketGate,
         data_plane_id: str,
         max_open: int,
@@ -67,7 +69,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         self._engine = engine
         self._prepare = partial(prepare, ready=ready, tokenizer=tokenizer)
-        self.constraints = Constraints(partial(_vocabulary, ready, tokenizer))
+        self.constraints = Constraints(vocabulary)
         self._gate = gate
         self._data_plane_id = data_plane_id
         self._max_open = max_open
@@ -205,11 +207,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 name=claims.adapter_name,
                 token=claims.adapter_source_token,
             )
-        engine = self._engine()
-        if prepared.grammar is not None:
-            engine.teach(self.constraints.vocabulary)
         ttft_slo_s = self._ttft_slo_s if prepared.ttft_slo_s is None else prepared.ttft_slo_s
-        return engine.submit(
+        return self._engine().submit(
             prompt=prepared.prompt,
             generated=prepared.generated,
             sampling=prepared.sampling,
@@ -283,16 +282,6 @@ def _noting(constraints: Constraints) -> Generator[None]:
     except ChoraleError as error:
         constraints.note_failure(error)
         raise
-
-
-def _vocabulary(ready: channel.Ready, tokenizer: Tokenizer) -> channel.Vocabulary:
-    num_tokens = tokenizer.num_tokens
-    return channel.Vocabulary(
-        tokenizer=tokenizer.to_json(),
-        num_tokens=num_tokens,
-        vocab_size=ready.vocab_size,
-        eos_token_ids=[each for each in ready.eos_token_ids if each < num_tokens],
-    )
 
 
 def _close(held: contextlib.ExitStack, context: object) -> None:

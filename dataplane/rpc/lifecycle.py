@@ -125,10 +125,14 @@ class _DataPlane:
             asyncio.to_thread(_load_tokenizer, self._options),
             self._engine.wait_ready(),
         )
+        vocabulary = await asyncio.to_thread(vocabulary_of, announced, tokenizer)
+        await self._engine.teach(vocabulary)
         data_plane_id = self._options.data_plane_id or _made_id(self._options)
         gate = TicketGate(data_plane_id, announced.model_name)
         requests = RequestMetrics(metrics.PREFIX)
-        server = await self._start_server(tokenizer, announced, gate, requests, data_plane_id)
+        server = await self._start_server(
+            tokenizer, vocabulary, announced, gate, requests, data_plane_id
+        )
         await self._export(requests, data_plane_id)
         member = self._member = self._membership(announced, gate, data_plane_id, server.port)
         member.start()
@@ -164,6 +168,7 @@ class _DataPlane:
     async def _start_server(
         self,
         tokenizer: Tokenizer,
+        vocabulary: channel.Vocabulary,
         announced: channel.Ready,
         gate: TicketGate,
         requests: RequestMetrics,
@@ -174,6 +179,7 @@ class _DataPlane:
             engine=lambda: self._engine.client,
             ready=announced,
             tokenizer=tokenizer,
+            vocabulary=vocabulary,
             gate=gate,
             data_plane_id=data_plane_id,
             max_open=options.engine.max_waiting + announced.max_running,
@@ -284,3 +290,14 @@ def _load_tokenizer(options: DataPlaneOptions) -> Tokenizer:
     from dataplane.text.tokenizer import load_tokenizer  # a second's worth of imports
 
     return load_tokenizer(Path(options.engine.model_dir), options.tool_call_format)
+
+
+def vocabulary_of(announced: channel.Ready, tokenizer: Tokenizer) -> channel.Vocabulary:
+    """For grammars. Takes some tenths of a second for a large one."""
+    num_tokens = tokenizer.num_tokens
+    return channel.Vocabulary(
+        tokenizer=tokenizer.to_json().encode(),
+        num_tokens=num_tokens,
+        vocab_size=announced.vocab_size,
+        eos_token_ids=[each for each in announced.eos_token_ids if each < num_tokens],
+    )

@@ -65,7 +65,10 @@ class Tokenizer:
         self._vocabulary_with_calls = vocabulary_of(self._backend, marks)
         # A normalizer may shorten a text before it is cut into tokens, if not by much.
         slack = 1 if self._backend.normalizer is None else 2
-        self._max_token_characters = slack * max(map(len, self._backend.get_vocab()), default=1)
+        ids = self._backend.get_vocab(with_added_tokens=True)  # a list of a large one takes 0.1 s
+        self._max_token_characters = slack * max(map(len, ids), default=1)
+        self.num_tokens = 1 + max(ids.values(), default=-1)
+        """All ids are below it."""
 
     def encode(self, text: str, *, max_tokens: int) -> list[int]:
         """Token ids of a prompt with the special tokens (BOS) that the tokenizer adds.
@@ -120,11 +123,6 @@ class Tokenizer:
     def to_json(self) -> str:
         """As a tokenizer.json has it. Takes a while."""
         return self._backend.to_str()
-
-    @property
-    def num_tokens(self) -> int:
-        """All ids are below it."""
-        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def detokenizer(self, *, shows_calls: bool = False) -> Detokenizer:
         """For one text, from its first token. shows_calls: whether the tokens that begin and end

@@ -51,7 +51,7 @@ def demo_tokenizer() -> Tokenizer:
 
 def demo_vocabulary(vocab_size: int = VOCAB) -> Vocabulary:
     return Vocabulary(
-        tokenizer=demo_tokenizer().to_str(),
+        tokenizer=demo_tokenizer().to_str().encode(),
         num_tokens=VOCAB,
         vocab_size=vocab_size,
         eos_token_ids=[EOS],

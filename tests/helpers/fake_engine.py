@@ -44,6 +44,8 @@ class FakeScript:
     start_failed: dict[str, Any] | None = None
     exit_before_ready: int | None = None
     ready_delay_s: float = 0.0
+    taught_delay_s: float = 0.0
+    crash_when_taught: bool = False
     stubborn: bool = False  # heeds neither Shutdown nor SIGTERM
     ready: dict[str, Any] = field(default_factory=dict)
     stats: dict[str, Any] | None = None
@@ -141,6 +143,11 @@ class _Engine:
                 case channel.AskLoads(ticket=ticket):
                     loads = [AdapterLoad(**load) for load in self.script.loads]
                     self.send(channel.LoadsReport(ticket=ticket, loads=loads))
+                case channel.Vocabulary():
+                    time.sleep(script.taught_delay_s)
+                    if script.crash_when_taught:
+                        os._exit(3)
+                    self.send(channel.Taught())
                 case channel.Ping():
                     self.send(channel.Alive())
                 case channel.Shutdown() if not script.stubborn:

@@ -19,6 +19,7 @@ from chorale.v1 import fleet_pb2, inference_pb2, inference_pb2_grpc, relay_pb2_g
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.inference import SERVICE_NAME, InferenceService
+from dataplane.rpc.lifecycle import vocabulary_of
 from dataplane.rpc.relay import SERVICE_NAME as RELAY_NAME
 from dataplane.rpc.relay import RelayService
 from dataplane.text.tokenizer import Tokenizer
@@ -118,10 +119,13 @@ async def open_rig(
     gate = TicketGate("dp-1", ready.model_name)
     gate.set_keys([fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)])
     metrics = RequestMetrics("chorale_data_plane")
+    vocabulary = vocabulary_of(ready, tokenizer)
+    await engine.teach(vocabulary)
     service = InferenceService(
         engine=lambda: engine,
         ready=ready,
         tokenizer=tokenizer,
+        vocabulary=vocabulary,
         gate=gate,
         data_plane_id="dp-1",
         max_open=max_open,

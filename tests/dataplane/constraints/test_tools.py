@@ -41,7 +41,9 @@ def tokens(form: str, special: bool | None) -> tuple[Tokenizer, GrammarTokens]:
         )
     size = tokenizer.get_vocab_size()
     text = tokenizer.to_str()
-    found = Vocabulary(tokenizer=text, num_tokens=size, vocab_size=size, eos_token_ids=[EOS])
+    found = Vocabulary(
+        tokenizer=text.encode(), num_tokens=size, vocab_size=size, eos_token_ids=[EOS]
+    )
     return tokenizer, GrammarTokens(found)
 
 

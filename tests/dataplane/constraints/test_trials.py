@@ -111,7 +111,7 @@ def test_a_process_that_was_killed_is_replaced(trials: Trials) -> None:
 
 
 def test_a_tokenizer_that_cannot_be_used_is_told_each_time() -> None:
-    broken = Vocabulary(tokenizer="{}", num_tokens=3, vocab_size=3, eos_token_ids=[1])
+    broken = Vocabulary(tokenizer=b"{}", num_tokens=3, vocab_size=3, eos_token_ids=[1])
     opened = Trials(broken)
     for _ in range(2):
         assert opened.check(GOOD).reason == "CONSTRAINTS_UNSUPPORTED"

@@ -29,7 +29,7 @@ TOKENIZER = Tokenizer(
 )
 TOKENIZER.decoder = decoders.ByteLevel()
 VOCABULARY = Vocabulary(
-    tokenizer=TOKENIZER.to_str(),
+    tokenizer=TOKENIZER.to_str().encode(),
     num_tokens=3 + len(LETTERS),
     vocab_size=SHAPE["vocab_size"],
     eos_token_ids=[2],

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dataplane.channel import Vocabulary
+from dataplane.constraints import matcher
 from dataplane.constraints.limits import MASK_CPU_S
 from dataplane.engine import masks
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError, QueueFullError
@@ -336,7 +337,7 @@ def test_without_a_vocabulary_that_can_be_used_a_grammar_is_refused() -> None:
     rig.run()
     assert isinstance(rig.failed[1], ConstraintsUnsupportedError)
     rig.engine.use_vocabulary(
-        Vocabulary(tokenizer="{}", num_tokens=3, vocab_size=512, eos_token_ids=[])
+        Vocabulary(tokenizer=b"{}", num_tokens=3, vocab_size=512, eos_token_ids=[])
     )
     rig.submit(2, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
     rig.run()
@@ -345,6 +346,18 @@ def test_without_a_vocabulary_that_can_be_used_a_grammar_is_refused() -> None:
     rig.submit(3, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
     rig.run()
     assert output_of(rig, 3) in CHOICES
+
+
+def test_a_vocabulary_is_read_when_it_is_told_not_when_requests_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading one keeps the step loop from running, for a second and more where it is large."""
+    rig = Rig(MODEL)
+    rig.engine.use_vocabulary(demo_vocabulary())
+    monkeypatch.setattr(matcher, "LLTokenizer", None)
+    rig.submit(1, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
+    rig.run()
+    assert output_of(rig, 1) in CHOICES
 
 
 def test_an_engine_closes_in_the_midst_of_constrained_steps() -> None:

@@ -49,6 +49,9 @@ class WaitingEngine:
     def submit(self, request: channel.Submit) -> None:
         self.has_work = True
 
+    def use_vocabulary(self, vocabulary: channel.Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
     def direct(self, directive: channel.Directive) -> None:
         self.directed.append(directive)
         self.is_bringing_adapters = isinstance(directive, channel.Prefetch)
@@ -169,3 +172,12 @@ def test_directives_reach_the_engine_which_steps_for_them_without_requests(
         steps = engine.num_steps
         heard(socket, 0.1)
         assert engine.directed == [prefetch, *others] and engine.num_steps == steps
+
+
+def test_a_vocabulary_is_answered_once_it_was_read() -> None:
+    vocabulary = channel.Vocabulary(tokenizer=b"{}", num_tokens=1, vocab_size=1, eos_token_ids=[])
+    engine = WaitingEngine()
+    with looping(engine) as socket:
+        socket.send(channel.encode(vocabulary))
+        assert heard(socket, 0.3).count(channel.Taught()) == 1
+        assert engine.vocabulary == vocabulary

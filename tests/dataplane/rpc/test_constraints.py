@@ -19,6 +19,7 @@ from chorale.errors import (
     UnavailableError,
 )
 from chorale.status import from_rpc_error
+from dataplane.channel import Vocabulary
 from dataplane.constraints.grammar import Grammar, grammar_of
 from dataplane.constraints.trials import Trials
 from dataplane.constraints.verdict import Verdict
@@ -38,12 +39,12 @@ def sampling(**kind: Any) -> dict[str, Any]:
     return {"constraint": constraint(**kind), "max_tokens": 3}
 
 
-async def test_the_engine_is_taught_once_and_told_the_grammar(
+async def test_the_engine_is_taught_before_any_request_and_told_the_grammar(
     start_rig: StartRig, engine_log: EngineLog
 ) -> None:
     async with start_rig(FakeScript()) as rig:
+        assert len(engine_log.of("Vocabulary")) == 1
         await rig.generate(sampling={"max_tokens": 3, "logit_bias": {7: 1.5, 3: -100.0, 9: 0.0}})
-        assert not engine_log.of("Vocabulary")
         for kind in ({"choices": ["yes", "no"]}, {"json_schema": PERSON}, {"json_object": True}):
             await rig.generate(sampling=sampling(**kind))
         submits = await engine_log.wait_for("Submit", 4)
@@ -136,7 +137,7 @@ async def check(found: Constraints, text: str, deadline_s: float | None = None) 
 async def test_equal_grammars_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Verdict("CONSTRAINT_INVALID", "so it is")
     asked = scripted(monkeypatch, Verdict(cpu_s=0.5), bad)
-    found = Constraints(demo_vocabulary)
+    found = Constraints(demo_vocabulary())
     await asyncio.gather(*(check(found, "a") for _ in range(5)))
     await check(found, "a")
     assert asked == ["a"]
@@ -161,7 +162,7 @@ async def test_what_is_no_verdict_on_the_grammar_is_not_remembered(
 ) -> None:
     lost, unsupported = Verdict("CONSTRAINT_TRIAL_LOST", "gone"), Verdict("CONSTRAINTS_UNSUPPORTED")
     asked = scripted(monkeypatch, lost, OSError("no process"), Verdict(), unsupported)
-    found = Constraints(demo_vocabulary)
+    found = Constraints(demo_vocabulary())
     for _ in range(2):
         with pytest.raises(UnavailableError):
             await check(found, "a")
@@ -183,7 +184,7 @@ async def test_slow_trials_hold_up_neither_the_known_nor_the_loop_and_are_bounde
 
     scripted(monkeypatch, Verdict(), slow)
     monkeypatch.setattr(module, "_MAX_UNDER_WAY", 3)
-    found = Constraints(demo_vocabulary)
+    found = Constraints(demo_vocabulary())
     await check(found, "known")
     now_s = asyncio.get_running_loop().time()
     with pytest.raises(DeadlineExceededError):
@@ -216,13 +217,14 @@ async def test_what_is_closed_while_it_starts_leaves_no_process(
     """Trials come to be after the end of who is to close them."""
     closed: list[bool] = []
 
-    def slowly() -> Any:
+    def slowly(vocabulary: Vocabulary) -> Trials:
         time.sleep(0.2)
-        return demo_vocabulary()
+        return Trials(vocabulary)
 
+    monkeypatch.setattr(module, "Trials", slowly)
     close = Trials.close
     monkeypatch.setattr(Trials, "close", lambda trials: (closed.append(True), close(trials)))
-    found = Constraints(slowly)
+    found = Constraints(demo_vocabulary())
     waiting = asyncio.create_task(check(found, grammar_of(CHOICES).text))
     await asyncio.sleep(0.05)
     found.close()

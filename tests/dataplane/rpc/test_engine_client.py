@@ -17,7 +17,7 @@ from chorale.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from dataplane.channel import EngineOptions, Output, Sampling
+from dataplane.channel import EngineOptions, Output, Sampling, Vocabulary
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_process import EngineProcess
@@ -310,3 +310,26 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+VOCABULARY = Vocabulary(tokenizer=b"{}", num_tokens=1, vocab_size=1, eos_token_ids=[])
+
+
+async def test_an_engine_that_reads_a_large_vocabulary_is_waited_for(
+    start_engine: StartEngine, engine_log: EngineLog
+) -> None:
+    """However silent it is meanwhile."""
+    async with start_engine(FakeScript(taught_delay_s=0.5), hang_timeout_s=0.1) as client:
+        await client.wait_ready()
+        began_s = time.monotonic()
+        await client.teach(VOCABULARY)
+        assert time.monotonic() - began_s >= 0.5
+        assert (await drain(submit(client)))[-1].finish == "length"
+    assert engine_log.losses == []
+
+
+async def test_an_engine_that_dies_of_its_vocabulary_is_lost(start_engine: StartEngine) -> None:
+    async with start_engine(FakeScript(crash_when_taught=True)) as client:
+        await client.wait_ready()
+        with pytest.raises(UnavailableError, match="exited with status 3"):
+            await asyncio.wait_for(client.teach(VOCABULARY), 10)
