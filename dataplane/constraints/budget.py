@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dataplane.constraints.limits import BURST_CPU_S, MASK_CPU_S, MAX_COUNTED_CPU_S, SHARE
+from dataplane.constraints.limits import BURST_CPU_S, MAX_COUNTED_CPU_S, SHARE
 
 
 class MaskBudget:
-    """Each step of a grammar may take MASK_CPU_S. What takes longer is owed, and time makes up for
-    SHARE of itself. Once BURST_CPU_S is owed, those leave that took the most, until it no longer
-    is: so nobody leaves whose grammar is an ordinary one, whoever is beside it."""
+    """Each step of a grammar may take `mask_cpu_s`. What takes longer is owed, and time makes up
+    for SHARE of itself. Once BURST_CPU_S is owed, those leave that took the most, until it no
+    longer is: so nobody leaves whose grammar is an ordinary one, whoever is beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask_cpu_s: float) -> None:
+        self.mask_cpu_s = mask_cpu_s
         self._owed_s = 0.0
         self._at_s: float | None = None
-        self._taken_s: dict[int, float] = {}  # beyond MASK_CPU_S, by handle
+        self._taken_s: dict[int, float] = {}  # beyond mask_cpu_s, by handle
 
     def add(self, handle: int, cpu_s: float) -> None:
         """A step of this request's grammar took so much processor time."""
-        excess_s = min(cpu_s, MAX_COUNTED_CPU_S) - MASK_CPU_S
+        excess_s = min(cpu_s, MAX_COUNTED_CPU_S) - self.mask_cpu_s
         if excess_s > 0:
             self._owed_s += excess_s
             self._taken_s[handle] = self._taken_s.get(handle, 0.0) + excess_s

@@ -247,6 +247,7 @@ class Engine:
         """Waits for what was launched; nobody learns what came of it."""
         self._pipeline.abandon()
         self._grammars.stop()
+        self._masks.close()
 
     def stats(self) -> Stats:
         residency = self._loader.residency()

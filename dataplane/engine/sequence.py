@@ -50,6 +50,7 @@ class Sequence:
     history: History = field(default_factory=History)
     matcher: Matcher | None = None  # where `tokens` are in the grammar that they must hold to
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
+    mask_cpu_s: float = 0.0  # that its last mask took
 
     @staticmethod
     def of(request: Submit, max_context: int = sys.maxsize) -> Sequence:

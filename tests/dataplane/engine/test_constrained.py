@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from dataplane.channel import Vocabulary
 from dataplane.constraints import matcher
 from dataplane.constraints.limits import MASK_CPU_S
-from dataplane.engine import masks
+from dataplane.engine import mask_threads, masks
 from dataplane.errors import ConstraintError, ConstraintsUnsupportedError, QueueFullError
 from tests.helpers.constraints import (
     EOS,
@@ -297,6 +298,7 @@ def test_masks_that_take_too_long_end_their_requests_and_no_others(
 
     monkeypatch.setattr(masks.Masks, "_fill", heavy)
     monkeypatch.setattr(masks.time, "thread_time", lambda: used_s)
+    monkeypatch.setattr(mask_threads, "num_threads", lambda: 1)  # one clock for all
     rig = rig_of()
     for handle in range(num_heavy + 1):
         rig.submit(handle, PROMPT, grammar=grammar(regex="[0-9 ]{40,}"), **GREEDY)
@@ -305,6 +307,34 @@ def test_masks_that_take_too_long_end_their_requests_and_no_others(
     for handle, error in rig.failed.items():
         assert isinstance(error, ConstraintError) and error.reason == "CONSTRAINT_TOO_COMPLEX"
         assert len(rig.tokens.get(handle, ())) <= most_tokens
+
+
+def test_slow_masks_are_filled_beside_each_other_and_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, mixed: Any
+) -> None:
+    """A thread's first one waits until another thread has begun one, too."""
+    rig, asked = mixed
+    monkeypatch.setattr(mask_threads, "num_threads", lambda: 3)
+    monkeypatch.setattr(masks, "_SLOW_S", 0.0)
+    met, fill = threading.Event(), masks.Masks._fill
+    threads: set[int] = set()
+
+    def meeting(self: Any, row: Any, sequence: Any) -> None:
+        if sequence.mask_cpu_s:
+            threads.add(threading.get_ident())
+            if len(threads) > 1:
+                met.set()
+            assert met.wait(10)
+        fill(self, row, sequence)
+
+    monkeypatch.setattr(masks.Masks, "_fill", meeting)
+    again = rig_of()
+    for handle, (kind, sampling) in asked.items():
+        again.submit(handle, PROMPT, grammar=GRAMMARS.get(kind, ""), **sampling)
+    again.run()
+    again.engine.close()
+    assert again.tokens == rig.tokens and again.finished == rig.finished
+    assert 2 <= len(threads) <= 3
 
 
 def test_who_waits_for_a_grammar_waits_alone_and_can_leave() -> None:
