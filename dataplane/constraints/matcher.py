@@ -16,6 +16,13 @@ FAILED = "the constraint cannot be followed: "
 _MAX_SAID = 300
 _BITS = 32
 
+# The vocabulary in parts, each token in the first one that it fits: where a grammar allows all
+# texts of a part, its tokens are not looked at one by one. llguidance's own parts are those of
+# JSON's strings; those of letters make other regular expressions' masks two to five times as fast.
+_JSON = LLTokenizer.general_slices()
+_LETTERS = [rf"{space}[a-zA-Z]{{1,{most}}}" for space in ("", r"\x20") for most in (10, 30)]
+_PARTS = [_JSON[0], *_LETTERS, r'[^"\\<>\[\]{}\x00-\x1F\x7F]{1,10}', *_JSON[1:]]
+
 Words = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -33,6 +40,7 @@ class GrammarTokens:
                 vocabulary.tokenizer.decode(),
                 n_vocab=max(vocabulary.vocab_size, vocabulary.num_tokens),
                 eos_token=vocabulary.eos_token_ids or None,
+                slices=_PARTS,
             )
         except Exception as error:  # whatever it cannot read
             raise ConstraintsUnsupportedError(
