@@ -10,7 +10,7 @@ import torch
 from dataplane.channel import TokenLogprobs
 from dataplane.sampling.plan import Draws, SamplingPlan
 from dataplane.sampling.scores import Scores
-from kernels.sampling.op import likeliest, mask, penalize, sample
+from kernels.sampling.op import likeliest, logprobs, mask, penalize, sample
 
 
 class Sampled(NamedTuple):
@@ -115,8 +115,5 @@ def _draw(logits: torch.Tensor, ids: torch.Tensor, draws: Draws | None) -> torch
 def _logprobs(logits: torch.Tensor, plan: SamplingPlan, ids: torch.Tensor) -> Logprobs | None:
     if plan.asked is None:
         return None
-    logprobs = logits[plan.asked].float().log_softmax(dim=-1)
     most = max(count for _, count in plan.num_alternatives)
-    top = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1)
-    chosen = logprobs.gather(-1, ids[plan.asked].unsqueeze(-1)).squeeze(-1)
-    return Logprobs(chosen, top.indices, top.values)
+    return Logprobs(*logprobs(logits, plan.asked, ids[plan.asked], min(most, logits.shape[-1])))

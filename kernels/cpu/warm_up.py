@@ -12,7 +12,7 @@ from kernels.kv import cpu as kv
 from kernels.linear import cpu as linear
 from kernels.lora import cpu as lora
 from kernels.sampling import cpu as sampling
-from kernels.sampling import cpu_mask, cpu_penalties, cpu_sample
+from kernels.sampling import cpu_logprobs, cpu_mask, cpu_penalties, cpu_sample
 
 
 def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -25,6 +25,7 @@ def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
         for each in {dtype, torch.float32}:  # of logits, and of those that were changed
             sampling.warm_up(each)
             cpu_sample.warm_up(each)
+        cpu_logprobs.warm_up(dtype)
     cpu_mask.warm_up()
     cpu_penalties.warm_up()
     if dtype is torch.bfloat16:

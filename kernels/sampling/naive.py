@@ -77,6 +77,23 @@ def mask(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
     logits.index_copy_(0, rows, logits[rows].masked_fill(allowed == 0, float("-inf")))
 
 
+def logprobs(
+    logits: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, num_top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What tokens' log-probabilities are in some rows.
+
+    Semantics, for each of the n rows r, with y = log_softmax(x[rows[r]]) in float32:
+        chosen[r] = y[ids[r]];  top_ids[r], top[r] = the num_top highest of y, highest first
+
+    logits: [num_rows, vocab]. rows, ids: [n] int64. num_top: at most vocab.
+    Returns chosen [n] float32, top_ids [n, num_top] int64, top [n, num_top] float32; any numbers
+    where a row is not finite, but top_ids of the vocabulary.
+    """
+    y = logits[rows].float().log_softmax(dim=-1)
+    top = y.topk(num_top, dim=-1)
+    return y.gather(-1, ids.unsqueeze(-1)).squeeze(-1), top.indices, top.values
+
+
 def probabilities(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
     """What the filters leave of each row, not scaled to any sum.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.gpu.dispatch import uses_triton
-from kernels.sampling import cpu, cpu_mask, cpu_penalties, cpu_sample, naive
+from kernels.sampling import cpu, cpu_logprobs, cpu_mask, cpu_penalties, cpu_sample, naive
 from kernels.sampling.arguments import Filters, Histories
 
 
@@ -42,6 +42,21 @@ def penalize(
     (cpu_penalties if cpu_penalties.supports(logits) else naive).penalize(
         logits, histories, previous_ids
     )
+
+
+def logprobs(
+    logits: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, num_top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `kernels.sampling.naive.logprobs`. Which rows and ids there are is not checked.
+
+    Raises: ValueError for shapes or dtypes that do not fit together.
+    """
+    _check_logits(logits)
+    _check_each("rows", rows, torch.int64)
+    _check_each("ids", ids, torch.int64, len(rows))
+    if not 0 <= num_top <= logits.shape[1]:
+        raise ValueError(f"num_top {num_top} of {logits.shape[1]} tokens")
+    return (cpu_logprobs if cpu.supports(logits) else naive).logprobs(logits, rows, ids, num_top)
 
 
 def mask(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
