@@ -319,11 +319,11 @@ async def test_an_engine_that_reads_a_large_vocabulary_is_waited_for(
     start_engine: StartEngine, engine_log: EngineLog
 ) -> None:
     """However silent it is meanwhile."""
-    async with start_engine(FakeScript(taught_delay_s=0.5), hang_timeout_s=0.1) as client:
+    async with start_engine(FakeScript(taught_delay_s=0.9), hang_timeout_s=0.4) as client:
         await client.wait_ready()
         began_s = time.monotonic()
         await client.teach(VOCABULARY)
-        assert time.monotonic() - began_s >= 0.5
+        assert time.monotonic() - began_s >= 0.9
         assert (await drain(submit(client)))[-1].finish == "length"
     assert engine_log.losses == []
 
