@@ -160,9 +160,9 @@ async def test_a_lost_engine_is_replaced(model: str, log: Path, mishap: str) -> 
             assert second == first
             await eventually(lambda: statuses.seen[-1] == SERVING)
             assert statuses.seen == [SERVING, NOT_SERVING, SERVING]
+            statuses.task.cancel()
             told = EngineLog(log).of("Vocabulary")
             assert len(told) == 2 and told[0] == told[1], "each is taught before it serves"
-            statuses.task.cancel()
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
             events = [event async for event in stub.Generate(request)]
