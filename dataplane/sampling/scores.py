@@ -10,8 +10,9 @@ import torch
 
 from dataplane.channel import TokenLogprobs
 from kernels.gpu.staging import staged
+from kernels.sampling.op import logprobs
 
-_ROWS_AT_ONCE = 16  # of float32 logits
+_ROWS_AT_ONCE = 32  # of which a GPU has float32 copies at once
 
 
 class Scored(NamedTuple):
@@ -60,7 +61,7 @@ class ScorePlan:
         """logits: [num_logits, vocab], the model's dtype. Nothing waits for the device."""
         most = min(max(each.num_alternatives for each in self.asked), logits.shape[-1])
         parts = [
-            _score(logits[rows].float(), targets, most)
+            logprobs(logits, rows, targets, most)
             for rows, targets in zip(
                 self.rows.split(_ROWS_AT_ONCE), self.targets.split(_ROWS_AT_ONCE), strict=True
             )
@@ -79,12 +80,3 @@ class ScorePlan:
             ]
             for asked in self.asked
         ]
-
-
-def _score(
-    logits: torch.Tensor, targets: torch.Tensor, most: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    total = logits.logsumexp(dim=-1, keepdim=True)
-    top = logits.topk(most, dim=-1)
-    chosen = logits.gather(-1, targets.unsqueeze(-1)) - total
-    return chosen.squeeze(-1), top.indices, top.values - total
