@@ -7,6 +7,7 @@ StorageError
 │   │   └── PickleRefusedError      PICKLE_REFUSED
 │   ├── UnsupportedFeatureError     UNSUPPORTED_FEATURE
 │   ├── NonFiniteError              NON_FINITE_VALUES
+│   ├── MergeRefusedError           MERGE_REFUSED: adapters that do not go together, or no recipe
 │   └── AdapterTooLargeError        ADAPTER_TOO_LARGE
 ├── AdapterMismatchError            sound files, but not for this base model:
 │                                   BASE_MODEL_MISMATCH, SHAPE_MISMATCH, UNKNOWN_MODULE,
@@ -98,6 +99,10 @@ class UnsupportedFeatureError(AdapterFormatError):
 
 class NonFiniteError(AdapterFormatError):
     default_reason = "NON_FINITE_VALUES"
+
+
+class MergeRefusedError(AdapterFormatError):
+    default_reason = "MERGE_REFUSED"
 
 
 class AdapterTooLargeError(AdapterFormatError):

@@ -17,7 +17,7 @@ _RATE_WINDOW_S = 5.0
 _KEPT_FAILURES = 64
 _MAX_MESSAGE_CHARS = 300
 _SCHEME = re.compile(r"([a-z0-9]{1,8}):", re.IGNORECASE)
-_SCHEMES = frozenset({"file", "blob", "hf", "http", "https", "s3", "gs"})
+_SCHEMES = frozenset({"file", "blob", "hf", "http", "https", "s3", "gs", "merge"})
 CANCELLED = "CANCELLED"
 
 

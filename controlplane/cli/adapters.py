@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controlplane.cli import add_all, backup, directives, output, views, waiting, whereabouts
+from controlplane.cli import (
+    add_all,
+    backup,
+    directives,
+    merging,
+    output,
+    views,
+    waiting,
+    whereabouts,
+)
 from controlplane.cli.aliases import aliases, meaning
 from controlplane.cli.directives import DataDir
 from controlplane.cli.exit_codes import ExitCode
@@ -38,6 +47,7 @@ adapters.add_typer(aliases, name="alias")
 add_all.install(adapters)
 backup.install(adapters)
 directives.install(adapters)
+merging.install(adapters)
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.")]
 AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or an alias.")]
@@ -50,7 +60,7 @@ def add(
         str,
         typer.Argument(
             help="A PEFT directory that the servers see, or a file://, hf://, https://, s3:// or "
-            "gs:// URI of one, or blob:DIGEST."
+            "gs:// URI of one, blob:DIGEST, or the merge: URI of a merge."
         ),
     ],
     upload: Annotated[
@@ -316,6 +326,12 @@ def _alias_target(alias: registry_pb.Alias) -> str:
     return str(alias.version or "the current version")
 
 
+def _origin(version: registry_pb.AdapterVersion) -> list[tuple[str, str]]:
+    if version.HasField("merge"):
+        return merging.described(version.merge)
+    return [("source", f"{version.source}{' (private)' if version.private else ''}")]
+
+
 def _print_adapter(adapter: registry_pb.Adapter) -> None:
     print(f"{adapter.name}, current version {adapter.current_version}")
     for alias in adapter.aliases:
@@ -326,7 +342,7 @@ def _print_adapter(adapter: registry_pb.Adapter) -> None:
             [
                 ("version", str(version.version)),
                 ("digest", version.digest),
-                ("source", f"{version.source}{' (private)' if version.private else ''}"),
+                *_origin(version),
                 ("base model", version.base_model),
                 ("rank", str(version.rank)),
                 ("targets", " ".join(version.target_modules)),

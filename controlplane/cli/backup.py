@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -13,12 +13,12 @@ import typer
 
 from controlplane.cli import bulk
 from controlplane.cli.backup_file import AdapterLine, AliasLine, read_lines, written
-from controlplane.cli.bulk import Bulk, Outcome
+from controlplane.cli.bulk import Bulk, Done, Outcome
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken, Timeout
-from controlplane.cli.restoring import restored, restored_alias
+from controlplane.cli.restoring import has_merges, restored, restored_alias
 from controlplane.cli.uploading import shown_count
 
 if TYPE_CHECKING:
@@ -75,23 +75,48 @@ def _import(
     source_token: str,
     jobs: int,
 ) -> list[Outcome]:
-    """Aliases come when their targets are there."""
+    """Merges come when what they are made of is there, and aliases when their targets are."""
     lines = {line.name: line for line in adapters}
     names = {line.name: line for line in aliases}
+    merges = [name for name, line in lines.items() if has_merges(line)]
+
+    def adapter(name: str) -> Done:
+        return restored(client.adapters, lines[name], source_token)
+
+    def components(name: str) -> Done:
+        return restored(client.adapters, lines[name], source_token, merges=False)
+
+    def alias(name: str) -> Done:
+        return restored_alias(client.adapters, names[name])
+
+    outcomes: dict[str, Outcome] = {}
+    answers = True
     with shown_count(len(lines) + len(names)) as ended:
-        first = Bulk(
-            lambda name, _: restored(client.adapters, lines[name], source_token),
-            jobs=jobs,
-            ended=lambda _: ended(),
-        ).run([(name, "") for name in lines])
-        if any(outcome.state == "untried" for outcome in first):
-            return [*first, *(Outcome(name, "", "untried") for name in names)]
-        second = Bulk(
-            lambda name, _: restored_alias(client.adapters, names[name]),
-            jobs=jobs,
-            ended=lambda _: ended(),
-        ).run([(name, "") for name in names])
-    return [*first, *second]
+        for restore, wanted in (
+            (adapter, [name for name in lines if name not in merges]),
+            (components, merges),  # which may be versions of names that have merges, too
+            (adapter, merges),
+            (alias, list(names)),
+        ):
+            if not answers:
+                outcomes |= {name: Outcome(name, "", "untried") for name in wanted}
+                continue
+            for outcome in _run(restore, wanted, jobs, None if restore is components else ended):
+                answers = answers and outcome.state != "untried"
+                outcomes[outcome.name] = outcome
+    return list(outcomes.values())
+
+
+def _run(
+    restore: Callable[[str], Done],
+    wanted: Sequence[str],
+    jobs: int,
+    ended: Callable[[], None] | None,
+) -> list[Outcome]:
+    bulk_ = Bulk(
+        lambda name, _: restore(name), jobs=jobs, ended=lambda _: ended() if ended else None
+    )
+    return bulk_.run([(name, "") for name in wanted])
 
 
 def _write(file: Path, lines: Iterator[bytes]) -> int:

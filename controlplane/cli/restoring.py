@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from controlplane.cli.backup_file import AdapterLine, AliasLine, VersionEntry
 from controlplane.cli.bulk import Done
 from controlplane.cli.errors import BlockedError
+from storage.merge.recipe import is_merge
 
 if TYPE_CHECKING:
     from chorale.client import Adapters
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 _SHOWN = 5
 
 
-def restored(registry: Adapters, line: AdapterLine, source_token: str) -> Done:
+def has_merges(line: AdapterLine) -> bool:
+    return any(is_merge(entry.source) for entry in line.versions)
+
+
+def restored(
+    registry: Adapters, line: AdapterLine, source_token: str, *, merges: bool = True
+) -> Done:
     """Registers the versions that are missing, under their numbers, and makes `line.current` the
-    current one.
+    current one. merges: False leaves out those that are merges, and what is current as it is.
 
     Raises: BlockedError naming what could not be restored, when all else was; ChoraleError for what
     may pass.
@@ -29,6 +36,8 @@ def restored(registry: Adapters, line: AdapterLine, source_token: str) -> Done:
     known = {version.version: version.digest for version in there.versions} if there else {}
     failed: list[tuple[str, str]] = []
     for entry in line.versions:
+        if not merges and is_merge(entry.source):
+            continue
         if entry.version in known:
             if known[entry.version] != entry.digest:
                 failed.append(("VERSION_DIFFERS", f"version {entry.version} has other content"))
@@ -39,7 +48,7 @@ def restored(registry: Adapters, line: AdapterLine, source_token: str) -> Done:
             _raise_if_it_may_pass(error)
             failed.append((error.reason, f"version {entry.version}: {error.message}"))
     now = _versions(registry, line.name)
-    if now and now.current_version != line.current:
+    if merges and now and now.current_version != line.current:
         try:
             now = registry.promote(line.name, line.current)
         except ChoraleError as error:

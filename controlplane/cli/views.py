@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from storage.merge.recipe import SIGNS, STRATEGIES
+
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 # PageOwnerKind's numbers; the module of its names is not imported before a call is made.
 _OWNER_KINDS = {1: "free", 2: "adapter", 3: "sequence", 4: "prefix"}
 _PREDICTION_KINDS = {1: "follow", 2: "warm_up", 3: "rate"}
+_STRATEGIES = dict(enumerate(STRATEGIES, 1))
+_SIGNS = dict(enumerate(SIGNS, 1))
 _TIERS = {1: "host", 2: "pool"}
 
 
@@ -39,6 +43,26 @@ def version(value: registry_pb.AdapterVersion) -> dict[str, Any]:
         "created_at": _time(value.created_at),
         "labels": dict(sorted(value.labels.items())),
         "private": value.private,
+        "merge": merge(value.merge) if value.HasField("merge") else None,
+    }
+
+
+def merge(value: registry_pb.Merge) -> dict[str, Any]:
+    """density, majority_sign and seed are null where they mean nothing to the strategy."""
+    return {
+        "strategy": _STRATEGIES.get(value.strategy, "unknown"),
+        "components": [
+            {
+                "adapter": each.adapter,
+                "weight": each.weight,
+                "digest": each.digest,
+                "source": each.source,
+            }
+            for each in value.components
+        ],
+        "density": value.density if value.HasField("density") else None,
+        "majority_sign": _SIGNS.get(value.majority_sign),
+        "seed": value.seed if value.HasField("seed") else None,
     }
 
 

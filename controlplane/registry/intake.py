@@ -13,6 +13,7 @@ from controlplane.registry.model import BaseModelRecord
 from storage.adapter.manifest import AdapterManifest, digest_of, parse_adapter
 from storage.adapter.match import check_base
 from storage.limits import AdapterLimits
+from storage.merge.recipe import MAX_RECIPE_CHARS, Component, is_merge, parse_recipe
 from storage.sources import Access, AdapterFiles, OriginSlots, SourceRouter
 
 MAX_SOURCE_CHARS = 4096
@@ -20,12 +21,13 @@ MAX_SOURCE_CHARS = 4096
 
 class Found(NamedTuple):
     """uri: canonical. size_bytes: of the weights file. trained_on: the base model that the
-    configuration names, or else the model card."""
+    configuration names, or else the model card. components: of a merge."""
 
     manifest: AdapterManifest
     uri: str
     size_bytes: int
     trained_on: str
+    components: tuple[Component, ...] = ()
 
 
 class Intake:
@@ -53,7 +55,9 @@ class Intake:
             trained_on = manifest.config.base_model_name_or_path
             if not trained_on and files.card is not None:
                 trained_on = files.card.base_model
-            return Found(manifest, canonical_uri(files.uri), len(files.weights), trained_on)
+            components = parse_recipe(files.uri).components if is_merge(files.uri) else ()
+            uri = canonical_uri(files.uri)
+            return Found(manifest, uri, len(files.weights), trained_on, components)
 
     async def digest(self, source: str, access: Access) -> str:
         """The digest of what `source` holds now. Raises: SourceError, AdapterFormatError."""
@@ -70,10 +74,11 @@ class Intake:
         await asyncio.to_thread(check_base, manifest, base.spec(), explicit_base=explicit)
 
     async def _fetch(self, source: str, access: Access) -> AdapterFiles:
-        if not 1 <= len(source) <= MAX_SOURCE_CHARS or "\0" in source:
+        limit = MAX_RECIPE_CHARS if is_merge(source) else MAX_SOURCE_CHARS
+        if not 1 <= len(source) <= limit or "\0" in source:
             raise InvalidRequestError(
                 "SOURCE_INVALID",
-                f"source must be 1 to {MAX_SOURCE_CHARS} characters without NUL: the absolute path "
+                f"source must be 1 to {limit} characters without NUL: the absolute path "
                 f"or the URI of a PEFT directory, not {source[:200]!r}",
                 metadata={"field": "source"},
             )

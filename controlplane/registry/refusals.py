@@ -61,7 +61,25 @@ def registration(code: str, name: str, detail: str) -> ControlPlaneError:
             "planes have settled",
             metadata={"base_model": detail},
         )
+    if code == "COMPONENT_UNKNOWN":
+        return ConflictError(
+            "MERGE_COMPONENT_UNKNOWN",
+            f"component {detail} of {name!r} is not registered with this content and base model: "
+            "register it first, or merge what there is",
+            metadata={"name": name, "component": detail},
+        )
+    if code == "COMPONENT_PRIVATE":
+        return component_private(detail)
     return _taken(code, "name", name, detail)
+
+
+def component_private(component: str) -> ConflictError:
+    return ConflictError(
+        "MERGE_COMPONENT_PRIVATE",
+        f"component {component} is private, and a merge asks nobody for a token: merge adapters "
+        "that everybody may read, or register this one from a source without a token",
+        metadata={"component": component},
+    )
 
 
 def other_content(name: str, expected: str, found: str) -> ConflictError:
@@ -95,6 +113,14 @@ def removal(reply: Sequence[str], name: str, version: int) -> ControlPlaneError:
             f"alias {reply[1]!r} has targets in adapter {name!r} and in others: set the alias "
             "without this one, or remove it, first",
             metadata={"name": name, "alias": reply[1]},
+        )
+    if reply[0] == "MERGED":
+        what = f"version {reply[2]} of adapter {name!r}"
+        return ConflictError(
+            "ADAPTER_MERGED",
+            f"{what} is a component of {reply[1]}, which data planes build from it: remove that "
+            "version first",
+            metadata={**metadata, "merge": reply[1]},
         )
     return unknown(reply[0], name, version)
 

@@ -14,6 +14,7 @@ from controlplane.registry.alias_check import check_alias
 from controlplane.registry.intake import Intake, choose_base
 from controlplane.registry.model import (
     Adapter,
+    AdapterVersion,
     Alias,
     BaseModelRecord,
     Meaning,
@@ -36,6 +37,7 @@ from controlplane.registry.names import (
 )
 from controlplane.store.client import Store, as_dict
 from storage.adapter.manifest import AdapterManifest
+from storage.merge.recipe import is_merge, parse_recipe
 from storage.sources import ANYBODY, Access
 
 MAX_VERSIONS = 1000
@@ -133,6 +135,7 @@ class AdapterRegistry:
                 "1" if must_be_new else "",
                 version,
                 "1" if keep_current else "",
+                *(part for each in found.components for part in (each.name, each.digest)),
             )
             # Another data plane has announced the base model anew since: check against that.
             if reply[0] != "BASE_CHANGED":
@@ -221,7 +224,7 @@ class AdapterRegistry:
         """Removes the adapter with its aliases, or one `version`.
 
         Raises: UnknownNameError; ConflictError (VERSION_IS_CURRENT, VERSION_HAS_ALIAS,
-        ALIAS_SHARED).
+        ALIAS_SHARED, ADAPTER_MERGED).
         """
         check_name("name", name)
         reply = await self._store.run("remove", name, version)
@@ -258,13 +261,13 @@ class AdapterRegistry:
             )
 
     async def blob_digests(self) -> set[str]:
-        """Of all versions whose source is an upload."""
+        """Of all versions whose source is an upload, and of what merges are made of."""
         found: set[str] = set()
         token = ""
         while True:
             page = await self.page(size=MAX_PAGE_SIZE, token=token)
             for adapter in page.adapters:
-                sources = (version.source for version in adapter.versions)
+                sources = (each for version in adapter.versions for each in _read_from(version))
                 found.update(uri.removeprefix("blob:") for uri in sources if uri[:5] == "blob:")
             token = page.next_token
             if not token:
@@ -303,6 +306,12 @@ def _record(manifest: AdapterManifest, base: BaseModelRecord, size_bytes: int) -
         size_bytes=size_bytes,
         created_at_ms=time.time_ns() // 1_000_000,
     )
+
+
+def _read_from(version: AdapterVersion) -> list[str]:
+    if not is_merge(version.source):
+        return [version.source]
+    return [component.source for component in parse_recipe(version.source).components]
 
 
 def _adapter(dump: list[Any]) -> Adapter:

@@ -12,9 +12,12 @@ import grpc
 from chorale.source_token import source_token_of
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceServicer
+from controlplane.errors import InvalidRequestError
+from controlplane.registry.merging import register_merge
 from controlplane.registry.registry import AdapterRegistry
 from controlplane.registry.uploads import Uploads
 from controlplane.rpc import translate
+from controlplane.rpc.merges import merge_from_pb
 from controlplane.rpc.progress import LatestProgress
 from storage.sources import Access
 
@@ -57,6 +60,24 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
             keep_current=request.keep_current,
         )
         return pb.RegisterAdapterResponse(
+            adapter=translate.adapter_to_pb(done.adapter),
+            version=translate.version_to_pb(done.adapter.version(done.version)),
+            created=done.created,
+        )
+
+    async def MergeAdapters(
+        self, request: pb.MergeAdaptersRequest, context: Context
+    ) -> pb.MergeAdaptersResponse:
+        refuse_token(context)
+        done = await register_merge(
+            self._registry,
+            request.name,
+            merge_from_pb(request),
+            labels=request.labels,
+            must_be_new=request.must_be_new,
+            keep_current=request.keep_current,
+        )
+        return pb.MergeAdaptersResponse(
             adapter=translate.adapter_to_pb(done.adapter),
             version=translate.version_to_pb(done.adapter.version(done.version)),
             created=done.created,
@@ -143,6 +164,16 @@ class AdapterRegistryHandlers(AdapterRegistryServiceServicer):
         known = await self._registry.base_models()
         return pb.ListBaseModelsResponse(
             base_models=[translate.base_model_to_pb(base) for base in known.values()]
+        )
+
+
+def refuse_token(context: Context) -> None:
+    """Where one would mean nothing. Raises: InvalidRequestError (TOKEN_UNSUPPORTED)."""
+    if token_of(context):
+        raise InvalidRequestError(
+            "TOKEN_UNSUPPORTED",
+            "a merge is made of adapters that everybody may read, so a source token means nothing "
+            "to it; send none",
         )
 
 

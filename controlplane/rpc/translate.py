@@ -20,6 +20,7 @@ from controlplane.registry.model import (
     ModuleRecord,
 )
 from controlplane.rpc.counters import add_counters
+from controlplane.rpc.merges import merge_to_pb
 from controlplane.rpc.outlook import add_outlook
 from storage.files import CONFIG_NAME, WEIGHTS_NAME
 from storage.sources import Progress
@@ -60,6 +61,7 @@ def version_to_pb(version: AdapterVersion) -> registry_pb.AdapterVersion:
         created_at=timestamp(record.created_at_ms),
         labels=version.labels,
         private=version.private,
+        merge=merge_to_pb(version.source),
     )
 
 

@@ -35,6 +35,7 @@ ADAPTER = PREFIX + "adapter:"  # hash: current, count, version:N, source:N, labe
 HISTORY = PREFIX + "history:"  # list: versions that were current before, newest last
 ALIAS = PREFIX + "alias:"  # hash: adapter, version; of several targets also: targets (JSON)
 ALIASES_OF = PREFIX + "aliases_of:"  # set of alias names that have a target in the adapter
+MERGES_OF = PREFIX + "merges_of:"  # set: "version merge@version" of merges made of the adapter
 DATA_PLANE = PREFIX + "data_plane:"  # hash, expires with the lease: report and placements since
 DIRECTIVES = PREFIX + "directives:"  # zset of Directive JSON, scores its numbers: not yet received
 RESIDENCY_POOL = PREFIX + "residency:pool:"  # set of digests
@@ -72,6 +73,7 @@ _NAMES = (
     "HISTORY",
     "ALIAS",
     "ALIASES_OF",
+    "MERGES_OF",
     "DATA_PLANE",
     "DIRECTIVES",
     "RESIDENCY_POOL",

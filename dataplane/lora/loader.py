@@ -143,7 +143,7 @@ class ThreadedLoader:
         if self._disk_dir:
             disk = DiskTier(Path(self._disk_dir), self._disk_bytes, limits=limits)
         others = {"blob": self._blobs} if self._blobs else {}
-        self._router = build_router(self._sources, limits, others)
+        self._router = build_router(self._sources, limits, others, disk=disk)
         self._builders = _single_core_threads(self._give_way)
         self._tiers = TieredLoader(
             self._router,

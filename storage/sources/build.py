@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from storage.disk_tier import DiskTier
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.bucket import EXTRAS, BucketSource
 from storage.sources.download import Downloader
 from storage.sources.http import HttpSource
 from storage.sources.hub import HubSource
 from storage.sources.local import LocalDirectorySource
+from storage.sources.merge import MergeSource
 from storage.sources.policy import SourcePolicy
 from storage.sources.retry import Patience
 from storage.sources.source import Source, SourceRouter
@@ -38,8 +40,11 @@ def build_router(
     options: SourceOptions,
     limits: AdapterLimits = DEFAULT_LIMITS,
     others: Mapping[str, Source] | None = None,
+    *,
+    disk: DiskTier | None = None,
 ) -> SourceRouter:
-    """others: scheme → source, beside those of `options`. `aclose` the router when done.
+    """others: scheme → source, beside those of `options`. disk: where merges find and keep what
+    they are made of. `aclose` the router when done.
 
     Every scheme has its source even where nothing of it is allowed: then it says what opens it.
     Raises: ValueError for options that are malformed.
@@ -57,7 +62,9 @@ def build_router(
     }
     for scheme in EXTRAS:
         sources[scheme] = BucketSource(scheme, policy, patience, limits)
-    return SourceRouter({**sources, **(others or {})}, on_close=downloader.aclose)
+    sources |= others or {}
+    sources["merge"] = MergeSource(SourceRouter(sources), disk, limits)
+    return SourceRouter(sources, on_close=downloader.aclose)
 
 
 def _host_and_port(url: str) -> str:

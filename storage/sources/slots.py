@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from posixpath import dirname
 from urllib.parse import urlsplit
 
+from storage.errors import MergeRefusedError
+from storage.merge.recipe import is_merge, parse_recipe
 from storage.slots import PrioritySlots
 
 
@@ -38,7 +40,13 @@ class OriginSlots:
 
 def origin_of(uri: str) -> str:
     """Scheme and host (or bucket, or hub organisation); of local paths the parent directory, which
-    may be another mount."""
+    may be another mount; of a merge those of its components together."""
+    if is_merge(uri):
+        try:
+            sources = {origin_of(each.source) for each in parse_recipe(uri).components}
+        except MergeRefusedError:
+            return "merge:"
+        return " ".join(sorted(sources))
     try:
         parts = urlsplit(uri)
     except ValueError:

@@ -10,7 +10,7 @@ from storage.errors import UnsupportedSchemeError, excerpt
 from storage.files import AdapterFiles
 from storage.sources.access import ANYBODY, Access
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?=//)|(blob):", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?=//)|(blob|merge):", re.IGNORECASE)
 
 
 class Source(Protocol):
@@ -85,4 +85,4 @@ def _refuse_lost_token(source: Source, uri: str, access: Access) -> None:
 
 
 def _spelled(scheme: str) -> str:
-    return "blob:" if scheme == "blob" else f"{scheme}://"
+    return f"{scheme}:" if scheme in ("blob", "merge") else f"{scheme}://"

@@ -144,3 +144,40 @@ end
 local function ticket_keys()
   return redis.call("HGETALL", TICKET_KEYS)
 end
+
+-- A version of an adapter that is a merge is known to its components, as long as it is made of them.
+-- components: {name, version, name, version, ...}
+local function drop_components(name, version)
+  local json = redis.call("HGET", ADAPTER .. name, "components:" .. version)
+  if not json then return end
+  local components = cjson.decode(json)
+  for i = 1, #components, 2 do
+    redis.call("SREM", MERGES_OF .. components[i], components[i + 1] .. " " .. name .. "@" .. version)
+  end
+  redis.call("HDEL", ADAPTER .. name, "components:" .. version)
+end
+
+local function set_components(name, version, components)
+  drop_components(name, version)
+  if #components == 0 then return end
+  for i = 1, #components, 2 do
+    if components[i] ~= name or components[i + 1] ~= version then
+      redis.call("SADD", MERGES_OF .. components[i], components[i + 1] .. " " .. name .. "@" .. version)
+    end
+  end
+  redis.call("HSET", ADAPTER .. name, "components:" .. version, cjson.encode(components))
+end
+
+-- merge@version, version of `name` ("0": any) that it is made of; nil when there is none. Of a whole
+-- adapter those merges that are versions of its own do not count.
+local function merged_into(name, version)
+  local merges = redis.call("SMEMBERS", MERGES_OF .. name)
+  table.sort(merges)
+  for _, entry in ipairs(merges) do
+    local number, merge, merge_version = string.match(entry, "^(%d+) (.*)@(%d+)$")
+    if number == version or (version == "0" and merge ~= name) then
+      return merge .. "@" .. merge_version, number
+    end
+  end
+  return nil
+end

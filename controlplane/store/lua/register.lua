@@ -1,6 +1,7 @@
 -- name, digest, base model, its record as checked, version record, source, labels or "",
 -- max_versions, max_history, "1" for a private source, "1" when the name must be new, number of the
--- version or "0", "1" when the current version stays
+-- version or "0", "1" when the current version stays, then name@version and digest of each component
+-- when it is a merge
 -- -> {"OK", version, created, dump} or {why not, detail}
 local name, digest, base, base_record, record, source, labels = unpack(ARGV, 1, 7)
 local max_versions, max_history = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -8,6 +9,16 @@ if redis.call("HEXISTS", BASE_MODELS, name) == 1 then return {"BASE_MODEL", name
 local taken = redis.call("HGET", ALIAS .. name, "adapter")
 if taken then return {"ALIAS", taken} end
 if redis.call("HGET", BASE_MODELS, base) ~= base_record then return {"BASE_CHANGED", base} end
+
+local components = {}
+for i = 14, #ARGV, 2 do
+  local component, number = string.match(ARGV[i], "^([^@]*)@(%d+)$")
+  local its = redis.call("HMGET", ADAPTER .. component, "identity:" .. number, "private:" .. number)
+  if its[1] ~= ARGV[i + 1] .. ":" .. base then return {"COMPONENT_UNKNOWN", ARGV[i]} end
+  if its[2] == "1" then return {"COMPONENT_PRIVATE", ARGV[i]} end
+  table.insert(components, component)
+  table.insert(components, number)
+end
 
 local key = ADAPTER .. name
 if ARGV[11] == "1" and redis.call("EXISTS", key) == 1 then return {"EXISTS", name} end
@@ -34,6 +45,7 @@ if not version then
   redis.call("ZADD", ADAPTERS, 0, name)
 end
 redis.call("HSET", key, "source:" .. version, source, "private:" .. version, ARGV[10])
+set_components(name, version, components)
 if labels ~= "" then redis.call("HSET", key, "labels:" .. version, labels) end
 if ARGV[13] == "" or redis.call("HEXISTS", key, "current") == 0 then
   make_current(name, version, max_history)

@@ -24,12 +24,17 @@ if version == "0" then
       if target[1] ~= name then return {"SHARED_ALIAS", alias[1]} end
     end
   end
+  local merge, number = merged_into(name, "0")
+  if merge then return {"MERGED", merge, number} end
   for _, alias in ipairs(aliases) do drop_alias(alias[1]) end
   for _, field in ipairs(redis.call("HKEYS", key)) do
     local number = string.match(field, "^identity:(.*)$")
-    if number then unpin(redis.call("HGET", key, field), number) end
+    if number then
+      unpin(redis.call("HGET", key, field), number)
+      drop_components(name, number)
+    end
   end
-  redis.call("DEL", key, HISTORY .. name, ALIASES_OF .. name)
+  redis.call("DEL", key, HISTORY .. name, ALIASES_OF .. name, MERGES_OF .. name)
   redis.call("ZREM", ADAPTERS, name)
   return {"OK"}
 end
@@ -40,7 +45,10 @@ for _, alias in ipairs(redis.call("SMEMBERS", ALIASES_OF .. name)) do
   local targets = targets_of(alias)
   if targets and points_to(targets, name, version) then return {"ALIASED", alias} end
 end
+local merge = merged_into(name, version)
+if merge then return {"MERGED", merge, version} end
 unpin(identity, version)
+drop_components(name, version)
 redis.call("HDEL", key, "version:" .. version, "source:" .. version, "labels:" .. version, "private:" .. version,
   "identity:" .. version, "by_identity:" .. identity)
 redis.call("HINCRBY", key, "count", -1)

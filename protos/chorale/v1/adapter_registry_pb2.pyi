@@ -2,12 +2,39 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class MergeStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MERGE_STRATEGY_UNSPECIFIED: _ClassVar[MergeStrategy]
+    MERGE_STRATEGY_CAT: _ClassVar[MergeStrategy]
+    MERGE_STRATEGY_LINEAR: _ClassVar[MergeStrategy]
+    MERGE_STRATEGY_TIES: _ClassVar[MergeStrategy]
+    MERGE_STRATEGY_MAGNITUDE_PRUNE: _ClassVar[MergeStrategy]
+    MERGE_STRATEGY_DARE_LINEAR: _ClassVar[MergeStrategy]
+    MERGE_STRATEGY_DARE_TIES: _ClassVar[MergeStrategy]
+
+class MajoritySign(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MAJORITY_SIGN_UNSPECIFIED: _ClassVar[MajoritySign]
+    MAJORITY_SIGN_TOTAL: _ClassVar[MajoritySign]
+    MAJORITY_SIGN_FREQUENCY: _ClassVar[MajoritySign]
+MERGE_STRATEGY_UNSPECIFIED: MergeStrategy
+MERGE_STRATEGY_CAT: MergeStrategy
+MERGE_STRATEGY_LINEAR: MergeStrategy
+MERGE_STRATEGY_TIES: MergeStrategy
+MERGE_STRATEGY_MAGNITUDE_PRUNE: MergeStrategy
+MERGE_STRATEGY_DARE_LINEAR: MergeStrategy
+MERGE_STRATEGY_DARE_TIES: MergeStrategy
+MAJORITY_SIGN_UNSPECIFIED: MajoritySign
+MAJORITY_SIGN_TOTAL: MajoritySign
+MAJORITY_SIGN_FREQUENCY: MajoritySign
 
 class Adapter(_message.Message):
     __slots__ = ("name", "current_version", "versions", "aliases")
@@ -22,7 +49,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., current_version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("version", "digest", "source", "base_model", "rank", "target_modules", "size_bytes", "created_at", "labels", "private")
+    __slots__ = ("version", "digest", "source", "base_model", "rank", "target_modules", "size_bytes", "created_at", "labels", "private", "merge")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +67,7 @@ class AdapterVersion(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    MERGE_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: str
     source: str
@@ -50,7 +78,34 @@ class AdapterVersion(_message.Message):
     created_at: _timestamp_pb2.Timestamp
     labels: _containers.ScalarMap[str, str]
     private: bool
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., private: _Optional[bool] = ...) -> None: ...
+    merge: Merge
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., private: _Optional[bool] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ...) -> None: ...
+
+class Merge(_message.Message):
+    __slots__ = ("strategy", "components", "density", "majority_sign", "seed")
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAJORITY_SIGN_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    strategy: MergeStrategy
+    components: _containers.RepeatedCompositeFieldContainer[MergedComponent]
+    density: float
+    majority_sign: MajoritySign
+    seed: int
+    def __init__(self, strategy: _Optional[_Union[MergeStrategy, str]] = ..., components: _Optional[_Iterable[_Union[MergedComponent, _Mapping]]] = ..., density: _Optional[float] = ..., majority_sign: _Optional[_Union[MajoritySign, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class MergedComponent(_message.Message):
+    __slots__ = ("adapter", "weight", "digest", "source")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    weight: float
+    digest: str
+    source: str
+    def __init__(self, adapter: _Optional[str] = ..., weight: _Optional[float] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Alias(_message.Message):
     __slots__ = ("name", "adapter", "version", "targets")
@@ -102,6 +157,53 @@ class RegisterAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., must_be_new: _Optional[bool] = ..., version: _Optional[int] = ..., expected_digest: _Optional[str] = ..., keep_current: _Optional[bool] = ...) -> None: ...
 
 class RegisterAdapterResponse(_message.Message):
+    __slots__ = ("adapter", "version", "created")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    version: AdapterVersion
+    created: bool
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+
+class MergeAdaptersRequest(_message.Message):
+    __slots__ = ("name", "components", "strategy", "density", "majority_sign", "seed", "labels", "must_be_new", "keep_current")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAJORITY_SIGN_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    MUST_BE_NEW_FIELD_NUMBER: _ClassVar[int]
+    KEEP_CURRENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    components: _containers.RepeatedCompositeFieldContainer[MergeComponent]
+    strategy: MergeStrategy
+    density: float
+    majority_sign: MajoritySign
+    seed: int
+    labels: _containers.ScalarMap[str, str]
+    must_be_new: bool
+    keep_current: bool
+    def __init__(self, name: _Optional[str] = ..., components: _Optional[_Iterable[_Union[MergeComponent, _Mapping]]] = ..., strategy: _Optional[_Union[MergeStrategy, str]] = ..., density: _Optional[float] = ..., majority_sign: _Optional[_Union[MajoritySign, str]] = ..., seed: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., must_be_new: _Optional[bool] = ..., keep_current: _Optional[bool] = ...) -> None: ...
+
+class MergeComponent(_message.Message):
+    __slots__ = ("adapter", "weight")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    weight: float
+    def __init__(self, adapter: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class MergeAdaptersResponse(_message.Message):
     __slots__ = ("adapter", "version", "created")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]

@@ -45,6 +45,11 @@ class AdapterRegistryServiceStub:
                 request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterRequest.SerializeToString,
                 response_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterResponse.FromString,
                 _registered_method=True)
+        self.MergeAdapters = channel.unary_unary(
+                '/chorale.v1.AdapterRegistryService/MergeAdapters',
+                request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.MergeAdaptersRequest.SerializeToString,
+                response_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.MergeAdaptersResponse.FromString,
+                _registered_method=True)
         self.GetUpload = channel.unary_unary(
                 '/chorale.v1.AdapterRegistryService/GetUpload',
                 request_serializer=chorale_dot_v1_dot_adapter__registry__pb2.GetUploadRequest.SerializeToString,
@@ -127,6 +132,20 @@ class AdapterRegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MergeAdapters(self, request, context):
+        """Registers a weighted combination of adapters: it becomes the newest version of `name`, and is an
+        adapter like any other from then on. Components are pinned as they are now: what comes later under
+        their names changes nothing. The control plane builds it once, to check it and to know its digest;
+        data planes build it from the components' own sources, and refuse it should its digest be another.
+        Two merges that come to the same content are one version. Errors as in RegisterAdapter; besides
+        INVALID_ARGUMENT (MERGE_REFUSED: what cannot be merged, `field` and `component` tell where),
+        NOT_FOUND (an unknown component), FAILED_PRECONDITION (MERGE_BASE_MIXED; MERGE_COMPONENT_PRIVATE;
+        MERGE_COMPONENT_UNKNOWN: it was removed meanwhile; ALIAS_AMBIGUOUS).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUpload(self, request, context):
         """How much of an upload the control plane has. Changes nothing. An upload that was never begun,
         or was given up, has 0 bytes.
@@ -186,7 +205,7 @@ class AdapterRegistryServiceServicer:
         """Removes an adapter with all versions and the aliases that point to it, or one version that is
         not current (FAILED_PRECONDITION otherwise). Running requests finish. NOT_FOUND when unknown.
         FAILED_PRECONDITION also when an alias is bound to the version, or has targets in the adapter
-        and in another one.
+        and in another one, or when another adapter is a merge of it (ADAPTER_MERGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +255,11 @@ def add_AdapterRegistryServiceServicer_to_server(servicer, server):
                     servicer.StreamRegisterAdapter,
                     request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterRequest.FromString,
                     response_serializer=chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterResponse.SerializeToString,
+            ),
+            'MergeAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeAdapters,
+                    request_deserializer=chorale_dot_v1_dot_adapter__registry__pb2.MergeAdaptersRequest.FromString,
+                    response_serializer=chorale_dot_v1_dot_adapter__registry__pb2.MergeAdaptersResponse.SerializeToString,
             ),
             'GetUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUpload,
@@ -348,6 +372,33 @@ class AdapterRegistryService:
             '/chorale.v1.AdapterRegistryService/StreamRegisterAdapter',
             chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterRequest.SerializeToString,
             chorale_dot_v1_dot_adapter__registry__pb2.StreamRegisterAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorale.v1.AdapterRegistryService/MergeAdapters',
+            chorale_dot_v1_dot_adapter__registry__pb2.MergeAdaptersRequest.SerializeToString,
+            chorale_dot_v1_dot_adapter__registry__pb2.MergeAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Weighted combinations of adapters, which are adapters themselves."""
