@@ -72,6 +72,12 @@ _NOT_SERVED: Mapping[str, Test] = {
     "watermark": one_of(False),
 }
 
+_MERGE_FIRST = (
+    "merged_adapters: adapters are not merged for one request; merge them once under a name "
+    "(`chorale adapters merge NAME ADAPTER=WEIGHT ...`, or MergeAdapters over gRPC), and give that "
+    "name as adapter_id"
+)
+
 
 def parse_lorax(value: Mapping[str, Any], *, stream: bool | None) -> tuple[LoraxBody, Parameters]:
     """stream: what the path says; None: the body says it.
@@ -82,7 +88,10 @@ def parse_lorax(value: Mapping[str, Any], *, stream: bool | None) -> tuple[Lorax
     if stream is not None and body.stream not in (None, stream):
         message = f"stream={body.stream} contradicts the path; leave it out, or post to /"
         raise bad_request("stream", message)
-    return body, parse_fields(Parameters, body.parameters or {}, _NOT_SERVED)
+    asked = body.parameters or {}
+    if asked.get("merged_adapters") is not None:
+        raise bad_request("merged_adapters", _MERGE_FIRST, "unsupported_parameter")
+    return body, parse_fields(Parameters, asked, _NOT_SERVED)
 
 
 def lorax_request(inputs: str, asked: Parameters, *, logprobs: bool) -> pb.GenerateRequest:
