@@ -21,6 +21,7 @@ ERROR_TABLE: ErrorTable = {
     errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.StoreBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     storage_errors.AdapterFormatError: grpc.StatusCode.INVALID_ARGUMENT,
+    storage_errors.DigestMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     storage_errors.AdapterMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     storage_errors.SourceError: grpc.StatusCode.INVALID_ARGUMENT,
     storage_errors.SourceNotFoundError: grpc.StatusCode.NOT_FOUND,

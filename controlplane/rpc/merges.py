@@ -37,7 +37,7 @@ def merge_to_pb(source: str) -> pb.Merge | None:
     except MergeRefusedError:
         return None
     return pb.Merge(
-        strategy=pb.MergeStrategy.Value(f"MERGE_STRATEGY_{recipe.strategy.upper()}"),
+        strategy=f"MERGE_STRATEGY_{recipe.strategy.upper()}",
         components=[
             pb.MergedComponent(
                 adapter=each.name, weight=each.weight, digest=each.digest, source=each.source
@@ -45,10 +45,6 @@ def merge_to_pb(source: str) -> pb.Merge | None:
             for each in recipe.components
         ],
         density=recipe.density,
-        majority_sign=(
-            pb.MajoritySign.Value(f"MAJORITY_SIGN_{recipe.majority_sign.upper()}")
-            if recipe.majority_sign
-            else pb.MAJORITY_SIGN_UNSPECIFIED
-        ),
+        majority_sign=f"MAJORITY_SIGN_{(recipe.majority_sign or 'unspecified').upper()}",
         seed=recipe.seed,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from chorale.errors import InvalidArgumentError
 from chorale.v1 import adapter_registry_pb2 as pb
@@ -28,9 +28,11 @@ def merge_request(
                 pb.MergeComponent(adapter=adapter, weight=weight)
                 for adapter, weight in components.items()
             ],
-            strategy=_number("strategy", pb.MergeStrategy, "MERGE_STRATEGY", strategy),
+            strategy=_enum("strategy", pb.MergeStrategy.keys(), "MERGE_STRATEGY", strategy),
             density=density,
-            majority_sign=_number("majority_sign", pb.MajoritySign, "MAJORITY_SIGN", majority_sign),
+            majority_sign=_enum(
+                "majority_sign", pb.MajoritySign.keys(), "MAJORITY_SIGN", majority_sign
+            ),
             seed=seed,
             labels=labels or {},
             must_be_new=must_be_new,
@@ -42,16 +44,10 @@ def merge_request(
         ) from error
 
 
-def word(kind: str, prefix: str) -> str:
-    """As `Adapters.merge` takes it: "ties" for MERGE_STRATEGY_TIES."""
-    return kind.removeprefix(f"{prefix}_").lower()
-
-
-def _number(field: str, kinds: object, prefix: str, value: str) -> int:
-    """0 for "". Raises: ValueError naming the field and what it takes."""
-    known = [word(key, prefix) for key in kinds.keys()[1:]]  # type: ignore[attr-defined]
-    if not value:
-        return 0
-    if value not in known:
-        raise ValueError(f"{field} must be one of {', '.join(known)}, not {str(value)[:80]!r}")
-    return known.index(value) + 1
+def _enum(field: str, names: Sequence[str], prefix: str, value: str) -> str:
+    """Raises: ValueError naming the field and what it takes."""
+    name = f"{prefix}_{value or 'unspecified'}".upper()
+    if name not in names:
+        known = ", ".join(each.removeprefix(f"{prefix}_").lower() for each in names[1:])
+        raise ValueError(f"{field} must be one of {known}, not {value[:80]!r}")
+    return name

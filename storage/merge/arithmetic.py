@@ -97,7 +97,7 @@ def elected_mean(tensors: Sequence[Values], factors: Sequence[float], majority_s
         total = _sum(total, np.where(agrees, scaled(values, factor), np.float32(0.0)))
         count += agrees
         pace.rest()
-    return flushed(total / np.maximum(count, np.float32(1.0)))
+    return flushed(np.divide(total, np.maximum(count, np.float32(1.0)), dtype=np.float32))
 
 
 def _majority(tensors: Sequence[Values], method: str) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Merges against peft's add_weighted_adapter in float32: what each module adds, and whole logits."""
+"""Merges against peft's add_weighted_adapter in float32: what modules add, and whole logits."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.helpers.engine import Rig
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 
 Adapters = list[tuple[str, int, dict[str, object]]]
-# Other ranks, scalings, modules and layers in each. The first has no use_rslora or layers of its own:
-# peft would give those to the merge, and so another scaling than its sums are made for.
+# Other ranks, scalings, modules and layers in each. The first has no use_rslora or layers of its
+# own: peft would give those to the merge, and so another scaling than its sums are made for.
 ANY: Adapters = [
     ("qv", 3, {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 7}}),
     ("with-head", 8, {"use_rslora": True}),
