@@ -147,3 +147,24 @@ async def test_a_yes_holds_for_its_time_a_no_never() -> None:
     with pytest.raises(SourceAccessError) as caught:
         await access.require("a", "")
     assert caught.value.reason == "SOURCE_TOKEN_MISSING"
+
+
+async def test_a_private_adapter_is_no_component(
+    plane: ControlPlane, web: Web, tmp_path: Path
+) -> None:
+    """Neither by its name nor by a recipe that reads the same content elsewhere."""
+    made = make_adapter_dir(tmp_path / "a")
+    done = await register(plane, "voice", put(web, "private", made, "good"), "good")
+    merge = registry_pb.MergeAdaptersRequest(
+        name="mix", components=[registry_pb.MergeComponent(adapter="voice", weight=1.0)]
+    )
+    for token in ("", "good"):
+        error = await failure(plane.registry.MergeAdapters(merge, metadata=bearing(token)))
+        assert error.reason == ("TOKEN_UNSUPPORTED" if token else "MERGE_COMPONENT_PRIVATE")
+    public = put(web, "public", made, "")
+    recipe = f"merge:cat?of=voice@1*1.0*{done.version.digest}*{public}"
+    error = await failure(register(plane, "mix", recipe, ""))
+    assert error.reason == "MERGE_COMPONENT_PRIVATE"
+    private = recipe.replace("public", "private")
+    assert (await failure(register(plane, "mix", private, ""))).reason == "SOURCE_ACCESS_DENIED"
+    assert (await failure(register(plane, "mix", private, "good"))).reason == "TOKEN_UNSUPPORTED"
