@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from chorale import AsyncClient
 from chorale.errors import NotFoundError
 from chorale.source_token import KEY
 from chorale.v1 import adapter_registry_pb2 as pb
 from chorale.v1 import admission_pb2
+from controlplane.registry.intake import Intake
+from controlplane.registry.registry import AdapterRegistry
+from controlplane.store.client import Store
 from storage.adapter.manifest import digest_of
+from storage.limits import DEFAULT_LIMITS
 from storage.merge.recipe import parse_recipe
 from storage.sources import SourceOptions, build_router
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
-from tests.helpers.control_plane import ControlPlane, failure
+from tests.helpers.control_plane import ControlPlane, failure, running
 
 
 @pytest.fixture
@@ -358,3 +363,22 @@ async def test_a_recipe_reads_no_more_than_the_operator_opened(voices: ControlPl
     assert (await failure(voices.register("bad", outside))).reason == "SOURCE_OUTSIDE_ROOTS"
     too_long = source + "a" * 17_000
     assert (await failure(voices.register("bad", too_long))).reason == "SOURCE_INVALID"
+
+
+async def test_uploads_that_a_merge_is_made_of_are_kept(redis_url: str, tmp_path: Path) -> None:
+    """Also when no version names them any more."""
+    async with running(redis_url, blob_dir=tmp_path / "blobs", adapter_roots=[tmp_path]) as plane:
+        await plane.join()
+        made = make_adapter_dir(tmp_path / "a")
+        async with AsyncClient(plane.address) as client:
+            uploaded = await client.adapters.upload(made)
+            await client.adapters.register("a", uploaded.source)
+            await client.adapters.merge("mix", {"a": 0.5})
+            await client.adapters.register("a", str(made))
+        store, router = Store(redis_url), build_router(SourceOptions())
+        registry = AdapterRegistry(store, Intake(router, DEFAULT_LIMITS))
+        assert await registry.blob_digests() == {uploaded.digest}
+        await remove(plane, "mix")
+        assert await registry.blob_digests() == set()
+        await store.close()
+        await router.aclose()
