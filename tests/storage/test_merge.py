@@ -204,7 +204,7 @@ def test_other_texts_are_refused(text: str, before: str) -> None:
 def test_long_recipes_are_refused() -> None:
     listed = components()
     listed[0] = Component("a@1", 1.0, DIGESTS[0], "mem://" + "a" * 17_000)
-    with pytest.raises(MergeRefusedError, match="16384"):
+    with pytest.raises(MergeRefusedError, match="8192"):
         make_recipe("cat", listed)
 
 
