@@ -78,7 +78,7 @@ def keep_drawn(values: Values, density: float, key: bytes) -> Values:
     for start in range(0, values.size, _PIECE):
         piece = values[start : start + _PIECE]
         drawn = draws.random_raw(piece.size) >> np.uint64(11)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             kept[start : start + _PIECE] = np.where(
                 drawn < limit, piece / np.float32(density), np.float32(0.0)
             )

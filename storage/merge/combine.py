@@ -163,17 +163,26 @@ def _matrix(recipe: Recipe, place: _Place, matrix: str) -> Values:
         math.sqrt(abs(factor)) * (-1.0 if factor < 0 and matrix == "A" else 1.0)
         for factor in factors
     ]
-    density = recipe.density
-    if density is not None and recipe.seed is not None:
-        tensors = [
-            arithmetic.keep_drawn(each, density, _draw_key(recipe.seed, part, place, matrix))
-            for each, part in zip(tensors, place.parts, strict=True)
-        ]
-    elif density is not None:
-        tensors = [arithmetic.keep_largest(each, density) for each in tensors]
+    if recipe.density is not None:
+        tensors = _pruned(recipe, recipe.density, place, matrix, tensors)
     if recipe.majority_sign:
         return arithmetic.elected_mean(tensors, factors, recipe.majority_sign)
     return arithmetic.weighted_sum(tensors, factors)
+
+
+def _pruned(
+    recipe: Recipe, density: float, place: _Place, matrix: str, tensors: list[Values]
+) -> list[Values]:
+    if recipe.seed is None:
+        kept = [arithmetic.keep_largest(each, density) for each in tensors]
+    else:
+        kept = [
+            arithmetic.keep_drawn(each, density, _draw_key(recipe.seed, part, place, matrix))
+            for each, part in zip(tensors, place.parts, strict=True)
+        ]
+    if any(each.any() for each in tensors) and not any(each.any() for each in kept):
+        raise refused("density", f"{density!r} leaves nothing of {place.name} lora_{matrix}")
+    return kept
 
 
 def _values(part: _Part, matrix: str) -> Values:

@@ -204,6 +204,8 @@ BAD: list[tuple[dict[str, float], dict[str, Any], str]] = [
     ({"a": 1.0, "b": 1.0}, {"strategy": 3, "density": 0.0}, "density"),
     ({"a": 1.0, "b": 1.0}, {"strategy": 3, "density": math.nan}, "density"),
     ({"a": 1.0, "b": 1.0}, {"strategy": 3, "density": 1.01}, "density"),
+    ({"a": 1.0, "c": 1.0}, {"strategy": 3, "density": 0.01}, "density"),  # would leave nothing
+    ({"a": 1.0, "c": 1.0}, {"strategy": 5, "density": 1e-300}, "density"),
     ({"a": 1.0, "b": 1.0}, {"density": 0.5}, "density"),
     ({"a": 1.0, "b": 1.0}, {"seed": 0}, "seed"),
     ({"a": 1.0, "b": 1.0}, {"majority_sign": 1}, "majority_sign"),
@@ -211,7 +213,8 @@ BAD: list[tuple[dict[str, float], dict[str, Any], str]] = [
 ]
 
 
-async def test_bad_merges_are_refused_by_field(voices: ControlPlane) -> None:
+async def test_bad_merges_are_refused_by_field(voices: ControlPlane, tmp_path: Path) -> None:
+    await voices.register("c", make_adapter_dir(tmp_path / "c", seed=8))
     await merge(voices, "mixed", {"a": 0.5})
     for weights, fields, field in BAD:
         error = await failure(merge(voices, "bad", weights, **fields))
