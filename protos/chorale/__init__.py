@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TokenLogprobs,
         Tokens,
     )
+    from chorale.merges import MergeOptions
     from chorale.requests import AdmitOptions, GenerateOptions
     from chorale.token_spans import TokenSpan
     from chorale.tool_calls import FoundCall, find_tool_calls
@@ -65,6 +66,7 @@ __all__ = [
     "Generation",
     "InternalError",
     "InvalidArgumentError",
+    "MergeOptions",
     "NotFoundError",
     "PermissionDeniedError",
     "ResourceExhaustedError",
@@ -93,6 +95,7 @@ _HOMES = {
     "Tokens": "events",
     "AdmitOptions": "requests",
     "GenerateOptions": "requests",
+    "MergeOptions": "merges",
     "TokenSpan": "token_spans",
     "FoundCall": "tool_calls",
     "find_tool_calls": "tool_calls",

@@ -15,7 +15,7 @@ from chorale.channel import CHANNEL_OPTIONS
 from chorale.client import PAGE_SIZE
 from chorale.errors import ChoraleError, InternalError
 from chorale.events import Completion, CompletionBuilder, Event, event_of
-from chorale.merges import merge_request
+from chorale.merges import MergeOptions, merge_request
 from chorale.requests import (
     AdmitOptions,
     GenerateOptions,
@@ -269,36 +269,13 @@ class AsyncAdapters:
         return await call(self._stub.RegisterAdapter, request, self._timeout, metadata)
 
     async def merge(
-        self,
-        name: str,
-        components: Mapping[str, float],
-        *,
-        strategy: str = "cat",
-        density: float | None = None,
-        majority_sign: str = "",
-        seed: int | None = None,
-        labels: Mapping[str, str] | None = None,
-        must_be_new: bool = False,
-        keep_current: bool = False,
+        self, name: str, components: Mapping[str, float], **options: Unpack[MergeOptions]
     ) -> registry_pb.MergeAdaptersResponse:
         """Makes a weighted combination of registered adapters the current version of `name`.
 
-        components: NAME, NAME@VERSION or alias to weight; pinned as they are now. strategy: cat,
-        linear, ties, magnitude_prune, dare_linear or dare_ties. density: share of values that the
-        last four keep. majority_sign: "total" or "frequency", of ties and dare_ties. seed: of what
-        dare_* draws. must_be_new, keep_current: as in `register`.
+        components: NAME, NAME@VERSION or alias to weight, pinned as they are now; see MergeOptions.
         """
-        request = merge_request(
-            name,
-            components,
-            strategy=strategy,
-            density=density,
-            majority_sign=majority_sign,
-            seed=seed,
-            labels=labels,
-            must_be_new=must_be_new,
-            keep_current=keep_current,
-        )
+        request = merge_request(name, components, options)
         return await call(self._stub.MergeAdapters, request, self._timeout)
 
     async def upload(

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from chorale.errors import InvalidArgumentError
 from chorale.v1 import adapter_registry_pb2 as pb
 
 
+class MergeOptions(TypedDict, total=False):
+    """strategy: cat (the default), linear, ties, magnitude_prune, dare_linear or dare_ties.
+    density: share of values that the last four keep. majority_sign: "total" or "frequency", of ties
+    and dare_ties. seed: of what dare_* draws. labels, must_be_new, keep_current: as in `register`.
+    """
+
+    strategy: str
+    density: float | None
+    majority_sign: str
+    seed: int | None
+    labels: Mapping[str, str] | None
+    must_be_new: bool
+    keep_current: bool
+
+
 def merge_request(
-    name: str,
-    components: Mapping[str, float],
-    *,
-    strategy: str,
-    density: float | None,
-    majority_sign: str,
-    seed: int | None,
-    labels: Mapping[str, str] | None,
-    must_be_new: bool,
-    keep_current: bool,
+    name: str, components: Mapping[str, float], options: MergeOptions
 ) -> pb.MergeAdaptersRequest:
-    """Raises: InvalidArgumentError for what no message can say; all else is for the server."""
+    """Raises: TypeError for an unknown option, InvalidArgumentError when a value does not fit."""
+    unknown = sorted(set(options) - set(MergeOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}")
+    strategy, sign = options.get("strategy", ""), options.get("majority_sign", "")
     try:
         return pb.MergeAdaptersRequest(
             name=name,
@@ -29,14 +40,12 @@ def merge_request(
                 for adapter, weight in components.items()
             ],
             strategy=_enum("strategy", pb.MergeStrategy.keys(), "MERGE_STRATEGY", strategy),
-            density=density,
-            majority_sign=_enum(
-                "majority_sign", pb.MajoritySign.keys(), "MAJORITY_SIGN", majority_sign
-            ),
-            seed=seed,
-            labels=labels or {},
-            must_be_new=must_be_new,
-            keep_current=keep_current,
+            density=options.get("density"),
+            majority_sign=_enum("majority_sign", pb.MajoritySign.keys(), "MAJORITY_SIGN", sign),
+            seed=options.get("seed"),
+            labels=options.get("labels") or {},
+            must_be_new=options.get("must_be_new", False),
+            keep_current=options.get("keep_current", False),
         )
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(

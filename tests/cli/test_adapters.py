@@ -94,6 +94,7 @@ def test_list_takes_every_page(chorale: Chorale, gateway: ScriptedGateway) -> No
                 "created_at": "2026-01-02T03:04:05Z",
                 "labels": {"team": "blue"},
                 "private": False,
+                "merge": None,
             }
         ],
         "aliases": [{"name": "prod", "adapter": "a", "version": 0, "targets": []}],

@@ -93,6 +93,9 @@ def test_python_clients(filled: str) -> None:
             with pytest.raises(InvalidArgumentError, match=r"strategy|seed|majority_sign|range"):
                 client.adapters.merge("mix", {"voice": 1.0}, **bad)
 
+        with pytest.raises(TypeError, match="weight"):
+            client.adapters.merge("mix", {"voice": 1.0}, weight=1)  # type: ignore[call-arg]
+
     async def again() -> bool:
         async with AsyncClient(filled) as client:
             done = await client.adapters.merge(
