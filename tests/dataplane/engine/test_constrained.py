@@ -309,7 +309,7 @@ def test_masks_that_take_too_long_end_their_requests_and_no_others(
 def test_who_waits_for_a_grammar_waits_alone_and_can_leave() -> None:
     rig = rig_of(max_waiting=2)
     held: list[Any] = []
-    grammars = rig.engine._grammars
+    grammars = rig.engine._constrained._grammars
     wanted = grammars._wanted
     grammars._wanted = SimpleNamespace(put=held.append, get=wanted.get)  # pyright: ignore
     for handle in (1, 2, 3):
@@ -354,7 +354,7 @@ def test_an_engine_closes_in_the_midst_of_constrained_steps() -> None:
     while not rig.tokens:
         rig.step()
     rig.engine.close()
-    thread = rig.engine._grammars._thread
+    thread = rig.engine._constrained._grammars._thread
     assert thread is not None and not thread.is_alive()
 
 
