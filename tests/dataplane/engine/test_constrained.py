@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -345,6 +346,23 @@ def test_without_a_vocabulary_that_can_be_used_a_grammar_is_refused() -> None:
     rig.submit(3, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
     rig.run()
     assert output_of(rig, 3) in CHOICES
+
+
+def test_where_no_thread_can_be_started_only_that_request_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    rig = rig_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        rig.submit(1, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
+    rig.step()
+    assert "thread" in str(rig.failed[1]) and not rig.engine.has_work
+    rig.submit(2, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
+    rig.run()
+    assert output_of(rig, 2) in CHOICES
 
 
 def test_an_engine_closes_in_the_midst_of_constrained_steps() -> None:
