@@ -106,6 +106,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int = -1  # -1: none
+    prompt_logprobs: int = -1  # -1: none
     grammar: str = ""  # what the text must be, as dataplane.constraints.grammar writes it; "": any
     logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, each once, and what is added
 
@@ -257,7 +258,8 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
 class Output(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """New tokens of one request. `finish` is "", "stop" or "length"; "stop" with
     `stop_token_id` >= 0 names the token (an end-of-sequence or stop token, which is the last of
-    `token_ids`). `timings` come with the first Output and with the last."""
+    `token_ids`). `timings` come with the first Output and with the last, `prompt_logprobs`, of the
+    prompt's tokens from the second on, with the first."""
 
     handle: int
     token_ids: list[int]
@@ -265,6 +267,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     finish: str = ""
     stop_token_id: int = -1
     timings: Timings | None = None
+    prompt_logprobs: list[TokenLogprobs] = []
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

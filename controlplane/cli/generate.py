@@ -49,6 +49,10 @@ def generate(
         int | None,
         typer.Option(min=0, max=20, help="Top tokens; with --json."),
     ] = None,
+    prompt_logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, max=20, help="The prompt's tokens and top ones; with --json."),
+    ] = None,
     json_schema: Annotated[
         str, typer.Option(help="The answer is JSON of this schema: a file, or the JSON itself.")
     ] = "",
@@ -89,8 +93,9 @@ def generate(
     Sampling options that are left out take the server's defaults: greedy, to the context's end.
     """
     with reported(as_json=as_json, address=address):
-        if logprobs is not None and not as_json:
-            raise UsageError("OPTION_CONFLICT", "--logprobs is shown only with --json: give both")
+        for name, value in (("--logprobs", logprobs), ("--prompt-logprobs", prompt_logprobs)):
+            if value is not None and not as_json:
+                raise UsageError("OPTION_CONFLICT", f"{name} is shown only with --json: give both")
         text = _prompt(prompt)
         from chorale.client import Client
 
@@ -109,6 +114,7 @@ def generate(
             "stop": stop or [],
             "ignore_eos": ignore_eos,
             "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
             "json_schema": _file_or_text("--json-schema", json_schema, "{"),
             "json_object": json_object,
             "regex": regex or None,

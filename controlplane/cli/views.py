@@ -241,6 +241,15 @@ def completion(value: Completion) -> dict[str, Any]:
             {"logprob": one.chosen.logprob, "top": {str(t.token_id): t.logprob for t in one.top}}
             for one in value.logprobs
         ],
+        "prompt_logprobs": [
+            {
+                "token_id": one.chosen.token_id,
+                "text": one.chosen.text,
+                "logprob": one.chosen.logprob if at else None,  # nothing stands before the first
+                "top": {str(t.token_id): t.logprob for t in one.top},
+            }
+            for at, one in enumerate(value.prompt_logprobs)
+        ],
         "finish_reason": finished.finish_reason,
         "stop_string": finished.stop_string,
         "stop_token_id": finished.stop_token_id,

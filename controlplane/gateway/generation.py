@@ -82,11 +82,14 @@ class Generation:
         self._metadata = metadata
         self._deadline = None if timeout_s is None else _now() + timeout_s
         self._objective = Objective(self._request, _now())
-        self._prefixes = prompt_prefixes(self._request)
+        scores_prompt = self._request.sampling.HasField("prompt_logprobs")
+        # All of a prompt that is scored is computed, wherever its beginning was.
+        self._prefixes = None if scores_prompt else prompt_prefixes(self._request)
         self._recovery = Recovery(means.limits)
         self._place: admission_pb.AdmitResponse | None = None  # the first one: what was promised
         self._untaken: admission_pb.AdmitResponse | None = None  # whose ticket nobody has taken yet
         self._was_accepted = False
+        self._num_scored = 0  # tokens of the prompt that were delivered with log-probabilities
         self._call: Any = None
         self._end: ChoraleError | None = None
         self._ended = asyncio.Event()
@@ -214,13 +217,15 @@ class Generation:
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         request.ticket = place.ticket
+        if self._has_begun:  # all of the prompt came before
+            request.sampling.ClearField("prompt_logprobs")
         self._objective.put_into(request, _now(), has_begun=self._has_begun)
         return request
 
     async def _one_stream(
         self, place: admission_pb.AdmitResponse, request: pb.GenerateRequest
     ) -> AsyncGenerator[pb.GenerateResponse]:
-        accepted_here = False
+        accepted_here, num_scored = False, 0
         async with self._means.channels.lease(place.endpoint) as channel:
             self._raise_if_ended()
             self._call = call = self._started(channel, request)
@@ -234,6 +239,13 @@ class Generation:
                             continue
                     elif kind == "tokens":
                         self._request.generated_token_ids.extend(response.tokens.token_ids)
+                        if prompt := response.tokens.prompt_logprobs:
+                            num_delivered = self._num_scored - num_scored
+                            num_scored += len(prompt)
+                            self._num_scored = max(self._num_scored, num_scored)
+                            del prompt[:num_delivered]
+                            if not prompt:  # of a stream that was lost
+                                continue
                     yield response
                     if kind == "finished":
                         return

@@ -91,14 +91,15 @@ class BatchBuilder:
             pages += [sequence.block_table[p // page_tokens] for p in range(first, last)]
             end = len(token_ids)
             queries += self._queries(chunk, start)
+            logit_rows += range(start, start + chunk.num_scored)
             if chunk.samples:
                 logit_rows.append(end - 1)
-        all_sample = len(logit_rows) == len(token_ids)
+        has_all = len(logit_rows) == len(token_ids)
         ids, at, page_index, rows = (
             np.array(each, dtype=np.int64) for each in (token_ids, positions, pages, logit_rows)
         )
         return StepPlan(
-            ids, at, page_index, rows, queries, spans, spans if all_sample else _logit_spans(chunks)
+            ids, at, page_index, rows, queries, spans, spans if has_all else _logit_spans(chunks)
         )
 
     def _queries(self, chunk: Chunk, row: int) -> list[Queries]:
@@ -138,11 +139,14 @@ def adapter_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:
 
 
 def _logit_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:
-    """As `adapter_spans`, of the rows whose next token is asked for."""
+    """As `adapter_spans`, of the rows of logits."""
     spans: list[AdapterSpan] = []
-    for row, chunk in enumerate(each for each in chunks if each.samples):
-        if chunk.sequence.adapter:
-            _extend(spans, chunk.sequence.adapter.digest, row, row + 1)
+    start = 0
+    for chunk in chunks:
+        end = start + chunk.num_logits
+        if chunk.sequence.adapter and end > start:
+            _extend(spans, chunk.sequence.adapter.digest, start, end)
+        start = end
     return spans
 
 

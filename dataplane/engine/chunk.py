@@ -15,6 +15,12 @@ class Chunk:
     start: int
     num_tokens: int
     samples: bool  # they are all that was pending, so the step gives it its next token
+    num_scored: int = 0  # the first of them, of which the token that comes next is to be scored
+
+    @property
+    def num_logits(self) -> int:
+        """Of its tokens, the scored ones and then the last if it samples, logits are needed."""
+        return self.num_scored + self.samples
 
     @property
     def end(self) -> int:

@@ -11,6 +11,7 @@ before it was collected, while its forward pass runs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -31,7 +32,7 @@ from dataplane.engine.constrained import Constrained
 from dataplane.engine.device import device_for
 from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
 from dataplane.engine.patience import Patience
-from dataplane.engine.pipeline import DEPTH, Pipeline
+from dataplane.engine.pipeline import DEPTH, Collected, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.refusals import non_finite
 from dataplane.engine.scheduler import Scheduler
@@ -165,7 +166,7 @@ class Engine:
     def _enqueue(self, sequence: Sequence) -> None:
         finish, stop_token = sequence.finish_reason(self._eos)
         if finish:  # all its tokens were delivered before; only the end was lost
-            self._ended.end(sequence, [], [], finish=finish, stop_token=stop_token)
+            self._ended.end(sequence, [], [], [], finish=finish, stop_token=stop_token)
             return
         try:
             if sequence.lacks_matcher:
@@ -355,8 +356,8 @@ class Engine:
         num_prefill, num_decode = _count(step.chunks)
         self._costs.observe_step(step.time.work_s, num_prefill=num_prefill, num_decode=num_decode)
         self._scheduler.computed(step.chunks, now_s)
+        ruined = self._take_scores(step, result)
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        ruined: list[Sequence] = []
         for sequence, sampled in zip(sampling, step.sampled, strict=True):
             if sequence.handle not in self._sequences:
                 continue  # it ended while this step was in flight
@@ -373,6 +374,20 @@ class Engine:
         for sequence in ruined:
             self._scheduler.remove(sequence, now_s, ruined=True)
 
+    def _take_scores(self, step: Collected, result: StepResult) -> list[Sequence]:
+        """Returns whose are no numbers."""
+        ruined: list[Sequence] = []
+        scored = [chunk for chunk in step.chunks if chunk.num_scored]
+        for chunk, scores in zip(scored, step.scores, strict=True):
+            sequence = chunk.sequence
+            if sequence.handle not in self._sequences:
+                continue
+            sequence.prompt_logprobs[chunk.start : chunk.start + chunk.num_scored] = scores
+            if any(math.isnan(each.logprob) for each in scores):
+                self._fail(Failure(sequence, non_finite(sequence)), result)
+                ruined.append(sequence)
+        return ruined
+
     def _append(
         self, sequence: Sequence, sampled: Sampled, now_s: float, result: StepResult
     ) -> None:
@@ -387,13 +402,16 @@ class Engine:
             self._end_with(Failure(sequence, error), result)
             return
         logprobs = [sampled.logprobs] if sampled.logprobs else []
+        scores = sequence.take_scores() if first else []
         finish, stop_token = sequence.finish_reason(self._eos)
         if not finish:
-            result.token(sequence, sampled.token_id, logprobs, first=first)
+            result.token(sequence, sampled.token_id, logprobs, scores, first=first)
             return
         self._scheduler.remove(sequence, now_s)
         del self._sequences[sequence.handle]
-        result.end(sequence, [sampled.token_id], logprobs, finish=finish, stop_token=stop_token)
+        result.end(
+            sequence, [sampled.token_id], logprobs, scores, finish=finish, stop_token=stop_token
+        )
 
     def _end_with(self, failure: Failure, result: StepResult) -> None:
         """What it holds is freed as well."""

@@ -178,7 +178,7 @@ class StepGraphs:
 
         chunks: those of one adapter adjacent. sources: as `StepInputs.prepare` takes them.
         """
-        if _prompt_keys(chunks) > _MAX_PROMPT_KEYS:
+        if _prompt_keys(chunks) > _MAX_PROMPT_KEYS or any(each.num_scored for each in chunks):
             return None
         spans = adapter_spans(chunks)
         adapters = [resident.held(digest) for digest, _, _ in spans]

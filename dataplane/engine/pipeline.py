@@ -13,13 +13,14 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dataplane.channel import TokenLogprobs
 from dataplane.engine.chunk import Chunk
 from dataplane.engine.device import Device, DeviceTime, Launched
 from dataplane.engine.graphs import GraphStep
@@ -28,6 +29,7 @@ from dataplane.models.decoder import Batch, Decoder
 from dataplane.pool.pool import PagePool
 from dataplane.sampling.plan import Row, SamplingPlan
 from dataplane.sampling.sampler import Picks, Sampled, pick
+from dataplane.sampling.scores import Scored, ScorePlan
 from kernels.gpu.staging import staged
 
 DEPTH = 2
@@ -37,10 +39,12 @@ nothing: the device never waits for the second one to be scheduled."""
 
 @dataclass(frozen=True)
 class Collected:
-    """A step that has run. sampled: of the chunks that sample, in their order."""
+    """A step that has run. sampled: of the chunks that sample, in their order. scores: of those
+    that are scored, in theirs."""
 
     chunks: Seq[Chunk]
     sampled: Seq[Sampled]
+    scores: Seq[list[TokenLogprobs]]
     time: DeviceTime
 
 
@@ -51,6 +55,7 @@ class _Flight:
     chunks: Seq[Chunk]
     rows: dict[Sequence, int]  # where its token is among the sampled ones
     launched: Launched[Picks] | None
+    scoring: ScorePlan | None
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,14 @@ class Pipeline:
         forward = step.run if isinstance(step, GraphStep) else self._eager(chunks, step)
 
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        flight = _Flight(chunks, {sequence: row for row, sequence in enumerate(sampling)}, None)
+        scoring = _scoring(chunks, device)
+        rows_of = {sequence: row for row, sequence in enumerate(sampling)}
+        flight = _Flight(chunks, rows_of, None, scoring)
 
         def whole() -> Picks:
             previous = before.result.ids if before else None
             with torch.inference_mode():
-                return pick(forward(previous), plan, previous)
+                return _picks(forward(previous), plan, previous, scoring)
 
         def first() -> _Logits:
             with torch.inference_mode():
@@ -166,13 +173,13 @@ class Pipeline:
         `SamplingPlan.with_mask` takes it."""
         step, self._unsampled = self._unsampled, None
         assert step is not None
-        plan = step.plan.with_mask(words)
+        plan, flight = step.plan.with_mask(words), self._flights[-1]
 
         def second() -> Picks:
             previous = step.before.result.ids if step.before else None
-            return pick(step.forward.result.logits, plan, previous)
+            return _picks(step.forward.result.logits, plan, previous, flight.scoring)
 
-        self._flights[-1].launched = _InTwoParts(step.forward, self._device.launch(second))
+        flight.launched = _InTwoParts(step.forward, self._device.launch(second))
 
     def abandon(self) -> None:
         """Waits for what was launched; nobody learns what came of it."""
@@ -190,7 +197,8 @@ class Pipeline:
         flight = self._flights.popleft()
         assert flight.launched is not None
         picks, time = flight.launched.wait()
-        return Collected(flight.chunks, picks.read(), time)
+        scores = flight.scoring.read(picks.scores) if flight.scoring and picks.scores else []
+        return Collected(flight.chunks, picks.read(), scores, time)
 
     def _eager(self, chunks: Seq[Chunk], batch: Batch) -> Callable[[Tensor | None], Tensor]:
         targets, sources = self._unread(chunks)
@@ -217,6 +225,34 @@ class Pipeline:
                 sources.append(source)
             start += chunk.num_tokens
         return targets, sources
+
+
+def _scoring(chunks: Seq[Chunk], device: torch.device) -> ScorePlan | None:
+    """What is to be scored of a step, whose logits are in the order of its chunks."""
+    if not any(chunk.num_scored for chunk in chunks):
+        return None
+    asked: list[Scored] = []
+    sampling: list[int] = []
+    row = 0
+    for chunk in chunks:
+        sequence, first = chunk.sequence, chunk.start + 1
+        if chunk.num_scored:
+            targets = sequence.tokens[first : first + chunk.num_scored]
+            rows = range(row, row + chunk.num_scored)
+            asked.append(Scored(rows, targets, sequence.sampling.prompt_logprobs))
+        row += chunk.num_logits
+        if chunk.samples:
+            sampling.append(row - 1)
+    return ScorePlan.of(asked, sampling, device)
+
+
+def _picks(
+    logits: Tensor, plan: SamplingPlan, previous_ids: Tensor | None, scoring: ScorePlan | None
+) -> Picks:
+    if scoring is None:
+        return pick(logits, plan, previous_ids)
+    scores = scoring.score(logits)
+    return replace(pick(logits[scoring.sampling], plan, previous_ids), scores=scores)
 
 
 def _feed(

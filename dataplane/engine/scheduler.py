@@ -33,6 +33,7 @@ from dataplane.load_reports import Outlook
 if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
     from dataplane.pool.pool import PagePool
+from dataplane.sampling.scores import MAX_ROWS
 
 
 class Scheduler:
@@ -226,6 +227,11 @@ class Scheduler:
             self.remove(failure.sequence, now_s)
         return failures
 
+    def _match(self, sequence: Sequence) -> list[CachedBlock]:
+        if sequence.wants_scores:
+            return []
+        return self._prefixes.match(sequence.queue_key, sequence.tokens)
+
     def _unloaded(self, now_s: float) -> list[Failure]:
         failures = [
             Failure(sequence, error)
@@ -265,6 +271,12 @@ class Scheduler:
         less than that, even below zero, when others had to leave it, or when it got none."""
         freed = 0
         num_tokens = min(sequence.num_pending, budget)
+        if sequence.wants_scores:
+            num_tokens = min(
+                num_tokens, MAX_ROWS - sum(each.num_scored for each in chunks.values())
+            )
+            if not num_tokens:
+                return 0
         needed = self._pool.blocks_for(sequence.num_computed + num_tokens)
         while len(sequence.block_table) < needed:
             if self._pool.make_free(1):
@@ -283,8 +295,9 @@ class Scheduler:
                 return -freed
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
-        samples = num_tokens == sequence.num_pending
-        chunks[sequence] = Chunk(sequence, sequence.num_computed, num_tokens, samples)
+        start, samples = sequence.num_computed, num_tokens == sequence.num_pending
+        num_scored = sequence.num_scored(start, start + num_tokens)
+        chunks[sequence] = Chunk(sequence, start, num_tokens, samples, num_scored)
         return num_tokens - freed
 
     def _expendability(self, sequence: Sequence) -> tuple[float, int]:
@@ -305,7 +318,7 @@ class Scheduler:
                 self._want(sequence, now_s)
                 if self._supply.pages_missing(sequence.adapter.digest) is None:
                     continue  # it is parked now
-            cached = self._prefixes.match(sequence.queue_key, sequence.tokens)
+            cached = self._match(sequence)
             num_cached = len(cached) * self._pool.page_tokens
             error = self._room.never_fits(sequence)
             error = error or self._triage.hopeless(sequence, now_s, num_cached)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dataplane.channel import Adapter, Sampling, Submit, Timings
+from dataplane.channel import Adapter, Sampling, Submit, Timings, TokenLogprobs
 from dataplane.sampling.history import History
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Sequence:
     first_token_s: float | None = None
     history: History = field(default_factory=History)
     matcher: Matcher | None = None  # where `tokens` are in the grammar that they must hold to
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
 
     @staticmethod
     def of(request: Submit, max_context: int = sys.maxsize) -> Sequence:
@@ -87,6 +88,23 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         return len(self.tokens) + self.num_unread - self.num_computed
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether tokens of its prompt are yet to be scored. So long it computes all of them: what
+        a prefix cache spares has no logits."""
+        if self.sampling.prompt_logprobs < 0 or self.first_token_s is not None:
+            return False
+        return len(self.prompt_logprobs) < self.num_prompt - 1
+
+    def num_scored(self, start: int, end: int) -> int:
+        """Of its tokens [start, end), which follow on each other, how many are to be scored by."""
+        return max(0, min(end, self.num_prompt - 1) - start) if self.wants_scores else 0
+
+    def take_scores(self) -> list[TokenLogprobs]:
+        """For who asked; they are told once."""
+        scores, self.prompt_logprobs = self.prompt_logprobs, []
+        return scores
 
     @property
     def max_length(self) -> int:

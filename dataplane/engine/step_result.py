@@ -23,15 +23,22 @@ class StepResult:
         return not self.outputs and not self.failures
 
     def token(
-        self, sequence: Sequence, token_id: int, logprobs: list[TokenLogprobs], *, first: bool
+        self,
+        sequence: Sequence,
+        token_id: int,
+        logprobs: list[TokenLogprobs],
+        scores: list[TokenLogprobs],
+        *,
+        first: bool,
     ) -> None:
-        """It goes on. first: of those generated here."""
+        """It goes on. first: of those generated here. scores: of its prompt, with the first."""
         self.outputs.append(
             Output(
                 handle=sequence.handle,
                 token_ids=[token_id],
                 logprobs=logprobs,
                 timings=sequence.timings() if first else None,
+                prompt_logprobs=scores,
             )
         )
 
@@ -40,6 +47,7 @@ class StepResult:
         sequence: Sequence,
         token_ids: list[int],
         logprobs: list[TokenLogprobs],
+        scores: list[TokenLogprobs],
         *,
         finish: str,
         stop_token: int,
@@ -53,6 +61,7 @@ class StepResult:
                 finish=finish,
                 stop_token_id=stop_token,
                 timings=sequence.timings(),
+                prompt_logprobs=scores,
             )
         )
 

@@ -14,6 +14,7 @@ from dataplane.text.stop import StopStrings
 
 _STOP = inference_pb2.FINISH_REASON_STOP
 _LENGTH = inference_pb2.FINISH_REASON_LENGTH
+_PROMPT_TOKENS_AT_ONCE = 64  # of a chunk: other streams go on between two
 
 
 class TextOfTokens(Protocol):
@@ -48,7 +49,7 @@ class Completion:
         sampling: channel.Sampling,
         stop: Sequence[str],
         eos_token_ids: Sequence[int],
-        num_prompt_tokens: int,
+        prompt: Sequence[int],
         shows_calls: bool = False,
     ) -> None:
         self._token_text: Callable[[int], str] = tokenizer.token_text
@@ -64,7 +65,9 @@ class Completion:
             )
         )
         self._end_token_ids = frozenset(ends)
-        self._num_prompt_tokens = num_prompt_tokens
+        self._prompt = prompt
+        self._prompt_logprobs: list[channel.TokenLogprobs] = []
+        self._num_shown = 0  # of the prompt's tokens
         self._num_tokens = 0
         self._text = ""
         self._token_ids: list[int] = []
@@ -100,6 +103,7 @@ class Completion:
         """Takes what the engine made; tokens after the end are dropped."""
         if output.timings is not None:
             self._timings = output.timings
+        self._prompt_logprobs += output.prompt_logprobs
         last = len(output.token_ids) - 1
         for index, (token_id, logprobs) in enumerate(
             zip_longest(output.token_ids, output.logprobs)
@@ -118,7 +122,10 @@ class Completion:
             self._ending = _Ending(_STOP if output.finish == "stop" else _LENGTH)
 
     def take_chunk(self) -> inference_pb2.TokenChunk | None:
-        """Everything new since the last chunk; None when there is nothing."""
+        """What is new since the last chunk, a prompt's tokens some at a time; None when there is
+        nothing."""
+        if self._token_ids and self._num_shown < self._num_to_show:
+            return inference_pb2.TokenChunk(prompt_logprobs=self._take_prompt())
         if not self._token_ids:
             return None
         chunk = inference_pb2.TokenChunk(
@@ -150,12 +157,28 @@ class Completion:
             stop_string=ending.stop_string,
             stop_token_id=ending.stop_token_id,
             usage=inference_pb2.Usage(
-                num_prompt_tokens=self._num_prompt_tokens,
+                num_prompt_tokens=len(self._prompt),
                 num_completion_tokens=self._num_tokens,
                 num_cached_tokens=cached,
             ),
             timings=timings,
         )
+
+    @property
+    def _num_to_show(self) -> int:
+        return len(self._prompt) if self._sampling.prompt_logprobs >= 0 else 0
+
+    def _take_prompt(self) -> list[inference_pb2.TokenLogprobs]:
+        begin = self._num_shown
+        end = self._num_shown = min(begin + _PROMPT_TOKENS_AT_ONCE, len(self._prompt))
+        first = [inference_pb2.TokenLogprobs(chosen=self._candidate(self._prompt[0], 0.0))]
+        return [
+            *([] if begin else first),
+            *(
+                self._logprobs_of(self._prompt[at], self._prompt_logprobs[at - 1])
+                for at in range(max(begin, 1), end)
+            ),
+        ]
 
     def _read(self, token_id: int) -> None:
         text, met = self._push(self._detokenizer.push(token_id))

@@ -272,8 +272,7 @@ async def _chunks(
             completion.add(output)
         if completion.ended:
             outputs.close()  # a stop string was met here, of which the engine knows nothing
-        chunk = completion.take_chunk()
-        if chunk is not None:
+        while (chunk := completion.take_chunk()) is not None:
             yield chunk
 
 

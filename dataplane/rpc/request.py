@@ -96,7 +96,7 @@ def prepare(
         sampling=sampling,
         stop=stop,
         eos_token_ids=ready.eos_token_ids,
-        num_prompt_tokens=len(prompt),
+        prompt=prompt,
         shows_calls=tools is not None,
     )
     completion.resume(generated)

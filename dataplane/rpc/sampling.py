@@ -14,6 +14,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 1 << 18  # the prompt's tokens and those beside them, together
 MAX_LOGIT_BIASES = 300
 _BIAS = 100.0
 
@@ -61,6 +62,7 @@ def to_sampling(
         raise _out_of_range("min_tokens", parameters.min_tokens, f"[0, max_tokens={max_tokens}]")
     if parameters.logprobs > MAX_LOGPROBS:
         raise _out_of_range("logprobs", parameters.logprobs, f"[0, {MAX_LOGPROBS}]")
+    _check_prompt_logprobs(parameters, num_prompt_tokens)
     seed = parameters.seed if parameters.HasField("seed") else int.from_bytes(os.urandom(8))
     return Sampling(
         max_tokens=max_tokens,
@@ -76,6 +78,9 @@ def to_sampling(
         stop_token_ids=_stop_token_ids(parameters, vocab_size),
         ignore_eos=parameters.ignore_eos,
         logprobs=parameters.logprobs if parameters.HasField("logprobs") else -1,
+        prompt_logprobs=(
+            parameters.prompt_logprobs if parameters.HasField("prompt_logprobs") else -1
+        ),
         grammar=grammar,
         logit_bias=_logit_bias(parameters, vocab_size),
     )
@@ -118,6 +123,28 @@ def _max_tokens(
             },
         )
     return parameters.max_tokens
+
+
+def _check_prompt_logprobs(
+    parameters: inference_pb2.SamplingParameters, num_prompt_tokens: int
+) -> None:
+    asked = parameters.prompt_logprobs
+    if asked > MAX_LOGPROBS:
+        raise _out_of_range("prompt_logprobs", asked, f"[0, {MAX_LOGPROBS}]")
+    size = num_prompt_tokens * (asked + 1)
+    if parameters.HasField("prompt_logprobs") and size > MAX_PROMPT_LOGPROBS:
+        raise InvalidArgumentError(
+            "PROMPT_LOGPROBS_TOO_MANY",
+            f"sampling.prompt_logprobs is {asked} for {num_prompt_tokens} prompt tokens, {size}"
+            f" log-probabilities together; at most {MAX_PROMPT_LOGPROBS} are told: ask for fewer"
+            " beside each token, or of a part of the prompt",
+            metadata={
+                "field": "sampling.prompt_logprobs",
+                "value": str(asked),
+                "num_prompt_tokens": str(num_prompt_tokens),
+                "limit": str(MAX_PROMPT_LOGPROBS),
+            },
+        )
 
 
 def _float(parameters: inference_pb2.SamplingParameters, field: str) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from dataplane.channel import TokenLogprobs
 from dataplane.sampling.plan import Draws, SamplingPlan
+from dataplane.sampling.scores import Scores
 from kernels.sampling.op import likeliest, mask, penalize, sample
 
 
@@ -35,6 +36,7 @@ class Picks:
     ids: torch.Tensor  # [num_rows] int64
     finite: torch.Tensor  # [num_rows] bool
     logprobs: Logprobs | None
+    scores: Scores | None = None  # of other rows of the step
 
     def to_host(self) -> Picks:
         """A copy in host memory, there once what the stream was given so far has run."""
@@ -43,7 +45,8 @@ class Picks:
             return tensor.to("cpu", non_blocking=True)
 
         logprobs = Logprobs(*map(host, self.logprobs)) if self.logprobs else None
-        return Picks(self.plan, host(self.ids), host(self.finite), logprobs)
+        scores = self.scores.to_host() if self.scores else None
+        return Picks(self.plan, host(self.ids), host(self.finite), logprobs, scores)
 
     def read(self) -> list[Sampled]:
         """One for each row."""

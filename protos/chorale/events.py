@@ -57,11 +57,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """New tokens. `text` is what became certain with them and can lag behind the ids."""
+    """New tokens. `text` is what became certain with them and can lag behind the ids.
+
+    prompt_logprobs: the next of the prompt's tokens, if they were asked for: all come before the
+    first of token_ids. The very first has log-probability 0 and no others beside it.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finished: Finished
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -107,7 +113,8 @@ def event_of(response: pb.GenerateResponse) -> Event | None:
             return Tokens(
                 text=chunk.text,
                 token_ids=tuple(chunk.token_ids),
-                logprobs=tuple(_logprobs(position) for position in chunk.logprobs),
+                logprobs=tuple(map(_logprobs, chunk.logprobs)),
+                prompt_logprobs=tuple(map(_logprobs, chunk.prompt_logprobs)),
             )
         case "finished":
             return _finished(response.finished)
@@ -123,6 +130,7 @@ class CompletionBuilder:
     _texts: list[str] = field(default_factory=list[str])
     _token_ids: list[int] = field(default_factory=list[int])
     _logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
+    _prompt_logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
     _finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -132,6 +140,7 @@ class CompletionBuilder:
         elif isinstance(event, Tokens):
             self._token_ids.extend(event.token_ids)
             self._logprobs.extend(event.logprobs)
+            self._prompt_logprobs.extend(event.prompt_logprobs)
         else:
             self._finished = event
 
@@ -149,6 +158,7 @@ class CompletionBuilder:
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),
             finished=self._finished,
+            prompt_logprobs=tuple(self._prompt_logprobs),
         )
 
 

@@ -204,13 +204,8 @@ class RequestWatch:
     def note(self, event: inference_pb2.GenerateResponse) -> inference_pb2.GenerateResponse:
         """Counts it and gives it back."""
         if event.HasField("tokens"):
-            now_s = self._metrics.clock()
-            if self._has_token:
-                self._metrics.gap.observe(now_s - self._last_s)
-            else:
-                self._first(now_s)
-            self._last_s = now_s
-            self._num_tokens += len(event.tokens.token_ids)
+            if event.tokens.token_ids:  # else of the prompt
+                self._tokens(len(event.tokens.token_ids))
         elif event.HasField("accepted"):
             version = event.accepted.adapter_version
             self._model = event.accepted.model, str(version) if version else ""
@@ -219,6 +214,15 @@ class RequestWatch:
         else:
             self._finish(event.finished)
         return event
+
+    def _tokens(self, number: int) -> None:
+        now_s = self._metrics.clock()
+        if self._has_token:
+            self._metrics.gap.observe(now_s - self._last_s)
+        else:
+            self._first(now_s)
+        self._last_s = now_s
+        self._num_tokens += number
 
     def __enter__(self) -> Self:
         self._metrics.num_running += 1

@@ -72,6 +72,7 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     json_schema: Mapping[str, Any] | bool | str | None
     json_object: bool
     regex: str | None
@@ -94,6 +95,7 @@ _OPTIONAL_SAMPLING = (
     "frequency_penalty",
     "seed",
     "logprobs",
+    "prompt_logprobs",
 )
 
 

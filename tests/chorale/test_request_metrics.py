@@ -44,6 +44,19 @@ class Bench:
             assert watch.note(event) is event
 
 
+def test_a_scored_prompt_is_no_token() -> None:
+    bench = Bench()
+    prompt = pb.TokenChunk(prompt_logprobs=[pb.TokenLogprobs()])
+    with bench.metrics.request() as watch:
+        for _ in range(2):
+            watch.note(pb.GenerateResponse(tokens=prompt))
+            bench.now_s += 0.3
+        watch.note(pb.GenerateResponse(tokens=pb.TokenChunk(token_ids=[1])))
+    seen = bench.seen()
+    assert seen("x_time_to_first_token_seconds_sum") == pytest.approx(0.6)
+    assert seen("x_inter_token_seconds_count") == 0
+
+
 def test_a_whole_generation() -> None:
     bench = Bench()
     bench.run()

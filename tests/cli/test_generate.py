@@ -119,6 +119,7 @@ def test_json_is_the_whole_result(chorale: Chorale, gateway: ScriptedGateway) ->
         "text": " ahoy matey!",
         "token_ids": [0, 1],
         "logprobs": [],
+        "prompt_logprobs": [],
         "finish_reason": "stop",
         "stop_string": None,
         "stop_token_id": 2,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dataplane.channel import Adapter, EngineOptions, Sampling, Submit
+from dataplane.channel import Adapter, EngineOptions, Sampling, Submit, TokenLogprobs
 from dataplane.engine.engine import Engine
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import GraphSetup, adapter_builder, make_engine
@@ -152,6 +152,7 @@ class Rig:
         )
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
+        self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.finished: dict[int, str] = {}
         self.failed: dict[int, Exception] = {}
         self._record()
@@ -197,6 +198,7 @@ class Rig:
         self.engine.check_integrity()
         for output in result.outputs:
             self.tokens.setdefault(output.handle, []).extend(output.token_ids)
+            self.prompt_logprobs.setdefault(output.handle, []).extend(output.prompt_logprobs)
             if output.finish:
                 self.finished[output.handle] = output.finish
         for handle, error in result.failures:
@@ -220,16 +222,22 @@ class Rig:
         """Keeps each step's logits by request."""
         decoder, batches = self.engine._decoder, self.engine._batches
         build, forward = batches.build, decoder.forward
-        handles: dict[int, list[int]] = {}  # by the batch; the next one is built meanwhile
+        handles: dict[int, list[int | None]] = {}  # by the batch; the next one is built meanwhile
 
         def recording_build(chunks):
             batch = build(chunks)
-            handles[id(batch)] = [chunk.sequence.handle for chunk in chunks if chunk.samples]
+            handles[id(batch)] = [
+                owner
+                for chunk in chunks
+                for owner in (*[None] * chunk.num_scored, *[chunk.sequence.handle] * chunk.samples)
+            ]
             return batch
 
         def recording_forward(batch, pool, page_tokens):
             logits = forward(batch, pool, page_tokens)
             for handle, row in zip(handles.pop(id(batch)), logits, strict=True):
+                if handle is None:  # of a token of a prompt that is scored
+                    continue
                 self.logits.setdefault(handle, []).append(row.float().cpu())
             return logits
 

@@ -166,6 +166,8 @@ class FakeDataPlane(InferenceServiceServicer):
                 reason = pb.FINISH_REASON_LENGTH
             yield pb.GenerateResponse(finished=pb.Finished(finish_reason=reason))
             return
+        async for chunk in self._scored_prompt(request):
+            yield pb.GenerateResponse(tokens=chunk)
         max_tokens = sampling.max_tokens if sampling.HasField("max_tokens") else 20
         while len(done) < max_tokens:
             if self.before_token is not None:
@@ -190,6 +192,25 @@ class FakeDataPlane(InferenceServiceServicer):
                 timings=pb.Timings(queue_s=0.25, time_to_first_token_s=0.5, total_s=1.0),
             )
         )
+
+    async def _scored_prompt(self, request: pb.GenerateRequest) -> AsyncIterator[pb.TokenChunk]:
+        """A special token first, two at a time. For `before_token` they are tokens -n to -1."""
+        if not request.sampling.HasField("prompt_logprobs"):
+            return
+        words = request.prompt.split() or [f"#{each}" for each in request.prompt_token_ids.ids]
+        texts = ["<s>", words[0], *(f" {word}" for word in words[1:])]
+        for begin in range(0, len(texts), 2):
+            if self.before_token is not None:
+                await self.before_token(self, begin - len(texts))
+            chunk = pb.TokenChunk()
+            for at in range(begin, min(begin + 2, len(texts))):
+                position = chunk.prompt_logprobs.add()
+                position.chosen.CopyFrom(
+                    pb.TokenLogprob(token_id=at, logprob=-0.25 * at, text=texts[at])
+                )
+                for other in range(request.sampling.prompt_logprobs if at else 0):
+                    position.top.add(token_id=90 + other, logprob=-0.125, text=f"t{other}")
+            yield chunk
 
     async def kill(self) -> None:
         """Stops at once, in the middle of everything."""

@@ -183,6 +183,7 @@ class _Engine:
             finish=self.script.finish if last else "",
             stop_token_id=self.script.stop_token_id if last else -1,
             timings=channel.Timings(0.25, 0.125, 0.5, 3) if first or last else None,
+            prompt_logprobs=_prompt_logprobs(submit) if first else [],
         )
 
     def mishap(self, handle: int, position: int) -> None:
@@ -199,6 +200,13 @@ class _Engine:
         if position == script.fail_after:
             self.send(channel.Failed(handle=handle, **script.fail))
             del self.running[handle]
+
+
+def _prompt_logprobs(submit: channel.Submit) -> list[channel.TokenLogprobs]:
+    if (most := submit.sampling.prompt_logprobs) < 0:
+        return []
+    top = list(range(most))
+    return [channel.TokenLogprobs(-each / 8, top, [-0.5] * most) for each in submit.prompt[1:]]
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from chorale.errors import InternalError
 from chorale.v1 import inference_pb2 as pb
@@ -23,26 +24,33 @@ class Choice:
     """One completion under way.
 
     prompt: which prompt of the request it continues. echo: text that its own is to follow.
+    is_prompt_only: what is generated is not to be shown. prompt_lists: log-probabilities of the
+    prompt in the shape of the answer, of one that is shown as a whole.
     """
 
     index: int
     prompt: int
     generation: Generation
     echo: str = ""
+    is_prompt_only: bool = False
     accepted: pb.Accepted | None = None
     finished: pb.Finished | None = None
     logprobs_offset: int = 0  # characters of the tokens whose logprobs were shown
+    num_prompt_shown: int = 0  # of the prompt's tokens
     texts: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list[pb.TokenLogprobs])
+    prompt_lists: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
 
     def add(self, response: pb.GenerateResponse) -> None:
         """Adds an event to the whole."""
         if response.HasField("tokens"):
+            if self.is_prompt_only:
+                return
             self.texts.append(response.tokens.text)
             self.token_ids.extend(response.tokens.token_ids)
             self.logprobs.extend(response.tokens.logprobs)
-        elif response.HasField("finished"):
+        elif response.HasField("finished") and not self.is_prompt_only:
             self.texts.append(response.finished.text)
 
     def note(self, response: pb.GenerateResponse) -> None:
@@ -56,6 +64,11 @@ class Choice:
     def prompt_token_ids(self) -> list[int]:
         """The prompt's tokens, if they were asked for."""
         return list(self.accepted.prompt_token_ids) if self.accepted is not None else []
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """That are shown. Raises: as `end`."""
+        return 0 if self.is_prompt_only else self.end.usage.num_completion_tokens
 
     @property
     def stop_reason(self) -> str | int | None:

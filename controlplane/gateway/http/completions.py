@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from chorale.v1 import inference_pb2 as pb
@@ -22,18 +23,22 @@ def completion_requests(body: CompletionBody) -> list[tuple[int, str, pb.Generat
     if len(prompts) * body.num_choices > MAX_CHOICES:
         message = f"n={body.num_choices} for {len(prompts)} prompts; at most {MAX_CHOICES} choices"
         raise bad_request("n", message)
-    if body.echo and body.logprobs is not None:
-        raise bad_request("echo", "echo with logprobs is not supported; leave one of them out")
-    if body.echo and any(prompt.text is None for prompt in prompts):
-        raise bad_request("echo", "echo needs prompts that are text; leave it out for token ids")
+    if body.echo and body.logprobs is None and any(prompt.text is None for prompt in prompts):
+        message = "echo of token ids tells their texts beside their logprobs; give logprobs, too"
+        raise bad_request("echo", message)
+    if body.max_tokens == 0 and not body.echo:
+        message = "max_tokens=0 generates nothing; give echo for the prompt's logprobs, or 1"
+        raise bad_request("max_tokens", message)
     requests: list[tuple[int, str, pb.GenerateRequest]] = []
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
     for index, prompt in enumerate(prompts):
         for choice in range(body.num_choices):
             sampling = sampling_of(
                 body, choice=choice, max_tokens=max_tokens, logprobs=body.logprobs
             )
             sampling.clamp_max_tokens = body.max_tokens is None  # nobody asked for that many
+            if body.echo and body.logprobs is not None:
+                sampling.prompt_logprobs = body.logprobs
             request = pb.GenerateRequest(sampling=sampling)
             prompt.put_into(request)
             requests.append((index, (prompt.text or "") if body.echo else "", request))
@@ -54,7 +59,11 @@ class CompletionFormat:
         """Nothing is told apart in a text."""
 
     def hear(self, choice: Choice, response: pb.GenerateResponse) -> None:
-        """The choice itself keeps it."""
+        """The choice itself keeps it, but for a prompt, which may be long: it is brought into the
+        answer's shape as it comes, so that other streams go on meanwhile."""
+        if positions := response.tokens.prompt_logprobs:
+            for name, values in _prompt_logprobs(choice, positions).items():
+                choice.prompt_lists.setdefault(name, []).extend(values)
 
     def beside(self, choice: Choice) -> dict[str, Any]:
         return {}  # each choice has its own prompt
@@ -65,27 +74,31 @@ class CompletionFormat:
         return {**self._chunk(choice, choice.echo, (), ()), **self._prompt(choice)}
 
     def tokens(self, choice: Choice, chunk: pb.TokenChunk) -> dict[str, Any] | None:
-        if not (chunk.text or chunk.logprobs or self._token_ids):
+        if chunk.prompt_logprobs:
+            lists = _prompt_logprobs(choice, chunk.prompt_logprobs)
+            text = "" if choice.echo else "".join(lists["tokens"])
+            return self._chunk(choice, text, (), ()) | {"logprobs": lists}
+        if choice.is_prompt_only or not (chunk.text or chunk.logprobs or self._token_ids):
             return None
         return self._chunk(choice, chunk.text, chunk.token_ids, chunk.logprobs)
 
     def last(self, choice: Choice, finished: pb.Finished) -> dict[str, Any]:
-        shown = self._chunk(choice, finished.text, (), ())
-        return {
-            **shown,
-            "finish_reason": finish_reason(finished),
-            "stop_reason": choice.stop_reason,
-        }
+        shown = self._chunk(choice, "" if choice.is_prompt_only else finished.text, (), ())
+        return {**shown, **self._end(choice)}
 
     def whole(self, choice: Choice) -> dict[str, Any]:
-        text = choice.echo + "".join(choice.texts)
+        before = choice.prompt_lists
+        text = (choice.echo or "".join(before.get("tokens", ()))) + "".join(choice.texts)
         shown = self._chunk(choice, text, choice.token_ids, choice.logprobs)
-        return {
-            **shown,
-            **self._prompt(choice),
-            "finish_reason": finish_reason(choice.end),
-            "stop_reason": choice.stop_reason,
-        }
+        if before:
+            after: dict[str, list[Any]] = shown["logprobs"] or {}
+            shown["logprobs"] = {name: before[name] + after.get(name, []) for name in before}
+        return {**shown, **self._prompt(choice), **self._end(choice)}
+
+    def _end(self, choice: Choice) -> dict[str, Any]:
+        if choice.is_prompt_only:
+            return {"finish_reason": "length", "stop_reason": None}
+        return {"finish_reason": finish_reason(choice.end), "stop_reason": choice.stop_reason}
 
     def _prompt(self, choice: Choice) -> dict[str, Any]:
         return {"prompt_token_ids": choice.prompt_token_ids} if self._token_ids else {}
@@ -103,3 +116,9 @@ class CompletionFormat:
         if self._token_ids:
             shown["token_ids"] = list(token_ids)
         return shown
+
+
+def _prompt_logprobs(choice: Choice, positions: Sequence[pb.TokenLogprobs]) -> dict[str, Any]:
+    begins = choice.num_prompt_shown == 0
+    choice.num_prompt_shown += len(positions)
+    return completion_logprobs(choice, positions, begins_prompt=begins)

@@ -13,16 +13,27 @@ _LEAST = -9999.0
 _REPLACEMENT = "\ufffd"
 
 
-def completion_logprobs(choice: Choice, positions: Sequence[pb.TokenLogprobs]) -> dict[str, Any]:
-    """Parallel lists. `text_offset` goes on from where the choice's last call ended."""
+def completion_logprobs(
+    choice: Choice, positions: Sequence[pb.TokenLogprobs], *, begins_prompt: bool = False
+) -> dict[str, Any]:
+    """Parallel lists. `text_offset` goes on from where the choice's last call ended. begins_prompt:
+    the first position is a prompt's first, which has no log-probability."""
+    texts = [position.chosen.text for position in positions]
+    logprobs: list[float | None] = [finite(position.chosen.logprob) for position in positions]
+    tops: list[dict[str, float] | None] = [_by_text(position) for position in positions]
     offsets: list[int] = []
-    for position in positions:
+    for text in texts:
         offsets.append(choice.logprobs_offset)
-        choice.logprobs_offset += len(position.chosen.text)
+        choice.logprobs_offset += len(text)
+    if begins_prompt:
+        logprobs[0] = tops[0] = None
+        if choice.echo and not choice.echo.startswith(texts[0]):  # a special token, not in the text
+            choice.logprobs_offset -= len(texts[0])
+            offsets[1:] = [offset - len(texts[0]) for offset in offsets[1:]]
     return {
-        "tokens": [position.chosen.text for position in positions],
-        "token_logprobs": [finite(position.chosen.logprob) for position in positions],
-        "top_logprobs": [_by_text(position) for position in positions],
+        "tokens": texts,
+        "token_logprobs": logprobs,
+        "top_logprobs": tops,
         "text_offset": offsets,
     }
 

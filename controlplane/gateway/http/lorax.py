@@ -15,7 +15,7 @@ from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.body import Bodies
 from controlplane.gateway.http.choices import Choice, Choices
 from controlplane.gateway.http.disconnect import while_connected
-from controlplane.gateway.http.failures import ApiError, api_error
+from controlplane.gateway.http.failures import ApiError, api_error, bad_request
 from controlplane.gateway.http.json_response import json_response
 from controlplane.gateway.http.logprobs import finite
 from controlplane.gateway.http.lorax_request import Parameters, lorax_request, parse_lorax
@@ -46,6 +46,9 @@ class Lorax:
         value = await self._bodies.read_object(request)
         body, asked = parse_lorax(value, stream=stream)
         streams = bool(body.stream) if stream is None else stream
+        if asked.decoder_input_details and (streams or not asked.details):
+            message = "decoder_input_details needs details, and no stream; leave it out"
+            raise bad_request("decoder_input_details", message)
         generate = lorax_request(body.inputs, asked, logprobs=streams or bool(asked.details))
         generate.request_id = answer_id = f"lorax-{uuid.uuid4().hex}"
         headers = {"x-request-id": answer_id}
@@ -59,13 +62,18 @@ class Lorax:
             if streams:
                 events = _events(choices, choice, asked, before)
                 return EventStream(events, choices.close, headers, done=b"", failure=lorax_error)
-            await while_connected(request.receive, collect(choices))
+            prefill: list[dict[str, Any]] = []
+            heard = collect(choices, lambda _, response: _add_prefill(prefill, response))
+            await while_connected(request.receive, heard)
         except BaseException:
             await choices.close()
             raise
         whole: dict[str, Any] = {"generated_text": before + "".join(choice.texts)}
         if asked.details:
-            whole["details"] = _details(choice, asked) | {"prefill": [], "tokens": _tokens(choice)}
+            whole["details"] = _details(choice, asked) | {
+                "prefill": prefill,
+                "tokens": _tokens(choice),
+            }
         return json_response([whole] if stream is None else whole, headers=headers)
 
 
@@ -118,6 +126,14 @@ def _shown(positions: Sequence[pb.TokenLogprobs], text: str) -> list[dict[str, A
     return [
         _token(position, text if index == 0 else "") for index, position in enumerate(positions)
     ]
+
+
+def _add_prefill(prefill: list[dict[str, Any]], response: pb.GenerateResponse) -> None:
+    """The prompt's tokens, if they were asked for."""
+    for position in response.tokens.prompt_logprobs:
+        chosen = position.chosen
+        logprob = finite(chosen.logprob) if prefill else None  # nothing stands before the first
+        prefill.append({"id": chosen.token_id, "text": chosen.text, "logprob": logprob})
 
 
 def _tokens(choice: Choice) -> list[dict[str, Any]]:

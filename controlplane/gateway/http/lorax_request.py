@@ -32,6 +32,7 @@ class Parameters(BaseModel):
     ignore_eos_token: bool | None = None
     return_full_text: bool | None = None
     details: bool | None = None
+    decoder_input_details: bool | None = None
     return_k_alternatives: Annotated[int, Field(ge=1, le=MAX_LOGPROBS)] | None = None
     response_format: LoraxFormat | None = None
 
@@ -65,7 +66,6 @@ _NOT_SERVED: Mapping[str, Test] = {
     "adapter_source": nothing,
     "apply_chat_template": one_of(False),
     "best_of": one_of(1),
-    "decoder_input_details": one_of(False),
     "merged_adapters": nothing,
     "truncate": nothing,
     "typical_p": one_of(1.0),
@@ -98,6 +98,7 @@ def lorax_request(inputs: str, asked: Parameters, *, logprobs: bool) -> pb.Gener
         repetition_penalty=asked.repetition_penalty,
         seed=asked.seed,
         logprobs=(asked.return_k_alternatives or 0) if logprobs else None,
+        prompt_logprobs=0 if asked.decoder_input_details else None,
         constraint=lorax_constraint(asked.response_format),
     )
     return pb.GenerateRequest(prompt=inputs, model=asked.adapter_id or "", sampling=sampling)

@@ -121,6 +121,8 @@ class CompletionBody(GenerationBody):
 
     # A text, token ids, or a list of either: see prompts.py.
     prompt: Any
+    # 0: of the prompt alone, which `echo` shows.
+    max_tokens: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
 

@@ -154,7 +154,8 @@ class Serving:
             generate.routing_key = _routing_key(body.user or answer_id)
             if body.ttft_slo is not None:
                 set_ttft_slo(generate, body.ttft_slo)
-            choices.append(Choice(index, prompt, self.start(request, generate), echo))
+            generation = self.start(request, generate)
+            choices.append(Choice(index, prompt, generation, echo, body.max_tokens == 0))
         return choices
 
     def start(
@@ -215,7 +216,7 @@ def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
     for choice in choices:
         cached[choice.prompt] = min(cached[choice.prompt], choice.end.usage.num_cached_tokens)
     num_prompt_tokens = sum(prompts.values())
-    num_completion_tokens = sum(choice.end.usage.num_completion_tokens for choice in choices)
+    num_completion_tokens = sum(choice.num_completion_tokens for choice in choices)
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,

@@ -245,6 +245,15 @@ def test_short_prompts_are_replayed_beside_decode(assets: dict[str, Path]) -> No
     assert num_steps(rig) == 9 and rig.tokens == calm.tokens, "none of the steps ran eagerly"
 
 
+def test_a_prompt_that_is_scored_runs_eagerly(assets: dict[str, Path]) -> None:
+    rig, plain = rig_of(assets), Rig(assets["model"])
+    for each in (rig, plain):
+        each.submit(0, PROMPT[:4], max_tokens=4, prompt_logprobs=1)
+        each.run()
+    assert rig.prompt_logprobs == plain.prompt_logprobs and len(rig.prompt_logprobs[0]) == 3
+    assert rig.tokens == plain.tokens and num_steps(rig) == 3
+
+
 @pytest.mark.parametrize(
     ("length", "replayed"),
     [(8, True), (9, True), (16, True), (17, False)],

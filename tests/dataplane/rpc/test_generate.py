@@ -365,3 +365,28 @@ async def test_priority_goes_no_higher_than_the_ticket_allows(
     async with start_rig() as rig:
         await rig.generate(priority=asked, ticket=make_ticket(max_priority=allowed))
     assert [submit["priority"] for submit in engine_log.of("Submit")] == [given]
+
+
+async def test_a_prompts_logprobs_come_before_its_first_token(start_rig: StartRig) -> None:
+    prompt = list(range(5, 155))
+    script = FakeScript(tokens=[20, 21], ready={"max_context_tokens": 256})
+    async with start_rig(script) as rig:
+        sampling = {"prompt_logprobs": 2, "max_tokens": 2}
+        events = await rig.generate(prompt_token_ids={"ids": prompt}, sampling=sampling)
+        (alone,) = (
+            event.tokens.prompt_logprobs
+            for event in await rig.generate(prompt_token_ids={"ids": [7]}, sampling=sampling)
+            if event.tokens.prompt_logprobs
+        )
+    chunks = [event.tokens for event in events if event.HasField("tokens")]
+    of_prompt = [len(chunk.prompt_logprobs) for chunk in chunks]
+    assert of_prompt[-1] == 0 and sum(of_prompt) == len(prompt)
+    assert max(of_prompt) <= 64, "others go on in between"
+    assert not any(chunk.token_ids or chunk.text for chunk in chunks if chunk.prompt_logprobs)
+    first, *rest = [each for chunk in chunks for each in chunk.prompt_logprobs]
+    assert first.chosen.token_id == 5 and first.chosen.text and not first.top
+    assert [each.chosen.token_id for each in rest] == prompt[1:]
+    assert all(each.chosen.logprob == -each.chosen.token_id / 8 for each in rest)
+    assert all([one.token_id for one in each.top] == [0, 1] for each in rest)
+    assert tokens_of(events) == [20, 21]
+    assert [each.chosen.token_id for each in alone] == [7]

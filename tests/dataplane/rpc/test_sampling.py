@@ -64,6 +64,7 @@ def test_zeros_that_are_set_are_not_defaults() -> None:
         ("frequency_penalty", -2.01),
         ("frequency_penalty", 2.01),
         ("logprobs", 21),
+        ("prompt_logprobs", 21),
         ("min_tokens", 91),
         ("stop_token_ids", [1, 50]),
         ("stop_token_ids", [1] * 65),
@@ -78,6 +79,24 @@ def test_out_of_range_names_field_value_and_bound(field: str, value: Any) -> Non
     assert error.reason == "SAMPLING_OUT_OF_RANGE"
     assert error.metadata["field"].startswith(f"sampling.{field}")
     assert error.metadata["value"] in error.message and error.metadata["bounds"] in error.message
+
+
+def test_prompt_logprobs_are_bounded_together() -> None:
+    def asked(number: int, num_prompt_tokens: int) -> int:
+        parameters = SamplingParameters(prompt_logprobs=number)
+        return to_sampling(
+            parameters,
+            num_prompt_tokens=num_prompt_tokens,
+            max_context_tokens=1 << 20,
+            vocab_size=50,
+        ).prompt_logprobs
+
+    assert convert().prompt_logprobs == -1 and asked(0, 1 << 18) == 0 and asked(7, 1 << 15) == 7
+    for number, size in ((0, (1 << 18) + 1), (8, 1 << 15)):
+        with pytest.raises(InvalidArgumentError) as raised:
+            asked(number, size)
+        assert raised.value.reason == "PROMPT_LOGPROBS_TOO_MANY"
+        assert raised.value.metadata["num_prompt_tokens"] == str(size)
 
 
 def test_max_tokens_past_the_context_names_both_numbers() -> None:
