@@ -21,7 +21,7 @@ from benchmarks.load.provenance import provenance
 from benchmarks.prefetch_demand import DemandTable
 from benchmarks.prefetch_fleet import FarthestTier, SimulatedPlane, Tally, host_tier, next_uses
 from benchmarks.prefetch_traces import GENERATORS, Timed
-from controlplane.placement.expectation import Wanted as Asked
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, place
 from controlplane.prefetch.limits import DemandLimits
 from controlplane.prefetch.model import Score, Wanted
@@ -237,7 +237,7 @@ class _Run:
         ]
         chosen = place(
             candidates,
-            Asked(digest=digest),
+            RequestNeeds(digest=digest),
             base_model=_BASE,
             now_s=self._now_s,
             policy=self._placement,

@@ -27,9 +27,9 @@ from dataplane.channel import (
     encode,
 )
 from dataplane.engine.device import DeviceTime
-from dataplane.engine.engine import StepResult
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import build_engine
+from dataplane.engine.step_result import StepResult
 from storage.adapter.manifest import digest_of
 
 _LOAD_POLL_S = 0.0005

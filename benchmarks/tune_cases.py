@@ -49,10 +49,8 @@ BATCHES: dict[str, list[list[tuple[int, int]]]] = {
 }
 
 
-def measured_cases(
-    regime: str, device: torch.device, groups: tuple[GroupShape, ...] = GROUPS
-) -> list[Measured]:
-    return [Measured(shape, parts, device) for shape in groups for parts in BATCHES[regime]]
+def measured_cases(regime: str, device: torch.device) -> list[Measured]:
+    return [Measured(shape, parts, device) for shape in GROUPS for parts in BATCHES[regime]]
 
 
 class Measured:

@@ -91,7 +91,6 @@ class TieredLoader(Generic[T]):
         max_claim_wait_s: float = 30.0,
         executor: Executor | None = None,
         costs: ReloadCosts | None = None,
-        on_load: Callable[[LoadTimings], None] | None = None,
         on_store: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -100,14 +99,12 @@ class TieredLoader(Generic[T]):
         max_claim_wait_s: how long another process's fetch of the same adapter is waited for.
         executor: whose threads parse and build; None: the event loop's. costs: told what each load
         took; the host tier may ask them.
-        on_load: called on the loop after each load from disk or source. on_store: likewise when
-        disk has taken in another adapter."""
+        on_store: called on the loop when disk has taken in another adapter."""
         self._router = router
         self._disk = disk
         self._host = host
         self._build = build
         self._limits = limits
-        self._on_load = on_load
         self._on_store = on_store
         self._clock = clock
         self._max_claim_wait_s = max_claim_wait_s
@@ -329,8 +326,6 @@ class TieredLoader(Generic[T]):
             parse_s=timings.parse_s,
             build_s=timings.build_s,
         )
-        if self._on_load is not None:
-            self._on_load(timings)
         return made.value
 
     async def _begin_write(self, digest: str, files: AdapterFiles, claim: Claim | None) -> None:

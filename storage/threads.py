@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 from storage.errors import SourceUnavailableError, excerpt
 
 T = TypeVar("T")
+_MAX_PER_KEY = 32
 
 
 class LoneThreads:
     """Runs each job on a thread of its own, which dies with the process and blocks nobody.
 
-    max_per_key: jobs of one key that may run at once, those that hang included. Belongs to one
-    event loop.
+    `_MAX_PER_KEY` jobs of one key may run at once, those that hang included. Belongs to one event
+    loop.
     """
 
-    def __init__(self, max_per_key: int = 32) -> None:
-        self._max_per_key = max_per_key
+    def __init__(self) -> None:
         self._running: Counter[str] = Counter()
 
     async def run(self, key: str, work: Callable[[], T]) -> T:
@@ -30,7 +30,7 @@ class LoneThreads:
 
         Raises: SourceUnavailableError when too many of this key run.
         """
-        if self._running[key] >= self._max_per_key:
+        if self._running[key] >= _MAX_PER_KEY:
             raise SourceUnavailableError(
                 f"{self._running[key]} reads of {excerpt(key)} are under way and do not end; it "
                 "seems to hang: try again when it answers",

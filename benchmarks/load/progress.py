@@ -20,7 +20,6 @@ class Progress:
 
     phase: Phase
     position: str  # "2/6"
-    num_sent: int = 0
     num_tokens: int = 0
     num_completed: int = 0
     errors: Counter[str] = field(default_factory=Counter[str])
@@ -51,7 +50,6 @@ class Progress:
         ended = record.completed or bool(record.error)
         before = self._seen.get(record.index)
         if before is None:
-            self.num_sent += 1
             before = 0
         new = record.num_tokens - before if ended else self._newest(record)
         if not before and new and record.ttft_s is not None:

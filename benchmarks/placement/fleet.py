@@ -14,7 +14,7 @@ from chorale.outlooks import outlook_to_pb
 from chorale.v1 import fleet_pb2
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import Outlook
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, place
 from controlplane.rpc.outlook import outlook_from_pb
 
@@ -123,7 +123,7 @@ class _Fleet:
 
     def _admit(self, request: Request, served: Served, now_s: float) -> None:
         mode = self._mode
-        wanted = Wanted(
+        needs = RequestNeeds(
             digest=request.adapter,
             weights_bytes=1,
             num_tokens=request.num_prompt_tokens,
@@ -131,7 +131,7 @@ class _Fleet:
         )
         choice = place(
             [self._candidate(each, request.adapter, now_s) for each in self._planes],
-            wanted,
+            needs,
             base_model=_BASE,
             now_s=now_s,
             policy=self._policy,

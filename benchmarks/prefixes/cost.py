@@ -20,7 +20,7 @@ from controlplane.fleet.fleet import Fleet
 from controlplane.fleet.model import Load, Residency
 from controlplane.fleet.outlook import Outlook
 from controlplane.fleet.ticket_keys import TicketKeys
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.placement.placement import PlacementPolicy
 from controlplane.registry.model import BaseModelRecord
 from controlplane.store.client import Store
@@ -64,8 +64,8 @@ async def _measure(url: str, num_planes: int, num_blocks: int) -> list[dict[str,
                 told = [_told(length, block * _BLOCK + at) for at in range(_BLOCK)]
                 before_us, began_s = _script_us(statistics_of), time.perf_counter()
                 for each in told:
-                    wanted = Wanted(num_characters=length)
-                    await admission.admit("", wanted=wanted, told=each)
+                    needs = RequestNeeds(num_characters=length)
+                    await admission.admit("", needs=needs, told=each)
                 took_s = time.perf_counter() - began_s
                 await asyncio.sleep(0.05)
                 redis_us = _script_us(statistics_of) - before_us

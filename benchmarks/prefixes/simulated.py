@@ -15,7 +15,7 @@ from chorale.v1 import admission_pb2, fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import Outlook
-from controlplane.placement.expectation import SentPrefix, Wanted
+from controlplane.placement.expectation import RequestNeeds, SentPrefix
 from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, place
 from controlplane.rpc.outlook import outlook_from_pb
 
@@ -71,7 +71,7 @@ class _Fleet:
             prefixes = prompt_prefixes(pb.GenerateRequest(prompt_token_ids=ids)) or _NONE
         choice = place(
             [self._candidate(name, prefixes, now_s) for name in self._planes],
-            Wanted(num_tokens=len(turn.prompt), compares_prefixes=bool(prefixes.hashes)),
+            RequestNeeds(num_tokens=len(turn.prompt), compares_prefixes=bool(prefixes.hashes)),
             base_model="base",
             now_s=now_s,
             policy=_POLICY,

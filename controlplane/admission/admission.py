@@ -26,7 +26,7 @@ from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import Outlook
 from controlplane.fleet.ticket_keys import TicketKeys
 from controlplane.options import MAX_PRIORITY
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.placement.placement import (
     Candidate,
     Choice,
@@ -46,7 +46,7 @@ MAX_EXCLUDED = 64
 MAX_ROUTING_KEY_CHARS = 256
 _RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
 _TAKEN_UP_S = 5.0
-_NOTHING_KNOWN = Wanted()
+_NOTHING_KNOWN = RequestNeeds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,12 @@ class Admission:
         excluded: Sequence[str] = (),
         source_token: str = "",
         routing_key: str = "",
-        wanted: Wanted = _NOTHING_KNOWN,
+        needs: RequestNeeds = _NOTHING_KNOWN,
         continued_ticket: bytes = b"",
         told: ToldPrefixes = NO_PREFIXES,
     ) -> Admitted:
         """Places one request. source_token: the caller's, for private sources; shown to no other.
-        routing_key: equal ones get the same target of an alias; empty: any. wanted: what is known
+        routing_key: equal ones get the same target of an alias; empty: any. needs: what is known
         of the request; the adapter's part of it is filled in here. continued_ticket: one that a
         request had that goes on: it is not charged to its tenant again. told: of its prompt.
 
@@ -139,7 +139,7 @@ class Admission:
                 metadata={"field": "excluded_data_plane_ids"},
             )
         _check_routing_key(routing_key)
-        _check_priority(wanted.priority)
+        _check_priority(needs.priority)
         prefixes = self._prefix_key.keyed(tenant, told)
         before: Continued | None = None
         if continued_ticket:
@@ -155,8 +155,8 @@ class Admission:
                 model,
                 routing_key or secrets.token_hex(8),
                 tenant,
-                prompt_tokens(wanted, self._characters_per_token),
-                "" if wanted.max_tokens is None else wanted.max_tokens,
+                prompt_tokens(needs, self._characters_per_token),
+                "" if needs.max_tokens is None else needs.max_tokens,
                 first_hex,
                 ticket_id.hex(),
                 self._unused_ms,
@@ -181,10 +181,10 @@ class Admission:
         max_priority = self._max_priority if reply[11] == "" else int(reply[11])
         try:
             resolved, choice = await self._choose(
-                reply, wanted, max_priority, excluded, source_token, prefixes
+                reply, needs, max_priority, excluded, source_token, prefixes
             )
             placed_at = choice.candidate.data_plane_id
-            goes_on = excluded or wanted.has_begun
+            goes_on = excluded or needs.has_begun
             asked = None if goes_on else _asked(resolved, tenant)
             members = prefixes.members(resolved.digest)
         finally:
@@ -212,7 +212,7 @@ class Admission:
     async def _choose(
         self,
         reply: Sequence[Any],
-        wanted: Wanted,
+        needs: RequestNeeds,
         max_priority: int,
         excluded: Sequence[str],
         source_token: str,
@@ -230,10 +230,10 @@ class Admission:
         choice = place(
             candidates,
             replace(
-                wanted,
+                needs,
                 digest=resolved.digest,
                 weights_bytes=resolved.weights_bytes,
-                priority=min(wanted.priority, max_priority),
+                priority=min(needs.priority, max_priority),
                 compares_prefixes=bool(prefixes.marks),
             ),
             base_model=resolved.base_model,

@@ -92,7 +92,8 @@ def found(directory: Path) -> list[tuple[str, Path]]:
     if not top.is_dir():
         raise NoSuchFileError(
             "DIRECTORY_NOT_FOUND",
-            f"{str(directory)[:200]!r} is no directory of this machine",
+            f"{str(directory)[:200]!r} is no directory of this machine: give one with adapters"
+            " in it",
             metadata={"path": str(directory)},
         )
     if (top / CONFIG_NAME).is_file():
@@ -107,7 +108,12 @@ def found(directory: Path) -> list[tuple[str, Path]]:
         os.walk(top, followlinks=True, onerror=_unreadable)
     ):
         if num_folders > MAX_FOLDERS:  # links to each other make ever more names
-            raise UsageError("TOO_MANY_FOLDERS", f"more than {MAX_FOLDERS:,}; add them in parts")
+            raise UsageError(
+                "TOO_MANY_FOLDERS",
+                f"{str(directory)[:200]!r} holds more than {MAX_FOLDERS:,} directories: name a part"
+                " of it, and add the parts one by one",
+                metadata={"path": str(directory), "max_folders": str(MAX_FOLDERS)},
+            )
         real, above = os.path.realpath(path), inside.get(os.path.dirname(path), frozenset())
         if real in above:  # a link that leads back
             folders.clear()
@@ -119,7 +125,12 @@ def found(directory: Path) -> list[tuple[str, Path]]:
         if folders:
             inside[path] = above | {real}
         if len(adapters) > MAX_ADAPTERS:
-            raise UsageError("TOO_MANY_ADAPTERS", f"more than {MAX_ADAPTERS:,}; add them in parts")
+            raise UsageError(
+                "TOO_MANY_ADAPTERS",
+                f"{str(directory)[:200]!r} holds more than {MAX_ADAPTERS:,} adapters: name a part"
+                " of it, and add the parts one by one",
+                metadata={"path": str(directory), "max_adapters": str(MAX_ADAPTERS)},
+            )
     if not adapters:
         raise NoSuchFileError(
             "NO_ADAPTERS",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from controlplane.cli.bench_options import Shared
 from controlplane.cli.errors import NoSuchFileError, TargetUnusableError, UsageError
 from controlplane.cli.exit_codes import ExitCode
 
@@ -20,23 +20,6 @@ if TYPE_CHECKING:
     from benchmarks.load.workload import Workload
 
 _MAX_ADAPTERS = 100_000
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The options that all workloads share."""
-
-    target: str
-    adapters: str
-    model: str
-    seed: int
-    warm_up: bool
-    ttft_slo: float | None
-    timeout: float
-    vocab_size: int
-    extensions: bool
-    json_path: Path | None
-    plot_path: Path | None
 
 
 def measure(make: Callable[[list[str]], Workload], shared: Shared) -> None:

@@ -145,13 +145,14 @@ def _prompt(argument: str) -> str:
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
         raise UsageError(
-            "PROMPT_TOO_LARGE", f"the prompt on stdin is larger than {MAX_PROMPT_BYTES} bytes"
+            "PROMPT_TOO_LARGE",
+            f"the prompt on stdin has more than {MAX_PROMPT_BYTES} bytes: shorten it",
         )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            "PROMPT_NOT_UTF8", f"the prompt on stdin is not UTF-8 (byte {error.start})"
+            "PROMPT_NOT_UTF8", f"the prompt on stdin is not UTF-8 (byte {error.start}): convert it"
         ) from error
 
 
@@ -170,12 +171,17 @@ def _file_or_text(option: str, given: str, sign: str) -> str | None:
             "FILE_UNREADABLE", f"{option} {given[:200]!r} is no file that can be read: {error}"
         ) from error
     if len(data) > MAX_CONSTRAINT_BYTES:
-        raise UsageError("FILE_TOO_LARGE", f"{option}: more than {MAX_CONSTRAINT_BYTES} bytes")
+        raise UsageError(
+            "FILE_TOO_LARGE",
+            f"{option} {given[:200]!r}: the file has more than {MAX_CONSTRAINT_BYTES} bytes, the"
+            " most that a constraint may have",
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            "FILE_NOT_UTF8", f"{option}: the file is not UTF-8 (byte {error.start})"
+            "FILE_NOT_UTF8",
+            f"{option} {given[:200]!r}: the file is not UTF-8 (byte {error.start}): convert it",
         ) from error
 
 

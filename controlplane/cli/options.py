@@ -25,6 +25,18 @@ Timeout = Annotated[
         help="Seconds to wait for the answer.",
     ),
 ]
+GrpcPort = Annotated[
+    int,
+    typer.Option(
+        "--grpc-port", envvar="CHORALE_GRPC_PORT", min=0, max=65535, help="0 picks a free one."
+    ),
+]
+HttpPort = Annotated[
+    int,
+    typer.Option(
+        "--http-port", envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one."
+    ),
+]
 AllowSource = Annotated[
     list[str] | None,
     typer.Option(

@@ -21,6 +21,8 @@ from controlplane.cli.options import (
     AllowPrivateHost,
     AllowSource,
     DrainTimeout,
+    GrpcPort,
+    HttpPort,
     HttpRegistry,
     Prefetch,
 )
@@ -170,12 +172,8 @@ def gateway(
         str, typer.Option(envvar="CHORALE_CONTROL_PLANE", help="HOST:PORT of the control plane.")
     ] = "127.0.0.1:50050",
     host: Annotated[str, typer.Option(envvar="CHORALE_HOST")] = "127.0.0.1",
-    grpc_port: Annotated[
-        int, typer.Option(envvar="CHORALE_GRPC_PORT", min=0, max=65535, help="0 picks a free one.")
-    ] = 50051,
-    http_port: Annotated[
-        int, typer.Option(envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one.")
-    ] = 8000,
+    grpc_port: GrpcPort = 50051,
+    http_port: HttpPort = 8000,
     max_concurrent_requests: Annotated[
         int,
         typer.Option(

@@ -15,6 +15,8 @@ from controlplane.cli.options import (
     AllowPrivateHost,
     AllowSource,
     DrainTimeout,
+    GrpcPort,
+    HttpPort,
     HttpRegistry,
     Prefetch,
 )
@@ -79,12 +81,8 @@ def up(
     host: Annotated[
         str, typer.Option(envvar="CHORALE_HOST", help="Address that the gateway listens on.")
     ] = "127.0.0.1",
-    grpc_port: Annotated[
-        int, typer.Option(envvar="CHORALE_GRPC_PORT", min=0, max=65535, help="0 picks a free one.")
-    ] = 50051,
-    http_port: Annotated[
-        int, typer.Option(envvar="CHORALE_HTTP_PORT", min=0, max=65535, help="0 picks a free one.")
-    ] = 8000,
+    grpc_port: GrpcPort = 50051,
+    http_port: HttpPort = 8000,
     http_registry: HttpRegistry = None,
     allow_host: AllowHost = None,
     metrics_port: Annotated[

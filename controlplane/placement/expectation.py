@@ -34,7 +34,7 @@ class SentPrefix(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestNeeds:
     """What a request asks for, as far as that is known.
 
     weights_bytes: of the adapter's file. num_tokens, num_characters: of the prompt, either 0 where
@@ -108,7 +108,7 @@ class Expectation(NamedTuple):
 
 def expected(
     outlook: Outlook,
-    wanted: Wanted,
+    needs: RequestNeeds,
     *,
     tier: str,
     num_running: int,
@@ -120,14 +120,14 @@ def expected(
     num_behind = max(0, num_placed - outlook.num_open)
     placed_s = num_behind * outlook.request_s
     placed_s += (num_placed - num_behind) * outlook.request_prefill_s
-    wait_s = max(0.0, outlook.wait_s(wanted.priority) + placed_s - max(since_s, 0.0))
+    wait_s = max(0.0, outlook.wait_s(needs.priority) + placed_s - max(since_s, 0.0))
     load_s = 0.0
-    if wanted.digest and tier != "pool":
-        load_s = _load_s(outlook, tier or "source", wanted.weights_bytes)
+    if needs.digest and tier != "pool":
+        load_s = _load_s(outlook, tier or "source", needs.weights_bytes)
     decode_step_s = outlook.decode_step_s if num_running else 0.0
-    num_tokens, num_cached = wanted.tokens_on(outlook), 0.0
-    if wanted.compares_prefixes:
-        num_cached = wanted.cached_tokens_on(outlook, sent)
+    num_tokens, num_cached = needs.tokens_on(outlook), 0.0
+    if needs.compares_prefixes:
+        num_cached = needs.cached_tokens_on(outlook, sent)
         num_computed = num_tokens - num_cached
     else:
         num_computed = num_tokens * outlook.computed_share

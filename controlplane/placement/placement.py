@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import Outlook
-from controlplane.placement.expectation import Expectation, SentPrefix, Wanted, expected
+from controlplane.placement.expectation import Expectation, RequestNeeds, SentPrefix, expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Choice(NamedTuple):
 
 def place(
     candidates: Iterable[Candidate],
-    wanted: Wanted,
+    needs: RequestNeeds,
     *,
     base_model: str,
     excluded: Collection[str] = (),
@@ -117,21 +117,21 @@ def place(
     open_ones = [candidate for candidate in eligible if not is_full(candidate, policy)]
     if not open_ones:
         return Refusal(Why.ALL_FULL)
-    if wanted.compares_prefixes and any(each.outlook.cached_for_s is None for each in open_ones):
+    if needs.compares_prefixes and any(each.outlook.cached_for_s is None for each in open_ones):
         # Between those that tell and those that do not, the usual share is the common measure.
-        wanted = replace(wanted, compares_prefixes=False)
-    prospects = [_Prospect(each, wanted, now_s) for each in open_ones]
+        needs = replace(needs, compares_prefixes=False)
+    prospects = [_Prospect(each, needs, now_s) for each in open_ones]
     in_reach = [each for each in prospects if not each.is_queued_out]
     if not in_reach:
         nearest = min(prospects, key=lambda each: each.misses_by_s)
         return Refusal(Why.OUT_OF_REACH, nearest.expectation.ttft_s, nearest.slo_s or 0.0)
     if all(each.is_known for each in in_reach):
-        choice = _soonest(in_reach, wanted.digest, policy)
-        if not wanted.compares_prefixes:
+        choice = _soonest(in_reach, needs.digest, policy)
+        if not needs.compares_prefixes:
             return choice
         most_cached = max(each.expectation.num_cached for each in in_reach)
         return choice._replace(most_cached=most_cached)
-    return _least_loaded(in_reach, wanted.digest, policy)
+    return _least_loaded(in_reach, needs.digest, policy)
 
 
 def load_of(candidate: Candidate, policy: PlacementPolicy) -> float:
@@ -150,21 +150,21 @@ def is_full(candidate: Candidate, policy: PlacementPolicy) -> bool:
 class _Prospect:
     """A candidate, and what a request could expect there."""
 
-    def __init__(self, candidate: Candidate, wanted: Wanted, now_s: float) -> None:
+    def __init__(self, candidate: Candidate, needs: RequestNeeds, now_s: float) -> None:
         outlook = candidate.outlook
         self.candidate = candidate
         self.is_known = outlook.is_measured
-        self.slo_s = wanted.slo_s_on(outlook)
+        self.slo_s = needs.slo_s_on(outlook)
         self.expectation: Expectation = expected(
             outlook,
-            wanted,
+            needs,
             tier=candidate.tier,
             num_running=candidate.load.num_running,
             num_placed=candidate.num_placed,
             since_s=now_s - candidate.last_heartbeat_s,
             sent=candidate.sent,
         )
-        self.num_cached = self.expectation.num_cached if wanted.compares_prefixes else None
+        self.num_cached = self.expectation.num_cached if needs.compares_prefixes else None
 
     @property
     def is_queued_out(self) -> bool:

@@ -13,7 +13,7 @@ from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
 from controlplane.admission.admission import Admission
 from controlplane.admission.prefixes import ToldPrefixes
 from controlplane.metrics import ControlPlaneMetrics
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.rpc import translate
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -32,7 +32,7 @@ class AdmissionHandlers(AdmissionServiceServicer):
                 excluded=request.excluded_data_plane_ids,
                 source_token=source_token_of(context.invocation_metadata()),
                 routing_key=request.routing_key,
-                wanted=_wanted(request),
+                needs=_needs(request),
                 continued_ticket=request.continued_ticket,
                 told=ToldPrefixes(request.prompt_prefixes.hashes, request.prompt_prefixes.lengths),
             )
@@ -49,10 +49,10 @@ class AdmissionHandlers(AdmissionServiceServicer):
         )
 
 
-def _wanted(request: pb.AdmitRequest) -> Wanted:
+def _needs(request: pb.AdmitRequest) -> RequestNeeds:
     """Raises: InvalidArgumentError."""
     size = request.prompt_size
-    return Wanted(
+    return RequestNeeds(
         num_tokens=size.num_tokens,
         num_characters=size.num_characters,
         num_generated=size.num_generated_tokens,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from chorale import tickets
 from chorale.errors import UnauthenticatedError
 from controlplane.errors import QuotaError
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import RequestNeeds
 
 USUAL_CHARACTERS_PER_TOKEN = 4.0
 MAX_CONTINUED_S = 6 * 3600.0
@@ -34,14 +34,14 @@ class Continued(NamedTuple):
     charged_tokens: int
 
 
-def prompt_tokens(wanted: Wanted, characters_per_token: float) -> int:
+def prompt_tokens(needs: RequestNeeds, characters_per_token: float) -> int:
     """Of the prompt, or about so many where only its characters are known.
 
     characters_per_token: as data planes measured it; 0 where none did.
     """
-    if wanted.num_tokens:
-        return wanted.num_tokens
-    return math.ceil(wanted.num_characters / (characters_per_token or USUAL_CHARACTERS_PER_TOKEN))
+    if needs.num_tokens:
+        return needs.num_tokens
+    return math.ceil(needs.num_characters / (characters_per_token or USUAL_CHARACTERS_PER_TOKEN))
 
 
 def continued(

@@ -64,7 +64,9 @@ def pick_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dt
     dtype = _DTYPES.get(name)
     if dtype is None:
         raise UnsupportedModelError(
-            "DTYPE_UNKNOWN", f"dtype {name}: one of {', '.join(_DTYPES)}", {"dtype": name}
+            "DTYPE_UNKNOWN",
+            f"--dtype {name}: give auto or one of {', '.join(_DTYPES)}",
+            {"dtype": name},
         )
     return dtype
 

@@ -14,16 +14,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from dataplane.channel import (
     Directive,
-    Output,
     PoolReport,
     Prefetch,
     Stats,
     Submit,
-    TokenLogprobs,
     Unload,
     Unpin,
     Vocabulary,
@@ -31,16 +28,17 @@ from dataplane.channel import (
 from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
-from dataplane.engine.device import DeviceTime, device_for
-from dataplane.engine.grammars import Grammars
+from dataplane.engine.constrained import Constrained
+from dataplane.engine.device import device_for
 from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
-from dataplane.engine.masks import Masks
 from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Collected, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
-from dataplane.engine.scheduler import Scheduler, queue_full
+from dataplane.engine.refusals import non_finite
+from dataplane.engine.scheduler import Scheduler
 from dataplane.engine.sequence import Sequence
-from dataplane.errors import ConstraintError, NonFiniteOutputError
+from dataplane.engine.step_result import StepResult
+from dataplane.errors import ConstraintError
 from dataplane.lora.loader import AdapterLoader
 from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
@@ -48,15 +46,6 @@ from dataplane.pool.allocator import PoolIntegrityError
 from dataplane.pool.pool import PagePool
 from dataplane.sampling.plan import Row, has_penalty
 from dataplane.sampling.sampler import Sampled
-
-
-@dataclass
-class StepResult:
-    """What became known: new tokens, and requests that ended with an error."""
-
-    outputs: list[Output] = field(default_factory=list[Output])
-    failures: list[tuple[int, Exception]] = field(default_factory=list[tuple[int, Exception]])
-    times: list[DeviceTime] = field(default_factory=list[DeviceTime])  # of the steps it is from
 
 
 class Engine:
@@ -109,19 +98,18 @@ class Engine:
         self._patience = Patience(self._costs)
         self.graphs = graphs
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
-        self._grammars = Grammars(on_grammar)
-        self._masks = Masks(decoder.config.vocab_size, eos_token_ids, clock)
-        self._constrained: list[Sequence] = []  # of the newest step, until it is sampled
-        self._max_waiting = max_waiting
+        self._constrained = Constrained(
+            decoder.config.vocab_size, eos_token_ids, max_waiting, on_grammar, clock
+        )
         self._sequences: dict[int, Sequence] = {}
-        self._ended: StepResult = StepResult()  # requests that ended before they were scheduled
+        self._ended = StepResult()  # requests that ended before they were scheduled
         self._num_generated = 0
 
     @property
     def has_work(self) -> bool:
         """Whether a step could make progress, or only the end of a load or of compiling can."""
-        waits = self._scheduler.has_work or bool(self._grammars)
-        return waits or bool(self._pipeline) or self._has_ended
+        waits = self._scheduler.has_work or self._constrained.num_waiting > 0
+        return waits or bool(self._pipeline) or not self._ended.is_empty
 
     @property
     def is_running(self) -> bool:
@@ -132,11 +120,11 @@ class Engine:
     def is_waiting_for_loads(self) -> bool:
         """Only requests whose adapter is still loading, or whose grammar is being compiled, are
         left: nothing to compute now."""
-        if self._pipeline or self._has_ended:
+        if self._pipeline or not self._ended.is_empty:
             return False
         if self._scheduler.has_work:
             return self._scheduler.is_waiting_for_loads
-        return bool(self._grammars)
+        return self._constrained.num_waiting > 0
 
     @property
     def is_bringing_adapters(self) -> bool:
@@ -159,56 +147,43 @@ class Engine:
         the device has enough to do."""
         return 0.0 if self._pipeline.is_idle else self._patience.left_s(self._clock())
 
-    @property
-    def _has_ended(self) -> bool:
-        return bool(self._ended.outputs or self._ended.failures)
-
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Of the tokenizer; before the first request: a large one takes a second and more."""
-        self._grammars.use(vocabulary)
+        self._constrained.use(vocabulary)
 
     def submit(self, request: Submit) -> None:
         """Queues a request; whatever is wrong with it is part of the next step's result."""
-        sequence = Sequence.of(request, self._max_context)
-        if self._ends_at_once(sequence):
-            return
-        if request.sampling.grammar:
-            if len(self._grammars) < self._max_waiting:
-                self._grammars.add(sequence)
-            else:
-                self._ended.failures.append((request.handle, queue_full(self._max_waiting)))
-            return
-        self._enqueue(sequence)
+        self._enqueue(Sequence.of(request, self._max_context))
 
     def abort(self, handle: int) -> None:
         """Frees all that a request holds: at once, or when the step that it is part of has run.
         Unknown handles are ignored."""
-        self._grammars.remove(handle)
+        self._constrained.remove(handle)
         sequence = self._sequences.pop(handle, None)
         if sequence:
             self._scheduler.remove(sequence, self._clock())
 
-    def _ends_at_once(self, sequence: Sequence) -> bool:
-        """All its tokens were delivered before; only the end was lost."""
-        finish, token = sequence.finish_reason(self._eos)
-        if finish:
-            self._ended.outputs.append(_final(sequence, [], finish, token, [], []))
-        return bool(finish)
-
     def _enqueue(self, sequence: Sequence) -> None:
+        finish, stop_token = sequence.finish_reason(self._eos)
+        if finish:  # all its tokens were delivered before; only the end was lost
+            self._ended.end(sequence, [], [], [], finish=finish, stop_token=stop_token)
+            return
         try:
+            if sequence.lacks_matcher:
+                self._constrained.add(sequence)
+                return
             self._scheduler.add(sequence, self._clock())
         except Exception as error:
-            self._ended.failures.append((sequence.handle, error))
+            self._ended.fail(sequence, error)
             return
         self._sequences[sequence.handle] = sequence
 
-    def _take_grammars(self) -> None:
+    def _take_compiled(self) -> None:
         """Queues those whose grammar was compiled."""
-        for sequence, error in self._grammars.poll() if self._grammars else ():
+        for sequence, error in self._constrained.compiled():
             if error is not None:
-                self._ended.failures.append((sequence.handle, error))
-            elif not self._ends_at_once(sequence):
+                self._ended.fail(sequence, error)
+            else:
                 self._enqueue(sequence)
 
     def direct(self, directive: Directive) -> None:
@@ -229,7 +204,7 @@ class Engine:
     def step(self) -> StepResult:
         """Launches the next step, if any request can run now, and gives the tokens of the one
         before it. Nothing of either when there is none."""
-        self._take_grammars()
+        self._take_compiled()
         result, self._ended = self._ended, StepResult()
         started_s = self._clock()
         chunks, failures = self._scheduler.schedule(started_s)
@@ -246,8 +221,7 @@ class Engine:
     def close(self) -> None:
         """Waits for what was launched; nobody learns what came of it."""
         self._pipeline.abandon()
-        self._grammars.stop()
-        self._masks.close()
+        self._constrained.close()
 
     def stats(self) -> Stats:
         residency = self._loader.residency()
@@ -260,9 +234,10 @@ class Engine:
         num_running = len(self._scheduler.running)
         prefetches = self._supply.prefetches.report()
         graphs = self.graphs.report if self.graphs else GraphReport()
+        constraints = self._constrained.report()
         return Stats(
             num_running=num_running,
-            num_waiting=self._scheduler.num_waiting + len(self._grammars),
+            num_waiting=self._scheduler.num_waiting + self._constrained.num_waiting,
             num_pages=allocator.num_pages,
             num_available_pages=self._pool.num_available,
             num_used_pages=allocator.num_pages - self._pool.num_available,
@@ -295,10 +270,10 @@ class Engine:
             graph_capture_s=graphs.capture_s,
             graph_bytes=graphs.memory_bytes,
             num_graph_steps=self.graphs.num_steps if self.graphs else 0,
-            num_grammars=self._grammars.num_compiled,
-            grammar_s=self._grammars.compile_s,
-            num_masks=self._masks.num_filled,
-            mask_s=self._masks.fill_s,
+            num_grammars=constraints.num_grammars,
+            grammar_s=constraints.grammar_s,
+            num_masks=constraints.num_masks,
+            mask_s=constraints.mask_s,
             outlook=self._scheduler.outlook(self._clock()),
         )
 
@@ -334,15 +309,13 @@ class Engine:
 
     def _launch(self, chunks: list[Chunk], result: StepResult) -> None:
         step = self._graph_step(chunks) or self._batches.build(chunks)
-        rows = [self._row(chunk.sequence) for chunk in chunks if chunk.samples]
-        self._pipeline.launch(chunks, step, rows)
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        self._constrained = [each for each in sampling if each.matcher is not None]
-        must_wait = any(each.num_unread for each in self._constrained)
+        self._pipeline.launch(chunks, step, [self._row(each) for each in sampling])
+        can_sample = self._constrained.launched(sampling)
         self._scheduler.launched(chunks)
         num_prefill, num_decode = _count(chunks)
         self._patience.launched(num_prefill=num_prefill, num_decode=num_decode, now_s=self._clock())
-        if not must_wait:
+        if can_sample:
             self._sample(result)
 
     def _sample(self, result: StepResult) -> None:
@@ -350,11 +323,10 @@ class Engine:
         constrained sequences have been read."""
         if not self._pipeline.is_unsampled:
             return
-        words, failed = self._masks.of(self._constrained, self._sequences)
-        self._constrained = []
+        words, failed = self._constrained.masks(self._sequences)
         self._pipeline.sample(words)
-        for sequence, error in failed:
-            self._end_with(Failure(sequence, error), result)
+        for failure in failed:
+            self._end_with(failure, result)
 
     def _graph_step(self, chunks: list[Chunk]) -> GraphStep | None:
         if self.graphs is None:
@@ -390,7 +362,7 @@ class Engine:
             if sequence.handle not in self._sequences:
                 continue  # it ended while this step was in flight
             if sampled.token_id < 0:
-                self._fail(Failure(sequence, _non_finite(sequence)), result)
+                self._fail(Failure(sequence, non_finite(sequence)), result)
                 ruined.append(sequence)
             else:
                 self._append(sequence, sampled, now_s, result)
@@ -412,7 +384,7 @@ class Engine:
                 continue
             sequence.prompt_logprobs[chunk.start : chunk.start + chunk.num_scored] = scores
             if any(math.isnan(each.logprob) for each in scores):
-                self._fail(Failure(sequence, _non_finite(sequence)), result)
+                self._fail(Failure(sequence, non_finite(sequence)), result)
                 ruined.append(sequence)
         return ruined
 
@@ -424,30 +396,21 @@ class Engine:
         if first:
             sequence.first_token_s = now_s
         sequence.tokens.append(sampled.token_id)
-        if sequence.matcher is not None:
-            try:
-                self._masks.push(sequence, sampled.token_id)
-            except ConstraintError as error:
-                self._end_with(Failure(sequence, error), result)
-                return
+        try:
+            self._constrained.push(sequence, sampled.token_id)
+        except ConstraintError as error:
+            self._end_with(Failure(sequence, error), result)
+            return
         logprobs = [sampled.logprobs] if sampled.logprobs else []
         scores = sequence.take_scores() if first else []
         finish, stop_token = sequence.finish_reason(self._eos)
-        if finish:
-            self._scheduler.remove(sequence, now_s)
-            del self._sequences[sequence.handle]
-            result.outputs.append(
-                _final(sequence, [sampled.token_id], finish, stop_token, logprobs, scores)
-            )
+        if not finish:
+            result.token(sequence, sampled.token_id, logprobs, scores, first=first)
             return
-        result.outputs.append(
-            Output(
-                handle=sequence.handle,
-                token_ids=[sampled.token_id],
-                logprobs=logprobs,
-                timings=sequence.timings() if first else None,
-                prompt_logprobs=scores,
-            )
+        self._scheduler.remove(sequence, now_s)
+        del self._sequences[sequence.handle]
+        result.end(
+            sequence, [sampled.token_id], logprobs, scores, finish=finish, stop_token=stop_token
         )
 
     def _end_with(self, failure: Failure, result: StepResult) -> None:
@@ -457,7 +420,7 @@ class Engine:
 
     def _fail(self, failure: Failure, result: StepResult) -> None:
         self._sequences.pop(failure.sequence.handle, None)
-        result.failures.append((failure.sequence.handle, failure.error))
+        result.fail(failure.sequence, failure.error)
 
 
 def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
@@ -465,32 +428,3 @@ def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
     sizes = [chunk.num_tokens for chunk in chunks]
     num_decode = sizes.count(1)
     return sum(sizes) - num_decode, num_decode
-
-
-def _final(
-    sequence: Sequence,
-    token_ids: list[int],
-    finish: str,
-    stop_token: int,
-    logprobs: list[TokenLogprobs],
-    prompt_logprobs: list[TokenLogprobs],
-) -> Output:
-    return Output(
-        handle=sequence.handle,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        finish=finish,
-        stop_token_id=stop_token,
-        timings=sequence.timings(),
-        prompt_logprobs=prompt_logprobs,
-    )
-
-
-def _non_finite(sequence: Sequence) -> NonFiniteOutputError:
-    name = sequence.adapter.name if sequence.adapter else "the base model"
-    return NonFiniteOutputError(
-        "OUTPUT_NOT_FINITE",
-        f"{name} gave NaN or infinite logits after {sequence.num_output} tokens: its weights are"
-        " too large for this dtype; retrain it, or serve with --dtype float32",
-        {"model": name, "num_generated_tokens": str(sequence.num_output)},
-    )

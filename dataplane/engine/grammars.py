@@ -75,10 +75,10 @@ class Grammars:
 
     def add(self, sequence: Sequence) -> None:
         """Has the matcher of a sequence made, as far as its output has come."""
+        if self._thread is None:
+            self._thread = self._start()
         self._waiting[sequence.handle] = sequence
         self._wanted.put(_Wanted(sequence, sequence.tokens[sequence.num_prompt :]))
-        if self._thread is None:
-            self._start()
 
     def remove(self, handle: int) -> bool:
         """Whether it waited."""
@@ -100,13 +100,14 @@ class Grammars:
             self._wanted.put(None)
             self._thread.join(_STOP_S)
 
-    def _start(self) -> None:
+    def _start(self) -> threading.Thread:
         before = threading.stack_size(_STACK_BYTES)
         try:
-            self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+            thread.start()
         finally:
             threading.stack_size(before)
+        return thread
 
     # On the thread.
 

@@ -44,9 +44,10 @@ from dataplane.channel import (
     encode,
 )
 from dataplane.engine import process_settings
-from dataplane.engine.engine import Engine, StepResult
+from dataplane.engine.engine import Engine
 from dataplane.engine.parent import die_with
 from dataplane.engine.setup import EngineParts, build_engine
+from dataplane.engine.step_result import StepResult
 from dataplane.error_codes import code_of
 from dataplane.lora.loader import ThreadedLoader
 

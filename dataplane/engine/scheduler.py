@@ -21,22 +21,18 @@ from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
 from dataplane.engine.growth import Growth
 from dataplane.engine.holdings import Holdings
-from dataplane.engine.objectives import Objectives, deadline_error, hopeless_error
 from dataplane.engine.outlook import Outlooks
 from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
-from dataplane.engine.probes import Probes
+from dataplane.engine.refusals import queue_full
 from dataplane.engine.room import Room
 from dataplane.engine.sequence import Sequence
+from dataplane.engine.triage import Triage
 from dataplane.engine.waiting import Waiting
-from dataplane.errors import DataPlaneError, QueueFullError
 from dataplane.load_reports import Outlook
 
 if TYPE_CHECKING:
     from dataplane.lora.supply import AdapterSupply
     from dataplane.pool.pool import PagePool
-
-_OVERLOAD_S = 5.0  # there is overload for so long after a request was failed as hopeless
-_MAX_RETRY_S = 30.0
 
 
 class Scheduler:
@@ -67,8 +63,16 @@ class Scheduler:
         self._waiting = Waiting(
             self._affinity, max_cluster_delay_s=max_cluster_delay_s, ageing_s=priority_ageing_s
         )
-        self._objectives = Objectives(costs, max_batch_tokens)
-        self._probes = Probes(costs)
+        self.counters = Counters()
+        self._triage = Triage(
+            supply,
+            prefixes,
+            costs,
+            self._waiting,
+            self.counters,
+            page_tokens=pool.page_tokens,
+            max_batch_tokens=max_batch_tokens,
+        )
         self._holdings = Holdings(pool, supply.resident, prefixes)
         self._growth = Growth(pool.page_tokens)
         self._room = Room(pool, supply, prefixes, self._growth)
@@ -77,16 +81,13 @@ class Scheduler:
             supply,
             costs,
             self._waiting,
-            self._objectives,
+            self._triage.objectives,
             self._growth,
             prefixes,
             max_running=max_running,
             max_batch_tokens=max_batch_tokens,
         )
-        self._overload_until_s: float | None = None
-        self._num_waiting_tokens = 0
         self.running: list[Sequence] = []  # oldest admission first
-        self.counters = Counters()
         self._starved = False  # room can only be made by preemption, which cannot be now
 
     @property
@@ -105,7 +106,7 @@ class Scheduler:
     @property
     def next_due_s(self) -> float | None:
         """When a deadline or an objective is to be looked at; None without any."""
-        return self._objectives.next_due_s
+        return self._triage.objectives.next_due_s
 
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Raises: QueueFullError; PoolTooSmallError when it could never fit, even alone."""
@@ -113,16 +114,15 @@ class Scheduler:
             raise queue_full(self._max_waiting)
         check_fits(sequence, 0, self._pool)
         self._waiting.add(sequence, now_s)
-        self._num_waiting_tokens += len(sequence.tokens)
         if sequence.adapter:
             self._supply.used(sequence.adapter.digest, now_s)
             self._want(sequence, now_s)
-        self._watch(sequence, now_s)
+        self._triage.watch(sequence, now_s)
 
     def remove(self, sequence: Sequence, now_s: float, *, ruined: bool = False) -> None:
         """Forgets a sequence, running or waiting, and frees what it holds. ruined: nobody is to use
         what it computed."""
-        self._objectives.end(sequence)
+        self._triage.objectives.end(sequence)
         if sequence in self._waiting:
             self._leave_queue(sequence)
         elif sequence in self.running:
@@ -195,7 +195,6 @@ class Scheduler:
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
-        self._num_waiting_tokens -= len(sequence.tokens)
         if sequence.adapter and not self._waiting.of_adapter(sequence.adapter.digest):
             self._supply.drop(sequence.adapter.digest)
 
@@ -221,49 +220,11 @@ class Scheduler:
             self._waiting.unpark(adapter.digest)
         return failures
 
-    def _watch(self, sequence: Sequence, now_s: float) -> None:
-        if sequence.deadline_s is not None or sequence.first_token_by_s is not None:
-            num_cached = len(self._match(sequence)) * self._pool.page_tokens
-            self._objectives.wait(sequence, self._ready_in_s(sequence, now_s), num_cached)
-
     def _out_of_time(self, now_s: float) -> list[Failure]:
-        failures: list[Failure] = []
-        for sequence in self._objectives.due(now_s):
-            if sequence.deadline_s is not None and sequence.deadline_s <= now_s:
-                failures.append(Failure(sequence, deadline_error(sequence, now_s)))
-            elif error := self._hopeless(sequence, now_s, self._match(sequence)):
-                failures.append(Failure(sequence, error))
-            else:
-                self._watch(sequence, now_s)
+        failures = self._triage.out_of_time(now_s)
         for failure in failures:
             self.remove(failure.sequence, now_s)
         return failures
-
-    def _hopeless(
-        self, sequence: Sequence, now_s: float, cached: list[CachedBlock]
-    ) -> DataPlaneError | None:
-        if sequence.deadline_s is None and sequence.first_token_by_s is None:
-            return None
-        ready_in_s = self._ready_in_s(sequence, now_s)
-        num_cached = len(cached) * self._pool.page_tokens
-        if not self._objectives.is_hopeless(sequence, now_s, ready_in_s, num_cached):
-            return None
-        if not sequence.is_probe and not self._objectives.is_over(sequence, now_s):
-            load = (self._supply.tier(sequence.queue_key), ready_in_s) if ready_in_s else None
-            dearest = self._objectives.dearest(sequence, load, num_cached)
-            sequence.is_probe = self._probes.may_try(dearest, now_s)
-            if sequence.is_probe:
-                return None
-        self.counters.num_hopeless += 1
-        self._overload_until_s = now_s + _OVERLOAD_S
-        backlog_s = self._costs.prefill_s(self._num_waiting_tokens, self._max_batch_tokens)
-        retry_after_s = min(max(backlog_s, 1.0), _MAX_RETRY_S)
-        return hopeless_error(sequence, now_s, ready_in_s, retry_after_s)
-
-    def _ready_in_s(self, sequence: Sequence, now_s: float) -> float:
-        if sequence.adapter is None:
-            return 0.0
-        return self._supply.ready_in_s(sequence.adapter.digest, now_s)
 
     def _match(self, sequence: Sequence) -> list[CachedBlock]:
         if sequence.wants_scores:
@@ -346,7 +307,7 @@ class Scheduler:
     def _admit(self, chunks: dict[Sequence, Chunk], now_s: float) -> list[Failure]:
         failures: list[Failure] = []
         budget = self._max_batch_tokens - sum(c.num_tokens for c in chunks.values())
-        overload = self._overload_until_s is not None and now_s < self._overload_until_s
+        overload = self._triage.is_overload(now_s)
         while budget > 0 and len(self.running) < self._max_running:
             pick = self._waiting.next(now_s, newest_first=overload)
             if pick is None:
@@ -357,7 +318,9 @@ class Scheduler:
                 if self._supply.pages_missing(sequence.adapter.digest) is None:
                     continue  # it is parked now
             cached = self._match(sequence)
-            error = self._room.never_fits(sequence) or self._hopeless(sequence, now_s, cached)
+            num_cached = len(cached) * self._pool.page_tokens
+            error = self._room.never_fits(sequence)
+            error = error or self._triage.hopeless(sequence, now_s, num_cached)
             if error:
                 failures.append(Failure(sequence, error))
                 self.remove(sequence, now_s)
@@ -372,8 +335,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, cached: list[CachedBlock]) -> None:
         self._waiting.remove(sequence)
-        self._num_waiting_tokens -= len(sequence.tokens)
-        self._objectives.start(sequence)
+        self._triage.objectives.start(sequence)
         sequence.shared = cached
         sequence.block_table = [block.page for block in cached]
         sequence.num_computed = len(cached) * self._pool.page_tokens
@@ -390,9 +352,8 @@ class Scheduler:
         self.running.remove(sequence)
         self._holdings.release(sequence, now_s, wanted=True)
         self._waiting.resume(sequence)
-        self._num_waiting_tokens += len(sequence.tokens)
         self.counters.num_preemptions += 1
-        self._watch(sequence, now_s)
+        self._triage.watch(sequence, now_s)
 
     def _affinity(self, key: str) -> int:
         """For clustering: 2 in the running batch or no adapter, 1 in the pool, 0 elsewhere."""
@@ -402,11 +363,3 @@ class Scheduler:
         if resident is None:
             return 0
         return 2 if resident.users else 1
-
-
-def queue_full(max_waiting: int) -> QueueFullError:
-    return QueueFullError(
-        "QUEUE_FULL",
-        f"{max_waiting} requests are waiting; try again later",
-        {"max_waiting": str(max_waiting)},
-    )

@@ -74,6 +74,15 @@ class Sequence:
         return f"sequence:{self.handle}"
 
     @property
+    def has_objective(self) -> bool:
+        return self.first_token_by_s is not None or self.deadline_s is not None
+
+    @property
+    def lacks_matcher(self) -> bool:
+        """It is to hold to a grammar that is yet to be compiled for it."""
+        return bool(self.sampling.grammar) and self.matcher is None
+
+    @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
 

@@ -59,6 +59,7 @@ class Waiting:
         self._num_of_priority: dict[int, int] = {}
         self._places: dict[Sequence, _Place] = {}
         self._by_adapter: dict[str, dict[Sequence, None]] = {}
+        self.num_tokens = 0  # of all that wait
         self._parked: set[str] = set()
         self._resuming: LazyHeap[Sequence] = LazyHeap()  # but the parked
         self._ageing: LazyHeap[Sequence] = LazyHeap()
@@ -89,7 +90,7 @@ class Waiting:
     def add(self, sequence: Sequence, now_s: float) -> None:
         self._adapters_of(sequence.tenant).enter(sequence.queue_key)
         self.tenants.enter(sequence.tenant)
-        self._by_adapter.setdefault(sequence.queue_key, {})[sequence] = None
+        self._enter(sequence)
         priority = sequence.priority
         self._num_of_priority[priority] = self._num_of_priority.get(priority, 0) + 1
         self._enqueue(sequence, priority)
@@ -98,12 +99,13 @@ class Waiting:
     def resume(self, sequence: Sequence) -> None:
         """Takes a preempted sequence back."""
         self._places[sequence] = _Place(None)
-        self._by_adapter.setdefault(sequence.queue_key, {})[sequence] = None
+        self._enter(sequence)
         if sequence.queue_key not in self._parked:
             self._resuming.push(sequence, _age_key(sequence))
 
     def remove(self, sequence: Sequence) -> None:
         place = self._places.pop(sequence)
+        self.num_tokens -= len(sequence.tokens)
         same = self._by_adapter[sequence.queue_key]
         del same[sequence]
         if not same:
@@ -198,6 +200,10 @@ class Waiting:
             return self._max_cluster_delay_s
         share_s = _CLUSTER_SHARE * (sequence.first_token_by_s - sequence.arrival_s)
         return min(share_s, _MAX_CLUSTER_DELAYS * self._max_cluster_delay_s)
+
+    def _enter(self, sequence: Sequence) -> None:
+        self.num_tokens += len(sequence.tokens)
+        self._by_adapter.setdefault(sequence.queue_key, {})[sequence] = None
 
     def _enqueue(self, sequence: Sequence, number: int) -> None:
         level = self._levels.get(number)
@@ -310,7 +316,7 @@ class _Queue:
 
     def push(self, sequence: Sequence) -> None:
         self._oldest.push(sequence, _age_key(sequence))
-        if _has_objective(sequence):
+        if sequence.has_objective:
             self._newest.push(sequence, (-sequence.arrival_s, -sequence.handle))
 
     def discard(self, sequence: Sequence) -> None:
@@ -320,15 +326,11 @@ class _Queue:
     def head(self, newest_first: bool) -> Sequence:
         oldest = self._oldest.peek()
         assert oldest is not None
-        if newest_first and _has_objective(oldest[1]):
+        if newest_first and oldest[1].has_objective:
             newest = self._newest.peek()
             assert newest is not None
             return newest[1]
         return oldest[1]
-
-
-def _has_objective(sequence: Sequence) -> bool:
-    return sequence.first_token_by_s is not None or sequence.deadline_s is not None
 
 
 def _age_key(sequence: Sequence) -> tuple[float, int]:

@@ -91,19 +91,6 @@ class PinnedArena:
         # Filled as tensors die, on any thread and at any moment: by nothing that takes a lock.
         self._returned: deque[tuple[int, int]] = deque()
 
-    @property
-    def num_free_bytes(self) -> int:
-        with self._lock:
-            self._take_back()
-            return sum(self._sizes.values())
-
-    @property
-    def num_extents(self) -> int:
-        """Of free memory: 1 when nothing is taken."""
-        with self._lock:
-            self._take_back()
-            return len(self._begins)
-
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> HostBlock:
         """A block; when no free extent holds it, one that torch pins."""
         return self.try_empty(shape, dtype) or pinned_block(shape, dtype)

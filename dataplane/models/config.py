@@ -20,7 +20,6 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 class ModelConfig:
     """A decoder's shape. All counts are of elements, heads or layers."""
 
-    architecture: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -131,7 +130,6 @@ def parse_config(
             max_context = min(max_context, full.original_context)
         query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
         return ModelConfig(
-            architecture=name,
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=_count("intermediate_size", fields["intermediate_size"]),

@@ -118,7 +118,8 @@ class _Checkpoint:
         if not paths:
             raise CheckpointError(
                 "CHECKPOINT_MISSING",
-                f"{model_dir} holds no model.safetensors (pickled weights are never read)",
+                f"{model_dir} holds no model.safetensors: pickled weights are never read,"
+                " convert them",
                 {"model": str(model_dir)},
             )
         for path in paths:
@@ -166,12 +167,16 @@ class _Checkpoint:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise CheckpointError(
-                "TENSOR_MISSING", f"the checkpoint has no tensor {name}", {"tensor": name}
+                "TENSOR_MISSING",
+                f"the checkpoint has no tensor {name}, which config.json asks for: is a shard"
+                " missing?",
+                {"tensor": name},
             )
         if tensor.shape != shape:
             raise CheckpointError(
                 "TENSOR_SHAPE",
-                f"{name} is {list(tensor.shape)[:8]}; config.json says {list(shape)}",
+                f"{name} is {list(tensor.shape)[:8]}; config.json says {list(shape)}: they"
+                " are of two models",
                 {"tensor": name},
             )
         return tensor

@@ -118,7 +118,9 @@ class EngineClient:
         self.check()
         if self._socket is None or self._socket.num_waiting >= channel.HIGH_WATER_MARK:
             raise UnavailableError(
-                "ENGINE_BUSY", "the engine takes no requests at the moment", retry_after_s=1.0
+                "ENGINE_BUSY",
+                "the engine has more messages than it has read yet: try again, or elsewhere",
+                retry_after_s=1.0,
             )
         stream = EngineStream(next(self._handles), self._abort)
         self._streams[stream.handle] = stream
@@ -187,7 +189,9 @@ class EngineClient:
     async def stop(self) -> None:
         """Shuts the engine down: asked, then terminated, then killed. Idempotent."""
         self._stopping = True
-        stopped = UnavailableError("SHUTTING_DOWN", "the data plane is going away", retry_after_s=1)
+        stopped = UnavailableError(
+            "SHUTTING_DOWN", "the data plane is going away; continue elsewhere", retry_after_s=1
+        )
         self._close(stopped)
         self._post(channel.Shutdown())
         await self._process.stop(_SHUTDOWN_GRACE_S)

@@ -374,7 +374,7 @@ def _registered(
             on_progress(progress.file, progress.received_bytes, progress.total_bytes)
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
-    raise InternalError("STREAM_ENDED", "the server ended the stream without an answer")
+    raise InternalError("STREAM_ENDED", "the server ended the stream without an answer: try again")
 
 
 def call(

@@ -172,6 +172,7 @@ def test_openai_endpoints_are_measured_alike(tmp_path: Path) -> None:
             "WORKLOAD_INVALID",
         ),
         (["closed", "--target=http://127.0.0.1:1/v1"], 5, "NO_OPENAI_API"),
+        (["oversubscribed", "--target=grpc://127.0.0.1:1", "--fits=1"], 2, "--adapters"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: list[str], code: int, reason: str) -> None:

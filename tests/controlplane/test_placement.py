@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from controlplane.fleet.model import Load
 from controlplane.fleet.outlook import ExpectedWait, Outlook, TierCost
-from controlplane.placement.expectation import SentPrefix, Wanted
+from controlplane.placement.expectation import RequestNeeds, SentPrefix
 from controlplane.placement.placement import (
     Candidate,
     Choice,
@@ -34,14 +34,14 @@ def candidate(name: str, *, running: int = 0, waiting: int = 0, tier: str = "") 
     return Candidate(name, f"{name}:1", "base", load, 0, tier, NOW)
 
 
-def choose(*candidates: Candidate, digest: str = DIGEST, **wanted: object) -> str:
-    choice = placed(*candidates, digest=digest, **wanted)
+def choose(*candidates: Candidate, digest: str = DIGEST, **needs: object) -> str:
+    choice = placed(*candidates, digest=digest, **needs)
     assert isinstance(choice, Choice), choice
     return choice.candidate.data_plane_id
 
 
-def placed(*candidates: Candidate, digest: str = DIGEST, **wanted: object) -> Choice | Refusal:
-    asked = Wanted(digest=digest, **wanted)  # type: ignore[arg-type]
+def placed(*candidates: Candidate, digest: str = DIGEST, **needs: object) -> Choice | Refusal:
+    asked = RequestNeeds(digest=digest, **needs)  # type: ignore[arg-type]
     return place(candidates, asked, base_model="base", now_s=NOW, policy=POLICY)
 
 
@@ -71,7 +71,7 @@ def test_properties(fleet: list[Candidate], excluded: set[str], digest: str) -> 
     def run(candidates: list[Candidate]) -> Choice | Refusal:
         return place(
             candidates,
-            Wanted(digest=digest),
+            RequestNeeds(digest=digest),
             base_model="base",
             excluded=excluded,
             now_s=NOW,
@@ -277,11 +277,11 @@ def test_one_waits_behind_its_own_priority_and_higher_ones() -> None:
 
 def test_sizes_of_prompts() -> None:
     outlook = msgspec.structs.replace(MEASURED, characters_per_token=4.0)
-    assert Wanted(num_tokens=10, num_characters=999).tokens_on(outlook) == 10
-    assert Wanted(num_characters=100).tokens_on(outlook) == 25
-    assert Wanted(num_characters=100, num_generated=7).tokens_on(outlook) == 32
-    assert Wanted(num_characters=100).tokens_on(MEASURED) == 1, "nobody measured characters"
-    assert Wanted().tokens_on(outlook) == 1
+    assert RequestNeeds(num_tokens=10, num_characters=999).tokens_on(outlook) == 10
+    assert RequestNeeds(num_characters=100).tokens_on(outlook) == 25
+    assert RequestNeeds(num_characters=100, num_generated=7).tokens_on(outlook) == 32
+    assert RequestNeeds(num_characters=100).tokens_on(MEASURED) == 1, "nobody measured characters"
+    assert RequestNeeds().tokens_on(outlook) == 1
     # Chunks of 512 each take a step, and cached tokens none.
     half = msgspec.structs.replace(MEASURED, computed_share=0.5)
     for plane, expected_s in (
@@ -311,8 +311,8 @@ def holder(
     return replace(plane, sent=tuple(SentPrefix(*each) for each in sent))
 
 
-def compared(*candidates: Candidate, **wanted: object) -> Choice:
-    found = placed(*candidates, digest="", compares_prefixes=True, **wanted)
+def compared(*candidates: Candidate, **needs: object) -> Choice:
+    found = placed(*candidates, digest="", compares_prefixes=True, **needs)
     assert isinstance(found, Choice)
     return found
 

@@ -230,6 +230,8 @@ class Simulation:
             users[sequence.queue_key] = users.get(sequence.queue_key, 0) + 1
         for resident in self.supply.resident:
             assert resident.users == users.get(resident.digest, 0)
+        waiting = self.scheduler._waiting
+        assert waiting.num_tokens == sum(len(each.tokens) for each in waiting)
 
     def _check(self, chunks: list[Any]) -> None:
         """What holds of every step."""

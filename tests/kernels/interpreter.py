@@ -7,9 +7,11 @@ have a process of their own, in which this module is a pytest plugin. Their modu
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,35 @@ def _repair() -> None:
     interpreter.InterpreterBuilder.create_dot = dot
 
 
+def _hasten() -> None:
+    """What the interpreter looks for anew at every call of a function and every operation, found
+    once: it takes half the time."""
+    is_builtin, patch_attr = tl.core.is_builtin, interpreter._patch_attr
+    np_dtype = interpreter._get_np_dtype
+    packages = (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base)
+    builtins = {
+        each: [name for name, member in inspect.getmembers(each) if is_builtin(member)]
+        for each in packages
+    }
+
+    def patch_builtin(package: Any, *rest: Any) -> None:
+        names = builtins[package]
+        if not is_builtin(getattr(package, names[0])):
+            return  # by the function that called this one, until that ends
+        for name in names:
+            patch_attr(package, name, getattr(package, name), *rest)
+
+    @cache
+    def np_dtype_of(scalar: Any) -> Any:
+        return np_dtype(scalar)
+
+    def cached(dtype: Any) -> Any:
+        return np_dtype(dtype) if dtype.scalar.is_ptr() else np_dtype_of(dtype.scalar)
+
+    interpreter._patch_builtin = patch_builtin
+    interpreter._get_np_dtype = cached
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     import numpy as np
     import torch
@@ -73,3 +104,4 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter
 
     _repair()
+    _hasten()

@@ -18,7 +18,7 @@ from storage.errors import (
 from storage.files import WEIGHTS_NAME, AdapterFiles
 from storage.flight import AdapterRef
 from storage.host_tier import HostTier
-from storage.loader import LoadTimings, TieredLoader
+from storage.loader import TieredLoader
 from storage.reload_costs import ReloadCosts
 from storage.sources import ANYBODY, Access, Progress, SourceRouter
 from tests.helpers.fake_control_plane import eventually
@@ -63,7 +63,6 @@ class Bench:
         self.host: HostTier[Value] = HostTier(1 << 20)
         self.builds: list[str] = []
         self.build_threads: set[int] = set()
-        self.timings: list[LoadTimings] = []
         self.loader = self.make(self.disk)
 
     def make(
@@ -77,7 +76,6 @@ class Bench:
             disk,
             self.host,
             build or self.build,
-            on_load=self.timings.append,
             max_concurrent_loads=max_concurrent_loads,
         )
 
@@ -112,8 +110,7 @@ async def test_source_then_host_then_disk(bench: Bench) -> None:
     assert await bench.loader.load(REF) == first
     assert bench.source.fetched == ["mem://good"], "the disk had it"
     assert [t.tier for t in bench.loader.recent_timings()] == ["source", "disk"]
-    assert tuple(bench.timings) == bench.loader.recent_timings()
-    for timing in bench.timings:
+    for timing in bench.loader.recent_timings():
         assert timing.size_bytes == first[1]
         assert min(timing.read_s, timing.parse_s, timing.build_s) > 0
     assert threading.get_ident() not in bench.build_threads
@@ -382,7 +379,7 @@ async def test_a_guess_takes_no_room_from_what_is_in_demand(bench: Bench) -> Non
 
 async def test_costs_are_those_of_the_tier_that_would_be_asked(bench: Bench) -> None:
     await bench.loader.load(REF)
-    (timing,) = bench.timings
+    (timing,) = bench.loader.recent_timings()
     seconds = timing.read_s + timing.parse_s + timing.build_s
     assert timing.queue_s >= 0
     await bench.loader.flush()

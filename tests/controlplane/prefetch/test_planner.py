@@ -10,7 +10,7 @@ import pytest
 
 from controlplane.fleet.counters import Counters, LoadCount, TierCounters
 from controlplane.fleet.model import Load
-from controlplane.placement.expectation import Wanted as Asked
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.placement.placement import Candidate, Choice, PlacementPolicy, affinity, place
 from controlplane.prefetch.costs import load_s
 from controlplane.prefetch.model import Follow, Kind, Open, Plane, Score, Snapshot, Wanted
@@ -86,7 +86,7 @@ def test_what_follows_is_brought_where_it_would_be_placed() -> None:
         ]
         chosen = place(
             candidates,
-            Asked(digest=digest_of(name)),
+            RequestNeeds(digest=digest_of(name)),
             base_model=BASE,
             now_s=0.0,
             policy=PlacementPolicy(),

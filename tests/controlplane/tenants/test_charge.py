@@ -4,7 +4,7 @@ import pytest
 
 from chorale.tickets import sign
 from chorale.v1 import admission_pb2 as pb
-from controlplane.placement.expectation import Wanted
+from controlplane.placement.expectation import RequestNeeds
 from controlplane.tenants.charge import MAX_CONTINUED_S, continued, prompt_tokens
 
 KEYS = {"k": b"x" * 32}
@@ -12,17 +12,17 @@ NOW_S = 1_000_000.0
 
 
 @pytest.mark.parametrize(
-    ("wanted", "ratio", "tokens"),
+    ("needs", "ratio", "tokens"),
     [
-        (Wanted(num_tokens=7, num_characters=100), 2.0, 7),
-        (Wanted(num_characters=9), 2.0, 5),
-        (Wanted(num_characters=9), 0.0, 3),
-        (Wanted(), 2.0, 0),
-        (Wanted(num_tokens=7, num_generated=3), 0.0, 7),  # those are of the answer
+        (RequestNeeds(num_tokens=7, num_characters=100), 2.0, 7),
+        (RequestNeeds(num_characters=9), 2.0, 5),
+        (RequestNeeds(num_characters=9), 0.0, 3),
+        (RequestNeeds(), 2.0, 0),
+        (RequestNeeds(num_tokens=7, num_generated=3), 0.0, 7),  # those are of the answer
     ],
 )
-def test_prompts(wanted: Wanted, ratio: float, tokens: int) -> None:
-    assert prompt_tokens(wanted, ratio) == tokens
+def test_prompts(needs: RequestNeeds, ratio: float, tokens: int) -> None:
+    assert prompt_tokens(needs, ratio) == tokens
 
 
 def ticket(expires_s: float = NOW_S, **claims: object) -> bytes:

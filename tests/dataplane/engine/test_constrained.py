@@ -341,7 +341,7 @@ def test_slow_masks_are_filled_beside_each_other_and_change_nothing(
 def test_who_waits_for_a_grammar_waits_alone_and_can_leave() -> None:
     rig = rig_of(max_waiting=2)
     held: list[Any] = []
-    grammars = rig.engine._grammars
+    grammars = rig.engine._constrained._grammars
     wanted = grammars._wanted
     grammars._wanted = SimpleNamespace(put=held.append, get=wanted.get)  # pyright: ignore
     for handle in (1, 2, 3):
@@ -391,6 +391,23 @@ def test_a_vocabulary_is_read_when_it_is_told_not_when_requests_wait(
     assert output_of(rig, 1) in CHOICES
 
 
+def test_where_no_thread_can_be_started_only_that_request_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    rig = rig_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        rig.submit(1, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
+    rig.step()
+    assert "thread" in str(rig.failed[1]) and not rig.engine.has_work
+    rig.submit(2, PROMPT, grammar=GRAMMARS["choices"], **GREEDY)
+    rig.run()
+    assert output_of(rig, 2) in CHOICES
+
+
 def test_an_engine_closes_in_the_midst_of_constrained_steps() -> None:
     rig = rig_of()
     for handle in range(3):
@@ -398,7 +415,7 @@ def test_an_engine_closes_in_the_midst_of_constrained_steps() -> None:
     while not rig.tokens:
         rig.step()
     rig.engine.close()
-    thread = rig.engine._grammars._thread
+    thread = rig.engine._constrained._grammars._thread
     assert thread is not None and not thread.is_alive()
 
 

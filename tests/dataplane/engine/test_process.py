@@ -13,7 +13,8 @@ import zmq
 
 from dataplane import channel
 from dataplane.engine import process
-from dataplane.engine.engine import Engine, StepResult
+from dataplane.engine.engine import Engine
+from dataplane.engine.step_result import StepResult
 
 STATS = channel.Stats(
     num_running=0,

@@ -297,12 +297,12 @@ async def test_engine_crash_ends_open_streams_unavailable(
 
 
 async def test_drain_lets_short_streams_finish_and_ends_long_ones(start_rig: StartRig) -> None:
-    script = FakeScript(tokens=[20] * 10, interval_s=0.02)
+    script = FakeScript(tokens=[20] * 1000, interval_s=0.02)
     async with start_rig(script) as rig:
         short, long = rig.call(sampling={"max_tokens": 3}), rig.call()
         await short.read()
         await long.read()
-        await rig.service.drain(0.1, asyncio.Event())
+        await rig.service.drain(0.5, asyncio.Event())
         last = None
         while (event := await short.read()) is not grpc.aio.EOF:
             last = event
