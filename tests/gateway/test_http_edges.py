@@ -113,6 +113,39 @@ async def test_requests_may_take_longer_than_their_heads(
         assert response.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        pytest.param(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "both Content-Length and Transfer-Encoding",
+            id="two lengths",
+        ),
+        pytest.param(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+            "bad Content-Length",
+            id="no length",
+        ),
+        pytest.param(b"GET /health\x00 HTTP/1.1\r\n\r\n", "no HTTP/1.1 request", id="no HTTP"),
+    ],
+)
+async def test_what_could_be_cut_in_two_ways_ends_its_connection(
+    gateway: RunningGateway, request_: bytes, told: str
+) -> None:
+    smuggled = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    host, _, port = gateway.http_url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request_ + smuggled)
+    async with asyncio.timeout(5):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n") and b"connection: close" in head.lower()
+    error = json.loads(body)["error"]  # and nothing behind it
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+    assert set(error) == {"message", "type", "param", "code"} and told in error["message"]
+    writer.close()
+
+
 async def test_unknown_paths_and_methods_speak_openai(http: httpx.AsyncClient) -> None:
     assert error_of(await http.get("/v1/nothing"), 404)["code"] == "unknown_url"
     assert error_of(await http.get("/" + "x" * 5000), 404)["code"] == "unknown_url"
