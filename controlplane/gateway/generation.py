@@ -105,6 +105,7 @@ class Generation:
     async def events(self) -> AsyncGenerator[pb.GenerateResponse]:
         """The stream as the contract of InferenceService has it. Raises: ChoraleError."""
         with self._means.metrics.request() as watch, self._means.gate.place():
+            self._means.unused.check()
             self._means.running.add(self)
             try:
                 async with aclosing(self._all_streams()) as responses:

@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 
 from chorale import AsyncClient
-from chorale.errors import ChoraleError, DeadlineExceededError
+from chorale.errors import ChoraleError, DeadlineExceededError, ResourceExhaustedError
 from chorale.v1 import admission_pb2 as admission_pb
-from tests.helpers.fake_fleet import FakeFleet
+from tests.helpers.fake_fleet import FakeFleet, running_gateway
 
 
 def counting(fleet: FakeFleet, *, counts: bool = True) -> None:
@@ -75,3 +75,33 @@ async def test_tickets_that_do_not_count_are_left_to_lapse(
     await until(lambda: fleet.tickets)
     await asyncio.sleep(0.1)
     assert not any(plane.requests for plane in fleet.planes)
+
+
+async def test_none_of_many_at_once_is_forgotten(
+    fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.gateway.unused._MAX_CALLS", 2)
+    counting(fleet)
+    fleet.admit_delay_s = 0.2
+    async with running_gateway(fleet) as gateway, AsyncClient(gateway.address) as client:
+        calls = [asyncio.ensure_future(client.complete("x", model="pirate")) for _ in range(20)]
+        await until(lambda: len(fleet.admits) == len(calls))
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: len(fleet.used) == len(calls))
+    assert set(fleet.used) == set(fleet.tickets)
+
+
+async def test_too_many_hold_back_what_could_leave_more(
+    client: AsyncClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.gateway.unused._MAX_UNDER_WAY", 1)
+    counting(fleet)
+    await cancelled_while_admitted(client, fleet)
+    with pytest.raises(ResourceExhaustedError) as full:
+        await client.complete("x", model="pirate")
+    assert full.value.reason == "GATEWAY_FULL" and full.value.retry_after_s
+    await until(lambda: fleet.used)
+    await asyncio.sleep(0.1)
+    assert (await client.complete("x", model="pirate", max_tokens=1)).text
