@@ -76,7 +76,7 @@ class UnreachableError(ControlPlaneError):
         super().__init__(
             "TTFT_SLO_UNREACHABLE",
             f"the first token is expected after {expected_s:.3f} s and ttft_slo allows {slo_s:g} s;"
-            " try again after retry_after_s, or allow it more time",
+            " try again later, or allow it more time",
             metadata={
                 "base_model": base_model,
                 "expected_s": f"{expected_s:.3f}",
@@ -99,7 +99,7 @@ class QuotaError(ControlPlaneError):
             what = f"{value:,} generations at once"
         way_out = "ask the operator to raise it"
         if retry_after_s is not None:
-            way_out = f"try again after retry_after_s, or {way_out}"
+            way_out = f"try again later, or {way_out}"
         super().__init__(
             "TENANT_QUOTA",
             f"tenant {tenant!r} has reached its limit of {what}: {way_out}",

@@ -299,7 +299,7 @@ def _refused(refusal: Refusal, resolved: Resolved) -> ControlPlaneError:
     if why is Why.ALL_FULL:
         return FleetFullError(
             "FLEET_FULL",
-            f"{why.value}: try again after retry_after_s, or add data planes",
+            f"{why.value}: try again later, or add data planes",
             metadata=metadata,
             retry_after_s=_RETRY_AFTER_S,
         )

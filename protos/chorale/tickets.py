@@ -106,7 +106,7 @@ class TicketReplayGuard:
             raise ResourceExhaustedError(
                 "TICKET_GUARD_FULL",
                 f"{self._max_entries} tickets were used here that are yet to expire; try again "
-                "after retry_after_s, or on another data plane",
+                "later, or on another data plane",
                 retry_after_s=max(self._by_expiry[0][0] - now, 0.001),
             )
         self._used.add(claims.ticket_id)

@@ -132,6 +132,7 @@ async def test_full_fleet(redis_url: str) -> None:
             await plane.beat(f"dp-{i}", num_running=3, num_waiting=6, max_running=3)
         error = await failure(admit(plane))
         assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "FLEET_FULL")
+        assert "try again later" in error.message and "retry_after" not in error.message
         assert error.retry_after_s
         await plane.beat("dp-1", num_running=3, num_waiting=5, max_running=3)
         assert (await admit(plane)).data_plane_id == "dp-1"

@@ -60,6 +60,7 @@ async def test_refused_at_once_with_what_is_expected_and_when_to_try_again(
     error = await failure(admit(plane, 6.0, prompt_size=pb.PromptSize(num_tokens=100)))
     assert isinstance(error, ResourceExhaustedError)
     assert error.reason == "TTFT_SLO_UNREACHABLE"
+    assert "; try again later, or allow it more time" in error.message, "over HTTP, too"
     assert error.metadata["ttft_slo_s"] == "6"
     assert error.metadata["base_model"] == "tiny/llama"
     expected_s = float(error.metadata["expected_s"])

@@ -34,4 +34,5 @@ async def refusal(plane: ControlPlane, tenant: str = "acme", **fields: Any) -> C
     """Of a request that is over its tenant's limits."""
     error = await failure(admit(plane, tenant, **fields))
     assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "TENANT_QUOTA"), error
+    assert ("try again later" in error.message) == (error.retry_after_s is not None)
     return error
