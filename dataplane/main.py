@@ -1,4 +1,4 @@
-"""`python -m dataplane.main`: one data plane, frontend and engine.
+"""`chorale data-plane`, run as `python -m dataplane.main`: one data plane, frontend and engine.
 
 Exit status: 0 stopped by SIGTERM or SIGINT, 1 the engine was lost while it started, or again and
 again, 2 it cannot start as asked.
@@ -337,5 +337,9 @@ def _exit_cleanly(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
+def main() -> None:
+    app(prog_name="chorale data-plane")
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -16,6 +16,7 @@ from chorale.errors import ChoraleError
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2, inference_pb2_grpc
 from controlplane.cli.supervisor.ports import free_port
+from dataplane.main import main
 from dataplane.rpc.lifecycle import endpoint_of
 from tests.helpers.data_plane import data_plane
 from tests.helpers.fake_control_plane import (
@@ -294,6 +295,15 @@ async def test_start_failures_are_one_line_and_status_2(
                     status, out, err = await running.end()
                 assert (status, out) == (2, ""), err
                 assert expected in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_its_help_names_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "Usage: chorale data-plane [OPTIONS]" in capsys.readouterr().out
 
 
 def test_the_endpoint_that_is_announced() -> None:
