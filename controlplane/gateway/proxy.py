@@ -11,6 +11,7 @@ from typing import Any, cast
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from controlplane.gateway.first_status import FirstStatus
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.upstream import end_as_upstream, forwarded, time_remaining
 
@@ -58,15 +59,17 @@ def _pass_on(method: MethodDescriptor, channel: grpc.aio.Channel, gate: Gate) ->
 
     async def unary(request: Any, context: Any) -> bytes:
         with gate.place():
+            answer = call(
+                request,
+                timeout=time_remaining(context),
+                metadata=forwarded(context.invocation_metadata()),
+            )
+            status = FirstStatus(answer)
             try:
-                return await call(
-                    request,
-                    timeout=time_remaining(context),
-                    metadata=forwarded(context.invocation_metadata()),
-                )
+                return await answer
             except grpc.aio.AioRpcError as error:
                 raise await end_as_upstream(
-                    error, context, role="CONTROL_PLANE", name="the control plane"
+                    status.of(error), context, role="CONTROL_PLANE", name="the control plane"
                 ) from error
 
     return unary

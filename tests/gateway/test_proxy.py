@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from chorale.v1 import fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from controlplane.gateway.first_status import FirstStatus
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
 
 
@@ -74,6 +76,34 @@ async def test_errors_pass_with_reason_metadata_and_retry_info(
     with pytest.raises(ResourceExhaustedError) as full:
         await client.admit("pirate")
     assert full.value.retry_after_s == 1.5
+
+
+async def test_a_refusal_passes_though_grpc_writes_over_it(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for a write that fails because the call has ended."""
+
+    class Overwritten(FirstStatus):
+        def __init__(self, call: Any) -> None:
+            super().__init__(call)
+            times = iter(range(2))  # to set a status runs the callbacks again
+
+            def write_over(ended: Any) -> None:
+                if next(times) == 0:
+                    ended._cython_call.set_internal_error("the write failed")
+
+            call.add_done_callback(write_over)
+
+        def of(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+            seen.append(error)
+            return super().of(error)
+
+    seen: list[grpc.aio.AioRpcError] = []
+    monkeypatch.setattr("controlplane.gateway.proxy.FirstStatus", Overwritten)
+    with pytest.raises(NotFoundError) as unknown:
+        await client.adapters.get("nobody")
+    assert unknown.value.reason == "MODEL_NOT_FOUND" and unknown.value.metadata["model"] == "nobody"
+    assert [error.details() for error in seen] == ["Internal error from Core"]
 
 
 async def test_metadata_and_deadline_go_to_the_control_plane(
