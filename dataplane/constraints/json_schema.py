@@ -98,6 +98,7 @@ def checked_schema(text: str, field: str = "json_schema") -> object:
                 f"has $ref {_quoted(reference)} at {_shown(path)}: references go to a schema"
                 ' within this one, as "#/$defs/NAME"',
             )
+    _check_loops(dict(references), field)
     return root
 
 
@@ -124,6 +125,24 @@ def _schemas(root: object, field: str) -> Iterator[tuple[_Path, object]]:
                 waiting += [
                     ((*here, name), part) for name, part in cast("dict[str, object]", value).items()
                 ]
+
+
+def _check_loops(references: dict[_Path, str], field: str) -> None:
+    """Raises: InvalidArgumentError for one that leads to itself over others alone."""
+    ends: set[_Path] = set()  # those that lead to a schema that says something
+    for path in references:
+        passed: set[_Path] = set()
+        at: _Path | None = path
+        while at in references and at not in ends:
+            if at in passed:
+                raise refused(
+                    field,
+                    f"has $ref {_quoted(references[at])} at {_shown(at)}, which leads back to"
+                    " itself, so that it says nothing: let it go to a schema that does",
+                )
+            passed.add(at)
+            at = _target(references[at])
+        ends |= passed
 
 
 def _check_keywords(path: _Path, schema: dict[str, Any], field: str) -> None:

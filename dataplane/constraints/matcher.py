@@ -14,6 +14,11 @@ from dataplane.errors import ConstraintError, ConstraintsUnsupportedError
 
 FAILED = "the constraint cannot be followed: "
 _MAX_SAID = 300
+# llguidance's names for what it found, where that is all that it says.
+_IN_WORDS = {
+    "NoExtensionBias": "no text holds to it, as when a reference or a rule leads back to itself"
+    " and nowhere else; give that another way to go on",
+}
 _BITS = 32
 
 # The vocabulary in parts, each token in the first one that it fits: where a grammar allows all
@@ -99,6 +104,6 @@ class Matcher:
             said = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())
             raise ConstraintError(
                 "CONSTRAINT_INVALID",
-                f"{FAILED}{said[:_MAX_SAID]}",
+                f"{FAILED}{_IN_WORDS.get(said, said)[:_MAX_SAID]}",
                 {"field": "sampling.constraint"},
             )

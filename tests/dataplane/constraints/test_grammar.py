@@ -136,6 +136,26 @@ def test_references_lead_anywhere_within_the_schema() -> None:
 
 
 @pytest.mark.parametrize(
+    ("schema", "at"),
+    [
+        ({"$ref": "#"}, "#"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "#/$defs/a"),
+        (
+            {
+                "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+                "properties": {"x": {"$ref": "#/$defs/a"}},
+            },
+            "#/$defs/",
+        ),
+    ],
+)
+def test_references_that_lead_to_themselves_alone_are_refused(schema: Any, at: str) -> None:
+    error = refusal(json_schema=schema)
+    assert f" at {at}" in error.message and "leads back to itself" in error.message
+    assert error.metadata["field"] == "sampling.constraint.json_schema"
+
+
+@pytest.mark.parametrize(
     "keyword",
     ["not", "if", "contains", "uniqueItems", "propertyNames", "dependentRequired", "x-guidance",
      "nullable", "unknown", "contentEncoding", "unevaluatedProperties", "$dynamicRef", "$anchor"],
