@@ -164,10 +164,13 @@ class Tokenizer:
                 "CHAT_TEMPLATE_MISSING",
                 "chat: the base model has no chat template; send prompt or prompt_token_ids",
             )
+        shown = list(tools) or None
         try:
+            template: str = self._hf_tokenizer.get_chat_template(None, shown)
             text = self._hf_tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(tools) or None,
+                _with_known_roles(messages, template),
+                chat_template=template,
+                tools=shown,
                 tokenize=False,
                 add_generation_prompt=True,
             )
@@ -179,6 +182,20 @@ class Tokenizer:
                 metadata={"field": "chat", "error": type(error).__name__},
             ) from error
         return cast("str", text)
+
+
+def _with_known_roles(
+    messages: Sequence[Mapping[str, Any]], template: str
+) -> list[Mapping[str, Any]]:
+    """OpenAI's role "developer" is "system" by another name to models that were not trained on it:
+    a template that does not name it would refuse it, drop it or show the model a word it does not
+    know."""
+    if "developer" in template:
+        return list(messages)
+    return [
+        {**message, "role": "system"} if message.get("role") == "developer" else message
+        for message in messages
+    ]
 
 
 def _templates(hf_tokenizer: Any) -> list[str]:

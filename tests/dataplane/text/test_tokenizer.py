@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chorale.errors import FailedPreconditionError, InvalidArgumentError
 from dataplane.errors import CheckpointError
 from dataplane.text.tokenizer import TooManyTokensError, load_tokenizer
-from tests.helpers.tokenizers import byte_level, write_tokenizer
+from tests.helpers.tokenizers import CHAT_TEMPLATE, byte_level, write_tokenizer
 
 USER = {"role": "user", "content": "hi"}
 
@@ -55,6 +56,26 @@ def test_threads_share_one_tokenizer(tmp_path: Path) -> None:
         assert list(pool.map(lambda text: tokenizer.encode(text, max_tokens=9999), texts)) == (
             expected
         )
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_developers_are_systems_to_templates_that_do_not_name_them(
+    tmp_path: Path, named: bool
+) -> None:
+    by_name = [
+        {"name": "default", "template": CHAT_TEMPLATE},
+        {"name": "tool_use", "template": CHAT_TEMPLATE + "{{ tools[0].x }}{# developer #}"},
+    ]
+    template: Any = by_name if named else CHAT_TEMPLATE
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level(), chat_template=template))
+
+    def shown(role: str, *tools: dict[str, str]) -> str:
+        messages = [{"role": role, "content": "be brief"}, USER]
+        return tokenizer.decode(tokenizer.encode_chat(messages, max_tokens=99, tools=tools))
+
+    assert shown("developer") == shown("system") != shown("user")
+    if named:
+        assert "developer" in shown("developer", {"x": "y"}), "that template knows the role"
 
 
 def test_chat_template_missing_and_failing(tmp_path: Path) -> None:
