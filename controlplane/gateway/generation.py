@@ -31,6 +31,7 @@ from controlplane.gateway.gate import Gate
 from controlplane.gateway.links import Links, RelayUnknownError
 from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.objective import Objective
+from controlplane.gateway.outage import Outage
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
 from controlplane.gateway.unused import UnusedTickets
 from controlplane.gateway.upstream import (
@@ -59,6 +60,7 @@ class Means:
     limits: RecoveryLimits
     metrics: GatewayRequests
     unused: UnusedTickets
+    outage: Outage = field(default_factory=Outage)
     running: set[Generation] = field(default_factory=lambda: set[Generation]())
 
 
@@ -150,9 +152,13 @@ class Generation:
             try:
                 place = self._untaken = await self._ask_for_place(request)
             except (UnavailableError, ResourceExhaustedError) as error:
-                if not self._recovery.under_way:
+                pause_s = self._means.outage.pause_s(error, _now())
+                if pause_s is not None:
+                    await self._pause(pause_s, error)
+                elif self._recovery.under_way:
+                    await self._wait_for_place(error)
+                else:
                     raise
-                await self._wait_for_place(error)
             else:
                 return self._as_promised(place)
 
@@ -204,8 +210,14 @@ class Generation:
 
     async def _wait_for_place(self, error: ChoraleError) -> None:
         delay = self._recovery.no_place(error.retry_after_s)
+        if delay is None:
+            raise error
+        await self._pause(delay, error)
+
+    async def _pause(self, delay: float, error: ChoraleError) -> None:
+        """Raises: `error` where the deadline leaves no time; what `end` was told."""
         remaining = self._time_remaining()
-        if delay is None or (remaining is not None and delay >= remaining):
+        if remaining is not None and delay >= remaining:
             raise error
         try:
             async with asyncio.timeout(delay):
