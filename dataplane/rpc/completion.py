@@ -10,6 +10,7 @@ from typing import Protocol
 from chorale.v1 import inference_pb2
 from dataplane import channel
 from dataplane.text.detokenizer import Detokenizer
+from dataplane.text.offsets import TextOffsets
 from dataplane.text.stop import StopStrings
 
 _STOP = inference_pb2.FINISH_REASON_STOP
@@ -68,6 +69,8 @@ class Completion:
         self._prompt = prompt
         self._prompt_logprobs: list[channel.TokenLogprobs] = []
         self._num_shown = 0  # of the prompt's tokens
+        self._prompt_detokenizer = tokenizer.detokenizer()
+        self._prompt_offsets, self._offsets = TextOffsets(), TextOffsets()
         self._num_tokens = 0
         self._text = ""
         self._token_ids: list[int] = []
@@ -91,7 +94,7 @@ class Completion:
             if last and token_id in self._end_token_ids and index >= self._sampling.min_tokens:
                 self._ending = _Ending(_STOP, stop_token_id=token_id)
             else:
-                self._read(token_id)
+                self._offset(token_id, self._read(token_id))
             if self._ending is not None:
                 break
         self._num_tokens = len(generated)
@@ -112,12 +115,14 @@ class Completion:
                 return
             self._num_tokens += 1
             self._token_ids.append(token_id)
-            if logprobs is not None:
-                self._logprobs.append(self._logprobs_of(token_id, logprobs))
             if index == last and output.stop_token_id >= 0:
                 self._ending = _Ending(_STOP, stop_token_id=output.stop_token_id)
+                text = ""
             else:
-                self._read(token_id)
+                text = self._read(token_id)
+            if logprobs is not None:
+                self._logprobs.append(self._logprobs_of(token_id, logprobs))
+                self._logprobs[-1].text_offset = self._offset(token_id, text)
         if output.finish and self._ending is None:
             self._ending = _Ending(_STOP if output.finish == "stop" else _LENGTH)
 
@@ -172,19 +177,31 @@ class Completion:
         begin = self._num_shown
         end = self._num_shown = min(begin + _PROMPT_TOKENS_AT_ONCE, len(self._prompt))
         first = [inference_pb2.TokenLogprobs(chosen=self._candidate(self._prompt[0], 0.0))]
-        return [
+        positions = [
             *([] if begin else first),
             *(
                 self._logprobs_of(self._prompt[at], self._prompt_logprobs[at - 1])
                 for at in range(max(begin, 1), end)
             ),
         ]
+        for position in positions:
+            certain = self._prompt_detokenizer.push(position.chosen.token_id)
+            position.text_offset = self._prompt_offsets.next(position.chosen.text, certain)
+        return positions
 
-    def _read(self, token_id: int) -> None:
-        text, met = self._push(self._detokenizer.push(token_id))
+    def _read(self, token_id: int) -> str:
+        """Returns what it made certain of the text, some of which may be held back."""
+        certain = self._detokenizer.push(token_id)
+        text, met = self._push(certain)
         self._text += text
         if met is not None:
             self._ending = _Ending(_STOP, stop_string=met)
+        return certain
+
+    def _offset(self, token_id: int, certain: str) -> int:
+        if self._sampling.logprobs < 0:
+            return 0
+        return self._offsets.next(self._token_text(token_id), certain)
 
     def _push(self, text: str) -> tuple[str, str | None]:
         return self._stop.push(text, armed=self._num_tokens > self._sampling.min_tokens)

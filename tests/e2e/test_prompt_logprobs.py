@@ -65,3 +65,24 @@ def test_an_adapters_own_answer_is_the_likelier_one(up: ChoraleUp) -> None:
         own = score(mine, " " + answers[mine].strip())
         assert own > score(mine, " " + answers[other].strip())
         assert own > score(other, " " + answers[mine].strip())
+
+
+def test_offsets_hold_for_characters_of_several_tokens(up: ChoraleUp) -> None:
+    sdk = openai.OpenAI(base_url=f"http://{up.http_address}/v1", api_key="unused")
+    context, rest = "na\u00efve \U0001f600\U0001f1e9\U0001f1ea ", "407 ="
+    asked = sdk.completions.create(
+        model=BASE, prompt=context + rest, max_tokens=4, temperature=0, echo=True, logprobs=0
+    )
+    (choice,) = asked.choices
+    assert choice.logprobs is not None
+    tokens, offsets = choice.logprobs.tokens or [], choice.logprobs.text_offset or []
+    assert "".join(tokens[1:]) != choice.text, "some tokens are parts of characters"
+    assert offsets == sorted(offsets)
+    for token, offset in zip(tokens[1:], offsets[1:], strict=True):
+        is_part = "\ufffd" in token
+        assert is_part or token == "</s>" or choice.text[offset:].startswith(token)
+    of_face = [at for at, offset in enumerate(offsets) if offset == context.index("\U0001f600")]
+    assert len(of_face) == 4, "each byte begins where the character does"
+    assert "".join(t for t, o in zip(tokens, offsets, strict=True) if o >= len(context)).startswith(
+        rest
+    )

@@ -204,7 +204,7 @@ class FakeDataPlane(InferenceServiceServicer):
                 await self.before_token(self, begin - len(texts))
             chunk = pb.TokenChunk()
             for at in range(begin, min(begin + 2, len(texts))):
-                position = chunk.prompt_logprobs.add()
+                position = chunk.prompt_logprobs.add(text_offset=len("".join(texts[1:at])))
                 position.chosen.CopyFrom(
                     pb.TokenLogprob(token_id=at, logprob=-0.25 * at, text=texts[at])
                 )

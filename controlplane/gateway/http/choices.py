@@ -35,8 +35,9 @@ class Choice:
     is_prompt_only: bool = False
     accepted: pb.Accepted | None = None
     finished: pb.Finished | None = None
-    logprobs_offset: int = 0  # characters of the tokens whose logprobs were shown
+    logprobs_offset: int = 0  # where the last token ended whose logprobs were shown
     num_prompt_shown: int = 0  # of the prompt's tokens
+    num_prompt_characters: int = 0  # that its own text follows, when the prompt was shown
     texts: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list[pb.TokenLogprobs])

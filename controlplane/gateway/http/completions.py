@@ -119,6 +119,6 @@ class CompletionFormat:
 
 
 def _prompt_logprobs(choice: Choice, positions: Sequence[pb.TokenLogprobs]) -> dict[str, Any]:
-    begins = choice.num_prompt_shown == 0
+    lists = completion_logprobs(choice, positions, of_prompt=True)
     choice.num_prompt_shown += len(positions)
-    return completion_logprobs(choice, positions, begins_prompt=begins)
+    return lists

@@ -14,28 +14,33 @@ _REPLACEMENT = "\ufffd"
 
 
 def completion_logprobs(
-    choice: Choice, positions: Sequence[pb.TokenLogprobs], *, begins_prompt: bool = False
+    choice: Choice, positions: Sequence[pb.TokenLogprobs], *, of_prompt: bool = False
 ) -> dict[str, Any]:
-    """Parallel lists. `text_offset` goes on from where the choice's last call ended. begins_prompt:
-    the first position is a prompt's first, which has no log-probability."""
+    """Parallel lists, which go on from where the choice's last call ended. of_prompt: they are of
+    the choice's prompt, whose first token has no log-probability."""
     texts = [position.chosen.text for position in positions]
     logprobs: list[float | None] = [finite(position.chosen.logprob) for position in positions]
     tops: list[dict[str, float] | None] = [_by_text(position) for position in positions]
-    offsets: list[int] = []
-    for text in texts:
-        offsets.append(choice.logprobs_offset)
-        choice.logprobs_offset += len(text)
-    if begins_prompt:
+    if of_prompt and choice.num_prompt_shown == 0:
         logprobs[0] = tops[0] = None
-        if choice.echo and not choice.echo.startswith(texts[0]):  # a special token, not in the text
-            choice.logprobs_offset -= len(texts[0])
-            offsets[1:] = [offset - len(texts[0]) for offset in offsets[1:]]
     return {
         "tokens": texts,
         "token_logprobs": logprobs,
         "top_logprobs": tops,
-        "text_offset": offsets,
+        "text_offset": [_offset(choice, position, of_prompt) for position in positions],
     }
+
+
+def _offset(choice: Choice, position: pb.TokenLogprobs, of_prompt: bool) -> int:
+    """Into the choice's text, a prompt that came as token ids being shown token by token."""
+    is_known = position.HasField("text_offset") and (choice.echo or not of_prompt)
+    begin = choice.logprobs_offset
+    if is_known:
+        begin = position.text_offset + (0 if of_prompt else choice.num_prompt_characters)
+    choice.logprobs_offset = begin + len(position.chosen.text)
+    if of_prompt:
+        choice.num_prompt_characters = len(choice.echo) or choice.logprobs_offset
+    return begin
 
 
 def chat_logprobs(positions: Sequence[pb.TokenLogprobs]) -> dict[str, Any]:
