@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from posixpath import dirname
-from urllib.parse import urlsplit
+from posixpath import dirname, normpath
+from urllib.parse import unquote, urlsplit
 
 from storage.errors import MergeRefusedError
 from storage.merge.recipe import is_merge, parse_recipe
@@ -40,7 +40,7 @@ class OriginSlots:
 
 def origin_of(uri: str) -> str:
     """Scheme and host (or bucket, or hub organisation); of local paths the parent directory, which
-    may be another mount; of a merge those of its components together."""
+    may be another mount, however it is spelled; of a merge those of its components together."""
     if is_merge(uri):
         try:
             sources = {origin_of(each.source) for each in parse_recipe(uri).components}
@@ -52,5 +52,6 @@ def origin_of(uri: str) -> str:
     except ValueError:
         return ""
     if parts.scheme.lower() in ("", "file"):
-        return f"file:{dirname(parts.path.rstrip('/'))}"
+        path = unquote(parts.path) if parts.scheme else uri
+        return f"file:{dirname(normpath('/' + path.lstrip('/')))}"
     return f"{parts.scheme}://{parts.netloc}".lower()

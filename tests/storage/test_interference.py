@@ -161,6 +161,9 @@ async def test_a_mount_that_hangs_holds_up_only_itself(
         ("s3://bucket/a", "s3://other/a", False),
         ("/mnt/x/a", "file:///mnt/x/b/", True),
         ("/mnt/x/a", "/mnt/y/a", False),
+        ("/mnt/x/a", "//mnt/./z/..//x/./a/.", True),
+        ("/mnt/x/a", "FILE:///mnt/%78/a", True),
+        ("/mnt/%78/a", "/mnt/x/a", False),
         ("blob:" + "a" * 64, "blob:" + "b" * 64, True),
     ],
 )
