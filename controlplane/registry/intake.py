@@ -74,15 +74,20 @@ class Intake:
         await asyncio.to_thread(check_base, manifest, base.spec(), explicit_base=explicit)
 
     async def _fetch(self, source: str, access: Access) -> AdapterFiles:
-        limit = MAX_RECIPE_CHARS if is_merge(source) else MAX_SOURCE_CHARS
-        if not 1 <= len(source) <= limit or "\0" in source:
-            raise InvalidRequestError(
-                "SOURCE_INVALID",
-                f"source must be 1 to {limit} characters without NUL: the absolute path "
-                f"or the URI of a PEFT directory, not {source[:200]!r}",
-                metadata={"field": "source"},
-            )
+        check_source(source)
         return await self._sources.fetch(source, access)
+
+
+def check_source(source: str) -> None:
+    """Raises: InvalidRequestError (SOURCE_INVALID)."""
+    limit = MAX_RECIPE_CHARS if is_merge(source) else MAX_SOURCE_CHARS
+    if not 1 <= len(source) <= limit or "\0" in source:
+        raise InvalidRequestError(
+            "SOURCE_INVALID",
+            f"source must be 1 to {limit} characters without NUL: the absolute path "
+            f"or the URI of a PEFT directory, not {source[:200]!r}",
+            metadata={"field": "source"},
+        )
 
 
 def canonical_uri(source: str) -> str:

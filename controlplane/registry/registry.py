@@ -11,7 +11,7 @@ from typing import Any
 from controlplane.errors import ConflictError, InvalidRequestError, UnknownNameError
 from controlplane.registry import refusals
 from controlplane.registry.alias_check import check_alias
-from controlplane.registry.intake import Intake, choose_base
+from controlplane.registry.intake import Intake, check_source, choose_base
 from controlplane.registry.model import (
     Adapter,
     AdapterVersion,
@@ -105,6 +105,8 @@ class AdapterRegistry:
             adapter = taken[1][0]
             raise refusals.registration("EXISTS" if adapter == name else "ALIAS", name, adapter)
         await self._check_parts("name", name)
+        check_source(source)
+        await self._check_components(name, source)
         found = await self._intake.read(source, access)
         manifest = found.manifest
         if expected_digest and expected_digest != manifest.digest:
@@ -143,6 +145,21 @@ class AdapterRegistry:
         if reply[0] != "OK":
             raise refusals.registration(reply[0], name, reply[1])
         return Registration(_adapter(reply[3]), int(reply[1]), bool(reply[2]))
+
+    async def _check_components(self, name: str, source: str) -> None:
+        """Of a merge, before anything is read: whoever writes a recipe by hand may name any number
+        of sources in it. The script looks again, at their base model as well.
+
+        Raises: MergeRefusedError, ConflictError (MERGE_COMPONENT_UNKNOWN, MERGE_COMPONENT_PRIVATE).
+        """
+        for component in parse_recipe(source).components if is_merge(source) else ():
+            reply = await self._store.run("get", component.name)
+            adapter = _adapter(reply[1]) if reply else None
+            version = adapter.version(int(reply[0])) if adapter else None
+            if version is None or version.record.digest != component.digest:
+                raise refusals.registration("COMPONENT_UNKNOWN", name, component.name)
+            if version.private:
+                raise refusals.component_private(component.name)
 
     async def get(self, reference: str) -> Meaning:
         """What a name, `name@version` or alias means. Raises: UnknownNameError."""

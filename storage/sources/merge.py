@@ -25,11 +25,13 @@ from storage.sources.source import Source
 
 _log = logging.getLogger(__name__)
 _MAX_AT_WORK = 2
+_MAX_IN_MEMORY = 4
 
 
 class MergeSource:
     """Reads components from disk or their own source, each compared with its digest, and combines
-    them in a thread, two merges at once. Takes no token: components with one are not merged.
+    them in a thread, two merges at once; four have components in memory. Takes no token: components
+    with one are not merged.
 
     sources: of components. disk: where components are looked for and kept; None: nowhere.
     """
@@ -39,11 +41,17 @@ class MergeSource:
         self._disk = disk
         self._limits = limits
         self._work = asyncio.Semaphore(_MAX_AT_WORK)
+        # Whatever their origins: components of a few may be put together in any number of ways.
+        self._memory = asyncio.Semaphore(_MAX_IN_MEMORY)
 
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         """Raises: MergeRefusedError, and of components SourceError, AdapterFormatError,
         DigestMismatchError, which name the component."""
         recipe = parse_recipe(uri)
+        async with self._memory:
+            return await self._made(recipe, access)
+
+    async def _made(self, recipe: Recipe, access: Access) -> AdapterFiles:
         found: list[ParsedAdapter] = []
         num_bytes = 0
         for component in recipe.components:

@@ -22,7 +22,7 @@ from controlplane.store.client import Store
 from storage.adapter.manifest import digest_of
 from storage.limits import DEFAULT_LIMITS
 from storage.merge.recipe import parse_recipe
-from storage.sources import SourceOptions, build_router
+from storage.sources import SourceOptions, SourceRouter, build_router
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import ControlPlane, failure, running
 
@@ -382,3 +382,25 @@ async def test_uploads_that_a_merge_is_made_of_are_kept(redis_url: str, tmp_path
         assert await registry.blob_digests() == set()
         await store.close()
         await router.aclose()
+
+
+async def test_a_recipe_of_what_is_not_registered_is_refused_before_anything_is_read(
+    voices: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await merge(voices, "mix", {"a": 0.5, "b": 2.0})).version
+    read: list[str] = []
+
+    async def fetch(_: SourceRouter, uri: str, *args: Any) -> None:
+        read.append(uri)
+        raise AssertionError
+
+    monkeypatch.setattr(SourceRouter, "fetch", fetch)
+    (first, second) = made.merge.components
+    for forged in (
+        made.source.replace(first.adapter, "other@1"),
+        made.source.replace(first.adapter, f"{first.adapter}0"),
+        made.source.replace(second.digest, "f" * 64),
+    ):
+        error = await failure(voices.register("forged", forged, base_model=TINY_BASE.name))
+        assert error.reason == "MERGE_COMPONENT_UNKNOWN"
+    assert not read

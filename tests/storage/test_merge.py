@@ -367,6 +367,30 @@ async def test_merging_does_not_hold_up_the_event_loop(
     assert threads and threading.get_ident() not in threads
 
 
+async def test_few_merges_have_components_in_memory(bench: Bench) -> None:
+    """However many there are, and whatever they are made of."""
+    go_on = asyncio.Event()
+    real = bench.source.fetch
+
+    async def fetch(uri: str, access: Access = ANYBODY) -> AdapterFiles:
+        files = await real(uri, access)
+        await go_on.wait()
+        return files
+
+    bench.source.fetch = fetch
+    router = bench.router(None)
+    recipes = [make_recipe("cat", components((1.0, 0.5 + n))) for n in range(9)]
+    fetches = [asyncio.create_task(router.fetch(each.uri)) for each in recipes]
+    await eventually(lambda: len(bench.source.fetched) == 4)
+    fetches[0].cancel()
+    await eventually(lambda: len(bench.source.fetched) == 5)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(bench.source.fetched) == 5
+    go_on.set()
+    assert len(await asyncio.gather(*fetches[1:])) == 8
+
+
 def test_merges_wait_for_those_of_the_same_origins_only() -> None:
     one = make_recipe("cat", components((1.0, 2.0)))
     other = make_recipe("linear", components((3.0, 2.0)))
