@@ -91,6 +91,7 @@ class Generation:
         self._place: admission_pb.AdmitResponse | None = None  # the first one: what was promised
         self._untaken: admission_pb.AdmitResponse | None = None  # whose ticket nobody has taken yet
         self._was_accepted = False
+        self._num_given = len(request.generated_token_ids)  # by a caller that goes on by itself
         self._num_scored = 0  # tokens of the prompt that were delivered with log-probabilities
         self._call: Any = None
         self._end: ChoraleError | None = None
@@ -230,7 +231,9 @@ class Generation:
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         request.ticket = place.ticket
-        if self._has_begun:  # all of the prompt came before
+        if (
+            len(self._request.generated_token_ids) > self._num_given
+        ):  # all of the prompt came before
             request.sampling.ClearField("prompt_logprobs")
         self._objective.put_into(request, _now(), has_begun=self._has_begun)
         return request

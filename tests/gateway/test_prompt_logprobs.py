@@ -97,6 +97,21 @@ async def test_a_lost_data_plane_repeats_nothing(
     assert not fleet.admits[0].HasField("prompt_prefixes")
 
 
+@pytest.mark.parametrize("at", [-3, 3])
+async def test_who_goes_on_by_himself_and_asks_is_told(
+    client: AsyncClient, fleet: FakeFleet, at: int
+) -> None:
+    """Once, also where the data plane is lost before the prompt was told, or after it."""
+    first, second = fleet.planes
+    options: Any = {"model": "pirate", "max_tokens": 5, "seed": 7, "prompt_logprobs": 0}
+    whole = await client.complete("a b c d", **options)
+    first.before_token = dies_after(at)
+    done = await client.complete("a b c d", **options, generated_token_ids=whole.token_ids[:2])
+    assert [each.chosen.text for each in done.prompt_logprobs] == ["<s>", "a", " b", " c", " d"]
+    assert done.token_ids == whole.token_ids[2:]
+    assert second.requests[-1].sampling.HasField("prompt_logprobs") == (at < 0)
+
+
 async def test_lorax_tells_the_prefill(gateway: RunningGateway) -> None:
     asked = {"max_new_tokens": 2, "details": True, "decoder_input_details": True}
     async with httpx.AsyncClient(base_url=gateway.http_url) as http:

@@ -191,7 +191,8 @@ async def test_resumed_elsewhere_without_a_lost_or_repeated_piece(
 ) -> None:
     reply = ids_of("hello 🙂 wor é stop w")
     sampling: dict[str, Any] = {"stop": ["stop word", "🙂 x"], "max_tokens": len(reply)}
-    async with start_rig(FakeScript(tokens=reply, interval_s=0.002)) as rig:
+    sampling["logprobs"] = 0
+    async with start_rig(FakeScript(tokens=reply, interval_s=0.002, logprobs=True)) as rig:
         whole = await rig.generate(sampling=sampling)
         before, sent = "", 0
         for event in whole:  # what a client has that lost its stream after `cut` tokens
@@ -201,6 +202,11 @@ async def test_resumed_elsewhere_without_a_lost_or_repeated_piece(
         rest = await rig.generate(sampling=sampling, generated_token_ids=tokens_of(whole)[:sent])
     assert tokens_of(rest) == reply[sent:]
     assert before + text_of(rest) == text_of(whole) == "hello 🙂 wor é stop w"
+    offsets = [
+        [p.text_offset for e in events for p in e.tokens.logprobs] for events in (whole, rest)
+    ]
+    assert offsets[1] == offsets[0][sent:] and offsets[0] == sorted(offsets[0])
+    assert offsets[0][-1] == len(text_of(whole)) - 1, "a token for each of the last characters"
     assert rest[-1].finished.usage.num_completion_tokens == len(reply)
     resubmitted = [submit["generated"] for submit in engine_log.of("Submit")[1:]]
     assert resubmitted == ([reply[:sent]] if sent < len(reply) else [])
