@@ -231,9 +231,8 @@ class Generation:
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         request.ticket = place.ticket
-        if (
-            len(self._request.generated_token_ids) > self._num_given
-        ):  # all of the prompt came before
+        num_generated = len(self._request.generated_token_ids)
+        if num_generated > self._num_given:  # all of the prompt came before
             request.sampling.ClearField("prompt_logprobs")
         self._objective.put_into(request, _now(), has_begun=self._has_begun)
         return request
