@@ -186,7 +186,9 @@ class Completion:
         ]
         for position in positions:
             certain = self._prompt_detokenizer.push(position.chosen.token_id)
-            position.text_offset = self._prompt_offsets.next(position.chosen.text, certain)
+            position.text_offset = self._prompt_offsets.next(
+                position.chosen.text, certain, self._prompt_detokenizer.num_held
+            )
         return positions
 
     def _read(self, token_id: int) -> str:
@@ -201,7 +203,8 @@ class Completion:
     def _offset(self, token_id: int, certain: str) -> int:
         if self._sampling.logprobs < 0:
             return 0
-        return self._offsets.next(self._token_text(token_id), certain)
+        text, num_held = self._token_text(token_id), self._detokenizer.num_held
+        return self._offsets.next(text, certain, num_held)
 
     def _push(self, text: str) -> tuple[str, str | None]:
         return self._stop.push(text, armed=self._num_tokens > self._sampling.min_tokens)

@@ -19,6 +19,9 @@ _MAX_PENDING_TOKENS = 8  # no decoder spreads one character over more
 
 
 class Detokenizer(Protocol):
+    num_held: int
+    """Whole characters that are held back: what follows them may make them others."""
+
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; often empty."""
         ...
@@ -39,6 +42,8 @@ def detokenizer_for(vocabulary: Vocabulary) -> Detokenizer:
 
 class ByteLevelDetokenizer:
     """For byte-level BPE: every token is a run of bytes of the UTF-8 text."""
+
+    num_held = 0
 
     def __init__(self, vocabulary: ByteLevelVocabulary) -> None:
         self._vocabulary = vocabulary
@@ -61,6 +66,8 @@ class SentencePieceDetokenizer:
     def __init__(self, vocabulary: SentencePieceVocabulary) -> None:
         self._vocabulary = vocabulary
         self._run = bytearray()
+        self._whole = codecs.getincrementaldecoder("utf-8")("replace")
+        self.num_held = 0
         self._num_to_strip = vocabulary.strip_count
 
     def push(self, token_id: int) -> str:
@@ -69,6 +76,7 @@ class SentencePieceDetokenizer:
             return ""
         if isinstance(piece, int):
             self._run.append(piece)
+            self.num_held += len(self._whole.decode(bytes((piece,))))
             return ""
         return self._strip(self._end_run() + piece)
 
@@ -83,6 +91,8 @@ class SentencePieceDetokenizer:
         except UnicodeDecodeError:
             text = _REPLACEMENT * len(self._run)
         self._run.clear()
+        self._whole.reset()
+        self.num_held = 0
         return text
 
     def _strip(self, text: str) -> str:
@@ -101,6 +111,8 @@ class WindowDetokenizer:
     Exact where a token's text depends on no more than its being the first one and on the token
     before it, which holds for the decoders of WordPiece, Metaspace and word-level vocabularies.
     """
+
+    num_held = 0
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary

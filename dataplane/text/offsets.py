@@ -11,11 +11,14 @@ class TextOffsets:
     """
 
     def __init__(self) -> None:
-        self._length = 0
+        self._num_certain = 0
+        self._end = 0
 
-    def next(self, token_text: str, certain: str) -> int:
-        """Characters before the next token. token_text: it alone. certain: what it made certain of
-        the text, of tokens before it as well, as a Detokenizer's push says."""
-        begin = self._length
-        self._length += len(certain)
-        return max(begin, self._length - len(token_text)) if certain else begin
+    def next(self, token_text: str, certain: str, num_held: int) -> int:
+        """Characters before the next token. token_text: it alone. certain, num_held: what it made
+        certain of the text, of tokens before it as well, and what is held back after it, as a
+        Detokenizer says."""
+        begin = self._end
+        self._num_certain += len(certain)
+        self._end = max(begin, self._num_certain + num_held)
+        return max(begin, self._end - len(token_text)) if self._end > begin else begin
