@@ -165,6 +165,11 @@ async def test_a_private_adapter_is_no_component(
     recipe = f"merge:cat?of=voice@1*1.0*{done.version.digest}*{public}"
     error = await failure(register(plane, "mix", recipe, ""))
     assert error.reason == "MERGE_COMPONENT_PRIVATE"
+    web.requests.clear()
     private = recipe.replace("public", "private")
-    assert (await failure(register(plane, "mix", private, ""))).reason == "SOURCE_ACCESS_DENIED"
-    assert (await failure(register(plane, "mix", private, "good"))).reason == "TOKEN_UNSUPPORTED"
+    for token in ("", "good"):
+        error = await failure(register(plane, "mix", private, token))
+        assert error.reason == "MERGE_COMPONENT_PRIVATE" and not web.requests, "nothing is read"
+    await register(plane, "open", public, "")
+    of_open = recipe.replace("voice@1", "open@1")
+    assert (await failure(register(plane, "mix", of_open, "good"))).reason == "TOKEN_UNSUPPORTED"

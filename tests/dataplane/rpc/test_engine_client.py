@@ -136,15 +136,15 @@ async def test_engine_loss_ends_every_stream_and_is_told(
 async def test_a_hung_engine_is_killed_and_lost(
     start_engine: StartEngine, engine_log: EngineLog
 ) -> None:
-    async with start_engine(FakeScript(freeze_after=1), hang_timeout_s=0.4) as client:
+    async with start_engine(FakeScript(freeze_after=1), hang_timeout_s=1.0) as client:
         await client.wait_ready()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.3)
         assert engine_log.losses == [], "one without work answers when asked"
         stream, began_s = submit(client), time.monotonic()
         with pytest.raises(UnavailableError) as raised:
             await drain(stream)
-        assert raised.value.reason == "ENGINE_LOST" and "0.4 s" in raised.value.message
-        assert time.monotonic() - began_s < 2.0
+        assert raised.value.reason == "ENGINE_LOST" and "1 s" in raised.value.message
+        assert time.monotonic() - began_s < 4.0
         assert len(engine_log.losses) == 1 and client.is_lost
         await eventually(lambda: not _exists(client.pid))
 
@@ -152,19 +152,19 @@ async def test_a_hung_engine_is_killed_and_lost(
 async def test_an_engine_that_hangs_without_work_is_found_before_a_request_meets_it(
     start_engine: StartEngine, engine_log: EngineLog
 ) -> None:
-    async with start_engine(hang_timeout_s=0.4) as client:
+    async with start_engine(hang_timeout_s=1.0) as client:
         await client.wait_ready()
         await drain(submit(client))
         os.kill(client.pid, signal.SIGSTOP)
         await eventually(lambda: client.is_lost)
         await eventually(lambda: not _exists(client.pid))
-        assert len(engine_log.losses) == 1 and "0.4 s" in engine_log.losses[0]
+        assert len(engine_log.losses) == 1 and "1 s" in engine_log.losses[0]
 
 
 async def test_loading_may_take_longer_than_a_hang(
     start_engine: StartEngine, engine_log: EngineLog
 ) -> None:
-    async with start_engine(FakeScript(ready_delay_s=0.8), hang_timeout_s=0.2) as client:
+    async with start_engine(FakeScript(ready_delay_s=1.5), hang_timeout_s=0.5) as client:
         await client.wait_ready()
         assert engine_log.losses == []
 
