@@ -27,9 +27,14 @@ demo: $(STAMP) ## every part on this machine; all demo adapters answer one promp
 up: $(STAMP) ## serve the demo model on 127.0.0.1:50051 (gRPC) and :8000 (HTTP)
 	$(BIN)/chorale up
 
+# Some tests start whole deployments, which a busy machine can stall: what failed beside other tests is
+# asked once more, alone, and shown both times. Only 1 means that all tests ran and some failed.
+TESTS := -m "not gpu and not slow"
 test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
-		-m "not gpu and not slow"
+	@rm -f .pytest_cache/v/cache/lastfailed
+	$(BIN)/python -m pytest $(TESTS) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder || \
+		{ test $$? -eq 1 && echo "== what failed, alone ==" && \
+		$(BIN)/python -m pytest $(TESTS) --last-failed --last-failed-no-failures none; }
 
 verify: lint types proto-check test ## what CI runs
 
