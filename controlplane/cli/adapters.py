@@ -29,6 +29,8 @@ from controlplane.cli.options import (
     DEFAULT_ADDRESS,
     Address,
     AsJson,
+    KeepCurrent,
+    New,
     SourceToken,
     Timeout,
     Wait,
@@ -71,13 +73,8 @@ def add(
         str, typer.Option(help="Base model to bind to; else the one that the adapter names.")
     ] = "",
     label: Labels = None,
-    new: Annotated[
-        bool, typer.Option("--new", help="Refuse a NAME that exists, whatever its content.")
-    ] = False,
-    keep_current: Annotated[
-        bool,
-        typer.Option("--keep-current", help="Leave the current version of a NAME that exists."),
-    ] = False,
+    new: New = False,
+    keep_current: KeepCurrent = False,
     wait: Wait = False,
     wait_timeout: WaitTimeout = 600.0,
     data_dir: DataDir = None,

@@ -11,7 +11,14 @@ from controlplane.cli import output, views
 from controlplane.cli.errors import UsageError
 from controlplane.cli.failures import reported
 from controlplane.cli.labels import Labels, labels_of
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from controlplane.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    AsJson,
+    KeepCurrent,
+    New,
+    Timeout,
+)
 from storage.merge.recipe import MAX_SEED
 
 if TYPE_CHECKING:
@@ -66,13 +73,8 @@ def merge(
         int | None, typer.Option(min=0, max=MAX_SEED, help="Of what dare_* draws; else 0.")
     ] = None,
     label: Labels = None,
-    new: Annotated[
-        bool, typer.Option("--new", help="Refuse a NAME that exists, whatever its content.")
-    ] = False,
-    keep_current: Annotated[
-        bool,
-        typer.Option("--keep-current", help="Leave the current version of a NAME that exists."),
-    ] = False,
+    new: New = False,
+    keep_current: KeepCurrent = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 600.0,
     as_json: AsJson = False,

@@ -84,6 +84,13 @@ DrainTimeout = Annotated[
         help="Seconds that running requests have to finish when it is to stop.",
     ),
 ]
+New = Annotated[
+    bool, typer.Option("--new", help="Refuse a NAME that exists, whatever its content.")
+]
+KeepCurrent = Annotated[
+    bool,
+    typer.Option("--keep-current", help="Leave the current version of a NAME that exists."),
+]
 Wait = Annotated[
     bool,
     typer.Option("--wait", help="Until it is there, with its progress; needs the fleet token."),

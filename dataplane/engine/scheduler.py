@@ -226,11 +226,6 @@ class Scheduler:
             self.remove(failure.sequence, now_s)
         return failures
 
-    def _match(self, sequence: Sequence) -> list[CachedBlock]:
-        if sequence.wants_scores:
-            return []
-        return self._prefixes.match(sequence.queue_key, sequence.tokens)
-
     def _unloaded(self, now_s: float) -> list[Failure]:
         failures = [
             Failure(sequence, error)
@@ -317,7 +312,7 @@ class Scheduler:
                 self._want(sequence, now_s)
                 if self._supply.pages_missing(sequence.adapter.digest) is None:
                     continue  # it is parked now
-            cached = self._match(sequence)
+            cached = sequence.computed_in(self._prefixes)
             num_cached = len(cached) * self._pool.page_tokens
             error = self._room.never_fits(sequence)
             error = error or self._triage.hopeless(sequence, now_s, num_cached)

@@ -11,7 +11,7 @@ from dataplane.sampling.history import History
 
 if TYPE_CHECKING:
     from dataplane.constraints.matcher import Matcher
-    from dataplane.engine.prefix_cache import CachedBlock
+    from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
 
 MAX_PRIORITY = 10
 
@@ -97,6 +97,10 @@ class Sequence:
         if self.sampling.prompt_logprobs < 0 or self.first_token_s is not None:
             return False
         return len(self.prompt_logprobs) < self.num_prompt - 1
+
+    def computed_in(self, prefixes: PrefixCache) -> list[CachedBlock]:
+        """Blocks of its tokens that are there and spare it their computing."""
+        return [] if self.wants_scores else prefixes.match(self.queue_key, self.tokens)
 
     def num_scored(self, start: int, end: int) -> int:
         """Of its tokens [start, end), which follow on each other, how many are to be scored by."""

@@ -99,7 +99,4 @@ class Triage:
         return self._supply.ready_in_s(sequence.adapter.digest, now_s)
 
     def _num_cached(self, sequence: Sequence) -> int:
-        if sequence.wants_scores:
-            return 0
-        blocks = self._prefixes.match(sequence.queue_key, sequence.tokens)
-        return len(blocks) * self._page_tokens
+        return len(sequence.computed_in(self._prefixes)) * self._page_tokens
