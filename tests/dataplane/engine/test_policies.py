@@ -155,6 +155,22 @@ def test_a_load_that_lasts_too_long_is_foreseen() -> None:
     assert set(simulation.tokens) == {0, 2, 3}
 
 
+def test_who_lives_on_when_it_was_due_is_watched_until_its_end() -> None:
+    simulation = Simulation(load_s=2.0)
+    simulation.submit(0, adapter="a")
+    simulation.run()  # a load takes two seconds
+    came_s = simulation.now_s
+    simulation.loader.hold = True
+    simulation.submit(1, adapter="b", first_token_in_s=3.0)
+    for after_s in (1.2, 2.5):  # it was to begin within a second, but its load has gone on
+        simulation.now_s = came_s + after_s
+        simulation.step()
+        assert 1 in simulation.live
+    simulation.now_s = came_s + 3.1
+    simulation.step()
+    assert isinstance(simulation.failed[1], HopelessError)
+
+
 def test_under_overload_the_newest_objective_is_served_first() -> None:
     simulation = Simulation(num_pages=400, max_running=1)
     for handle in range(30):

@@ -69,6 +69,18 @@ def test_byte_level_invalid_utf8_is_shown_as_the_decoder_shows_it(raw: list[int]
     assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
 
 
+def test_what_a_run_of_bytes_holds_back_counts_from_its_own_beginning() -> None:
+    tokenizer = made.sentencepiece(strip=False)
+    detokenizer = detokenizer_for(vocabulary_of(tokenizer))
+    held = []
+    for token in ("<0xE4>", "a", "<0xC3>", "<0xA9>", "<0xA9>"):  # the first run is cut short
+        token_id = tokenizer.token_to_id(token)
+        assert token_id is not None
+        detokenizer.push(token_id)
+        held.append(detokenizer.num_held)
+    assert held == [0, 0, 0, 1, 2]
+
+
 def test_an_emoji_is_held_until_its_last_byte() -> None:
     ids = BYTE_LEVEL.encode("🙂", add_special_tokens=False).ids
     assert len(ids) > 1
