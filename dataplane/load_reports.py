@@ -9,8 +9,9 @@ REPORTED_LOADS = 32
 
 
 class TierCounters(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One tier. num_adapters and num_bytes are of now; hits, misses and evictions are since the
-    start. A lookup that misses goes on in the next tier: "pool", "host", "disk"."""
+    """One tier. num_adapters and num_bytes are of now; hits, misses, evictions and damaged
+    entries, which were dropped, are since the start. A lookup that misses goes on in the next
+    tier: "pool", "host", "disk"."""
 
     tier: str
     num_adapters: int
@@ -19,6 +20,7 @@ class TierCounters(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     hits: int
     misses: int
     evictions: int
+    damaged: int = 0
 
 
 class LoadUnderWay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -61,7 +61,7 @@ class DiskTierStats:
     hits: int
     misses: int
     evictions: int
-    corrupt_dropped: int
+    damaged: int
 
 
 class DiskTier:
@@ -82,7 +82,7 @@ class DiskTier:
         self._max_bytes = max_bytes
         self._limits = limits
         self._sizes: dict[str, int] = {}
-        self._hits = self._misses = self._evictions = self._corrupt_dropped = 0
+        self._hits = self._misses = self._evictions = self._damaged = 0
         self._last_use_ns = 0
         # The thread lock is what keeps order (a cancelled caller leaves its thread running);
         # the async one only saves other writers from occupying threads while they wait.
@@ -176,7 +176,7 @@ class DiskTier:
             hits=self._hits,
             misses=self._misses,
             evictions=self._evictions,
-            corrupt_dropped=self._corrupt_dropped,
+            damaged=self._damaged,
         )
 
     def _read(self, digest: str) -> AdapterFiles | None:
@@ -222,7 +222,7 @@ class DiskTier:
 
     def _drop_damaged(self, digest: str) -> None:
         _log.warning("disk tier drops damaged entry %s", digest)
-        self._corrupt_dropped += 1
+        self._damaged += 1
         self._drop(digest)
 
     def _is_sound(self, digest: str, files: AdapterFiles) -> bool:

@@ -61,13 +61,13 @@ def status(
 
 
 def _print_tiers(planes: list[dict[str, Any]]) -> None:
-    columns = ("adapters", "bytes", "of", "hits", "misses", "evictions")
+    columns = ("adapters", "bytes", "of", "hits", "misses", "evictions", "damaged")
     rows = [
         [
             *(plane["data_plane_id"], tier["tier"], str(tier["num_adapters"])),
             output.human_bytes(tier["size_bytes"]),
             output.human_bytes(tier["max_bytes"]),
-            *(str(tier[f"num_{what}"]) for what in ("hits", "misses", "evictions")),
+            *(str(tier[f"num_{what}"]) for what in ("hits", "misses", "evictions", "damaged")),
         ]
         for plane in planes
         for tier in plane["tiers"]

@@ -134,6 +134,7 @@ def tier(value: fleet_pb.TierCounters) -> dict[str, Any]:
         "num_hits": value.num_hits,
         "num_misses": value.num_misses,
         "num_evictions": value.num_evictions,
+        "num_damaged": value.num_damaged,
     }
 
 

@@ -19,6 +19,7 @@ class TierCounters(msgspec.Struct, frozen=True, array_like=True):
     num_hits: int
     num_misses: int
     num_evictions: int
+    num_damaged: int = 0
 
 
 class LoadCount(msgspec.Struct, frozen=True, array_like=True):

@@ -28,6 +28,7 @@ def counters_from_pb(load: pb.Load) -> Counters:
                 num_hits=each.num_hits,
                 num_misses=each.num_misses,
                 num_evictions=each.num_evictions,
+                num_damaged=each.num_damaged,
             )
             for each in load.tiers[:MAX_TIERS]
         ],

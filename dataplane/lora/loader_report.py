@@ -91,4 +91,5 @@ def _tier(name: str, stats: HostTierStats | DiskTierStats, max_bytes: int) -> Ti
         hits=stats.hits,
         misses=stats.misses,
         evictions=stats.evictions,
+        damaged=stats.damaged if isinstance(stats, DiskTierStats) else 0,
     )

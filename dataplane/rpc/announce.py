@@ -57,6 +57,7 @@ def load_of(ready: Ready, stats: Stats | None) -> fleet_pb2.Load:
                 num_hits=each.hits,
                 num_misses=each.misses,
                 num_evictions=each.evictions,
+                num_damaged=each.damaged,
             )
             for each in stats.tiers
         ],

@@ -65,6 +65,7 @@ def _tiers(prefix: str, loads: Mapping[str, fleet_pb2.Load]) -> Iterator[Any]:
         "num_hits": (CounterMetricFamily, "tier_hits", "Looked for and found."),
         "num_misses": (CounterMetricFamily, "tier_misses", "Looked for in vain."),
         "num_evictions": (CounterMetricFamily, "tier_evictions", "Given up for others."),
+        "num_damaged": (CounterMetricFamily, "tier_damaged", "Found damaged, and dropped."),
     }
     for field, (kind, name, help_text) in kinds.items():
         family = kind(f"{prefix}_{name}", help_text, labels=labels)

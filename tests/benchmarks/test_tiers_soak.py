@@ -23,7 +23,7 @@ def test_many_adapters_through_small_tiers(tmp_path: Path, monkeypatch: pytest.M
     assert report["distinct_touched"] == 40
     for tier in ("host", "disk"):
         assert report[tier]["evictions"] > 0 and report[tier]["hits"] > 0
-    assert report["disk"]["corrupt_dropped"] == 0
+    assert report["disk"]["damaged"] == 0
     assert 0 < report["read_back"] <= report["disk"]["num_entries"]
 
 

@@ -138,6 +138,7 @@ async def test_counters_of_heartbeats_are_listed(redis_url: str) -> None:
                 num_hits=4,
                 num_misses=5,
                 num_evictions=6,
+                num_damaged=9,
             )
         ],
         load_counts=[

@@ -120,7 +120,7 @@ async def test_damaged_entries_are_dropped_not_served(
             (tmp_path / "elsewhere").write_bytes(b"x")
             path.symlink_to(tmp_path / "elsewhere")
     assert await tier.get(DIGESTS[0]) is None
-    assert tier.stats().corrupt_dropped == 1
+    assert tier.stats().damaged == 1
     assert on_disk(tmp_path / "root") == set()
     await fill(tier, 0)
     assert await tier.get(DIGESTS[0]) is not None
@@ -153,11 +153,11 @@ async def test_what_is_made_while_files_are_proven_counts_only_if_they_are_sound
 
     if damaged:
         assert await tier.get_and(make, DIGESTS[0]) is None
-        assert tier.stats().corrupt_dropped == tier.stats().misses == 1
+        assert tier.stats().damaged == tier.stats().misses == 1
     elif fails:
         with pytest.raises(LookupError):
             await tier.get_and(make, DIGESTS[0])
-        assert tier.stats().corrupt_dropped == 0
+        assert tier.stats().damaged == 0
     else:
         assert await tier.get_and(make, DIGESTS[0]) == files(0).size_bytes
     assert made.is_set()
@@ -284,7 +284,7 @@ def _work(root: str, seed: int) -> int:
             await fill(tier, index)
             found = await tier.get(DIGESTS[(index + step) % 6])
             assert found is None or found.weights == SAMPLES[DIGESTS[(index + step) % 6]].weights
-        return tier.stats().corrupt_dropped
+        return tier.stats().damaged
 
     return asyncio.run(run())
 

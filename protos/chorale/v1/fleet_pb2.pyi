@@ -154,7 +154,7 @@ class TierCost(_message.Message):
     def __init__(self, tier: _Optional[str] = ..., fixed_s: _Optional[float] = ..., byte_s: _Optional[float] = ...) -> None: ...
 
 class TierCounters(_message.Message):
-    __slots__ = ("tier", "num_adapters", "size_bytes", "max_bytes", "num_hits", "num_misses", "num_evictions")
+    __slots__ = ("tier", "num_adapters", "size_bytes", "max_bytes", "num_hits", "num_misses", "num_evictions", "num_damaged")
     TIER_FIELD_NUMBER: _ClassVar[int]
     NUM_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class TierCounters(_message.Message):
     NUM_HITS_FIELD_NUMBER: _ClassVar[int]
     NUM_MISSES_FIELD_NUMBER: _ClassVar[int]
     NUM_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DAMAGED_FIELD_NUMBER: _ClassVar[int]
     tier: str
     num_adapters: int
     size_bytes: int
@@ -169,7 +170,8 @@ class TierCounters(_message.Message):
     num_hits: int
     num_misses: int
     num_evictions: int
-    def __init__(self, tier: _Optional[str] = ..., num_adapters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_misses: _Optional[int] = ..., num_evictions: _Optional[int] = ...) -> None: ...
+    num_damaged: int
+    def __init__(self, tier: _Optional[str] = ..., num_adapters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_misses: _Optional[int] = ..., num_evictions: _Optional[int] = ..., num_damaged: _Optional[int] = ...) -> None: ...
 
 class LoadCount(_message.Message):
     __slots__ = ("origin", "outcome", "num_loads", "size_bytes", "queue_s", "read_s", "parse_s", "build_s")

@@ -57,7 +57,14 @@ def seen(reported: Stats | None) -> Metrics:
 
 def test_each_figure_of_the_engine_is_shown() -> None:
     pool = TierCounters(
-        tier="pool", num_adapters=1, num_bytes=2, max_bytes=3, hits=4, misses=5, evictions=6
+        tier="pool",
+        num_adapters=1,
+        num_bytes=2,
+        max_bytes=3,
+        hits=4,
+        misses=5,
+        evictions=6,
+        damaged=7,
     )
     parts = {"queue_s": 0.1, "read_s": 0.2, "parse_s": 0.3, "build_s": 0.4}
     loaded = LoadCount(origin="disk", outcome="OK", num=7, num_bytes=70, **parts)
@@ -129,6 +136,7 @@ def test_each_figure_of_the_engine_is_shown() -> None:
         "tier_hits_total": 4,
         "tier_misses_total": 5,
         "tier_evictions_total": 6,
+        "tier_damaged_total": 7,
     }.items():
         assert found(f"{PREFIX}_{name}", PLANE, tier="pool") == value, name
     owners = {"adapter": 20, "prefix": 10, "free": 30, "sequence": 40}
