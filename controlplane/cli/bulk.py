@@ -82,8 +82,12 @@ class Bulk:
                 raise
 
     def _one(self, name: str, source: str) -> Outcome:
-        outcome = self._tried(name, source)
-        self._ended(outcome)
+        try:
+            outcome = self._tried(name, source)
+            self._ended(outcome)
+        except BaseException:  # here, as others may have ended before `run` comes to hear of it
+            self._stop.set()
+            raise
         return outcome
 
     def _tried(self, name: str, source: str) -> Outcome:
