@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -16,6 +15,7 @@ from chorale import tickets
 from chorale.errors import ChoraleError, NotFoundError, UnauthenticatedError
 from chorale.server import Server, start_server
 from chorale.v1 import admission_pb2, fleet_pb2, fleet_pb2_grpc
+from tests.helpers.waiting import eventually as eventually
 
 TOKEN = "fleet-token"
 KEY_ID, KEY = "k1", b"k" * 32
@@ -131,10 +131,3 @@ async def serving(control_plane: FakeControlPlane, port: int = 0) -> AsyncIterat
         yield server
     finally:
         await server.stop(0)
-
-
-async def eventually(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    """Waits until the condition holds; fails when it does not in time."""
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -92,7 +92,8 @@ class _Engine:
     def __init__(self, address: str, script: FakeScript, log: Path) -> None:
         self.script = script
         self.log = log
-        self.socket = zmq.Context().socket(zmq.PAIR)
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.PAIR)
         self.socket.connect(address)
         self.running: dict[int, tuple[channel.Submit, int, float]] = {}
         self.alive_due = 0.0
@@ -101,6 +102,11 @@ class _Engine:
 
     def send(self, message: object) -> None:
         self.socket.send(channel.encode(message))
+
+    def flush(self) -> None:
+        """Returns once all that was sent has left this process; nothing can be sent any more."""
+        self.socket.close()
+        self.context.term()
 
     def receive(self, timeout_ms: int) -> channel.ToEngine | None:
         if not self.socket.poll(timeout_ms):
@@ -120,7 +126,7 @@ class _Engine:
         time.sleep(script.ready_delay_s)
         if script.start_failed is not None:
             self.send(channel.StartFailed(**script.start_failed))
-            time.sleep(0.05)
+            self.flush()
             return 1
         self.send(ready_message(**script.ready))
         if script.stats is not None:
@@ -196,10 +202,10 @@ class _Engine:
     def mishap(self, handle: int, position: int) -> None:
         script = self.script
         if self.is_cursed and position == script.crash_after:
-            time.sleep(0.05)
+            self.flush()
             os._exit(3)
         if self.is_cursed and position == script.freeze_after:
-            time.sleep(0.05)
+            self.flush()
             os.kill(os.getpid(), signal.SIGSTOP)
         if self.is_cursed and position == script.garbage_after:
             self.socket.send(b"\xc1garbage")

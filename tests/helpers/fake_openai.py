@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from tests.helpers.waiting import until
 
 
 class FakeOpenAI:
@@ -87,15 +88,13 @@ def serving(fake: FakeOpenAI) -> Generator[FakeOpenAI]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        deadline_s = time.monotonic() + 10
-        while not server.started and time.monotonic() < deadline_s:
-            time.sleep(0.005)
+        until(lambda: server.started, every_s=0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
         fake.url = f"http://127.0.0.1:{port}/v1"
         yield fake
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -22,8 +22,9 @@ from controlplane.die_with_parent import dying_with_parent
 
 ROOT = Path(__file__).parents[2]
 READY = re.compile(r"ready grpc=(\S+:\d+) http=(\S+:\d+)")
-READY_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 15.0
+# Of busy machines, too: nobody waits so long where all is well.
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
 _MODULE = [sys.executable, "-P", "-m", "controlplane.cli.main"]
 
 
@@ -41,7 +42,7 @@ def chorale(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]
         env=chorale_environment(changes),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -70,7 +71,7 @@ class ChoraleUp:
         self._environment |= environment or {}
         self._cwd = cwd
         self._process: subprocess.Popen[str] | None = None
-        self._stderr: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader: threading.Thread | None = None
         self.stdout_lines: list[str] = []
@@ -109,8 +110,10 @@ class ChoraleUp:
     @property
     def stderr(self) -> str:
         """What it has written to stderr so far."""
-        self._stderr.seek(0)
-        return self._stderr.read()
+        # Not read from the beginning: its place in the file is also the one that the process, which
+        # may be writing, has.
+        number = self._stderr.fileno()
+        return os.pread(number, os.fstat(number).st_size, 0).decode()
 
     def start(self) -> None:
         """Returns at the ready line. Raises: AssertionError, with its logs, when none comes."""
@@ -152,7 +155,7 @@ class ChoraleUp:
         """The exit status, once it has ended. Raises: subprocess.TimeoutExpired."""
         status = self.process.wait(timeout_s)
         if self._reader is not None:
-            self._reader.join(5)
+            self._reader.join(STOP_TIMEOUT_S)
         return status
 
     def kill(self) -> None:
@@ -169,7 +172,10 @@ class ChoraleUp:
         """The main process of "control-plane", "gateway", "redis" or "data-plane-0" …"""
         mark = {"redis": "redis-server"}.get(name, name)
         for process in psutil.Process(self.pid).children():
-            command = process.cmdline()
+            try:
+                command = process.cmdline()
+            except psutil.NoSuchProcess:  # it has ended meanwhile
+                continue
             if any(mark in word for word in command[:1]) or any(
                 word in (mark, f"--data-plane-id={mark}") for word in command
             ):

@@ -1,0 +1,37 @@
+"""Waiting for what another task, thread or process brings about: by the clock, not by tries."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# A busy machine may stand still for seconds; nobody waits for it where all is well.
+PATIENCE_S = 60.0
+_POLL_S = 0.02
+
+
+def until(
+    condition: Callable[[], T], within_s: float = PATIENCE_S, *, every_s: float = _POLL_S
+) -> T:
+    """What the condition comes to, once that is true of it. Raises: AssertionError, with the last
+    that it came to, when it does not in time; what the condition raises."""
+    until_s = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < until_s, f"not within {within_s:g} s: {found!r}"
+        time.sleep(every_s)
+    return found
+
+
+async def eventually(
+    condition: Callable[[], T], within_s: float = PATIENCE_S, *, every_s: float = 0.005
+) -> T:
+    """As `until`, while the other tasks of this event loop go on."""
+    until_s = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < until_s, f"not within {within_s:g} s: {found!r}"
+        await asyncio.sleep(every_s)
+    return found
