@@ -20,6 +20,7 @@ from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import running
 from tests.helpers.redis import redis_server, redis_url, send
+from tests.helpers.waiting import PATIENCE_S
 
 __all__ = ["redis_server", "redis_url"]
 
@@ -33,7 +34,7 @@ def address(redis_url: str, tmp_path: Path) -> Iterator[str]:
     found: list[Any] = []
 
     async def serve() -> None:
-        async with running(redis_url, adapter_roots=[tmp_path]) as plane:
+        async with running(redis_url, adapter_roots=[tmp_path], lease_s=600.0) as plane:
             await plane.join(max_running=4)
             found.extend([plane.address, asyncio.get_running_loop(), plane])
             ready.set()
@@ -41,7 +42,7 @@ def address(redis_url: str, tmp_path: Path) -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(PATIENCE_S)
     rejoin.update(plane=found[2], loop=found[1])
     yield found[0]
     stop.set()
@@ -62,7 +63,7 @@ def chorale(address: str) -> Chorale:
 def lose_everything(server: EmbeddedRedis) -> None:
     assert send(server, "FLUSHALL") == b"+OK\r\n"
     joining = asyncio.run_coroutine_threadsafe(rejoin["plane"].join(max_running=4), rejoin["loop"])
-    joining.result(10)
+    joining.result(PATIENCE_S)
 
 
 def fill(address: str, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(
         read = reader.submit(pipe.read_text)
         written = chorale("adapters", "export", str(pipe))
         assert written.exit_code == 0 and pipe.is_fifo()
-        assert read.result(10).startswith(HEAD)
+        assert read.result(PATIENCE_S).startswith(HEAD)
     begin, end = os.pipe()  # as a shell's, named /dev/stdout or /dev/fd/N
     assert chorale("adapters", "export", f"/dev/fd/{end}").exit_code == 0
     assert os.read(begin, 65_536).decode().startswith(HEAD)

@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
 from chorale import errors
 from controlplane.cli.exit_codes import EXPLAINED, ExitCode
-from controlplane.cli.supervisor import ports
 from tests.cli.conftest import Chorale
 from tests.helpers.scripted_gateway import ScriptedGateway
+from tests.helpers.waiting import refusing
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_each_error_has_its_exit_code_and_two_forms(
 
 
 def test_no_server_says_what_to_do(chorale: Chorale) -> None:
-    address = f"127.0.0.1:{ports.free_port('127.0.0.1')}"
-    result = chorale("status", "--address", address)
+    with refusing() as address:
+        result = chorale("status", "--address", address)
     assert result.exit_code == 5
     assert result.stderr.startswith(f"error: NO_SERVER: nothing serves at {address}")
     assert "chorale up" in result.stderr and len(result.stderr.splitlines()) == 1
@@ -80,8 +80,10 @@ def test_what_cannot_be_sent_is_no_fault_of_chorale(
 
 
 def test_no_answer_in_time_says_so(chorale: Chorale, gateway: ScriptedGateway) -> None:
-    gateway.answers["GetAdapter"] = lambda _request: time.sleep(0.5)
+    end = threading.Event()
+    gateway.answers["GetAdapter"] = lambda _request: end.wait(60)
     result = chorale("adapters", "show", "x", "--timeout", "0.2")
+    end.set()
     assert result.exit_code == 5
     assert result.stderr == (
         f"error: DEADLINE_EXCEEDED: {gateway.address} gave no answer in the time that --timeout "

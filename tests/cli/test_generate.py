@@ -184,7 +184,7 @@ def test_ctrl_c_cancels_the_call(gateway: ScriptedGateway) -> None:
     def endless(request: Any) -> Iterator[Any]:
         del request
         yield from generation(["first"])[:2]
-        end.wait(20)
+        end.wait(60)
 
     gateway.answers["Generate"] = endless
     command = [sys.executable, "-m", "controlplane.cli.main", "generate", "hello"]
@@ -198,6 +198,6 @@ def test_ctrl_c_cancels_the_call(gateway: ScriptedGateway) -> None:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(5) == b"first"  # before the stream has ended
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr.read() == b""
         end.set()

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from controlplane.cli.supervisor.ports import free_port
 from tests.cli.conftest import Chorale
+from tests.helpers.waiting import refusing
 
 STATUS = health_pb2.HealthCheckResponse
 
@@ -39,6 +39,6 @@ def test_health(chorale: Chorale, server: tuple[str, Any]) -> None:
 
 
 def test_nobody_there(chorale: Chorale) -> None:
-    address = f"127.0.0.1:{free_port('127.0.0.1')}"
-    asked = chorale("health", f"--address={address}")
+    with refusing() as address:
+        asked = chorale("health", f"--address={address}")
     assert asked.exit_code == 5 and f"NO_SERVER: nothing serves at {address}" in asked.stderr

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,30 @@ from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.supervisor import plan, ports
 
 
-def test_an_occupied_port_is_refused_by_name() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@pytest.fixture
+def host() -> str:
+    """An address of this machine on which no other process takes ports meanwhile."""
+    if sys.platform != "linux":
+        return "127.0.0.1"
+    high, low = divmod(os.getpid(), 250)
+    return f"127.77.{high % 250}.{low + 1}"
+
+
+def test_an_occupied_port_is_refused_by_name(host: str) -> None:
+    with socket.create_server((host, 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(PortInUseError) as caught:
-            ports.claim("--http-port", "127.0.0.1", port)
+            ports.claim("--http-port", host, port)
     assert caught.value.exit_code == ExitCode.BLOCKED
     assert "--http-port" in caught.value.message and str(port) in caught.value.message
-    assert ports.claim("--http-port", "127.0.0.1", port) == port
+    assert ports.claim("--http-port", host, port) == port
 
 
-def test_zero_picks_a_port_that_can_be_bound_and_is_not_taken() -> None:
-    first = ports.claim("--grpc-port", "127.0.0.1", 0)
-    second = ports.claim("--http-port", "127.0.0.1", 0, {first})
+def test_zero_picks_a_port_that_can_be_bound_and_is_not_taken(host: str) -> None:
+    first = ports.claim("--grpc-port", host, 0)
+    second = ports.claim("--http-port", host, 0, {first})
     assert first != second
-    with socket.create_server(("127.0.0.1", second)):
+    with socket.create_server((host, second)):
         pass
 
 

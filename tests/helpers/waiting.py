@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,3 +37,11 @@ async def eventually(
         assert time.monotonic() < until_s, f"not within {within_s:g} s: {found!r}"
         await asyncio.sleep(every_s)
     return found
+
+
+@contextmanager
+def refusing() -> Generator[str]:
+    """HOST:PORT where connections are refused inside: it is taken, and nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
