@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.errors import TargetError
+from benchmarks.load import driver
 from benchmarks.load.driver import Driver
 from benchmarks.load.generators import closed, with_warm_up
 from benchmarks.load.lag import watched
@@ -14,10 +16,20 @@ from benchmarks.load.records import Record
 from benchmarks.load.run import RunOptions, run_phases
 from benchmarks.load.workload import Phase, Request
 from tests.benchmarks.fake_target import FakeTarget
+from tests.helpers import virtual_time
+from tests.helpers.virtual_time import VirtualClock
 
 
 def phase_of(requests: list[Request], concurrency: int = 0) -> Phase:
     return Phase("test", tuple(requests), concurrency)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """What the driver goes by."""
+    made = VirtualClock()
+    monkeypatch.setattr(driver, "time", SimpleNamespace(perf_counter=made))
+    return made
 
 
 async def run(target: FakeTarget, phase: Phase, **options: object) -> list[Record]:
@@ -40,36 +52,36 @@ async def test_a_closed_loop_has_no_more_workers_than_requests() -> None:
     assert len(await run(target, phase_of([Request(0, "", 1, 1)], concurrency=64))) == 1
 
 
-async def test_an_open_loop_sends_when_due_whatever_is_still_under_way() -> None:
+def test_an_open_loop_sends_when_due_whatever_is_still_under_way(clock: VirtualClock) -> None:
     target = FakeTarget(first_s=0.2)
     requests = [Request(index, "", 1, 1, at_s=0.02 * index) for index in range(8)]
-    records = await run(target, phase_of(requests))
+    records = virtual_time.run(clock, run(target, phase_of(requests)))
     assert target.max_open == 8
     for record in records:
-        assert record.due_s == pytest.approx(0.02 * record.index)
-        assert 0 <= record.sent_s - record.due_s < 0.1
+        assert record.due_s == record.sent_s == pytest.approx(0.02 * record.index)
 
 
-async def test_latency_counts_from_when_a_request_was_due() -> None:
+def test_latency_counts_from_when_a_request_was_due(clock: VirtualClock) -> None:
     """A client that lags may not hide the wait: no coordinated omission."""
     target = FakeTarget()
     phase = phase_of([Request(0, "", 1, 1, at_s=0.0), Request(1, "", 1, 1, at_s=0.01)])
 
     def block(record: Record) -> None:
         if record.index == 0 and not record.token_s and not record.completed:
-            time.sleep(0.15)
+            clock.now_s += 0.15
 
-    late = (await run(target, phase, observe=block))[1]
-    assert late.sent_s > 0.14
-    assert late.ttft_s is not None and late.ttft_s > 0.13
+    late = virtual_time.run(clock, run(target, phase, observe=block))[1]
+    assert late.sent_s == pytest.approx(0.15)
+    assert late.ttft_s == pytest.approx(0.14)
 
 
-async def test_times_of_the_tokens_are_those_of_their_arrival() -> None:
+def test_times_of_the_tokens_are_those_of_their_arrival(clock: VirtualClock) -> None:
     target = FakeTarget(first_s=0.05, gap_s=0.02)
-    (record,) = await run(target, phase_of([Request(0, "", 1, 4)], concurrency=1))
-    assert record.ttft_s is not None and 0.045 < record.ttft_s < 0.2
-    assert len(record.gaps_s) == 3 and min(record.gaps_s) > 0.015
-    assert record.latency_s is not None and record.latency_s >= record.ttft_s + 0.05
+    phase = phase_of([Request(0, "", 1, 4)], concurrency=1)
+    (record,) = virtual_time.run(clock, run(target, phase))
+    assert record.ttft_s == pytest.approx(0.05)
+    assert record.gaps_s == pytest.approx([0.02] * 3)
+    assert record.latency_s == pytest.approx(0.11)
     assert (record.queue_s, record.adapter_load_s) == (0.25, 0.125)
 
 
@@ -82,19 +94,21 @@ async def test_failures_are_counted_by_reason_and_the_rest_goes_on() -> None:
     assert records[1].num_tokens == 1 and not records[1].completed
 
 
-async def test_a_request_that_hangs_ends_at_its_timeout() -> None:
+def test_a_request_that_hangs_ends_at_its_timeout(clock: VirtualClock) -> None:
     target = FakeTarget()
     target.hanging.add("stuck")
     requests = [Request(0, "stuck", 1, 3), Request(1, "", 1, 3)]
-    records = await run(target, phase_of(requests, concurrency=1), timeout_s=0.05)
+    phase = phase_of(requests, concurrency=1)
+    records = virtual_time.run(clock, run(target, phase, timeout_s=0.05))
     assert [record.error for record in records] == ["CLIENT_TIMEOUT", ""]
+    assert records[1].sent_s == pytest.approx(0.05)
     assert target.num_open == 0
 
 
-async def test_more_open_streams_than_allowed_are_failures_not_delays() -> None:
+def test_more_open_streams_than_allowed_are_failures_not_delays(clock: VirtualClock) -> None:
     target = FakeTarget(first_s=0.1)
     requests = [Request(index, "", 1, 1, at_s=0.0) for index in range(5)]
-    records = await run(target, phase_of(requests), max_in_flight=3)
+    records = virtual_time.run(clock, run(target, phase_of(requests), max_in_flight=3))
     assert sorted(record.error for record in records) == ["", "", ""] + ["CLIENT_SATURATED"] * 2
     assert len(target.seen) == 3
 

@@ -161,9 +161,9 @@ def test_the_command_measures_and_judges(tmp_path: Path) -> None:
     lines = {line["name"]: line for line in report["ratios"]}
     line = lines["attainment: one pool to LoRAX's share, 10% for adapters"]
     (one,), (lorax,) = report["runs"]["one pool"], report["runs"]["10% for adapters"]
-    assert line["median"] == pytest.approx(
-        one["whole"]["attainment"] / lorax["whole"]["attainment"]
-    )
+    # On a slow machine nothing may come in time.
+    attained = [max(run["whole"]["attainment"], 1e-9) for run in (one, lorax)]
+    assert line["median"] == pytest.approx(attained[0] / attained[1])
     assert line["at_least"] == 1.5
     json.dumps(report)
 
