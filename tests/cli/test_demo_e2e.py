@@ -11,7 +11,7 @@ from examples.demo.voices import BASE_VOICE, PROMPT, VOICES, english
 from tests.cli.test_up_e2e import adapter_dirs
 from tests.helpers.up import ROOT, chorale_environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 NUMBER = 407
 
@@ -23,7 +23,7 @@ def test_every_voice_answers_and_all_ends_cleanly() -> None:
         env=chorale_environment(),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -11,9 +11,9 @@ import pytest
 
 import chorale
 from tests.e2e.conftest import expected
-from tests.helpers.prometheus import Metrics
 from tests.helpers.up import ChoraleUp
 from tests.helpers.up import chorale as command
+from tests.helpers.waiting import until
 
 USERS = [f"user-{number}" for number in range(1000)]
 ALIAS = "e2e-canary"
@@ -72,6 +72,5 @@ def test_over_http(up: ChoraleUp, client: chorale.Client) -> None:
             assert answer.json()["choices"][0]["text"].strip() == expected(voice, 407)
         shown = http.get(f"/v1/models/{ALIAS}").json()
         assert [target["weight"] for target in shown["targets"]] == [50, 50]
-        seen = Metrics(http.get("/metrics").text)
     rows = {"model": "roman", "version": "1", "outcome": "ok"}
-    assert seen("chorale_gateway_model_requests_total", rows) >= 1
+    until(lambda: up.metrics()("chorale_gateway_model_requests_total", rows) >= 1)

@@ -43,7 +43,8 @@ def test_a_fresh_deployment_answers_and_stops_in_order(tmp_path: Path) -> None:
                 model = "" if name == BASE else name
                 answer = client.complete("407 =", model=model, max_tokens=48, timeout=60)
                 assert answer.text.strip() == expected(name, 407)
-        with httpx.Client(base_url=f"http://{deployed.address('gateway', 8000)}") as http:
+        http_url = f"http://{deployed.address('gateway', 8000)}"
+        with httpx.Client(base_url=http_url, timeout=60) as http:
             body = {"model": "french", "prompt": "407 =", "max_tokens": 48, "temperature": 0}
             answered = http.post("/v1/completions", json=body).raise_for_status().json()
             assert answered["choices"][0]["text"].strip() == expected("french", 407)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-
-import httpx
 
 import chorale
 from chorale.v1 import fleet_pb2 as pb
 from examples.demo.voices import PROMPT
 from tests.e2e.conftest import expected
 from tests.helpers import up as helpers
-from tests.helpers.prometheus import Metrics
 from tests.helpers.up import ChoraleUp
+from tests.helpers.waiting import until
 
 NAME = "roman"
 
@@ -31,24 +27,15 @@ def told(up: ChoraleUp, *arguments: str) -> None:
     assert len(json.loads(answer.stdout)["data_planes"]) == 1
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
-
-
 def check_metrics(up: ChoraleUp) -> None:
     def is_seen() -> bool:
-        seen = Metrics(httpx.get(f"http://{up.http_address}/metrics").text)
+        seen, answered = up.metrics(), {"model": NAME, "version": "1", "kind": "completion"}
         plane = {"data_plane": "data-plane-0"}
-        assert (
-            seen("chorale_gateway_model_tokens_total", model=NAME, version="1", kind="completion")
-            > 0
-        )
-        assert seen("chorale_fleet_up") == 1 and seen("chorale_registry_adapters") > 1
         return (
-            seen("chorale_fleet_prefetches_total", plane, what="hit") >= 1
+            seen("chorale_gateway_model_tokens_total", answered) > 0
+            and seen("chorale_fleet_up") == 1
+            and seen("chorale_registry_adapters") > 1
+            and seen("chorale_fleet_prefetches_total", plane, what="hit") >= 1
             and seen("chorale_fleet_tier_bytes", plane, tier="pool") > 0
             and seen("chorale_fleet_tier_hits_total", plane, tier="pool") > 0
             and seen("chorale_fleet_tier_adapters", plane, tier="disk") > 0
@@ -58,7 +45,7 @@ def check_metrics(up: ChoraleUp) -> None:
             )
         )
 
-    eventually(is_seen)
+    until(is_seen)
 
 
 def check_shown(up: ChoraleUp) -> None:
@@ -83,17 +70,17 @@ def test_prefetch_use_and_unload(up: ChoraleUp, client: chorale.Client) -> None:
         return any(version.digest in getattr(residency, f"{tier}_digests") for tier in tiers)
 
     told(up, "unload", NAME, "--within", "0")
-    eventually(lambda: not is_in("pool", "host"))
+    until(lambda: not is_in("pool", "host"))
     hits = load().load.prefetches.num_hits
-    told(up, "prefetch", NAME, "--tier", "pool", "--wait", "--wait-timeout", "20")
-    eventually(lambda: is_in("pool"))
+    told(up, "prefetch", NAME, "--tier", "pool", "--wait", "--wait-timeout", "60")
+    until(lambda: is_in("pool"))
     answer = client.complete(PROMPT.format(n=7), model=NAME, max_tokens=40)
     assert answer.text.strip() == expected(NAME, 7)
-    eventually(lambda: load().load.prefetches.num_hits == hits + 1)
+    until(lambda: load().load.prefetches.num_hits == hits + 1)
     check_metrics(up)
     check_shown(up)
     told(up, "pin", NAME, "--tier", "pool")
     told(up, "unpin", NAME)
     told(up, "unload", NAME)
-    eventually(lambda: not is_in("pool", "host"))
-    assert is_in("disk")
+    until(lambda: not is_in("pool", "host"))
+    until(lambda: is_in("disk"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,9 @@ import transformers
 
 import chorale
 from tests.e2e.conftest import ADAPTERS, ROOT, expected
-from tests.helpers.prometheus import Metrics
 from tests.helpers.up import ChoraleUp
 from tests.helpers.up import chorale as command
+from tests.helpers.waiting import until
 
 PROMPTS = ["407 =", "85 =", "9 =", "630 ="]
 MODEL = ROOT / "examples" / "demo" / "model"
@@ -53,9 +52,9 @@ def test_it_is_an_adapter_like_any_other(up: ChoraleUp, client: chorale.Client) 
         body["parameters"] = {"merged_adapters": {"ids": ["french"], "weights": [1]}}
         refused = http.post("/generate", json=body)
         assert refused.status_code in (400, 422) and "adapters merge" in refused.text
-        seen = Metrics(http.get("/metrics").text)
     rows = {"model": MERGE, "version": "2", "outcome": "ok"}
-    assert seen("chorale_gateway_model_requests_total", rows) == 1
+    until(lambda: up.metrics()("chorale_gateway_model_requests_total", rows))
+    assert up.metrics()("chorale_gateway_model_requests_total", rows) == 1
 
 
 @pytest.mark.usefixtures("merged")
@@ -121,9 +120,11 @@ def test_it_outlives_its_data_plane(tmp_path: Path) -> None:
         assert client.complete("407 =", model=MERGE).text.strip() == expected("reversed", 407)
         [first] = client.data_planes()
         own.part("data-plane-0").kill()
-        until_s = time.monotonic() + 30
-        while [plane.incarnation for plane in client.data_planes()] in ([], [first.incarnation]):
-            assert time.monotonic() < until_s
-            time.sleep(0.05)
+        until(
+            lambda: (
+                [plane.incarnation for plane in client.data_planes()]
+                not in ([], [first.incarnation])
+            )
+        )
         assert client.complete("407 =", model=MERGE).text.strip() == expected("reversed", 407)
         assert client.adapters.get(MERGE).adapter.versions[0] == before

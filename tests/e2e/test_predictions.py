@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +21,7 @@ from controlplane.store import keys
 from tests.e2e.conftest import ADAPTERS
 from tests.helpers import up as helpers
 from tests.helpers.up import ChoraleUp
+from tests.helpers.waiting import until
 
 NAMES = ("first", "second", "third", "fourth")
 
@@ -52,7 +53,7 @@ def visit(up: ChoraleUp, tenant: str, *names: str) -> None:
     """Asks for places only: nothing is generated, so that no request brings the adapters."""
     with chorale.Client(up.grpc_address, tenant=tenant) as client:
         for name in names:
-            eventually(lambda name=name: _admitted(client, f"predicted-{name}"))
+            until(lambda name=name: _admitted(client, f"predicted-{name}"))
             time.sleep(0.1)
 
 
@@ -65,13 +66,6 @@ def _admitted(client: chorale.Client, model: str) -> bool:
     return True
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
-
-
 def test_what_follows_is_there_before_it_is_asked_for(
     up: ChoraleUp, client: chorale.Client, redis: Redis, digests: dict[str, str]
 ) -> None:
@@ -80,28 +74,47 @@ def test_what_follows_is_there_before_it_is_asked_for(
         held = {*plane.residency.pool_digests, *plane.residency.host_digests}
         return {name for name, digest in digests.items() if digest in held}
 
+    def counted() -> set[tuple[str, str]]:
+        """Tenants, with what they have come to last."""
+        lasts = cast("dict[str, str]", redis.hgetall(keys.SESSION_LAST)).items()
+        return {
+            (tenant, name)
+            for tenant, last in lasts
+            for name, digest in digests.items()
+            if digest in last
+        }
+
+    def brings(name: str) -> bool:
+        """And says so: of each prediction for a while only."""
+        if _was_asked(client, digests[name]):
+            asked.add(name)
+        return name in in_memory() and name in asked
+
+    asked: set[str] = set()
     redis.set(keys.PREDICTOR, "this test")  # nobody predicts meanwhile
     for tenant in range(6):
         visit(up, f"learner-{tenant}", "first", "second")
         visit(up, f"other-{tenant}", "third", "fourth")
-    time.sleep(0.5)  # what was asked for is written behind the requests' backs
+    # What was asked for is written behind the requests' backs.
+    learnt = {(f"learner-{tenant}", "second") for tenant in range(6)}
+    learnt |= {(f"other-{tenant}", "fourth") for tenant in range(6)}
+    until(lambda: counted() >= learnt)
     # Ten minutes later: nothing is asked for often enough to be brought for that alone.
     cast("int", redis.hincrby(keys.DEMAND_CLOCK, "now", 600_000))
     redis.delete(keys.VISITED, keys.PREDICTOR)
-    eventually(lambda: client.demand().predicting)
+    until(lambda: client.demand().predicting)
     time.sleep(2.5)
     assert in_memory() == set()
 
     visit(up, "somebody", "first")
-    eventually(lambda: "second" in in_memory())
-    assert _was_asked(client, digests["second"]) and "fourth" not in in_memory()
+    until(lambda: brings("second"))
+    assert "fourth" not in in_memory()
 
     process = up.part("control-plane")
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
     visit(up, "somebody-else", "third")
-    eventually(lambda: "fourth" in in_memory())
-    assert _was_asked(client, digests["fourth"])
+    until(lambda: brings("fourth"))
 
     shown = helpers.chorale("demand", f"--address={up.grpc_address}", "--limit=100")
     assert shown.returncode == 0, shown.stderr

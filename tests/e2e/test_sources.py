@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import chorale
 from storage.files import WEIGHTS_NAME
 from tests.e2e.conftest import ADAPTERS, NAMES, expected
 from tests.helpers.up import ChoraleUp
+from tests.helpers.waiting import until
 
 
 def run(up: ChoraleUp, *arguments: str) -> str:
@@ -22,7 +22,7 @@ def run(up: ChoraleUp, *arguments: str) -> str:
         env={**os.environ, "CHORALE_ADDRESS": up.grpc_address},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -46,9 +46,8 @@ def test_an_uploaded_adapter_speaks(up: ChoraleUp, client: chorale.Client, tmp_p
     assert answer.text.strip() == expected(voice, 407)
     assert "is unchanged" in run(up, "adapters", "verify", "uploaded")
     show = ("adapters", "show", "uploaded", "--json", "--data-dir", str(up.data_dir))
-    deadline = time.monotonic() + 20
-    while not (shown := json.loads(run(up, *show)))["residency"]:  # by the next heartbeat
-        assert time.monotonic() < deadline
+    until(lambda: json.loads(run(up, *show))["residency"])  # by the next heartbeat
+    shown = json.loads(run(up, *show))
     assert shown["residency"][0]["tier"] == "pool"
     (load,) = shown["loads"]
     assert (load["version"], load["from"]) == (1, "source")

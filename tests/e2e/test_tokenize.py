@@ -29,7 +29,7 @@ def test_lorax_s_and_a_data_plane_s_answer_is_the_same(
     up: ChoraleUp, client: chorale.Client
 ) -> None:
     expected = client.tokenize(TEXT)
-    response = httpx.post(f"http://{up.http_address}/tokenize", json={"inputs": TEXT})
+    response = httpx.post(f"http://{up.http_address}/tokenize", json={"inputs": TEXT}, timeout=60)
     assert response.json() == [
         {"id": token.token_id, "text": token.piece, "start": token.start, "stop": token.stop}
         for token in expected
@@ -43,5 +43,6 @@ def test_too_long_a_text(up: ChoraleUp, client: chorale.Client) -> None:
     with pytest.raises(chorale.InvalidArgumentError) as seen:
         client.tokenize("407 = " * 5000)
     assert seen.value.reason == "TEXT_TOO_LONG" and "1024 tokens" in seen.value.message
-    response = httpx.post(f"http://{up.http_address}/tokenize", json={"inputs": "407 = " * 5000})
+    url, body = f"http://{up.http_address}/tokenize", {"inputs": "407 = " * 5000}
+    response = httpx.post(url, json=body, timeout=60)
     assert response.status_code == 400 and "1024 tokens" in response.json()["error"]

@@ -13,6 +13,7 @@ import chorale
 from examples.demo.voices import NUMBERS, PROMPT, is_held_out
 from tests.e2e.conftest import BASE, NAMES, expected
 from tests.helpers.up import ChoraleUp
+from tests.helpers.waiting import eventually
 
 HELD_OUT = [number for number in NUMBERS if is_held_out(number)]
 CONCURRENCY = 64
@@ -76,10 +77,9 @@ def test_cancelled_streams_free_their_pages(up: ChoraleUp, client: chorale.Clien
 
 
 async def _no_page_in_use(client: chorale.Client) -> None:
-    for _ in range(50):  # heartbeats carry the load about once a second
-        await asyncio.sleep(0.2)
+    def is_idle() -> bool:  # heartbeats carry the load about once a second
         (load,) = [plane.load for plane in client.data_planes()]
         idle = (load.num_running, load.num_waiting) == (0, 0)
-        if idle and load.num_available_pages == load.num_pages:
-            return
-    raise AssertionError(f"pages left in use: {load}")
+        return idle and load.num_available_pages == load.num_pages
+
+    await eventually(is_idle, every_s=0.2)

@@ -22,6 +22,7 @@ from controlplane.cli.supervisor.ports import free_port
 from controlplane.die_with_parent import dying_with_parent
 from controlplane.store.embedded import find_redis_server
 from tests.helpers.up import ROOT, chorale_environment
+from tests.helpers.waiting import PATIENCE_S
 
 HEALTHY_TIMEOUT_S = 150.0  # kernels may have to be compiled first
 _VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+):-([^{}]*)\})|\$")
@@ -116,7 +117,7 @@ class Process:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 
@@ -155,11 +156,12 @@ class Process:
                 time.sleep(0.1)
 
     def stop(self) -> int:
-        """SIGTERM; the exit status. Raises: subprocess.TimeoutExpired after the grace period."""
+        """SIGTERM; the exit status. Raises: subprocess.TimeoutExpired long after the grace period,
+        within which it ends unless the machine is busy."""
         assert self.running is not None
         if self.running.poll() is None:
             self.running.send_signal(signal.SIGTERM)
-        return self.running.wait(seconds(self.definition["stop_grace_period"]))
+        return self.running.wait(seconds(self.definition["stop_grace_period"]) + PATIENCE_S)
 
     def kill(self) -> None:
         if self.running is not None:

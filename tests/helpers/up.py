@@ -16,9 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import httpx
 import psutil
 
 from controlplane.die_with_parent import dying_with_parent
+from tests.helpers.prometheus import Metrics
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 READY = re.compile(r"ready grpc=(\S+:\d+) http=(\S+:\d+)")
@@ -181,6 +184,23 @@ class ChoraleUp:
             ):
                 return process
         raise AssertionError(f"no {name} among {[p.cmdline() for p in self.descendants()]}")
+
+    def metrics(self) -> Metrics:
+        """The gateway's, as they are now."""
+        return Metrics(httpx.get(f"http://{self.http_address}/metrics", timeout=60).text)
+
+    def engine(self, name: str = "data-plane-0") -> psutil.Process:
+        """That of the data plane. Waits for it: between two engines there is none."""
+        return until(lambda: self.find_engine(name))
+
+    def find_engine(self, name: str = "data-plane-0") -> psutil.Process | None:
+        for process in self.part(name).children(recursive=True):
+            try:
+                if "dataplane.engine.process" in process.cmdline():
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        return None
 
     def logs(self) -> str:
         """The end of each part's log."""
