@@ -10,9 +10,11 @@ import os
 
 os.environ["USE_TORCH"] = "0"  # this process tokenizes only; seen by transformers when imported
 
+import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -237,8 +239,9 @@ def data_plane(
     it cannot start as asked. A second signal gives open requests no more time. An engine that dies
     or hangs is started again.
     """
-    signal.signal(signal.SIGTERM, _exit_cleanly)  # until the event loop has handlers of its own
-    signal.signal(signal.SIGINT, _exit_cleanly)
+    exits = SignalExits()  # until the event loop has handlers of its own
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, exits)
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
@@ -249,7 +252,8 @@ def data_plane(
     try:
         fleet_token = fleet_token or _token_in(fleet_token_file)
         process = EngineProcess()
-        process.start()
+        with exits.put_off():  # or there might be a process that `process` does not know of
+            process.start()
         model_dir = locate_model(model)
         engine = EngineOptions(
             model_dir=str(model_dir),
@@ -333,8 +337,28 @@ def _fail(reason: str, message: str, status: int = 2) -> int:
     return status
 
 
-def _exit_cleanly(number: int, frame: object) -> None:
-    raise SystemExit(0)
+class SignalExits:
+    """A handler of signals that ends this process cleanly, by SystemExit."""
+
+    def __init__(self) -> None:
+        self._is_put_off = False
+        self._came = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self._came = True
+        if not self._is_put_off:
+            raise SystemExit(0)
+
+    @contextlib.contextmanager
+    def put_off(self) -> Generator[None]:
+        """A signal that comes inside ends this process afterwards."""
+        self._is_put_off = True
+        try:
+            yield
+        finally:
+            self._is_put_off = False
+        if self._came:
+            raise SystemExit(0)
 
 
 def main() -> None:

@@ -124,11 +124,14 @@ def test_requests(
 
 
 def test_deadline(client: chorale.Client) -> None:
-    """Which it is depends on whether the engine has measured yet how long 1,000 tokens take."""
+    """Which it is depends on whether the engine has measured yet how long 1,000 tokens take, and on
+    whose clock is the first: the client's own knows no reason."""
     late = (errors.DeadlineExceededError, errors.ResourceExhaustedError)
     with pytest.raises(late) as raised:
-        client.complete("1 =", max_tokens=1000, ignore_eos=True, timeout=0.05)
-    assert raised.value.reason in ("DEADLINE_EXCEEDED", "DEADLINE_HOPELESS")
+        client.complete("1 =", max_tokens=1000, ignore_eos=True, timeout=0.15)
+    assert raised.value.reason in ("DEADLINE_EXCEEDED", "DEADLINE_HOPELESS", "UNTYPED")
+    is_late = isinstance(raised.value, errors.DeadlineExceededError)
+    assert is_late or raised.value.reason == "DEADLINE_HOPELESS"
 
 
 def test_objective_out_of_reach(client: chorale.Client) -> None:

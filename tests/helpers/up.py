@@ -111,6 +111,11 @@ class ChoraleUp:
         return self.process.pid
 
     @property
+    def temporary(self) -> Path:
+        """The directory for what all its parts keep while they run."""
+        return Path(self._temporary.name)
+
+    @property
     def stderr(self) -> str:
         """What it has written to stderr so far."""
         # Not read from the beginning: its place in the file is also the one that the process, which
