@@ -95,7 +95,7 @@ def test_a_tenant_runs_no_more_at_once(
         for each in running:
             assert isinstance(next(each), chorale.Accepted)
         with pytest.raises(ResourceExhaustedError) as refused:
-            client.complete("4", tenant="two", max_tokens=1)
+            client.complete("4", tenant="two", max_tokens=1, timeout=60)
     finally:
         engine.resume()
     error = refused.value
