@@ -17,7 +17,7 @@ _POLL_S = 0.02
 
 
 def until(
-    condition: Callable[[], T], within_s: float = PATIENCE_S, *, every_s: float = _POLL_S
+    condition: Callable[[], T | None], within_s: float = PATIENCE_S, *, every_s: float = _POLL_S
 ) -> T:
     """What the condition comes to, once that is true of it. Raises: AssertionError, with the last
     that it came to, when it does not in time; what the condition raises."""
@@ -29,7 +29,7 @@ def until(
 
 
 async def eventually(
-    condition: Callable[[], T], within_s: float = PATIENCE_S, *, every_s: float = 0.005
+    condition: Callable[[], T | None], within_s: float = PATIENCE_S, *, every_s: float = 0.005
 ) -> T:
     """As `until`, while the other tasks of this event loop go on."""
     until_s = time.monotonic() + within_s
