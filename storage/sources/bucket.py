@@ -65,14 +65,14 @@ class BucketSource:
         parts = split(uri)
         self._policy.check(uri)
         base = parts._replace(path=parts.path.rstrip("/")).geturl()
-        system = await self._call(base, partial(_file_system, self._scheme))
+        system = await self._patiently(base, partial(_file_system, self._scheme))
         config = await self._read(system, base, CONFIG_NAME, self._limits.max_config_bytes, access)
         try:
             weights = await self._read(
                 system, base, WEIGHTS_NAME, self._limits.max_weights_bytes, access
             )
         except SourceNotFoundError:
-            if await self._call(base, lambda: system.exists(f"{base}/{_PICKLE}")):
+            if await self._patiently(base, lambda: system.exists(f"{base}/{_PICKLE}")):
                 raise PickleRefusedError(
                     f"source {excerpt(uri)} has {_PICKLE} but no {WEIGHTS_NAME}; pickle is never "
                     "read. Convert it with safetensors.torch.save_file",
@@ -119,6 +119,10 @@ class BucketSource:
 
         await patiently(path, self._patience, attempt)
         return memoryview(data).toreadonly()
+
+    async def _patiently(self, path: str, work: Callable[[], T]) -> T:
+        """Raises: SourceError."""
+        return await patiently(path, self._patience, lambda: self._call(path, work))
 
     async def _call(self, path: str, work: Callable[[], T]) -> T:
         """Raises: SourceError, TransientError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -28,7 +29,8 @@ from storage.sources.retry import Patience
 from tests.storage.samples import files
 
 SAMPLE = files(1)
-QUICK = Patience(stall_s=0.3, total_s=5, max_attempts=3, first_pause_s=0.01)
+PATIENT = Patience(stall_s=60, total_s=100, max_attempts=3, first_pause_s=0.01)
+HASTY = replace(PATIENT, stall_s=0.3)
 URI = "s3://bucket/dir/a"
 
 
@@ -57,7 +59,7 @@ class Store(MemoryFileSystem):
             fault = self.faults.pop(0)
             if isinstance(fault, Exception):
                 raise fault
-            fault.wait(10)
+            fault.wait(60)
         return super().cat_file(path, start=start, end=end)
 
 
@@ -77,7 +79,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 async def fetch(uri: str = URI, limits: AdapterLimits | None = None, **fields: Any) -> Any:
-    fields = {"allowed": ["s3://bucket/dir"], "patience": QUICK, **fields}
+    fields = {"allowed": ["s3://bucket/dir"], "patience": PATIENT, **fields}
     made = build_router(SourceOptions(**fields), limits or AdapterLimits())
     try:
         return await made.fetch(uri)
@@ -102,12 +104,32 @@ async def test_a_bucket_that_hangs_or_fails_is_unavailable(store: Store) -> None
     gate = threading.Event()
     Store.faults[:] = [gate] * 9
     with pytest.raises(SourceUnavailableError, match="no answer within"):
-        await fetch()
+        await fetch(patience=HASTY)
     gate.set()
     Store.faults[:] = [ConnectionError("reset")] * 3
     with pytest.raises(SourceUnavailableError, match="reset"):
         await fetch()
     assert (await fetch()).weights == SAMPLE.weights
+
+
+async def test_a_store_that_cannot_be_opened_or_searched_now_is_unavailable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def fail(scheme: str) -> Any:
+        opened.append(scheme)
+        raise ConnectionError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "_file_system", fail)
+        with pytest.raises(SourceUnavailableError, match=r"3 times in a row.*no route"):
+            await fetch()
+    assert opened == ["s3"] * 3
+    store.rm_file(f"{URI}/{WEIGHTS_NAME}")
+    monkeypatch.setattr(Store, "exists", lambda _store, path: fail(path))
+    with pytest.raises(SourceUnavailableError, match=r"3 times in a row.*no route"):
+        await fetch()
 
 
 async def test_content_that_changes_in_between_is_begun_afresh(
