@@ -23,7 +23,9 @@ from storage.files import AdapterFiles
 from storage.flight import AdapterRef
 from storage.host_tier import HostTier
 from storage.loader import TieredLoader
+from storage.locks import Claim
 from storage.sources import ANYBODY, Access, SourceRouter
+from tests.helpers.waiting import eventually
 from tests.storage.samples import files
 from tests.storage.test_disk_tier import DIGESTS, SAMPLES, SIZE, fill, on_disk, tier_of
 
@@ -31,17 +33,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def entry_bytes(root: Path) -> int:
-    """What the files in it take at this moment; they come and go meanwhile."""
-    total = 0
-    for entry in os.scandir(root):
-        if entry.name == ".claims":
-            continue
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for file in os.scandir(entry.path):
-                if file.name != "reservation":
-                    with contextlib.suppress(FileNotFoundError):
-                        total += file.stat().st_size
-    return total
+    """What the files in it take at one moment: those that come while others go are not added up."""
+    while True:
+        names = set(os.listdir(root)) - {".claims"}
+        total = 0
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for file in os.scandir(root / name):
+                    if file.name != "reservation":
+                        with contextlib.suppress(FileNotFoundError):
+                            total += file.stat().st_size
+        if set(os.listdir(root)) - {".claims"} == names:
+            return total
 
 
 def worker(root: Path, max_bytes: int, seed: int) -> subprocess.Popen[bytes]:
@@ -75,8 +78,8 @@ async def kill_at_random(root: Path, num_kills: int, seed: int) -> None:
         for number in range(num_kills):
             end = time.monotonic() + chance.uniform(0.0, 0.25)
             while time.monotonic() < end:
-                # An entry on its way out, or renamed while the folder is listed, may be seen.
-                assert entry_bytes(root) <= max_bytes + SIZE
+                # An entry on its way out may be seen.
+                assert await asyncio.to_thread(entry_bytes, root) <= max_bytes + SIZE
                 await asyncio.sleep(0.01)
             victim = workers.pop(0)
             victim.send_signal(signal.SIGKILL)
@@ -113,7 +116,7 @@ async def test_an_entry_is_not_evicted_under_its_reader(
 
     def slow(directory: int, name: str, limit: int) -> bytes:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return honest(directory, name, limit)
 
     with monkeypatch.context() as patch:
@@ -143,7 +146,7 @@ async def test_room_is_reserved_before_it_is_written(
     def slow(path: Path, data: bytes) -> None:
         honest(path, data)
         writing.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with monkeypatch.context() as patch:
         patch.setattr(disk_tier, "write_durably", slow)
@@ -173,7 +176,7 @@ async def test_claims_exclude_and_end_with_their_holder(tmp_path: Path) -> None:
     assert held.is_held
     assert not (await two.claim(DIGESTS[0], max_wait_s=0.05)).is_held
     assert (await two.claim(DIGESTS[1], max_wait_s=0)).is_held
-    waiting = asyncio.create_task(two.claim(DIGESTS[0], max_wait_s=10))
+    waiting = asyncio.create_task(two.claim(DIGESTS[0], max_wait_s=60))
     await asyncio.sleep(0.02)
     held.release()
     held.release()
@@ -187,8 +190,8 @@ async def test_where_no_lock_can_be_had_nobody_waits(tmp_path: Path) -> None:
     tier = tier_of(tmp_path)
     (tmp_path / ".claims").rmdir()
     began = time.monotonic()
-    claim = await tier.claim(DIGESTS[0], max_wait_s=30)
-    assert not claim.is_held and time.monotonic() - began < 5
+    claim = await tier.claim(DIGESTS[0], max_wait_s=60)
+    assert not claim.is_held and time.monotonic() - began < 50
     claim.release()
 
 
@@ -206,10 +209,20 @@ class Slow:
         return self.contents
 
 
-def loader_of(root: Path, source: Slow, max_wait_s: float) -> TieredLoader[str]:
+class Asked(DiskTier):
+    """Counts who wants to fetch."""
+
+    num_asked = 0
+
+    async def claim(self, digest: str, *, max_wait_s: float) -> Claim:
+        self.num_asked += 1
+        return await super().claim(digest, max_wait_s=max_wait_s)
+
+
+def loader_of(disk: DiskTier, source: Slow, max_wait_s: float) -> TieredLoader[str]:
     return TieredLoader(
         SourceRouter({"mem": source}),
-        DiskTier(root, 1 << 20),
+        disk,
         HostTier[str](1 << 20),
         lambda parsed: (parsed.manifest.digest, 1),
         max_claim_wait_s=max_wait_s,
@@ -224,18 +237,22 @@ async def test_what_several_processes_want_is_fetched_once(
     ref = AdapterRef(digest_of(sample.config, sample.weights), "mem://host/a")
     slow, other = Slow(sample), Slow(sample)
     other.gate.set()
-    one = loader_of(tmp_path, slow, 10.0)
-    two = loader_of(tmp_path, other, 0.2 if holder_hangs else 10.0)
+    asked = Asked(tmp_path, 1 << 20)
+    one = loader_of(DiskTier(tmp_path, 1 << 20), slow, 60.0)
+    two = loader_of(asked, other, 0.2 if holder_hangs else 60.0)
     first = asyncio.create_task(one.load(ref))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: slow.num_fetched == 1)
+    began_s = time.monotonic()
     second = asyncio.create_task(two.load(ref))
-    await asyncio.sleep(0.1)
-    assert (slow.num_fetched, other.num_fetched) == (1, 0)
+    await eventually(lambda: asked.num_asked == 1)
     if holder_hangs:
         assert await second == ref.digest, "it is waited for so long, and no longer"
+        assert time.monotonic() - began_s >= 0.2 and slow.num_fetched == 1
         slow.gate.set()
         await first
     else:
+        await asyncio.sleep(0.05)
+        assert (slow.num_fetched, other.num_fetched) == (1, 0)
         slow.gate.set()
         assert await first == await second == ref.digest
     assert (slow.num_fetched, other.num_fetched) == (1, int(holder_hangs))

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from storage.adapter.manifest import digest_of
 from storage.disk_tier import DiskTier
 from storage.errors import TierFullError, TierWriteError
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
+from tests.helpers.waiting import eventually
 from tests.storage.samples import files
 
 SAMPLES = {digest_of(f.config, f.weights): f for f in (files(seed) for seed in range(6))}
@@ -140,7 +140,7 @@ async def test_what_is_made_while_files_are_proven_counts_only_if_they_are_sound
     prove = tier._is_sound
 
     def prove_late(*given: Any) -> bool:
-        assert made.wait(20.0), "nothing is made until all is proven"
+        assert made.wait(60), "nothing is made until all is proven"
         return prove(*given)
 
     monkeypatch.setattr(tier, "_is_sound", prove_late)
@@ -168,14 +168,19 @@ async def test_who_gives_up_does_not_wait_for_the_proof(
 ) -> None:
     tier = tier_of(tmp_path)
     await fill(tier, 0)
-    go_on = threading.Event()
-    monkeypatch.setattr(tier, "_is_sound", lambda *_: go_on.wait(20.0))
+    proving, go_on = threading.Event(), threading.Event()
+
+    def prove(*_: object) -> bool:
+        proving.set()
+        return go_on.wait(60)
+
+    monkeypatch.setattr(tier, "_is_sound", prove)
     getting = asyncio.create_task(tier.get(DIGESTS[0]))
-    await asyncio.sleep(0.05)
-    getting.cancel()
     try:
+        await eventually(proving.is_set)
+        getting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(getting, 5.0)
+            await asyncio.wait_for(getting, 30)
     finally:
         go_on.set()
 
@@ -255,7 +260,7 @@ def writer(root: Path, mode: str) -> subprocess.Popen[bytes]:
 
 async def test_crash_in_mid_write_leaves_no_entry_and_restart_cleans_up(tmp_path: Path) -> None:
     with writer(tmp_path, "die") as process:
-        process.communicate(timeout=30)
+        process.communicate(timeout=100)
     assert process.returncode == 1
     assert len(on_disk(tmp_path)) == 1, "the half-written entry"
     tier = tier_of(tmp_path)
@@ -270,7 +275,7 @@ async def test_starting_beside_a_live_writer_spares_its_work(tmp_path: Path) -> 
         assert process.stdout.readline() == b"written\n"
         tier = tier_of(tmp_path)
         assert len(on_disk(tmp_path)) == 1
-        process.communicate(timeout=30)
+        process.communicate(timeout=100)
     assert process.returncode == 0
     assert await tier.get(DIGESTS[0]) is not None, "another process's entry is found"
     assert tier.digests() == {DIGESTS[0]}
@@ -326,19 +331,18 @@ async def test_reading_does_not_block_the_loop(
     tier = tier_of(tmp_path)
     await fill(tier, 0)
     honest = disk_tier.read_entry_file
+    reading, go_on = threading.Event(), threading.Event()
 
     def slow(directory: int, name: str, limit: int) -> bytes:
-        time.sleep(0.1)
+        reading.set()
+        assert go_on.wait(30), "the loop does not go on"
         return honest(directory, name, limit)
 
     monkeypatch.setattr(disk_tier, "read_entry_file", slow)
     task = asyncio.create_task(tier.get(DIGESTS[0]))
-    ticks = 0
-    while not task.done():
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks >= 5
-    assert task.result() is not None
+    await eventually(reading.is_set)
+    go_on.set()
+    assert await task is not None
 
 
 @pytest.mark.parametrize("digest", ["", "..", "a" * 63, "A" * 64, "../" + "a" * 61])

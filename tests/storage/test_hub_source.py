@@ -27,7 +27,7 @@ from tests.storage.samples import files
 
 SAMPLE, NEWER = files(1), files(2)
 OLD, NEW = "a" * 40, "b" * 40
-QUICK = Patience(stall_s=2, total_s=10, max_attempts=2, first_pause_s=0.01)
+PATIENT = Patience(stall_s=30, total_s=100, max_attempts=2, first_pause_s=0.01)
 
 
 class Hub:
@@ -70,7 +70,7 @@ def hub() -> Iterator[Hub]:
 
 
 def router(hub: Hub, /, limits: AdapterLimits | None = None, **fields: Any) -> SourceRouter:
-    fields = {"allowed": ["hf://org"], "hub": hub.web.url, "patience": QUICK, **fields}
+    fields = {"allowed": ["hf://org"], "hub": hub.web.url, "patience": PATIENT, **fields}
     return build_router(SourceOptions(**fields), limits or AdapterLimits())
 
 

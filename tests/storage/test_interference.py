@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,11 @@ from storage.loader import TieredLoader
 from storage.sources import LocalDirectorySource, SourceOptions, build_router, local
 from storage.sources.retry import Patience
 from storage.sources.slots import origin_of
+from tests.helpers.waiting import eventually
 from tests.helpers.web import Web, serving
 from tests.storage.samples import files
 
-QUICK = Patience(stall_s=0.4, attempt_s=5, total_s=10, max_attempts=2, first_pause_s=0.01)
+PATIENT = Patience(stall_s=60, attempt_s=60, total_s=100, max_attempts=2, first_pause_s=0.01)
 
 
 def put(web: Web, folder: str, sample: AdapterFiles, **fields: object) -> AdapterRef:
@@ -39,11 +41,13 @@ def put(web: Web, folder: str, sample: AdapterFiles, **fields: object) -> Adapte
 
 
 @contextlib.asynccontextmanager
-async def loading(root: Path, *webs: Web) -> AsyncGenerator[TieredLoader[str]]:
+async def loading(
+    root: Path, *webs: Web, patience: Patience = PATIENT
+) -> AsyncGenerator[TieredLoader[str]]:
     """A loader that takes at most two at a time from one origin."""
     router = build_router(
         SourceOptions(
-            allowed=[web.url for web in webs], private_hosts=["127.0.0.1"], patience=QUICK
+            allowed=[web.url for web in webs], private_hosts=["127.0.0.1"], patience=patience
         )
     )
     loader = TieredLoader(
@@ -70,23 +74,36 @@ async def test_each_gets_its_own_end(tmp_path: Path) -> None:
         good = put(well, "good", files(12))
         async with loading(tmp_path, hanging, failing, well) as loader:
             waiting = [asyncio.create_task(loader.load(ref)) for ref in stuck]
-            await asyncio.sleep(0.05)
+            await eventually(lambda: len(hanging.requests) == 2)
             trickling = asyncio.create_task(loader.load(slow))
             assert await loader.load(good) == good.digest
             with pytest.raises(SourceUnavailableError, match="503"):
                 await loader.load(broken)
             assert await trickling == slow.digest
-            assert not all(task.done() for task in waiting)
+            assert not any(task.done() for task in waiting) and len(hanging.requests) == 2
             assert await loader.load(good) == good.digest
-            # It comes back: who still waits gets the adapter, who failed gets it when asked again.
+            # They come back: who still waits gets the adapter, who failed when asked again.
             gate.set()
             for task, ref in zip(waiting, stuck, strict=True):
-                with contextlib.suppress(SourceUnavailableError):
-                    assert await task == ref.digest
-                assert await loader.load(ref) == ref.digest
+                assert await task == ref.digest
             for page in failing.pages.values():
                 page.busy = 0
             assert await loader.load(broken) == broken.digest
+
+
+async def test_all_who_wait_for_a_host_that_hangs_are_told_in_turn(tmp_path: Path) -> None:
+    with serving() as hanging:
+        gate = threading.Event()
+        stuck = [put(hanging, str(n), files(n), hang=gate) for n in range(4)]
+        hasty = replace(PATIENT, stall_s=0.2)
+        async with loading(tmp_path / "hasty", hanging, patience=hasty) as loader:
+            loads = [loader.load(ref) for ref in stuck]
+            for error in await asyncio.gather(*loads, return_exceptions=True):
+                assert isinstance(error, SourceUnavailableError)
+        gate.set()
+        async with loading(tmp_path / "patient", hanging) as loader:
+            for ref in stuck:
+                assert await loader.load(ref) == ref.digest
 
 
 async def test_new_content_under_an_address_is_refused_until_registered(tmp_path: Path) -> None:
@@ -124,31 +141,35 @@ async def test_a_mount_that_hangs_holds_up_only_itself(
         (directory / CONFIG_NAME).write_bytes(sample.config)
         (directory / WEIGHTS_NAME).write_bytes(sample.weights)
     gate = threading.Event()
+    hanging: list[int] = []
     honest = local._open_beneath
 
     def hang(root: Path, parts: tuple[str, ...]) -> int:
         if "hung" in parts:
-            gate.wait(20)
+            hanging.append(threading.get_ident())
+            gate.wait(60)
         return honest(root, parts)
 
     monkeypatch.setattr(local, "_open_beneath", hang)
     source = LocalDirectorySource([tmp_path], total_s=0.3)
     descriptors = len(os.listdir("/proc/self/fd"))
     hung = [asyncio.create_task(source.fetch(str(tmp_path / "hung" / "a"))) for _ in range(40)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(hanging) == 32)
+    monkeypatch.setattr(source, "_total_s", 60.0)  # of those that come now
     assert (await source.fetch(str(tmp_path / "well" / "a"))).weights == sample.weights
     errors = await asyncio.gather(*hung, return_exceptions=True)
     # At most so many threads hang; the others are told at once.
     assert {type(error) for error in errors} == {SourceTimeoutError, SourceUnavailableError}
     assert sum(type(error) is SourceTimeoutError for error in errors) == 32
     gate.set()
-    while True:  # once the threads have ended
-        with contextlib.suppress(SourceUnavailableError):
-            found = await source.fetch(str(tmp_path / "hung" / "a"))
-            break
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while True:  # once the threads have ended
+            with contextlib.suppress(SourceUnavailableError):
+                found = await source.fetch(str(tmp_path / "hung" / "a"))
+                break
+            await asyncio.sleep(0.02)
     assert found.weights == sample.weights
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    await eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
 
 @pytest.mark.parametrize(

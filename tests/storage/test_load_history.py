@@ -10,6 +10,7 @@ from storage.errors import SourceNotFoundError
 from storage.load_history import LoadHistory, Transfer, origin_kind
 from storage.loader import AdapterRef
 from storage.sources import Progress
+from tests.helpers.waiting import eventually
 from tests.storage.test_loader import DIGEST, REF, Bench, bench, settle
 
 __all__ = ["bench"]
@@ -71,8 +72,7 @@ async def test_a_load_is_seen_while_it_runs(bench: Bench) -> None:
     bench.source.arrived = [1000, 3000]
     bench.source.gate.clear()
     task = asyncio.create_task(bench.loader.load(REF))
-    while not bench.source.fetched:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: bench.source.fetched)
     await settle()
     (under_way,) = bench.loader.under_way()
     assert (under_way.digest, under_way.origin, under_way.state) == (DIGEST, "other", "fetching")
@@ -102,14 +102,14 @@ async def test_a_load_is_seen_while_it_runs(bench: Bench) -> None:
 async def test_cancelled_and_failed_loads_are_told_apart(bench: Bench) -> None:
     bench.source.gate.clear()
     task = asyncio.create_task(bench.loader.load(REF))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: bench.source.fetched)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await settle()
+    await eventually(lambda: bench.loader.history.counts())
     bench.source.gate.set()
     with pytest.raises(SourceNotFoundError):
         await bench.loader.load(AdapterRef(DIGEST, "mem://nowhere"))
-    await settle()
+    await eventually(lambda: bench.loader.history.failures())
     assert [(each.outcome, each.num) for each in bench.loader.history.counts()] == [
         ("CANCELLED", 1),
         ("SOURCE_NOT_FOUND", 1),
@@ -124,7 +124,8 @@ async def test_a_load_waits_its_turn(bench: Bench) -> None:
     bench.source.gate.clear()
     other = AdapterRef("0" * 64, "mem://good")
     tasks = [asyncio.create_task(loader.load(ref)) for ref in (REF, other)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: bench.source.fetched)
+    await settle()
     assert [each.state for each in loader.under_way()] == ["fetching", "queued"]
     bench.source.gate.set()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -21,7 +21,7 @@ from storage.host_tier import HostTier
 from storage.loader import TieredLoader
 from storage.reload_costs import ReloadCosts
 from storage.sources import ANYBODY, Access, Progress, SourceRouter
-from tests.helpers.fake_control_plane import eventually
+from tests.helpers.waiting import eventually
 from tests.storage.samples import config, files, key, lora_tensors, safetensors
 
 SAMPLE = files(1)
@@ -126,8 +126,8 @@ async def test_works_without_a_disk(bench: Bench) -> None:
 async def test_concurrent_callers_share_one_load(bench: Bench) -> None:
     bench.source.gate.clear()
     callers = [asyncio.create_task(bench.loader.load(REF)) for _ in range(20)]
+    await eventually(lambda: bench.source.fetched)
     await settle()
-    await asyncio.sleep(0.05)
     bench.source.gate.set()
     values = await asyncio.gather(*callers)
     assert all(value is values[0] for value in values)
@@ -141,8 +141,8 @@ async def test_different_adapters_do_not_wait_for_each_other(bench: Bench) -> No
     loader = bench.make(bench.disk, max_concurrent_loads=1)
     bench.source.gate.clear()
     stuck = asyncio.create_task(loader.load(REF))
-    await asyncio.sleep(0.05)
-    value = await asyncio.wait_for(loader.load(AdapterRef(digest, "mem://x")), 5)
+    await eventually(lambda: bench.source.fetched)
+    value = await asyncio.wait_for(loader.load(AdapterRef(digest, "mem://x")), 30)
     assert value[0] == digest
     assert not stuck.done()
     bench.source.gate.set()
@@ -154,7 +154,7 @@ async def test_one_cancellation_leaves_the_others(bench: Bench) -> None:
     bench.source.gate.clear()
     first = asyncio.create_task(bench.loader.load(REF))
     second = asyncio.create_task(bench.loader.load(REF))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: bench.source.fetched)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert first.cancelled()
@@ -181,7 +181,7 @@ async def test_failures_reach_every_caller_and_are_not_remembered(bench: Bench) 
     ref = AdapterRef(DIGEST, "mem://late")
     bench.source.gate.clear()
     callers = [asyncio.create_task(bench.loader.load(ref)) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: bench.source.fetched)
     bench.source.gate.set()
     results = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(result) for result in results] == [SourceNotFoundError] * 3
@@ -195,7 +195,8 @@ async def test_anothers_broken_source_does_not_fail_mine(bench: Bench) -> None:
     broken = asyncio.create_task(bench.loader.load(AdapterRef(DIGEST, "mem://broken")))
     await settle()
     mine = asyncio.create_task(bench.loader.load(REF))
-    await asyncio.sleep(0.05)
+    await settle()
+    await eventually(lambda: bench.source.fetched)
     bench.source.gate.set()
     assert (await mine)[0] == DIGEST
     with pytest.raises(SourceNotFoundError):
@@ -244,7 +245,7 @@ async def test_a_disk_that_hangs_holds_nobody_up(
         uri = f"mem://{seed}"
         bench.source.contents[uri] = sample
         ref = AdapterRef(digest_of(sample.config, sample.weights), uri)
-        assert (await asyncio.wait_for(bench.loader.load(ref), 5))[0] == ref.digest
+        assert (await asyncio.wait_for(bench.loader.load(ref), 30))[0] == ref.digest
     gate.set()
     await bench.loader.flush()
     assert len(bench.loader.residency().disk) == 4, "as many as may be in memory for it"
@@ -253,6 +254,7 @@ async def test_a_disk_that_hangs_holds_nobody_up(
 async def test_a_disk_that_is_slow_gets_all_that_many_loads_at_once_bring(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loader_module, "_WRITE_PATIENCE_S", 60.0)
     honest = bench.disk.put
 
     async def slow(digest: str, files: AdapterFiles) -> None:
@@ -312,7 +314,8 @@ async def test_many_loads_are_bounded(bench: Bench) -> None:
         bench.source.contents[uri] = sample
         refs.append(AdapterRef(digest_of(sample.config, sample.weights), uri))
     tasks = [asyncio.create_task(loader.load(ref)) for ref in refs]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(bench.source.fetched) >= 2)
+    await settle()
     assert len(bench.source.fetched) == 2
     bench.source.gate.set()
     assert [value[0] for value in await asyncio.gather(*tasks)] == [ref.digest for ref in refs]
@@ -322,7 +325,7 @@ async def test_many_loads_are_bounded(bench: Bench) -> None:
 async def test_closing_ends_loads_and_refuses_new_ones(bench: Bench) -> None:
     bench.source.gate.clear()
     waiting = asyncio.create_task(bench.loader.load(REF))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: bench.source.fetched)
     await bench.loader.aclose()
     with pytest.raises(LoaderClosedError):
         await waiting
@@ -346,12 +349,12 @@ async def test_a_queued_load_rises_with_the_priority_of_who_joins_it(bench: Benc
     loader = bench.make(None, max_concurrent_loads=1)
     bench.source.gate.clear()
     first = asyncio.create_task(loader.load(refs[0]))
-    await asyncio.sleep(0.01)
+    await eventually(lambda: bench.source.fetched)
     demand = asyncio.create_task(loader.load(refs[1]))
     guess = asyncio.create_task(loader.load(refs[2], priority=-100, speculative=True))
-    await asyncio.sleep(0.01)
+    await settle()
     urgent = asyncio.create_task(loader.load(refs[2], priority=5))
-    await asyncio.sleep(0.01)
+    await settle()
     bench.source.gate.set()
     await asyncio.gather(first, demand, guess, urgent)
     assert bench.source.fetched == ["mem://good", "mem://good/3", "mem://good/2"]

@@ -108,9 +108,9 @@ def test_any_text_is_matched_or_refused(pattern: str, name: str) -> None:
     ],
 )
 def test_catastrophic_patterns_end_soon(pattern: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert not fullmatch(pattern, "a" * 60 + "c")
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize(
