@@ -32,6 +32,7 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
 _CALL_TIMEOUT_S = 3.0
 _LEAVE_TIMEOUT_S = 1.0
+_HEARTBEAT_TIMEOUT_S = 1.0  # or the interval, where that is longer
 _MIN_HEARTBEAT_INTERVAL_S = 0.05
 # Another data plane that served other weights under this base model's name, and is gone, keeps its
 # lease for seconds: a conflict that lasts longer than this is a real one.
@@ -190,7 +191,7 @@ class FleetMember:
             )
             try:
                 answer: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(
-                    request, metadata=self._metadata, timeout=max(interval_s, 1.0)
+                    request, metadata=self._metadata, timeout=max(interval_s, _HEARTBEAT_TIMEOUT_S)
                 )
                 self._settlements.arrived()
                 self._on_keys(list(answer.ticket_keys))

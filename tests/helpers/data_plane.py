@@ -11,22 +11,25 @@ import functools
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.helpers import fake_engine
 from tests.helpers.fake_control_plane import TOKEN
 from tests.helpers.fake_engine import FakeScript
+from tests.helpers.waiting import PATIENCE_S
 
 
 @dataclass
 class DataPlane:
     process: asyncio.subprocess.Process
+    _logged: list[str] = field(default_factory=list[str])
 
     async def line(self) -> str:
         """The next line on stdout; empty at its end."""
         assert self.process.stdout is not None
-        return (await asyncio.wait_for(self.process.stdout.readline(), 30)).decode().rstrip("\n")
+        line = await asyncio.wait_for(self.process.stdout.readline(), PATIENCE_S)
+        return line.decode().rstrip("\n")
 
     async def ready(self) -> str:
         """HOST:PORT of the ready line."""
@@ -34,11 +37,21 @@ class DataPlane:
         assert line.startswith("ready data-plane "), line
         return line.rpartition("grpc=")[2]
 
+    async def logged(self, text: str) -> str:
+        """The next line on stderr with that in it."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while line := (await self.process.stderr.readline()).decode():
+                self._logged.append(line)
+                if text in line:
+                    return line.rstrip("\n")
+        raise AssertionError("".join(self._logged))
+
     async def end(self) -> tuple[int, str, str]:
-        """Exit status, and what is left of stdout and stderr."""
-        out, err = await asyncio.wait_for(self.process.communicate(), 30)
+        """Exit status, what is left of stdout, and all of stderr."""
+        out, err = await asyncio.wait_for(self.process.communicate(), PATIENCE_S)
         assert self.process.returncode is not None
-        return self.process.returncode, out.decode(), err.decode()
+        return self.process.returncode, out.decode(), "".join(self._logged) + err.decode()
 
     async def stop(self) -> tuple[int, str, str]:
         self.process.send_signal(signal.SIGTERM)
@@ -71,7 +84,9 @@ async def data_plane(
 
 if __name__ == "__main__":
     import dataplane.main
+    import dataplane.rpc.fleet
 
+    dataplane.rpc.fleet._LEAVE_TIMEOUT_S = PATIENCE_S  # pyright: ignore[reportPrivateUsage]
     dataplane.main.EngineProcess = functools.partial(  # type: ignore[assignment,misc]
         dataplane.main.EngineProcess, fake_engine.COMMAND
     )

@@ -28,7 +28,7 @@ def make_ticket(
     base_model: str = "base",
     key_id: str = KEY_ID,
     key: bytes = KEY,
-    expires_in_s: float = 30.0,
+    expires_in_s: float = 600.0,
     **claims: Any,
 ) -> bytes:
     expires_at = timestamp_pb2.Timestamp()

@@ -34,6 +34,8 @@ class FakeScript:
     stop_token_id: int = -1
     logprobs: bool = False
     hang_after: int | None = None  # tokens of a request after which nothing more comes
+    pause_after: int | None = None  # tokens of a request after which the rest waits for `go_on`
+    first_requests: int = 1  # nobody gets a token before so many have come
     crash_after: int | None = None
     freeze_after: int | None = None  # the whole process stops, as SIGSTOP does
     mishap_lives: int = 1_000  # crash, freeze and garbage befall only so many engines on one log
@@ -43,7 +45,7 @@ class FakeScript:
     fail: dict[str, Any] = field(default_factory=dict)
     start_failed: dict[str, Any] | None = None
     exit_before_ready: int | None = None
-    ready_delay_s: float = 0.0
+    ready_delay_s: float = 0.0  # unless it is told to go before
     taught_delay_s: float = 0.0
     crash_when_taught: bool = False
     stubborn: bool = False  # heeds neither Shutdown nor SIGTERM
@@ -64,6 +66,11 @@ def environment(script: FakeScript, log: Path) -> dict[str, str]:
         "FAKE_ENGINE_SCRIPT": str(script_file),
         "FAKE_ENGINE_LOG": str(log),
     }
+
+
+def go_on(log: Path) -> None:
+    """What was paused goes on."""
+    log.with_suffix(".go").touch()
 
 
 COMMAND = (sys.executable, "-P", "-m", "tests.helpers.fake_engine")
@@ -97,6 +104,7 @@ class _Engine:
         self.socket.connect(address)
         self.running: dict[int, tuple[channel.Submit, int, float]] = {}
         self.alive_due = 0.0
+        self.num_requests = 0
         lives = log.read_bytes().count(b'"type":"Start"') if log.exists() else 0
         self.is_cursed = lives < script.mishap_lives
 
@@ -123,7 +131,8 @@ class _Engine:
         self.send(channel.Hello(os.getpid()))
         while not isinstance(self.receive(1000), channel.Start):
             pass
-        time.sleep(script.ready_delay_s)
+        if self.told_to_go(script.ready_delay_s):
+            return 0
         if script.start_failed is not None:
             self.send(channel.StartFailed(**script.start_failed))
             self.flush()
@@ -134,6 +143,7 @@ class _Engine:
         while True:
             match self.receive(1):
                 case channel.Submit(handle=handle) as submit:
+                    self.num_requests += 1
                     self.running[handle] = (submit, len(submit.generated), time.monotonic())
                 case channel.Abort(handle=handle):
                     self.running.pop(handle, None)
@@ -165,10 +175,21 @@ class _Engine:
                 self.send(channel.Alive())
                 self.alive_due = time.monotonic() + 0.02
 
+    def told_to_go(self, within_s: float) -> bool:
+        end_s = time.monotonic() + within_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            if isinstance(self.receive(int(left_s * 1000) + 1), channel.Shutdown):
+                return True
+        return False
+
     def step(self) -> None:
+        if self.num_requests < self.script.first_requests:
+            return
         outputs = []
         for handle, (submit, position, due) in list(self.running.items()):
             if time.monotonic() < due or position == self.script.hang_after:
+                continue
+            if position == self.script.pause_after and not self.log.with_suffix(".go").exists():
                 continue
             self.mishap(handle, position)
             if handle not in self.running:

@@ -300,14 +300,15 @@ def test_reading_takes_time_by_length_whatever_is_read(kind: dict[str, Any]) -> 
     def too_slow(*_: object) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, too_slow)
-    signal.setitimer(signal.ITIMER_REAL, 1.5)  # it takes some 0.01 s
+    before = signal.signal(signal.SIGPROF, too_slow)
+    # Of the processor; it takes some 0.01 s.
+    signal.setitimer(signal.ITIMER_PROF, 1.5)
     try:
         with contextlib.suppress(InvalidArgumentError):
             grammar_of(constraint(**kind))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def test_literals_end_where_llguidance_ends_them() -> None:

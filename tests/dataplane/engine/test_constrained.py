@@ -324,7 +324,7 @@ def test_slow_masks_are_filled_beside_each_other_and_change_nothing(
             threads.add(threading.get_ident())
             if len(threads) > 1:
                 met.set()
-            met.wait(10)
+            met.wait(60)
             met.set()  # or each would wait
         fill(self, row, sequence)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from dataplane import channel
 from dataplane.engine import process
 from dataplane.engine.engine import Engine
 from dataplane.engine.step_result import StepResult
+from tests.helpers.waiting import PATIENCE_S, until
 
 STATS = channel.Stats(
     num_running=0,
@@ -98,11 +99,18 @@ def looping(engine: WaitingEngine) -> Generator[zmq.Socket[bytes]]:
         yield ours
     finally:
         ours.send(channel.encode(channel.Shutdown()))
-        thread.join(10)
+        thread.join(60)
         for socket in (ours, theirs):
             socket.close()
         context.term()
         assert not thread.is_alive()
+
+
+def hear(socket: zmq.Socket[bytes], wanted: channel.FromEngine, number: int = 1) -> None:
+    """Until that has come so often."""
+    while number:
+        assert socket.poll(int(PATIENCE_S * 1000)), f"{wanted} did not come"
+        number -= channel.decode_from_engine(socket.recv()) == wanted
 
 
 def heard(socket: zmq.Socket[bytes], for_s: float) -> list[channel.FromEngine]:
@@ -124,21 +132,15 @@ def test_says_alive_while_it_waits_with_work_and_nothing_without(
         # Stats may come and repeat: they are sent when they change.
         assert channel.Alive() not in heard(socket, 0.3)
         socket.send(SUBMIT)
-        assert heard(socket, 0.5).count(channel.Alive()) >= 3
+        hear(socket, channel.Alive(), 3)
 
 
 def test_says_alive_when_asked() -> None:
     with looping(WaitingEngine()) as socket:
         for _ in range(2):
             socket.send(channel.encode(channel.Ping()))
-        assert heard(socket, 0.3).count(channel.Alive()) == 2
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 10.0
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.001)
+        hear(socket, channel.Alive(), 2)
+        assert channel.Alive() not in heard(socket, 0.1)
 
 
 def test_who_comes_while_the_device_is_busy_is_in_the_next_step() -> None:
@@ -165,11 +167,10 @@ def test_directives_reach_the_engine_which_steps_for_them_without_requests(
         heard(socket, 0.1)
         assert engine.num_steps == 0
         socket.send(channel.encode(prefetch))
-        heard(socket, 0.2)
-        assert engine.directed == [prefetch] and engine.num_steps > 0
+        until(lambda: engine.directed == [prefetch] and engine.num_steps > 0)
         for directive in others:
             socket.send(channel.encode(directive))
-        heard(socket, 0.2)
+        until(lambda: engine.directed == [prefetch, *others] and not engine.is_bringing_adapters)
         steps = engine.num_steps
         heard(socket, 0.1)
         assert engine.directed == [prefetch, *others] and engine.num_steps == steps
@@ -180,5 +181,6 @@ def test_a_vocabulary_is_answered_once_it_was_read() -> None:
     engine = WaitingEngine()
     with looping(engine) as socket:
         socket.send(channel.encode(vocabulary))
-        assert heard(socket, 0.3).count(channel.Taught()) == 1
+        hear(socket, channel.Taught())
+        assert channel.Taught() not in heard(socket, 0.1)
         assert engine.vocabulary == vocabulary

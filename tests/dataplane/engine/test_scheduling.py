@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -175,13 +174,17 @@ def test_abort_frees_pages_once_no_launched_step_has_them(
 
 def test_deadline_ends_waiting_and_running_requests(assets: dict[str, Path]) -> None:
     rig = Rig(assets["model"], max_running=1)
-    now_s = time.monotonic()
-    rig.submit(0, PROMPT, None, max_tokens=200, ignore_eos=True, deadline_s=now_s + 0.15)
-    rig.submit(1, PROMPT, None, arrival_s=1.0, deadline_s=now_s + 0.1)
+    now_s = 1000.0
+    rig.engine._clock = lambda: now_s
+    rig.submit(0, PROMPT, None, max_tokens=200, ignore_eos=True, deadline_s=now_s + 2000.0)
+    rig.submit(1, PROMPT, None, arrival_s=1.0, deadline_s=now_s + 1000.0)
     rig.submit(2, PROMPT, assets["a"], arrival_s=2.0)
-    while len(rig.failed) < 2:
-        rig.step()
-        time.sleep(0.01)
+    for passed_s, ended in ((999.0, []), (1.0, [1]), (999.0, [1]), (1.0, [1, 0])):
+        now_s += passed_s
+        for _ in range(4):
+            rig.step()
+        assert list(rig.failed) == ended
+    assert len(rig.tokens[0]) > 4 and 1 not in rig.tokens
     rig.run()
     assert isinstance(rig.failed[0], DeadlineError)
     assert isinstance(rig.failed[1], DeadlineError)

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from storage.errors import AdapterTooLargeError, SourceNotFoundError
 from storage.limits import AdapterLimits
 from storage.sources import SourceOptions
 from tests.helpers.adapters import make_adapter_dir
+from tests.helpers.waiting import PATIENCE_S, until
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
         niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.threads.append((torch.get_num_threads(), niceness))
         self.building.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.built.append(parsed.manifest.digest)
         pages = torch.zeros(1, 3, 8)
         return HostAdapter(
@@ -62,18 +63,12 @@ class Bench:
 
     def results(self, number: int) -> list[LoadResult]:
         found: list[LoadResult] = []
-        until_s = time.monotonic() + 10
+        until_s = time.monotonic() + PATIENCE_S
         while len(found) < number and time.monotonic() < until_s:
             self.woken.wait(0.05)
             self.woken.clear()
             found += self.loader.results()
         return found
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        until_s = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < until_s
-            time.sleep(0.005)
 
 
 @pytest.fixture
@@ -126,7 +121,7 @@ def test_a_second_request_joins_the_first(bench: Bench) -> None:
     bench.gate.clear()
     wanted = bench.adapter(1)
     bench.loader.request(wanted, priority=-1000.0, speculative=True)
-    assert bench.building.wait(10)
+    assert bench.building.wait(60)
     bench.loader.request(wanted)
     bench.gate.set()
     (result,) = bench.results(1)
@@ -139,7 +134,7 @@ def test_a_cancelled_load_gives_no_result_and_can_be_asked_for_again(bench: Benc
     bench.gate.clear()
     wanted = bench.adapter(1)
     bench.loader.request(wanted)
-    assert bench.building.wait(10)
+    assert bench.building.wait(60)
     bench.loader.cancel(wanted.digest)
     bench.loader.cancel("0" * 64)
     bench.gate.set()
@@ -157,11 +152,11 @@ def test_residency_follows_loads_writes_pins_and_discards(bench: Bench) -> None:
     bench.loader.request(wanted)
     bench.results(1)
     assert bench.loader.residency().host == {wanted.digest}
-    bench.until(lambda: wanted.digest in bench.loader.residency().disk)
+    until(lambda: wanted.digest in bench.loader.residency().disk)
     (timings,) = bench.loader.recent_timings()
     assert (timings.tier, timings.digest) == ("source", wanted.digest)
     bench.loader.discard(wanted.digest)
-    bench.until(lambda: not bench.loader.residency().host)
+    until(lambda: not bench.loader.residency().host)
     bench.loader.request(wanted)
     bench.results(1)
     assert bench.loader.recent_timings()[-1].tier == "disk"
@@ -178,7 +173,7 @@ def test_progress_and_failures_are_reported(bench: Bench) -> None:
     wanted, missing = bench.adapter(1), Adapter("0" * 64, str(bench.root / "nowhere"), "nowhere")
     bench.gate.clear()
     bench.loader.request(wanted)
-    assert bench.building.wait(10)
+    assert bench.building.wait(60)
     (loading,) = bench.loader.report().loading
     assert (loading.digest, loading.origin, loading.state) == (wanted.digest, "file", "building")
     assert loading.received_bytes == loading.total_bytes > 0
@@ -187,7 +182,7 @@ def test_progress_and_failures_are_reported(bench: Bench) -> None:
     assert bench.results(1)[0].error is None
     bench.loader.request(missing)
     assert bench.results(1)[0].error is not None
-    bench.until(lambda: len(bench.loader.report().loads) == 2)
+    until(lambda: len(bench.loader.report().loads) == 2)
     report = bench.loader.report()
     assert (report.loading, report.num_loading) == ([], 0)
     assert [(each.origin, each.outcome, each.num) for each in report.loads] == [

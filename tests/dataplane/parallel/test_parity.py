@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from dataplane.errors import NonFiniteOutputError
 from tests.dataplane.engine import test_vocabulary
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
+from tests.helpers.waiting import until
 
 ADAPTERS: list[tuple[str, int, dict[str, object]]] = [
     ("qv", 1, {}),
@@ -119,7 +119,7 @@ def test_four_ranks_equal_peft_and_one_that_dies_is_missed(tmp_path: Path) -> No
         # There is nothing to do, so that nobody waits for it.
         assert rig.ranks is not None and rig.lost == []
         os.kill(rig.ranks.pids[-1], signal.SIGKILL)
-        wait_until(lambda: rig.lost != [])
+        until(lambda: rig.lost != [])
         assert [each.partition(" (")[0] for each in rig.lost] == ["rank 3"]
     finally:
         rig.close()
@@ -171,7 +171,7 @@ def test_adapters_come_and_go(llama: Setting) -> None:
     assert rig.engine.stats().pool_digests == []
     assert rig.ranks is not None
     ranks = rig.ranks
-    wait_until(lambda: ranks.num_copies == 0)  # host memory may have its own back
+    until(lambda: ranks.num_copies == 0)  # host memory may have its own back
 
 
 def test_embeddings_and_heads_of_adapters_equal_peft(llama: Setting, tmp_path: Path) -> None:
@@ -212,10 +212,3 @@ def test_what_a_broken_adapter_left_in_pages_reaches_nobody(llama: Setting, tmp_
     rig.run()
     assert rig.failed == {}
     assert {tuple(rig.tokens[each]) for each in range(3010, 3014)} == {tuple(rig.tokens[3000])}
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dataplane.channel import EngineOptions
+from dataplane.rpc import fleet, generations
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_process import EngineProcess
 from tests.helpers import fake_engine
@@ -16,6 +17,14 @@ from tests.helpers.rig import EngineLog, Rig, open_rig
 
 StartEngine = Callable[..., contextlib.AbstractAsyncContextManager[EngineClient]]
 StartRig = Callable[..., contextlib.AbstractAsyncContextManager[Rig]]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that a busy machine answers late were answered."""
+    for name in ("_CALL_TIMEOUT_S", "_HEARTBEAT_TIMEOUT_S", "_LEAVE_TIMEOUT_S"):
+        monkeypatch.setattr(fleet, name, 60.0)
+    monkeypatch.setattr(generations, "_CALL_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture

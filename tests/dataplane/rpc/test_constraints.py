@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import Any
 
 import grpc
@@ -179,7 +178,7 @@ async def test_slow_trials_hold_up_neither_the_known_nor_the_loop_and_are_bounde
     go = threading.Event()
 
     def slow() -> Verdict:
-        go.wait(20)
+        go.wait(60)
         return Verdict()
 
     scripted(monkeypatch, Verdict(), slow)
@@ -217,8 +216,11 @@ async def test_what_is_closed_while_it_starts_leaves_no_process(
     """Trials come to be after the end of who is to close them."""
     closed: list[bool] = []
 
+    starting, go = threading.Event(), threading.Event()
+
     def slowly(vocabulary: Vocabulary) -> Trials:
-        time.sleep(0.2)
+        starting.set()
+        go.wait(60)
         return Trials(vocabulary)
 
     monkeypatch.setattr(module, "Trials", slowly)
@@ -226,8 +228,9 @@ async def test_what_is_closed_while_it_starts_leaves_no_process(
     monkeypatch.setattr(Trials, "close", lambda trials: (closed.append(True), close(trials)))
     found = Constraints(demo_vocabulary())
     waiting = asyncio.create_task(check(found, grammar_of(CHOICES).text))
-    await asyncio.sleep(0.05)
+    await eventually(starting.is_set)
     found.close()
+    go.set()
     with pytest.raises(UnavailableError):
         await waiting
     assert closed

@@ -65,7 +65,7 @@ async def test_news_that_come_while_it_sends_are_taken(address: str, peer: Any) 
     with closing(EngineSocket(address, answer)) as socket:
         echoing = asyncio.create_task(asyncio.to_thread(echo))
         socket.send(channel.Abort(1))
-        await asyncio.wait_for(done.wait(), 20)
+        await asyncio.wait_for(done.wait(), 60)
         await echoing
 
 
@@ -80,7 +80,7 @@ async def test_a_flood_comes_whole_and_lets_others_run(address: str, peer: Any) 
             await asyncio.sleep(0)
             seen_between.add(len(taken))
     assert taken[1:] == [b"%d" % i for i in range(number)]
-    assert len(seen_between) > number / 100, "the loop was not held up by all of it at once"
+    assert len(seen_between) > number / 200, "the loop was not held up by all of it at once"
 
 
 async def test_closing_while_a_message_is_taken(address: str, peer: Any) -> None:
@@ -117,5 +117,5 @@ async def test_sends_go_on_when_the_engine_makes_room(address: str) -> None:
         def take_all() -> list[channel.ToEngine]:
             return [channel.decode_to_engine(stuck.recv()) for _ in range(number)]
 
-        got = await asyncio.wait_for(asyncio.to_thread(take_all), 20)
+        got = await asyncio.wait_for(asyncio.to_thread(take_all), 60)
         assert got == [channel.Abort(handle) for handle in range(number)]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -102,7 +101,7 @@ async def test_control_plane_may_come_later() -> None:
         await asyncio.sleep(0.3)
         assert not waiting.done()
         async with serving(plane, port):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, 60)
 
 
 async def test_joins_again_after_not_found_and_after_an_outage() -> None:
@@ -124,7 +123,7 @@ async def test_joins_again_after_not_found_and_after_an_outage() -> None:
         await asyncio.sleep(0.2)
         plane.forget()
         async with serving(plane, port):
-            await eventually(lambda: len(plane.joins) == 3, 10)
+            await eventually(lambda: len(plane.joins) == 3)
             number = len(plane.heartbeats)
             await eventually(lambda: len(plane.heartbeats) > number)
             await joined.stop()
@@ -145,7 +144,7 @@ async def test_a_wrong_token_is_told_at_once() -> None:
     plane = FakeControlPlane()
     async with serving(plane) as server, member(server.address, token="wrong") as joined:
         with pytest.raises(UnauthenticatedError, match="token"):
-            await asyncio.wait_for(joined.wait_joined(), 5)
+            await asyncio.wait_for(joined.wait_joined(), 60)
     assert plane.leaves == []
 
 
@@ -155,17 +154,28 @@ async def test_a_conflict_is_waited_out_for_a_while(monkeypatch: pytest.MonkeyPa
     plane.join_errors = [conflict, UnavailableError("STORE_UNAVAILABLE", "redis is down")]
     async with serving(plane) as server:
         async with member(server.address) as joined:
-            await asyncio.wait_for(joined.wait_joined(), 5)
+            await asyncio.wait_for(joined.wait_joined(), 60)
         assert len(plane.joins) == 3
         monkeypatch.setattr(fleet, "_CONFLICT_PATIENCE_S", 0.2)
         plane.join_errors = [conflict] * 50
         async with member(server.address) as joined:
             with pytest.raises(FailedPreconditionError, match="another fingerprint"):
-                await asyncio.wait_for(joined.wait_joined(), 5)
+                await asyncio.wait_for(joined.wait_joined(), 60)
 
 
-async def test_leaving_an_absent_control_plane_takes_no_longer_than_its_timeout() -> None:
-    plane = FakeControlPlane()
+class _HangsAtTheEnd(FakeControlPlane):
+    async def Leave(self, request: fleet_pb2.LeaveRequest, context: Any) -> fleet_pb2.LeaveResponse:
+        self.leaves.append(request)
+        await asyncio.sleep(1000)
+        raise AssertionError("nobody waits so long")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_leaving_takes_no_longer_than_its_timeout(
+    monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    """A control plane that hangs, or is gone."""
+    plane = _HangsAtTheEnd()
     async with serving(plane) as server:
         joined = FleetMember(
             server.address,
@@ -176,9 +186,12 @@ async def test_leaving_an_absent_control_plane_takes_no_longer_than_its_timeout(
         )
         joined.start()
         await joined.wait_joined()
-    began = time.monotonic()
-    await joined.stop()
-    assert time.monotonic() - began < 3.0
+        if hangs:
+            monkeypatch.setattr(fleet, "_LEAVE_TIMEOUT_S", 0.3)
+            async with asyncio.timeout(50):
+                await joined.stop()
+    async with asyncio.timeout(50):
+        await joined.stop()
 
 
 async def test_each_directive_is_taken_once_and_acknowledged() -> None:
@@ -313,11 +326,15 @@ class _Hanging(FakeControlPlane):
     async def Heartbeat(
         self, request: fleet_pb2.HeartbeatRequest, context: Any
     ) -> fleet_pb2.HeartbeatResponse:
-        await asyncio.sleep(60)
+        self.heartbeats.append(request)
+        await asyncio.sleep(1000)
         raise AssertionError("nobody waits so long")
 
 
-async def test_where_one_of_two_control_planes_hangs_the_other_hears_heartbeats() -> None:
+async def test_where_one_of_two_control_planes_hangs_the_other_hears_heartbeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet, "_HEARTBEAT_TIMEOUT_S", 1.0)
     hanging, sound = _Hanging(), FakeControlPlane()
     sound.members = hanging.members  # as both have one Redis
     async with (
@@ -326,6 +343,6 @@ async def test_where_one_of_two_control_planes_hangs_the_other_hears_heartbeats(
         member(f"ipv4:{first.address},{second.address}") as joined,
     ):
         await joined.wait_joined()
-        began_s = time.monotonic()
         await eventually(lambda: len(sound.heartbeats) >= 2)
-        assert time.monotonic() - began_s < 4  # within the lease
+        # A second each, so that the lease holds.
+        assert len(hanging.heartbeats) <= 3

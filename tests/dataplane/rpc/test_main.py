@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chorale.errors import ChoraleError
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2, inference_pb2_grpc
-from controlplane.cli.supervisor.ports import free_port
 from dataplane.main import main
 from dataplane.rpc.lifecycle import endpoint_of
 from tests.helpers.data_plane import data_plane
@@ -26,7 +25,7 @@ from tests.helpers.fake_control_plane import (
     make_ticket,
     serving,
 )
-from tests.helpers.fake_engine import FakeScript, environment
+from tests.helpers.fake_engine import FakeScript, environment, go_on
 from tests.helpers.prometheus import Metrics
 from tests.helpers.rig import EngineLog
 from tests.helpers.tokenizers import byte_level, write_tokenizer
@@ -51,7 +50,6 @@ def log(tmp_path: Path) -> Path:
 async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
     plane = FakeControlPlane()
     script = FakeScript(tokens=[20, 21])
-    metrics_port = free_port("127.0.0.1")
     async with (
         serving(plane) as server,
         data_plane(
@@ -63,10 +61,11 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             "--max-running=3",
             "--max-adapter-bytes=5000000000",
             "--ttft-slo=600",
-            f"--metrics-port={metrics_port}",
+            "--metrics-port=0",
         ) as running,
     ):
         address = await running.ready()
+        metrics = (await running.logged("metrics on ")).rpartition(" ")[2]
         assert [join.endpoint for join in plane.joins] == [address]
         assert plane.joins[0].base_model.name == "base"
         async with grpc.aio.insecure_channel(address) as channel:
@@ -79,7 +78,7 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             events = [event async for event in stub.Generate(request)]
             assert events[-1].finished.usage.num_completion_tokens == 2
         async with httpx.AsyncClient() as http:
-            seen = Metrics((await http.get(f"http://127.0.0.1:{metrics_port}/metrics")).text)
+            seen = Metrics((await http.get(f"http://{metrics}/metrics")).text)
         assert seen("chorale_data_plane_requests_total", outcome="ok", reason="") == 1
         assert seen("chorale_data_plane_pool_pages", data_plane="dp-1") == 100
         assert seen("process_open_fds") > 0
@@ -105,7 +104,7 @@ async def test_the_fleet_token_comes_from_a_file(model: str, log: Path, tmp_path
 
 async def test_waits_for_the_control_plane_and_stops_meanwhile(model: str, log: Path) -> None:
     async with data_plane(FakeScript(), log, model, f"--control-plane={ADDRESS}") as running:
-        await eventually(lambda: log.exists() and '"Start"' in log.read_text(), 20)
+        await eventually(lambda: log.exists() and '"Start"' in log.read_text())
         await asyncio.sleep(0.2)
         status, out, err = await running.stop()
         assert (status, out) == (0, ""), err
@@ -145,7 +144,7 @@ async def test_a_lost_engine_is_replaced(model: str, log: Path, mishap: str) -> 
             model,
             f"--control-plane={server.address}",
             "--data-plane-id=dp-1",
-            "--engine-timeout=0.5",
+            *(["--engine-timeout=2"] if mishap == "freeze_after" else []),
         ) as running,
     ):
         address = await running.ready()
@@ -153,7 +152,7 @@ async def test_a_lost_engine_is_replaced(model: str, log: Path, mishap: str) -> 
             statuses = await _watch_health(channel)
             failure = await _failed_generation(channel)
             assert failure.reason == "ENGINE_LOST" and failure.retry_after_s == 1.0
-            await eventually(lambda: len(plane.joins) == 2, 20)
+            await eventually(lambda: len(plane.joins) == 2)
             first, second = plane.joins
             assert [leave.incarnation for leave in plane.leaves] == [first.incarnation]
             assert second.incarnation > first.incarnation
@@ -176,7 +175,7 @@ async def test_a_lost_engine_is_replaced(model: str, log: Path, mishap: str) -> 
 
 async def test_requests_are_refused_while_there_is_no_engine(model: str, log: Path) -> None:
     plane = FakeControlPlane()
-    script = FakeScript(crash_after=0, mishap_lives=1, ready_delay_s=1.0)
+    script = FakeScript(crash_after=0, mishap_lives=1)
     async with (
         serving(plane) as server,
         data_plane(
@@ -184,6 +183,8 @@ async def test_requests_are_refused_while_there_is_no_engine(model: str, log: Pa
         ) as running,
     ):
         async with grpc.aio.insecure_channel(await running.ready()) as channel:
+            script.ready_delay_s = 600.0  # of the next one
+            environment(script, log)
             await _failed_generation(channel)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
@@ -195,6 +196,7 @@ async def test_requests_are_refused_while_there_is_no_engine(model: str, log: Pa
                 grpc.StatusCode.UNAVAILABLE,
                 "ENGINE_LOST",
             ), "refused before it is accepted"
+            await eventually(lambda: len(EngineLog(log).of("Start")) == 2)
         # Told to stop while an engine is starting, it leaves nothing behind.
         status, _, err = await running.stop()
         assert status == 0 and "Traceback" not in err
@@ -342,7 +344,7 @@ async def test_the_frontend_imports_no_torch(model: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("hurried", [False, True])
 async def test_open_requests_have_the_time_to_drain(model: str, log: Path, hurried: bool) -> None:
     plane = FakeControlPlane()
-    script = FakeScript(tokens=[20] * 62, interval_s=0.2 if hurried else 0.02)
+    script = FakeScript(tokens=[20] * 62, pause_after=30)
     async with (
         serving(plane) as server,
         data_plane(
@@ -357,7 +359,7 @@ async def test_open_requests_have_the_time_to_drain(model: str, log: Path, hurri
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         call = stub.Generate(
-            inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket()), timeout=30
+            inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket()), timeout=100
         )
         await call.read()
         running.process.send_signal(signal.SIGTERM)
@@ -378,6 +380,7 @@ async def test_open_requests_have_the_time_to_drain(model: str, log: Path, hurri
                     pass
             assert from_rpc_error(ended.value).reason == "SHUTTING_DOWN"
         else:
+            go_on(log)
             last = None
             while (event := await call.read()) is not grpc.aio.EOF:
                 last = event

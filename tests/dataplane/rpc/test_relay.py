@@ -16,7 +16,8 @@ from chorale.v1 import inference_pb2, relay_pb2
 from chorale.v1.relay_pb2_grpc import RelayServiceStub
 from tests.dataplane.rpc.conftest import StartRig
 from tests.helpers.fake_control_plane import eventually, make_ticket
-from tests.helpers.fake_engine import FakeScript
+from tests.helpers.fake_engine import FakeScript, go_on
+from tests.helpers.leaps import leap
 from tests.helpers.rig import EngineLog, Rig
 
 TOKENS = [20 + i % 60 for i in range(400)]
@@ -46,7 +47,7 @@ class Session:
 
     async def read(self) -> bool:
         """One message; false at the end of the call."""
-        message = await asyncio.wait_for(self.call.read(), 20)
+        message = await asyncio.wait_for(self.call.read(), 60)
         if message is grpc.aio.EOF:
             return False
         self.num_messages += 1
@@ -89,7 +90,9 @@ async def status_of(session: Session) -> ChoraleError:
 
 
 async def test_generations_side_by_side(start_rig: StartRig) -> None:
-    async with start_rig(FakeScript(tokens=TOKENS[:40], interval_s=0.002)) as rig:
+    # All six take the same steps.
+    script = FakeScript(tokens=TOKENS[:40], interval_s=0.002, first_requests=6)
+    async with start_rig(script) as rig:
         session = Session(rig)
         for handle in range(1, 7):
             await session.start(handle, sampling={"max_tokens": 34 + handle})
@@ -124,7 +127,7 @@ async def test_what_is_not_taken_waits_and_then_comes_as_one(start_rig: StartRig
     async with start_rig(FakeScript(tokens=TOKENS, ready=LONG, interval_s=0.001)) as rig:
         session = Session(rig)
         await session.start(1)
-        await eventually(lambda: rig.engine.num_open == 0 and rig.service.num_open == 1, 20)
+        await eventually(lambda: rig.engine.num_open == 0 and rig.service.num_open == 1)
         await session.start(2, sampling={"max_tokens": 5})
         await session.read_to_end_of(2)
         assert session.tokens(2) == TOKENS[:5], "the other one is not held back"
@@ -158,7 +161,10 @@ async def test_end_frees_at_once(start_rig: StartRig, engine_log: EngineLog) -> 
 async def test_deadline_of_one_generation(start_rig: StartRig) -> None:
     async with start_rig(FakeScript(tokens=TOKENS, ready=LONG, hang_after=3)) as rig:
         session = Session(rig)
-        await session.start(1, timeout_s=0.3)
+        await session.start(1, timeout_s=100)
+        while not (1 in session.events and len(session.tokens(1)) == 3):
+            assert await session.read()
+        leap(100)
         await session.read_to_end_of(1)
         assert session.error(1).code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert session.tokens(1) == TOKENS[:3]
@@ -198,7 +204,7 @@ async def test_caller_that_says_no_more_gets_what_runs(start_rig: StartRig) -> N
 
 
 async def test_finish_ends_idle_calls_and_lets_others_end(start_rig: StartRig) -> None:
-    async with start_rig(FakeScript(tokens=TOKENS[:30], interval_s=0.002)) as rig:
+    async with start_rig(FakeScript(tokens=TOKENS[:30], pause_after=20)) as rig:
         idle, busy = Session(rig), Session(rig)
         await busy.start(1)
         await busy.read()
@@ -206,6 +212,7 @@ async def test_finish_ends_idle_calls_and_lets_others_end(start_rig: StartRig) -
         await idle.read_to_end_of(1)
         rig.relay.finish()
         assert not await idle.read()
+        go_on(rig.log.path)
         while await busy.read():
             pass
         assert busy.tokens(1) == TOKENS[:30]

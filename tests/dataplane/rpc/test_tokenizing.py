@@ -34,7 +34,7 @@ class Held:
 
     def spans(self, text: str, **_: Any) -> Iterator[Span]:
         self.began.append(text)
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         return iter([Span(1, text[:5], 0, 5)])
 
 
@@ -74,11 +74,11 @@ async def test_a_data_plane_that_drains_sends_elsewhere(start_rig: StartRig) -> 
 async def test_long_texts_leave_the_event_loop_free() -> None:
     cutting = Tokenizing(TOKENIZER, max_context_tokens=1 << 18)
     text = "größe hello 你好 " * 14_000
-    began_s = time.monotonic()
+    began_s = time.process_time()
     offsets = BACKEND.encode(text).offsets  # with the interpreter lock throughout
-    encode_s = time.monotonic() - began_s
+    encode_s = time.process_time() - began_s
     stalls: list[float] = []
-    for _ in range(3):  # the machine may stall by itself
+    for _ in range(3):  # another thread may get the processor
         task = asyncio.create_task(cutting.tokenize(pb.TokenizeRequest(text=text), None))
         stalls.append(await _longest_stall_s(task))
         assert [token.start for token in task.result().tokens] == [start for start, _ in offsets]
@@ -87,10 +87,11 @@ async def test_long_texts_leave_the_event_loop_free() -> None:
 
 
 async def _longest_stall_s(task: asyncio.Task[Any]) -> float:
-    longest_s, last_s = 0.0, time.monotonic()
+    """On a clock that stands still with this process, as when the machine has others to serve."""
+    longest_s, last_s = 0.0, time.process_time()
     while not task.done():
         await asyncio.sleep(0.001)
-        longest_s, last_s = max(longest_s, time.monotonic() - last_s), time.monotonic()
+        longest_s, last_s = max(longest_s, time.process_time() - last_s), time.process_time()
     return longest_s
 
 
