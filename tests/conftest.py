@@ -3,11 +3,17 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Models here are tiny: more threads than one only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# No example database: tests leave nothing behind. No time either: machines differ.
+settings.register_profile(
+    "any machine", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,15 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from dataplane.constraints import trials
-
-# No example database: tests leave nothing behind. No time either: machines differ.
-settings.register_profile(
-    "dataplane", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("dataplane")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,7 +22,7 @@ from storage.adapter.manifest import parse_adapter
 from storage.errors import SourceUnreadableError
 from storage.loader import Residency
 
-MAX_WAIT_S = 60.0
+MAX_WAIT_S = 300.0
 
 
 class InlineLoader:

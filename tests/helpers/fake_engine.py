@@ -1,4 +1,6 @@
-"""An engine that says what a script tells it to: `python -m tests.helpers.fake_engine ADDRESS`.
+"""An engine that says what a script tells it to.
+
+    python -m tests.helpers.fake_engine ADDRESS PARENT_PID
 
 The script is a JSON file (FAKE_ENGINE_SCRIPT, see FakeScript); every message that
 arrives is appended to the file FAKE_ENGINE_LOG as a line of JSON, for tests to look at.
@@ -18,6 +20,7 @@ import msgspec
 import zmq
 
 from dataplane import channel
+from dataplane.engine.parent import die_with
 from dataplane.load_reports import AdapterLoad
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,6 +251,7 @@ def main() -> int:
     script = msgspec.json.decode(script_file.read_bytes(), type=FakeScript)
     if script.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with(int(sys.argv[2]))
     return _Engine(sys.argv[1], script, Path(os.environ["FAKE_ENGINE_LOG"])).run()
 
 

@@ -21,7 +21,7 @@ from tests.helpers.engine import Rig
 from tests.helpers.models import ATTENTION, VOCAB, add_adapter, make_model, save_model
 
 PROMPT = [5, 6, 7, 8, 9]
-WAIT_S = 20.0  # for what happens in milliseconds, unless it never does
+WAIT_S = 60.0  # for what happens in milliseconds, unless it never does
 
 Forward = Callable[[Any, torch.Tensor, int], torch.Tensor]
 
