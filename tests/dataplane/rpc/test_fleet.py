@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
@@ -92,16 +93,26 @@ async def test_before_any_stats_the_engine_counts_as_idle() -> None:
     assert residency_of(None) == fleet_pb2.Residency()
 
 
+@contextlib.contextmanager
+def nobody_at(port: int = 0) -> Iterator[int]:
+    """A port that is taken, by this test or before, and where nobody listens."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", port))
+        yield held.getsockname()[1]
+
+
 async def test_control_plane_may_come_later() -> None:
     plane = FakeControlPlane()
-    async with serving(plane) as server:
-        address, port = server.address, server.port
-    async with member(address) as joined:
-        waiting = asyncio.create_task(joined.wait_joined())
-        await asyncio.sleep(0.3)
-        assert not waiting.done()
-        async with serving(plane, port):
-            await asyncio.wait_for(waiting, 60)
+    with contextlib.ExitStack() as nobody:
+        port = nobody.enter_context(nobody_at())
+        async with member(f"127.0.0.1:{port}") as joined:
+            waiting = asyncio.create_task(joined.wait_joined())
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            nobody.close()
+            async with serving(plane, port):
+                await asyncio.wait_for(waiting, 60)
 
 
 async def test_joins_again_after_not_found_and_after_an_outage() -> None:
@@ -120,7 +131,8 @@ async def test_joins_again_after_not_found_and_after_an_outage() -> None:
         plane.forget()
         await eventually(lambda: len(plane.joins) == 2)
     try:
-        await asyncio.sleep(0.2)
+        with nobody_at(port):
+            await asyncio.sleep(0.2)
         plane.forget()
         async with serving(plane, port):
             await eventually(lambda: len(plane.joins) == 3)
