@@ -15,7 +15,6 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chorale.channel import CHANNEL_OPTIONS
-from controlplane.cli.supervisor.ports import free_port
 
 NAME = "server.test"
 _TYPE_A = 1
@@ -42,32 +41,32 @@ class Names(asyncio.DatagramProtocol):
         self._transport.sendto(header + question + (answer if known else b""), addr)
 
 
-def serve(host: str, port: int) -> grpc.Server:
+def serve(host: str, port: int) -> tuple[grpc.Server, int]:
+    """A server and its port, which nobody else takes at these addresses."""
     server = grpc.server(ThreadPoolExecutor(2))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    server.add_insecure_port(f"{host}:{port}")
+    port = server.add_insecure_port(f"{host}:{port}")
     server.start()
-    return server
+    return server, port
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2")
 async def test_a_server_with_a_new_address_is_found_soon() -> None:
     loop = asyncio.get_running_loop()
     transport, names = await loop.create_datagram_endpoint(Names, local_addr=("127.0.0.1", 0))
-    port = free_port("127.0.0.1")
     dns = transport.get_extra_info("sockname")[1]
     names.host = "127.0.0.2"
-    server = serve(names.host, port)
+    server, port = serve(names.host, 0)
     target = f"dns://127.0.0.1:{dns}/{NAME}:{port}"
     async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert names.num_asked > 0
         server.stop(0).wait()
         await asyncio.sleep(0.3)  # it is looked up again while the old address still stands
         names.host = "127.0.0.3"
-        server = serve(names.host, port)
-        end = time.monotonic() + 8
+        server, _ = serve(names.host, port)
+        end = time.monotonic() + 20  # gRPC itself would look it up again after 30
         while True:
             try:
                 await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)

@@ -77,7 +77,7 @@ async def test_closing_a_blocking_stream_cancels_it(
         return list(generation)
 
     assert await blocking(gateway, use) == []
-    await asyncio.wait_for(plane.ended.wait(), 2)
+    await asyncio.wait_for(plane.ended.wait(), 30)
 
 
 async def test_registry(gateway: RunningGateway, client: AsyncClient, fleet: FakeFleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -74,7 +75,7 @@ async def test_malformed_messages_are_invalid_never_unknown(
     )
     async with grpc.aio.insecure_channel(server.address) as channel:
         call = getattr(channel, kind)(f"/chorale.v1.{method}")
-        answer = call([message] if kind.startswith("stream") else message, timeout=5)
+        answer = call([message] if kind.startswith("stream") else message, timeout=60)
         with pytest.raises(grpc.aio.AioRpcError) as seen:
             if kind.endswith("stream"):
                 async for _ in answer:
@@ -89,15 +90,22 @@ async def test_malformed_messages_are_invalid_never_unknown(
 async def test_calls_that_come_while_the_loop_is_busy_are_answered() -> None:
     server = await start_server(host="127.0.0.1", port=0, services=[], error_table={})
 
+    loop = asyncio.get_running_loop()
+    connected, called = asyncio.Event(), threading.Event()
+
     def burst() -> Counter[grpc.StatusCode]:
         with grpc.insecure_channel(server.address) as channel:
+            grpc.channel_ready_future(channel).result(60)
+            loop.call_soon_threadsafe(connected.set)
             stub: Any = health_pb2_grpc.HealthStub(channel)
             calls = [stub.Check.future(health_pb2.HealthCheckRequest()) for _ in range(3000)]
+            called.set()
             return Counter(call.code() for call in calls)
 
-    codes = asyncio.get_running_loop().run_in_executor(None, burst)
-    await asyncio.sleep(0.2)  # connected
-    time.sleep(1.0)  # so looks a loop to gRPC that has much to do
+    codes = loop.run_in_executor(None, burst)
+    await connected.wait()
+    called.wait(60)  # so looks a loop to gRPC that has much to do
+    time.sleep(0.5)
     assert await codes == {grpc.StatusCode.OK: 3000}
     await server.stop(0)
 

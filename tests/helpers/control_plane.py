@@ -25,6 +25,7 @@ from tests.helpers.adapters import TINY_BASE
 
 TOKEN = "test-fleet-token"
 AUTHORIZATION = (("authorization", f"Bearer {TOKEN}"),)
+LEASE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def base_model(spec: BaseModelSpec, fingerprint: str = "f" * 64) -> registry_pb.
 
 @contextlib.asynccontextmanager
 async def running(redis_url: str, **options: Any) -> AsyncIterator[ControlPlane]:
-    """A control plane on `redis_url`. options: of ControlPlaneOptions."""
+    """A control plane on `redis_url`. options: of ControlPlaneOptions; left out, leases end and
+    Redis is given up so late that no pause of the machine makes it happen."""
+    options = {"lease_s": LEASE_S, "redis_timeout_s": 60.0} | options
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     task = asyncio.create_task(

@@ -28,7 +28,7 @@ def send(server: EmbeddedRedis, command: str) -> bytes:
     """One inline command over a connection of its own."""
     path = Path(server.url.removeprefix("unix://").partition("?")[0])
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(30)
+        connection.settimeout(60)
         connection.connect(str(path))
         connection.sendall(f"{command}\r\n".encode())
         return connection.recv(65536)
