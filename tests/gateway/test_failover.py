@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from chorale import (
@@ -21,9 +23,12 @@ from chorale import (
 from controlplane.gateway.recovery import RecoveryLimits
 from tests.helpers.cuttable_link import CuttableLink
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
-from tests.helpers.fake_fleet import FakeFleet, running_fleet, running_gateway
+from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
+from tests.helpers.prometheus import Metrics
+from tests.helpers.until import until
 
 NUM_TOKENS = 12
+ENDLESS = RecoveryLimits(max_failures=10_000)
 DRAINING = UnavailableError("DATA_PLANE_STOPPING", "going away", retry_after_s=1.0)
 
 
@@ -34,7 +39,7 @@ def dies_after(num_tokens: int, error: Exception | None = None) -> Callable[...,
         if done == num_tokens:
             if error is not None:
                 raise error
-            await asyncio.sleep(0.05)  # what it has said so far is on the wire
+            await until(lambda: plane.num_heard == plane.num_said)
             await plane.kill()
             await asyncio.sleep(60)
 
@@ -64,8 +69,7 @@ async def test_stream_goes_on_elsewhere(
     (resumed,) = second.requests
     delivered = list(resumed.generated_token_ids)
     assert delivered == story(DRAWN_SEED, len(delivered))
-    # What a killed server had not yet put on the wire was never delivered.
-    assert len(delivered) == num_tokens or (how == "dies" and len(delivered) < num_tokens)
+    assert len(delivered) == num_tokens
     assert resumed.sampling.seed == DRAWN_SEED, "drawn by the first one, kept by the second"
     assert resumed.request_id == first.requests[0].request_id != ""
     assert list(fleet.admits[1].excluded_data_plane_ids) == ["dp0"]
@@ -80,13 +84,13 @@ async def test_connection_that_is_cut_is_a_lost_data_plane(
 
     async def cut(plane: FakeDataPlane, done: int) -> None:
         if done == 4:
-            await asyncio.sleep(0.05)
+            await until(lambda: plane.num_heard == plane.num_said)
             await link.cut()
 
     fleet.planes[0].before_token = cut
     await check_whole(client)
     assert len(fleet.planes[1].requests) == 1
-    await asyncio.wait_for(fleet.planes[0].ended.wait(), 2)
+    await asyncio.wait_for(fleet.planes[0].ended.wait(), 30)
 
 
 async def test_data_plane_that_is_gone_before_it_accepts(
@@ -166,7 +170,7 @@ async def test_request_that_kills_data_planes_is_given_up() -> None:
 async def test_last_data_plane_is_waited_for_while_it_restarts() -> None:
     async with (
         running_fleet(1) as fleet,
-        running_gateway(fleet) as gateway,
+        running_gateway(fleet, recovery=RecoveryLimits(max_failures=100)) as gateway,
         AsyncClient(gateway.address) as client,
     ):
         (plane,) = fleet.planes
@@ -207,28 +211,36 @@ async def test_gives_up_within_bounds_when_nothing_comes_back() -> None:
 async def test_recovery_ends_with_the_deadline() -> None:
     async with (
         running_fleet(1) as fleet,
-        running_gateway(fleet) as gateway,
+        running_gateway(fleet, recovery=ENDLESS) as gateway,
         AsyncClient(gateway.address) as client,
     ):
         fleet.planes[0].before_token = dies_after(2)
-        began = asyncio.get_running_loop().time()
         with pytest.raises((UnavailableError, DeadlineExceededError)):
             await client.complete("x", timeout=0.5)
-        assert asyncio.get_running_loop().time() - began < 1.5
+        await asks_no_more(gateway, fleet)
 
 
 async def test_going_away_during_recovery_ends_it() -> None:
-    async with running_fleet(1) as fleet, running_gateway(fleet) as gateway:
+    async with running_fleet(1) as fleet, running_gateway(fleet, recovery=ENDLESS) as gateway:
         fleet.planes[0].before_token = dies_after(2)
         async with AsyncClient(gateway.address) as client, client.generate("x") as generation:
             for _ in range(3):
                 await anext(generation)
-            while len(fleet.admits) < 2:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        num_admits = len(fleet.admits)
-        await asyncio.sleep(0.5)
-        assert len(fleet.admits) == num_admits
+            await until(lambda: len(fleet.admits) >= 2)
+        await asks_no_more(gateway, fleet)
+
+
+async def asks_no_more(gateway: RunningGateway, fleet: FakeFleet) -> None:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
+
+        async def is_idle() -> bool:
+            seen = Metrics((await http.get("/metrics")).text)
+            return seen("chorale_gateway_requests_running") == 0
+
+        await until(is_idle)
+    num_admits = len(fleet.admits)
+    await asyncio.sleep(0.3)
+    assert len(fleet.admits) == num_admits
 
 
 async def test_moving_request_is_not_lost_to_a_full_fleet(
@@ -272,23 +284,48 @@ async def test_a_fault_in_mid_stream_is_not_tried_elsewhere(
     assert fleet.planes[1].requests == []
 
 
-async def test_control_plane_that_says_nothing_is_asked_once_more() -> None:
-    limits = RecoveryLimits(admit_s=0.3, source_check_s=0.5)
+@asynccontextmanager
+async def asking_for(fleet: FakeFleet, **limits: float) -> AsyncIterator[AsyncClient]:
+    """Of a gateway with these limits."""
     async with (
-        running_fleet() as fleet,
-        running_gateway(fleet, recovery=limits) as gateway,
+        running_gateway(fleet, recovery=RecoveryLimits(**limits)) as gateway,  # type: ignore[arg-type]
         AsyncClient(gateway.address) as client,
     ):
-        fleet.admit_delays_s = [60.0]
-        await check_whole(client)
-        fleet.admit_delays_s = [0.5]  # a private source may take its time
+        yield client
+
+
+async def test_control_plane_that_says_nothing_is_asked_once_more(fleet: FakeFleet) -> None:
+    for admit_s in (0.3, 3.0, 20.0):  # in which the second one answers, in a machine's worst hour
+        async with asking_for(fleet, admit_s=admit_s) as client:
+            fleet.admits.clear()
+            fleet.admit_delays_s = [600.0]
+            try:
+                await check_whole(client)
+            except UnavailableError:
+                assert len(fleet.admits) == 2 and admit_s < 20
+            else:
+                break
+    assert len(fleet.admits) == 2
+
+
+async def test_a_private_source_may_take_its_time(fleet: FakeFleet) -> None:
+    async with asking_for(fleet, admit_s=0.1, source_check_s=60.0) as client:
+        fleet.admit_delays_s = [0.5]
         await check_whole(client, source_token="hf_x")
-        assert len(fleet.admits) == 3
-        fleet.admit_delays_s = [60.0, 60.0]
+    assert len(fleet.admits) == 1
+
+
+async def test_control_plane_that_says_nothing_twice_is_unreachable(fleet: FakeFleet) -> None:
+    async with asking_for(fleet, admit_s=0.2) as client:
+        fleet.admit_delays_s = [600.0, 600.0]
         with pytest.raises(UnavailableError) as seen:
             await check_whole(client)
-        assert seen.value.reason == "CONTROL_PLANE_UNREACHABLE"
-        assert seen.value.retry_after_s
-        fleet.admit_delays_s = [60.0]
-        with pytest.raises(DeadlineExceededError):  # the caller's own, which was shorter
+    assert seen.value.reason == "CONTROL_PLANE_UNREACHABLE"
+    assert seen.value.retry_after_s
+
+
+async def test_callers_deadline_goes_before_the_wait_for_a_place(fleet: FakeFleet) -> None:
+    async with asking_for(fleet, admit_s=600.0) as client:
+        fleet.admit_delays_s = [600.0]
+        with pytest.raises(DeadlineExceededError):
             await check_whole(client, timeout=0.2)

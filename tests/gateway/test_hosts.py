@@ -71,7 +71,7 @@ async def test_a_rebound_page_reads_and_changes_nothing(
     gateway: RunningGateway, fleet: FakeFleet
 ) -> None:
     headers = {"host": "evil.example"}
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         for path in ("/v1/models", "/metrics", "/health", "/info", "/nowhere"):
             refused = await http.get(path, headers=headers)
             error = error_of(refused, 421)
@@ -86,7 +86,7 @@ async def test_a_rebound_page_reads_and_changes_nothing(
 async def test_what_the_operator_allows(fleet: FakeFleet) -> None:
     async with (
         running_gateway(fleet, allowed_hosts=["api.example"]) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         for host, status in (("api.example:443", 200), ("other.example", 421)):
             answer = await http.get("/v1/models", headers={"host": host})
@@ -96,7 +96,7 @@ async def test_what_the_operator_allows(fleet: FakeFleet) -> None:
 async def test_on_every_interface_all_names_go(fleet: FakeFleet) -> None:
     async with (
         running_gateway(fleet, host="0.0.0.0") as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         answer = await http.get("/v1/models", headers={"host": "chorale.example"})
         assert answer.status_code == 200

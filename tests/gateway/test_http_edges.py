@@ -18,7 +18,7 @@ from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
 
 @pytest_asyncio.fixture
 async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         yield http
 
 
@@ -44,7 +44,7 @@ async def test_bodies_over_the_limit_are_413(fleet: FakeFleet) -> None:
 
     async with (
         running_gateway(fleet, max_body_bytes=1000) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         announced = await http.post("/v1/completions", content=b" " * 1001)
         assert error_of(announced, 413)["code"] == "request_too_large"
@@ -69,7 +69,7 @@ async def test_bodies_on_their_way_are_bounded_together(fleet: FakeFleet) -> Non
         await asyncio.sleep(0.3)
         answers = [task.result() for task in refused if task.done()]
         assert 0 < len(answers) < 30 and set(answers) == {b"HTTP/1.1 503 Service Unavailable\r\n"}
-        async with httpx.AsyncClient(base_url=gateway.http_url) as http:
+        async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
             assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
             for _, writer in held:
                 writer.transport.abort()
@@ -201,7 +201,7 @@ async def test_deadline_of_http_requests_is_504(fleet: FakeFleet) -> None:
     fleet.planes[0].delay_s = 0.1
     async with (
         running_gateway(fleet, http_timeout_s=0.3) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         error = error_of(await http.post("/v1/completions", json=COMPLETION), 504)
         assert error["code"] == "deadline_exceeded"
@@ -210,7 +210,7 @@ async def test_deadline_of_http_requests_is_504(fleet: FakeFleet) -> None:
 async def test_over_the_limit_is_429(fleet: FakeFleet) -> None:
     async with (
         running_gateway(fleet, max_concurrent_requests=2) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         response = await http.post("/v1/completions", json=COMPLETION | {"n": 3})
         assert error_of(response, 429)["code"] == "gateway_full"

@@ -27,7 +27,7 @@ async def fleet() -> AsyncIterator[FakeFleet]:
 async def http(fleet: FakeFleet) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         running_gateway(fleet) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         yield http
 

@@ -13,7 +13,7 @@ from tests.helpers.prometheus import Metrics
 
 
 async def scrape(gateway: RunningGateway) -> Metrics:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         answer = await http.get(f"{gateway.http_url}/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -22,7 +22,7 @@ async def scrape(gateway: RunningGateway) -> Metrics:
 
 async def test_generations_over_grpc_and_http(client: AsyncClient, gateway: RunningGateway) -> None:
     await client.complete("x", model="pirate", max_tokens=3)
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         body = {"model": "pirate", "prompt": "x", "max_tokens": 2, "n": 2}
         answer = await http.post(f"{gateway.http_url}/v1/completions", json=body)
         assert answer.status_code == 200

@@ -94,7 +94,7 @@ async def test_out_of_range_is_refused_before_admission(
 
 
 async def test_over_http(gateway: RunningGateway, fleet: FakeFleet) -> None:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         body = COMPLETION | {"ttft_slo": 2.5, "n": 2, "max_tokens": 1}
         assert (await http.post("/v1/completions", json=body)).status_code == 200
         sent = left_s(fleet.planes[0]) + left_s(fleet.planes[1])
@@ -143,7 +143,7 @@ async def test_over_http_a_refusal_says_when_to_come_again(
     fleet.admit_errors = [
         ResourceExhaustedError("TTFT_SLO_UNREACHABLE", "too long a queue", retry_after_s=2.2)
     ]
-    async with httpx.AsyncClient(base_url=gateway.http_url) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         answer = await http.post("/v1/completions", json={**COMPLETION, "ttft_slo": 6.0})
     assert answer.status_code == 429 and answer.headers["retry-after"] == "3"
 

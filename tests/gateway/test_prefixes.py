@@ -26,7 +26,7 @@ async def test_turns_over_http_have_the_ones_before_in_them(
     gateway: RunningGateway, fleet: FakeFleet
 ) -> None:
     messages = [{"role": "system", "content": LONG}, {"role": "user", "content": "Roses?"}]
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         for answer in ("In June.", ""):
             body = {"model": "prod", "messages": messages, "max_tokens": 2}
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 200

@@ -66,7 +66,7 @@ async def test_signal_stops_it_within_3_s_with_streams_open(
     body = {"model": "pirate", "prompt": "x", "stream": True, "max_tokens": 100_000}
     async with (
         AsyncClient(f"127.0.0.1:{grpc_port}") as client,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}") as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}", timeout=60) as http,
         client.generate("x", max_tokens=100_000) as generation,
         http.stream("POST", "/v1/completions", json=body) as response,
     ):
@@ -110,7 +110,7 @@ async def test_it_says_first_that_it_stops(fleet: FakeFleet) -> None:
     async with (
         running_gateway(fleet, drain_s=10.0) as gateway,
         AsyncClient(gateway.address) as client,
-        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
         grpc.aio.insecure_channel(gateway.address) as channel,
     ):
         gateway.stop.set()
@@ -184,7 +184,7 @@ async def command(fleet: FakeFleet, **environment: str) -> AsyncIterator[httpx.A
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
         url = "http://" + line.split("http=")[1].strip()
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             yield http
     finally:
         process.terminate()
@@ -228,7 +228,7 @@ async def test_serves_before_its_control_plane_is_there() -> None:
     try:
         async with (
             AsyncClient(f"127.0.0.1:{grpc_port}") as client,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}") as http,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}", timeout=60) as http,
         ):
             with pytest.raises(UnavailableError):
                 await client.complete("x")
@@ -250,5 +250,5 @@ async def test_listens_on_ipv6(fleet: FakeFleet, host: str, reached_at: list[str
             async with AsyncClient(f"{address}:{gateway.address.rpartition(':')[2]}") as client:
                 assert (await client.complete("x", max_tokens=3)).finish_reason
             port = gateway.http_url.rpartition(":")[2]
-            async with httpx.AsyncClient(base_url=f"http://{address}:{port}") as http:
+            async with httpx.AsyncClient(base_url=f"http://{address}:{port}", timeout=60) as http:
                 assert (await http.get("/v1/models")).status_code == 200

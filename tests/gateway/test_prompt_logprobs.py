@@ -114,7 +114,7 @@ async def test_who_goes_on_by_himself_and_asks_is_told(
 
 async def test_lorax_tells_the_prefill(gateway: RunningGateway) -> None:
     asked = {"max_new_tokens": 2, "details": True, "decoder_input_details": True}
-    async with httpx.AsyncClient(base_url=gateway.http_url) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         answer = await http.post("/generate", json={"inputs": "a b", "parameters": asked})
         assert answer.json()["details"]["prefill"] == [
             {"id": 0, "text": "<s>", "logprob": None},

@@ -17,7 +17,7 @@ from tests.helpers.fake_fleet import FakeFleet, RunningGateway
 
 @pytest_asyncio.fixture
 async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=20) as opened:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as opened:
         yield opened
 
 

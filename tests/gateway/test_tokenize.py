@@ -34,7 +34,7 @@ SHOWN = [TokenSpan(0, "<s>", 0, 0), TokenSpan(1, "größe", 0, 5), TokenSpan(2, 
 
 @pytest_asyncio.fixture
 async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         yield http
 
 
@@ -215,7 +215,7 @@ async def test_bounds_and_deadlines(fleet: FakeFleet) -> None:
     async with (
         running_gateway(fleet, max_concurrent_requests=1, http_timeout_s=0.3) as gateway,
         AsyncClient(gateway.address) as client,
-        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         late = await http.post("/tokenize", json={"inputs": "x"})
         assert (late.status_code, late.json()["error_type"]) == (504, "generation")

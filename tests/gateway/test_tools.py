@@ -45,7 +45,7 @@ async def sdk(gateway: RunningGateway) -> AsyncIterator[openai.AsyncOpenAI]:
 
 @pytest_asyncio.fixture
 async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         yield http
 
 

@@ -21,7 +21,7 @@ POET = {"lora_name": "poet", "lora_path": "/adapters/poet"}
 
 @pytest_asyncio.fixture
 async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
         yield http
 
 
@@ -153,7 +153,7 @@ async def test_generations_need_no_content_type(http: httpx.AsyncClient) -> None
 async def test_turned_off_it_is_404_and_says_so(fleet: FakeFleet, path: str) -> None:
     async with (
         running_gateway(fleet, http_registry=False) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         error = error_of(await http.post(path, json={"lora_name": "pirate"}), 404)
         assert "--http-registry" in error["message"]
@@ -186,7 +186,7 @@ async def test_they_share_the_bound_of_calls_to_the_control_plane(fleet: FakeFle
     fleet.register_delay_s = 30.0
     async with (
         running_gateway(fleet, max_concurrent_requests=2) as gateway,
-        httpx.AsyncClient(base_url=gateway.http_url, timeout=10) as http,
+        httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         loading = [asyncio.create_task(http.post(LOAD, json=POET)) for _ in range(2)]
         async with asyncio.timeout(5):

@@ -67,6 +67,8 @@ class FakeDataPlane(InferenceServiceServicer):
         self.relays = relays
         self.num_calls = 0  # of Generate itself
         self.num_relays = 0
+        self.num_said = 0  # responses to Generate
+        self.num_heard = 0  # of them, by a gateway of `running_gateway`
         self.ended = asyncio.Event()
 
     async def start(self, port: int = 0) -> None:
@@ -132,6 +134,7 @@ class FakeDataPlane(InferenceServiceServicer):
         self.running += 1
         try:
             async for response in self._stream(request):
+                self.num_said += 1
                 yield response
         finally:
             self.running -= 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from chorale.errors import (
     AlreadyExistsError,
@@ -32,6 +33,7 @@ from chorale.v1.admission_pb2_grpc import (
 )
 from chorale.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
 from chorale.v1.tenant_pb2_grpc import TenantServiceServicer, add_TenantServiceServicer_to_server
+from controlplane.gateway.generation import Generation
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_data_plane import FakeDataPlane
@@ -321,8 +323,27 @@ async def running_gateway(fleet: FakeFleet, **options: Any) -> AsyncIterator[Run
         await task
     grpc_port, http_port = ports.result()
     try:
-        yield RunningGateway(f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", stop, task)
+        with _counting_what_is_heard(fleet):
+            yield RunningGateway(
+                f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", stop, task
+            )
     finally:
         stop.set()
         if not task.cancelled():
             await task
+
+
+@contextmanager
+def _counting_what_is_heard(fleet: FakeFleet) -> Generator[None]:
+    """In `num_heard` of data planes: what one that is killed had said before is lost until then."""
+    responses = Generation._responses
+
+    async def counted(generation: Any, call: Any, place: Any) -> AsyncGenerator[Any]:
+        (plane,) = (p for p in fleet.planes if p.data_plane_id == place.data_plane_id)
+        async with aclosing(responses(generation, call, place)) as heard:
+            async for response in heard:
+                plane.num_heard += 1
+                yield response
+
+    with mock.patch.object(Generation, "_responses", counted):
+        yield
