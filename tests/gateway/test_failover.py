@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
 from chorale import (
@@ -24,7 +23,6 @@ from controlplane.gateway.recovery import RecoveryLimits
 from tests.helpers.cuttable_link import CuttableLink
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
-from tests.helpers.prometheus import Metrics
 from tests.helpers.until import until
 
 NUM_TOKENS = 12
@@ -231,13 +229,7 @@ async def test_going_away_during_recovery_ends_it() -> None:
 
 
 async def asks_no_more(gateway: RunningGateway, fleet: FakeFleet) -> None:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-
-        async def is_idle() -> bool:
-            seen = Metrics((await http.get("/metrics")).text)
-            return seen("chorale_gateway_requests_running") == 0
-
-        await until(is_idle)
+    await gateway.until_idle()
     num_admits = len(fleet.admits)
     await asyncio.sleep(0.3)
     assert len(fleet.admits) == num_admits

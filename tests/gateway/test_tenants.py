@@ -40,9 +40,7 @@ async def test_a_request_that_moves_shows_its_ticket(
 
 async def test_over_http(fleet: FakeFleet, gateway: RunningGateway) -> None:
     headers = {"x-chorale-tenant": "acme"}
-    async with httpx.AsyncClient(
-        base_url=gateway.http_url, headers=headers, timeout=60
-    ) as http:
+    async with httpx.AsyncClient(base_url=gateway.http_url, headers=headers, timeout=60) as http:
         for path, body in (
             ("/v1/completions", {"prompt": "x"}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),

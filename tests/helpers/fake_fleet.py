@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import httpx
+
 from chorale.errors import (
     AlreadyExistsError,
     ChoraleError,
@@ -37,6 +39,8 @@ from controlplane.gateway.generation import Generation
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_data_plane import FakeDataPlane
+from tests.helpers.prometheus import Metrics
+from tests.helpers.until import until
 
 BASE_MODEL = "base"
 
@@ -57,6 +61,7 @@ class FakeFleet(
     admit_errors: list[ChoraleError] = field(default_factory=list)
     admit_delay_s: float = 0.0
     admit_delays_s: list[float] = field(default_factory=list)  # of the next ones
+    admit_gate: asyncio.Event | None = None  # waited for before anything is answered
     registered: list[registry_pb.RegisterAdapterRequest] = field(default_factory=list)
     register_delay_s: float = 0.0
     register_error: ChoraleError | None = None
@@ -139,6 +144,8 @@ class FakeFleet(
     async def Admit(self, request: admission_pb.AdmitRequest, context: Any) -> Any:
         self.admits.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        if self.admit_gate is not None:
+            await self.admit_gate.wait()
         delays = self.admit_delays_s
         await asyncio.sleep(delays.pop(0) if delays else self.admit_delay_s)
         if self.admit_errors:
@@ -302,6 +309,21 @@ class RunningGateway:
     http_url: str
     stop: asyncio.Event
     task: asyncio.Task[None]
+
+    async def metrics(self) -> Metrics:
+        async with httpx.AsyncClient(timeout=60) as http:
+            answer = await http.get(f"{self.http_url}/metrics")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        return Metrics(answer.text)
+
+    async def until_idle(self) -> None:
+        """Until no generation runs: who went away has been heard of."""
+
+        async def is_idle() -> bool:
+            return (await self.metrics())("chorale_gateway_requests_running") == 0
+
+        await until(is_idle)
 
 
 @asynccontextmanager
