@@ -114,6 +114,6 @@ async def test_odd_requests(gateway: RunningGateway, head: bytes, status: bytes)
     host, _, port = gateway.http_url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(head + b"Connection: close\r\n\r\n")
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 30)
     writer.close()
     assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]

@@ -11,9 +11,9 @@ from chorale import Accepted, AsyncClient
 from chorale.relay import MAX_EVENTS_UNDER_WAY
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.helpers.fake_control_plane import eventually
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
+from tests.helpers.until import until
 
 # Receive windows that are soon full, so that the gateway has to wait for the reader.
 SMALL_WINDOWS = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
@@ -78,7 +78,7 @@ async def test_client_that_does_not_read_holds_back_only_itself(
         stub: Any = InferenceServiceStub(channel)
         slow = stub.Generate(request)
         assert (await slow.read()).HasField("accepted")
-        await eventually(lambda: len(made) >= MAX_EVENTS_UNDER_WAY - 1)
+        await until(lambda: len(made) >= MAX_EVENTS_UNDER_WAY - 1)
         before = -1
         while before != len(made):  # until nothing more of it moves
             before = len(made)
@@ -100,9 +100,9 @@ async def test_stream_that_ends_early_leaves_the_others(
     staying = asyncio.create_task(client.complete("y", max_tokens=60))
     assert isinstance(await anext(leaving), Accepted)
     leaving.close()
-    await asyncio.wait_for(plane.ended.wait(), 2)
+    await asyncio.wait_for(plane.ended.wait(), 30)
     assert (await staying).text == text_of(story(DRAWN_SEED, 60))
-    await eventually(lambda: plane.running == 0)
+    await until(lambda: plane.running == 0)
     assert plane.num_relays == 1
 
 
@@ -119,7 +119,5 @@ async def test_data_plane_that_restarts_on_its_address_is_linked_anew(
         done = await client.complete("x", max_tokens=2)
         return done.accepted.data_plane_id == "dp0"
 
-    async with asyncio.timeout(10):
-        while not await served_by_the_first():
-            await asyncio.sleep(0.05)
+    await until(served_by_the_first)
     assert fleet.planes[0].num_relays >= 2 and fleet.planes[0].num_calls == 0

@@ -9,15 +9,6 @@ from chorale import AsyncClient, NotFoundError
 from chorale.v1 import fleet_pb2 as fleet_pb
 from tests.gateway.test_failover import dies_after
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway
-from tests.helpers.prometheus import Metrics
-
-
-async def scrape(gateway: RunningGateway) -> Metrics:
-    async with httpx.AsyncClient(timeout=60) as http:
-        answer = await http.get(f"{gateway.http_url}/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    return Metrics(answer.text)
 
 
 async def test_generations_over_grpc_and_http(client: AsyncClient, gateway: RunningGateway) -> None:
@@ -28,7 +19,7 @@ async def test_generations_over_grpc_and_http(client: AsyncClient, gateway: Runn
         assert answer.status_code == 200
     with pytest.raises(NotFoundError):
         await client.complete("x", model="nobody")
-    seen = await scrape(gateway)
+    seen = await gateway.metrics()
     prefix = "chorale_gateway"
     assert seen(f"{prefix}_requests_total", outcome="ok", reason="") == 3
     assert seen(f"{prefix}_requests_total", outcome="error", reason="MODEL_NOT_FOUND") == 1
@@ -46,7 +37,7 @@ async def test_running_cancelled_and_lost(
 ) -> None:
     fleet.planes[0].before_token = dies_after(2)
     await client.complete("x", model="pirate", max_tokens=4)
-    seen = await scrape(gateway)
+    seen = await gateway.metrics()
     assert seen("chorale_gateway_lost_streams_total") == 1
     assert (
         seen("chorale_gateway_model_tokens_total", model="pirate", version="2", kind="completion")
@@ -55,16 +46,17 @@ async def test_running_cancelled_and_lost(
     fleet.planes[1].delay_s = 0.01
     async with client.generate("x", max_tokens=100_000) as generation:
         await anext(aiter(generation))
-        assert (await scrape(gateway))("chorale_gateway_requests_running") == 1
-    async with asyncio.timeout(5):
-        while True:
-            seen = await scrape(gateway)
-            if seen("chorale_gateway_requests_total", outcome="cancelled", reason=""):
-                break
-    assert seen("chorale_gateway_requests_running") == 0
+        assert (await gateway.metrics())("chorale_gateway_requests_running") == 1
+    await gateway.until_idle()
+    seen = await gateway.metrics()
+    assert seen("chorale_gateway_requests_total", outcome="cancelled", reason="") == 1
 
 
-async def test_the_fleet(fleet: FakeFleet, gateway: RunningGateway) -> None:
+async def test_the_fleet(
+    fleet: FakeFleet, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.gateway.metrics._TIMEOUT_S", 60.0)
+    monkeypatch.setattr("controlplane.gateway.metrics._FRESH_S", 3600.0)
     load = fleet_pb.Load(
         num_running=3,
         num_waiting=4,
@@ -82,8 +74,8 @@ async def test_the_fleet(fleet: FakeFleet, gateway: RunningGateway) -> None:
         fleet_pb.DataPlane(data_plane_id="dp0", load=load),
         fleet_pb.DataPlane(data_plane_id="dp1"),
     ]
-    seen, *_ = await asyncio.gather(*(scrape(gateway) for _ in range(6)))
-    assert fleet.num_listings < 3, "asked once a second, however many scrape"
+    seen, *_ = await asyncio.gather(*(gateway.metrics() for _ in range(6)))
+    assert fleet.num_listings == 1, "not asked again while it is fresh, however many scrape"
     plane = {"data_plane": "dp0"}
     assert seen("chorale_fleet_up") == 1
     assert seen("chorale_fleet_data_planes") == 2
@@ -108,7 +100,7 @@ async def test_the_fleet(fleet: FakeFleet, gateway: RunningGateway) -> None:
 async def test_without_a_control_plane(fleet: FakeFleet, gateway: RunningGateway) -> None:
     assert fleet.server is not None
     await fleet.server.stop(0)
-    seen = await scrape(gateway)
+    seen = await gateway.metrics()
     assert ("chorale_fleet_up", frozenset()) in seen.samples and seen("chorale_fleet_up") == 0
     assert "chorale_registry_adapters" not in seen.names()
     assert "chorale_gateway_requests_running" in seen.names()

@@ -16,6 +16,7 @@ from chorale.errors import (
 )
 from tests.helpers.fake_data_plane import DRAWN_SEED, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway
+from tests.helpers.until import until
 
 HELLO = [{"role": "user", "content": "hello you"}]
 
@@ -264,15 +265,15 @@ async def test_error_after_the_first_byte_reaches_the_sdk(
 
 
 async def test_one_failed_choice_fails_and_ends_the_rest(
-    sdk: openai.AsyncOpenAI, fleet: FakeFleet
+    sdk: openai.AsyncOpenAI, fleet: FakeFleet, gateway: RunningGateway
 ) -> None:
     plane = fleet.planes[0]
     plane.errors = [ResourceExhaustedError("FULL", "full")]
     plane.delay_s = 0.02
     with pytest.raises(openai.RateLimitError):
-        await sdk.completions.create(model="pirate", prompt="x", n=3, max_tokens=1000)
-    await asyncio.sleep(0.3)
-    assert plane.running == 0
+        await sdk.completions.create(model="pirate", prompt="x", n=3, max_tokens=100_000)
+    await gateway.until_idle()
+    await until(lambda: plane.running == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -280,20 +281,17 @@ async def test_disconnect_cancels_upstream_at_once(
     sdk: openai.AsyncOpenAI, fleet: FakeFleet, stream: bool
 ) -> None:
     plane = fleet.planes[0]
-    plane.delay_s = 30
+    plane.delay_s = 600
     task = asyncio.create_task(
         sdk.completions.create(model="pirate", prompt="x", n=2, stream=stream, max_tokens=500)
     )
+    await until(lambda: plane.running == 2)
     if stream:
         await (await task).close()
     else:
-        while plane.running < 2:
-            await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(2):
-        while plane.running or len(plane.requests) < 2:
-            await asyncio.sleep(0.01)
+    await until(lambda: plane.running == 0)
 
 
 async def test_blocking_sdk(gateway: RunningGateway) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -25,6 +25,7 @@ from controlplane.cli.main import app
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_fleet import FakeFleet, running_gateway
+from tests.helpers.until import until
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -51,18 +52,20 @@ async def start(
         stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
-    grpc_port, http_port = (await asyncio.wait_for(process.stdout.readline(), 20)).split()
+    grpc_port, http_port = (await asyncio.wait_for(process.stdout.readline(), 60)).split()
     return process, int(grpc_port), int(http_port)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_signal_stops_it_within_3_s_with_streams_open(
+async def test_signal_stops_it_soon_with_streams_open(
     fleet: FakeFleet, number: signal.Signals
 ) -> None:
     assert fleet.server is not None
     plane = fleet.planes[0]
     plane.delay_s = 0.02
+    began = time.monotonic()
     process, grpc_port, http_port = await start(fleet.server.address)
+    allowed_s = 3 + 5 * (time.monotonic() - began)  # 3, and more where all takes its time
     body = {"model": "pirate", "prompt": "x", "stream": True, "max_tokens": 100_000}
     async with (
         AsyncClient(f"127.0.0.1:{grpc_port}") as client,
@@ -82,17 +85,18 @@ async def test_signal_stops_it_within_3_s_with_streams_open(
         last = [line async for line in lines if line][-1]
         assert "is stopping" in last
         _, errors = await process.communicate()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < allowed_s
     assert process.returncode == 0 and errors == b""
-    async with asyncio.timeout(2):
-        while plane.running:
-            await asyncio.sleep(0.01)
+    await until(lambda: not plane.running)
 
 
-async def test_running_requests_finish_within_the_drain(fleet: FakeFleet) -> None:
+async def test_running_requests_finish_within_the_drain(
+    fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GatewayOptions, "accepting_s", 0.1)
     fleet.planes[0].delay_s = 0.02
     async with (
-        running_gateway(fleet, drain_s=5.0) as gateway,
+        running_gateway(fleet, drain_s=600.0) as gateway,
         AsyncClient(gateway.address) as client,
     ):
         generation = client.generate("x", max_tokens=20)
@@ -100,52 +104,61 @@ async def test_running_requests_finish_within_the_drain(fleet: FakeFleet) -> Non
         gateway.stop.set()
         texts = [event.text async for event in generation]
         assert len(texts) == 21
-        began = time.monotonic()
-        await gateway.task
-        assert time.monotonic() - began < 2, "the drain ends with the last request"
+        async with asyncio.timeout(60):  # the drain ends with the last request
+            await gateway.task
 
 
-async def test_it_says_first_that_it_stops(fleet: FakeFleet) -> None:
+async def test_it_says_first_that_it_stops(
+    fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And takes what still comes, as what is in front of it sees that only after a moment."""
+    monkeypatch.setattr(GatewayOptions, "accepting_s", 600.0)
     async with (
-        running_gateway(fleet, drain_s=10.0) as gateway,
+        running_gateway(fleet, drain_s=1200.0) as gateway,
         AsyncClient(gateway.address) as client,
         httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
         grpc.aio.insecure_channel(gateway.address) as channel,
     ):
         gateway.stop.set()
         health = health_pb2_grpc.HealthStub(channel)
-        async with asyncio.timeout(0.9):
-            while (answer := await http.get("/health")).status_code == 200:
-                await asyncio.sleep(0.01)
-            checked = await health.Check(health_pb2.HealthCheckRequest())
-            assert (await client.complete("x", max_tokens=1)).finish_reason == "length"
+
+        async def refusal() -> httpx.Response | None:
+            answer = await http.get("/health")
+            return None if answer.status_code == 200 else answer
+
+        answer = await until(refusal)
+        checked = await health.Check(health_pb2.HealthCheckRequest())
+        assert (await client.complete("x", max_tokens=1)).finish_reason == "length"
         assert answer.json()["error"]["code"] == "gateway_stopping"
         assert checked.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        began = time.monotonic()
-        await gateway.task
-        assert time.monotonic() - began < 3, "nothing runs"
+        gateway.hurry.set()
+        async with asyncio.timeout(60):
+            await gateway.task
 
 
 async def test_a_second_signal_ends_what_runs(fleet: FakeFleet) -> None:
     assert fleet.server is not None
     fleet.planes[0].delay_s = 0.02
-    process, grpc_port, _ = await start(fleet.server.address, drain_s=60.0)
+    process, grpc_port, _ = await start(fleet.server.address, drain_s=600.0)
     async with (
         AsyncClient(f"127.0.0.1:{grpc_port}") as client,
         client.generate("x", max_tokens=100_000) as generation,
     ):
         await anext(generation)
         process.send_signal(signal.SIGTERM)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(8):  # more than it takes new requests
-                async for _ in generation:
-                    pass
-        assert process.returncode is None
-        began = time.monotonic()
+
+        async def ended() -> None:
+            async for _ in generation:
+                pass
+
+        running = asyncio.create_task(ended())
+        await asyncio.wait((running,), timeout=6.0)  # it takes new requests for 5 s
+        assert process.returncode is None and not running.done()
         process.send_signal(signal.SIGTERM)
-        await process.communicate()
-        assert time.monotonic() - began < 5
+        await asyncio.wait_for(process.communicate(), 60)
+        with pytest.raises(UnavailableError) as seen:
+            await running
+        assert seen.value.reason == "GATEWAY_STOPPING"
     assert process.returncode == 0
 
 
@@ -182,7 +195,7 @@ async def command(fleet: FakeFleet, **environment: str) -> AsyncIterator[httpx.A
     )
     try:
         assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
         url = "http://" + line.split("http=")[1].strip()
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             yield http
@@ -192,7 +205,7 @@ async def command(fleet: FakeFleet, **environment: str) -> AsyncIterator[httpx.A
 
 
 async def test_http_timeout_is_an_option_of_the_command(fleet: FakeFleet) -> None:
-    fleet.planes[0].delay_s = 0.1
+    fleet.planes[0].delay_s = 60.0
     async with command(fleet, CHORALE_HTTP_TIMEOUT="0.3") as http:
         body = {"model": "pirate", "prompt": "x", "max_tokens": 100}
         response = await http.post("/v1/completions", json=body)

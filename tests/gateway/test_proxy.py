@@ -19,6 +19,7 @@ from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.gateway.first_status import FirstStatus
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
+from tests.helpers.until import until
 
 
 async def test_registry_fleet_and_admission_answer_at_the_gateway(
@@ -113,7 +114,7 @@ async def test_metadata_and_deadline_go_to_the_control_plane(
     async with grpc.aio.insecure_channel(gateway.address) as channel:
         await channel.unary_unary(path)(b"", metadata=(("authorization", "Bearer s"),))
         assert fleet.metadata[-1]["authorization"] == "Bearer s"
-        fleet.admit_delay_s = 5
+        fleet.admit_gate = asyncio.Event()
         with pytest.raises(grpc.aio.AioRpcError) as seen:
             await channel.unary_unary("/chorale.v1.AdmissionService/Admit")(b"", timeout=0.2)
         assert seen.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -162,7 +163,7 @@ async def test_a_fault_in_the_gateway_itself_is_internal_never_unknown(
 async def test_health_is_the_control_plane_s(gateway: RunningGateway, fleet: FakeFleet) -> None:
     serving = health_pb2.HealthCheckResponse.SERVING
     request = health_pb2.HealthCheckRequest(service="chorale.v1.InferenceService")
-    async with grpc.aio.insecure_channel(gateway.address) as channel, asyncio.timeout(5):
+    async with grpc.aio.insecure_channel(gateway.address) as channel, asyncio.timeout(60):
         stub = health_pb2_grpc.HealthStub(channel)
         while (await stub.Check(request)).status != serving:
             await asyncio.sleep(0.02)
@@ -200,12 +201,12 @@ async def test_proxied_calls_are_bounded(fleet: FakeFleet) -> None:
         running_gateway(fleet, max_concurrent_requests=1) as gateway,
         AsyncClient(gateway.address) as client,
     ):
-        fleet.admit_delay_s = 0.3
+        fleet.admit_gate = asyncio.Event()
         first = asyncio.create_task(client.admit())
-        while not fleet.admits:
-            await asyncio.sleep(0.01)
+        await until(lambda: fleet.admits)
         with pytest.raises(ResourceExhaustedError) as seen:
             await client.adapters.get("pirate")
         assert seen.value.reason == "GATEWAY_FULL"
+        fleet.admit_gate.set()
         await first
         await client.adapters.get("pirate")

@@ -14,6 +14,7 @@ from chorale.errors import NotFoundError
 from controlplane.gateway.options import GatewayOptions
 from tests.gateway.http_errors import error_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
+from tests.helpers.until import until
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 POET = {"lora_name": "poet", "lora_path": "/adapters/poet"}
@@ -183,21 +184,21 @@ def test_left_out_it_is_on_where_only_this_machine_comes(
 
 
 async def test_they_share_the_bound_of_calls_to_the_control_plane(fleet: FakeFleet) -> None:
-    fleet.register_delay_s = 30.0
+    fleet.register_delay_s = 600.0
     async with (
         running_gateway(fleet, max_concurrent_requests=2) as gateway,
         httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         loading = [asyncio.create_task(http.post(LOAD, json=POET)) for _ in range(2)]
-        async with asyncio.timeout(5):
-            while len(fleet.metadata) < 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(fleet.metadata) == 2)
         error = error_of(await http.post(UNLOAD, json={"lora_name": "pirate"}), 429)
         assert error["code"] == "gateway_full"
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
-        async with asyncio.timeout(5):  # who went away holds no place
-            while (await http.post(UNLOAD, json={"lora_name": "pirate"})).status_code == 429:
-                await asyncio.sleep(0.02)
+
+        async def is_taken() -> bool:
+            return (await http.post(UNLOAD, json={"lora_name": "pirate"})).status_code != 429
+
+        await until(is_taken, "who went away holds no place")
     assert fleet.registered == []

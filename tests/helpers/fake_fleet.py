@@ -308,6 +308,7 @@ class RunningGateway:
     address: str
     http_url: str
     stop: asyncio.Event
+    hurry: asyncio.Event
     task: asyncio.Task[None]
 
     async def metrics(self) -> Metrics:
@@ -330,7 +331,7 @@ class RunningGateway:
 async def running_gateway(fleet: FakeFleet, **options: Any) -> AsyncIterator[RunningGateway]:
     """A gateway before `fleet`, stopped at the end."""
     assert fleet.server is not None
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     ports: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
     given: dict[str, Any] = {
         "control_plane": fleet.server.address,
@@ -339,7 +340,7 @@ async def running_gateway(fleet: FakeFleet, **options: Any) -> AsyncIterator[Run
         "drain_s": 0.1,
         "ready": lambda grpc_port, http_port: ports.set_result((grpc_port, http_port)),
     }
-    task = asyncio.create_task(serve(GatewayOptions(**(given | options)), stop))
+    task = asyncio.create_task(serve(GatewayOptions(**(given | options)), stop, hurry))
     await asyncio.wait((task, ports), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
@@ -347,7 +348,7 @@ async def running_gateway(fleet: FakeFleet, **options: Any) -> AsyncIterator[Run
     try:
         with _counting_what_is_heard(fleet):
             yield RunningGateway(
-                f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", stop, task
+                f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", stop, hurry, task
             )
     finally:
         stop.set()
