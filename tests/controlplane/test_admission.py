@@ -16,6 +16,7 @@ from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admission_pb2 as pb
 from chorale.v1 import fleet_pb2
 from controlplane.admission.reservations import Reservations
+from controlplane.store import keys
 from controlplane.store.client import Store
 from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
@@ -97,7 +98,8 @@ async def test_a_burst_between_heartbeats_spreads(redis_url: str) -> None:
         assert len(counts) == 4
         assert max(counts.values()) <= 35
         # What one replica placed, the other sees.
-        await asyncio.sleep(0.1)
+        await one.until_written()
+        await two.until_written()
         await one.beat("dp-2", max_running=64)
         assert (await admit(two)).data_plane_id == "dp-2"
 
@@ -138,19 +140,21 @@ async def test_full_fleet(redis_url: str) -> None:
         assert (await admit(plane)).data_plane_id == "dp-1"
 
 
-async def test_nobody_there(redis_url: str, tmp_path: Path) -> None:
-    async with running(redis_url, adapter_roots=[tmp_path], lease_s=1.0) as plane:
-        error = await failure(admit(plane))
+async def test_nobody_there(
+    plane: ControlPlane, redis_server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    error = await failure(admit(plane))
+    assert (error.code.name, error.reason) == ("UNAVAILABLE", "NO_DATA_PLANE")
+    await plane.join()
+    await plane.register("voice", make_adapter_dir(tmp_path / "1"))
+    await plane.join(incarnation=2)
+    await admit(plane, "voice")
+    await plane.until_written()
+    assert send(redis_server, f"DEL {keys.DATA_PLANE}dp-0") == b":1\r\n", "its lease is over"
+    for model in ("", "voice", "tiny/llama"):
+        error = await failure(admit(plane, model))
         assert (error.code.name, error.reason) == ("UNAVAILABLE", "NO_DATA_PLANE")
-        await plane.join()
-        await plane.register("voice", make_adapter_dir(tmp_path / "1"))
-        await plane.join(incarnation=2)
-        await admit(plane, "voice")
-        await asyncio.sleep(1.1)
-        for model in ("", "voice", "tiny/llama"):
-            error = await failure(admit(plane, model))
-            assert (error.code.name, error.reason) == ("UNAVAILABLE", "NO_DATA_PLANE")
-            assert error.retry_after_s
+        assert error.retry_after_s
 
 
 @pytest.mark.parametrize(
@@ -203,13 +207,14 @@ async def test_admission_waits_for_one_round_trip(
         await plane.join(max_running=64)
         await plane.register("voice", make_adapter_dir(tmp_path / "1"))
         await admit(plane, "voice")
-        await asyncio.sleep(0.05)
-        before = _num_scripts(redis_server)
+        await plane.until_written()
+        before, began_s = _num_scripts(redis_server), time.monotonic()
         for _ in range(20):
             await admit(plane, "voice")
-        await asyncio.sleep(0.05)
-        # A tick of the predictor, and the rest of the demand, may come between.
-        assert _num_scripts(redis_server) - before <= 40 + 3
+        await plane.until_written()
+        # Ticks of the predictor, and demand ten times a second, come between.
+        between = 3 + 12 * (time.monotonic() - began_s)
+        assert _num_scripts(redis_server) - before <= 40 + between
 
 
 def _num_scripts(server: EmbeddedRedis) -> int:
@@ -222,7 +227,7 @@ async def test_counting_a_placement_revives_nobody(
     redis_server: EmbeddedRedis, redis_url: str
 ) -> None:
     """The data plane may have left between its choice and the count."""
-    store = Store(redis_url)
+    store = Store(redis_url, timeout_s=60.0)
     reservations = Reservations(store)
     reservations.start()
     try:

@@ -55,18 +55,18 @@ async def test_refused_at_once_with_what_is_expected_and_when_to_try_again(
 ) -> None:
     await plane.join("dp-0")
     await plane.join("dp-1")
-    await busy(plane, "dp-0", 10.0)
-    await busy(plane, "dp-1", 9.0)
-    error = await failure(admit(plane, 6.0, prompt_size=pb.PromptSize(num_tokens=100)))
+    await busy(plane, "dp-0", 1000.0)
+    await busy(plane, "dp-1", 900.0)
+    error = await failure(admit(plane, 875.0, prompt_size=pb.PromptSize(num_tokens=100)))
     assert isinstance(error, ResourceExhaustedError)
     assert error.reason == "TTFT_SLO_UNREACHABLE"
     assert "; try again later, or allow it more time" in error.message, "over HTTP, too"
-    assert error.metadata["ttft_slo_s"] == "6"
+    assert error.metadata["ttft_slo_s"] == "875"
     assert error.metadata["base_model"] == "tiny/llama"
     expected_s = float(error.metadata["expected_s"])
-    assert 8.0 < expected_s <= 9.0 + 0.01 + 0.02 + 0.1 + 0.01
-    assert error.retry_after_s == pytest.approx(expected_s - 6.0, abs=0.01)
-    assert (await admit(plane, 12.0)).data_plane_id == "dp-1"
+    assert 875.0 < expected_s <= 900.0 + 0.01 + 0.02 + 0.1 + 0.01
+    assert error.retry_after_s == pytest.approx(expected_s - 875.0, abs=0.01)
+    assert (await admit(plane, 1200.0)).data_plane_id == "dp-1"
     assert (await admit(plane)).data_plane_id, "no objective"
     resumed = pb.PromptSize(num_tokens=10, num_generated_tokens=3)
     assert (await admit(plane, 0.1, prompt_size=resumed)).data_plane_id
@@ -74,10 +74,10 @@ async def test_refused_at_once_with_what_is_expected_and_when_to_try_again(
 
 async def test_the_operators_objective_comes_with_the_report(plane: ControlPlane) -> None:
     await plane.join()
-    await busy(plane, wait_s=10.0, ttft_slo_s=6.0)
+    await busy(plane, wait_s=1000.0, ttft_slo_s=600.0)
     assert (await failure(admit(plane))).reason == "TTFT_SLO_UNREACHABLE"
-    assert (await admit(plane, 20.0)).data_plane_id == "dp-0"
-    await busy(plane, wait_s=10.0)
+    assert (await admit(plane, 2000.0)).data_plane_id == "dp-0"
+    await busy(plane, wait_s=1000.0)
     assert (await admit(plane)).data_plane_id == "dp-0"
 
 
@@ -104,12 +104,12 @@ async def test_the_ticket_says_what_is_expected(plane: ControlPlane) -> None:
 async def test_a_higher_priority_waits_only_behind_its_own(redis_url: str) -> None:
     async with running(redis_url, max_priority=5) as plane:
         await plane.join()
-        await busy(plane, wait_s=10.0)
-        assert (await failure(admit(plane, 6.0))).reason == "TTFT_SLO_UNREACHABLE"
-        assert (await admit(plane, 6.0, priority=1)).data_plane_id == "dp-0"
+        await busy(plane, wait_s=1000.0)
+        assert (await failure(admit(plane, 600.0))).reason == "TTFT_SLO_UNREACHABLE"
+        assert (await admit(plane, 600.0, priority=1)).data_plane_id == "dp-0"
     async with running(redis_url) as plane:  # the highest that is honoured is 0
-        await busy(plane, wait_s=10.0)
-        assert (await failure(admit(plane, 6.0, priority=1))).reason == "TTFT_SLO_UNREACHABLE"
+        await busy(plane, wait_s=1000.0)
+        assert (await failure(admit(plane, 600.0, priority=1))).reason == "TTFT_SLO_UNREACHABLE"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ async def test_a_report_of_an_older_control_plane_has_no_outlook(
     plane: ControlPlane, redis_server: EmbeddedRedis
 ) -> None:
     await plane.join()
-    await busy(plane, wait_s=10.0)
+    await busy(plane, wait_s=1000.0)
     assert send(redis_server, "HDEL {chorale}:data_plane:dp-0 outlook") == b":1\r\n"
     assert (await admit(plane, 6.0)).data_plane_id == "dp-0"
     (listed,) = (await plane.fleet.ListDataPlanes(fleet_pb2.ListDataPlanesRequest())).data_planes

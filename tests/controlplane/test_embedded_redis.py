@@ -26,7 +26,7 @@ from controlplane.store.embedded import EmbeddedRedis
 server = EmbeddedRedis(Path(sys.argv[1]))
 server.start()
 print(server.pid, server.url, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -48,11 +48,13 @@ def holder(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
         process.kill()
         process.wait()
         process.stdout.close()
-        with EmbeddedRedis(data_dir):
-            pass  # sweeps the socket that the killed one left
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embedded, "_LOCK_WAIT_S", 60.0)
+            with EmbeddedRedis(data_dir):
+                pass  # sweeps the socket that the killed one left
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -101,7 +103,7 @@ def test_a_killed_server_comes_back_under_its_url(tmp_path: Path) -> None:
 
 
 def test_stop_works_on_a_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "STOP_STEPS_S", (0.1, 0.1, 5.0))
+    monkeypatch.setattr(embedded, "STOP_STEPS_S", (0.1, 0.1, 60.0))
     server = EmbeddedRedis(tmp_path)
     server.start()
     pid = server.pid
@@ -112,7 +114,8 @@ def test_stop_works_on_a_server_that_hangs(tmp_path: Path, monkeypatch: pytest.M
     server.stop()
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_LOCK_WAIT_S", 0.5)
     with holder(tmp_path) as (process, _, _):
         with pytest.raises(DataDirLockedError) as caught:
             EmbeddedRedis(tmp_path).start()
@@ -122,7 +125,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
-def test_nothing_is_left_of_a_killed_parent(tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_killed_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_LOCK_WAIT_S", 60.0)
     with holder(tmp_path) as (process, redis_pid, url):
         process.kill()
         process.wait()

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import httpx
 
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
-from controlplane.cli.supervisor.ports import free_port
 from controlplane.store import keys
 from controlplane.store.embedded import EmbeddedRedis
 from tests.controlplane.tenants.quota import admit, limit, refusal
@@ -15,19 +13,19 @@ from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
 from tests.helpers.prometheus import Metrics
 from tests.helpers.redis import send
+from tests.helpers.until import until
 
 PREFIX = "chorale_control_plane"
 
 
 async def test_what_was_decided_and_what_there_is(redis_url: str, tmp_path: Path) -> None:
-    port = free_port("127.0.0.1")
     async with (
-        running(redis_url, adapter_roots=[tmp_path], metrics_port=port) as plane,
-        httpx.AsyncClient() as http,
+        running(redis_url, adapter_roots=[tmp_path], metrics_port=0) as plane,
+        httpx.AsyncClient(timeout=60) as http,
     ):
 
         async def scrape() -> Metrics:
-            answer = await http.get(f"http://127.0.0.1:{port}/metrics")
+            answer = await http.get(plane.metrics_url)
             assert answer.status_code == 200
             return Metrics(answer.text)
 
@@ -62,19 +60,18 @@ async def test_what_was_decided_and_what_there_is(redis_url: str, tmp_path: Path
 
 
 async def test_admissions_by_tenant(redis_url: str) -> None:
-    port = free_port("127.0.0.1")
-    async with running(redis_url, metrics_port=port) as plane, httpx.AsyncClient() as http:
+    async with running(redis_url, metrics_port=0) as plane, httpx.AsyncClient(timeout=60) as http:
         await limit(plane, "acme", requests_per_minute=1)
         await failure(admit(plane))  # nobody is there
         await plane.join(max_running=4)
-        await asyncio.sleep(0.1)  # its charge is given back
+        await plane.until_written()  # its charge is given back
         await admit(plane)
         for _ in range(2):
             await refusal(plane)
         await admit(plane, "")
         await failure(admit(plane, "no name"))
         await failure(admit(plane, "nor this", model="@"))  # which is looked at first
-        seen = Metrics((await http.get(f"http://127.0.0.1:{port}/metrics")).text)
+        seen = Metrics((await http.get(plane.metrics_url)).text)
     name = f"{PREFIX}_tenant_admissions_total"
     assert seen(name, tenant="acme", outcome="admitted") == 1
     assert seen(name, tenant="acme", outcome="refused") == 1
@@ -86,20 +83,22 @@ async def test_admissions_by_tenant(redis_url: str) -> None:
 
 
 async def until_counted(plane: ControlPlane) -> None:
-    while True:
+    async def is_counted() -> bool:
         demand = await plane.fleet.ListDemand(fleet_pb.ListDemandRequest())
-        if demand.predicting and demand.adapters:
-            return
-        await asyncio.sleep(0.02)
+        return demand.predicting and bool(demand.adapters)
+
+    await until(is_counted)
 
 
 async def test_predictions_are_told(redis_url: str, redis_server: EmbeddedRedis) -> None:
-    port = free_port("127.0.0.1")
     counts = {"made": 9, "hits": 4, "late": 2, "misses": 1, "bytes": 77, "recent": 7}
     fields = " ".join(f"{name}:follow {count}" for name, count in counts.items())
     send(redis_server, f"HSET {keys.PREDICTION_SCORES} {fields} recent_hits:follow 4")
-    async with running(redis_url, metrics_port=port, prefetch=False), httpx.AsyncClient() as http:
-        seen = Metrics((await http.get(f"http://127.0.0.1:{port}/metrics")).text)
+    async with (
+        running(redis_url, metrics_port=0, prefetch=False) as plane,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
+        seen = Metrics((await http.get(plane.metrics_url)).text)
     for outcome, count in (("made", 9), ("hit", 4), ("late", 2), ("miss", 1)):
         assert seen(f"{PREFIX}_predictions_total", kind="follow", outcome=outcome) == count
     assert seen(f"{PREFIX}_prediction_bytes_total", kind="follow") == 77
@@ -110,13 +109,12 @@ async def test_predictions_are_told(redis_url: str, redis_server: EmbeddedRedis)
 async def test_where_redis_takes_no_writes_all_can_still_be_looked_at(
     redis_url: str, redis_server: EmbeddedRedis
 ) -> None:
-    port = free_port("127.0.0.1")
-    async with running(redis_url, metrics_port=port) as plane, httpx.AsyncClient() as http:
+    async with running(redis_url, metrics_port=0) as plane, httpx.AsyncClient(timeout=60) as http:
         await plane.join(max_running=4)
         send(redis_server, f"SADD {keys.DATA_PLANES} one-that-is-gone")
         send(redis_server, "CONFIG SET min-replicas-to-write 1")
         try:
-            answer = await http.get(f"http://127.0.0.1:{port}/metrics")
+            answer = await http.get(plane.metrics_url)
             assert answer.status_code == 200
             assert Metrics(answer.text)(f"{PREFIX}_data_planes") == 1
             await plane.fleet.ListDemand(fleet_pb.ListDemandRequest())

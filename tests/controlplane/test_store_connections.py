@@ -58,7 +58,7 @@ async def _copied(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> N
 async def test_a_connection_that_redis_has_closed_fails_no_call(redis_url: str) -> None:
     forwarder = _Forwarder(redis_url.removeprefix("unix://").partition("?")[0])
     async with forwarder.serving() as url:
-        store = Store(url)
+        store = Store(url, timeout_s=60.0)
         try:
             await asyncio.gather(*(store.run("base_models") for _ in range(_MANY)))
             before = forwarder.num_connections

@@ -227,7 +227,7 @@ async def test_blobs_are_for_data_planes_only(plane: ControlPlane, tmp_path: Pat
 async def test_a_data_planes_fetch_is_typed_and_tried_again(
     plane: ControlPlane, tmp_path: Path
 ) -> None:
-    quick = Patience(stall_s=2, max_attempts=2, first_pause_s=0.01)
+    quick = Patience(stall_s=60, max_attempts=2, first_pause_s=0.01)
     made = make_adapter_dir(tmp_path / "a")
     digest = (await plane.registry.UploadAdapter(sent(made))).digest
     nobody = BlobSource("127.0.0.1:9", TOKEN, patience=quick)

@@ -8,20 +8,26 @@ from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
 
 from chorale.errors import ChoraleError
+from chorale.exporter import Exporter
 from chorale.status import from_rpc_error
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import fleet_pb2 as fleet_pb
 from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceStub
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
+from controlplane.admission.reservations import Reservations
 from controlplane.main import ControlPlaneOptions, serve
+from controlplane.prefetch.batch import DemandBatch
+from controlplane.store.client import Store
 from storage.base_model import BaseModelSpec
 from tests.helpers.adapters import TINY_BASE
+from tests.helpers.until import until
 
 TOKEN = "test-fleet-token"
 AUTHORIZATION = (("authorization", f"Bearer {TOKEN}"),)
@@ -37,6 +43,17 @@ class ControlPlane:
     registry: Any
     admission: Any
     fleet: Any
+    _reservations: NotedReservations
+    _exporter: Exporter
+
+    @property
+    def metrics_url(self) -> str:
+        """Of one with `metrics_port`, 0 say."""
+        return f"http://127.0.0.1:{self._exporter.port}/metrics"
+
+    async def until_written(self) -> None:
+        """Until Redis knows what is written behind the backs of admissions that have ended."""
+        await until(lambda: self._reservations.is_idle)
 
     async def join(
         self,
@@ -86,6 +103,28 @@ class ControlPlane:
         )
 
 
+class NotedReservations(Reservations):
+    """It knows when all is written."""
+
+    def __init__(self, store: Store, demand: DemandBatch | None = None) -> None:
+        super().__init__(store, demand)
+        self._store: Any = self
+        self._redis = store
+        self._num_under_way = 0
+
+    @property
+    def is_idle(self) -> bool:
+        waits = self._numbers or self._given_back or self._demand
+        return not waits and not self._num_under_way
+
+    async def run(self, name: str, *args: str | int) -> Any:
+        self._num_under_way += 1
+        try:
+            return await self._redis.run(name, *args)
+        finally:
+            self._num_under_way -= 1
+
+
 def base_model(spec: BaseModelSpec, fingerprint: str = "f" * 64) -> registry_pb.BaseModel:
     def shapes(modules: Any) -> list[registry_pb.ModuleShape]:
         return [
@@ -111,15 +150,30 @@ async def running(redis_url: str, **options: Any) -> AsyncIterator[ControlPlane]
     options = {"lease_s": LEASE_S, "redis_timeout_s": 60.0} | options
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    task = asyncio.create_task(
-        serve(
-            ControlPlaneOptions(redis_url=redis_url, fleet_token=TOKEN, **options),
-            ready=lambda host, port: ready.set_result(f"{host}:{port}"),
-            stop=stop,
+    reservations: list[NotedReservations] = []
+    exporters: list[Exporter] = []
+
+    def noted(*args: Any) -> NotedReservations:
+        reservations.append(NotedReservations(*args))
+        return reservations[0]
+
+    def kept(*args: Any) -> Exporter:
+        exporters.append(Exporter(*args))
+        return exporters[0]
+
+    with (
+        mock.patch("controlplane.main.Reservations", noted),
+        mock.patch("controlplane.main.Exporter", kept),
+    ):
+        task = asyncio.create_task(
+            serve(
+                ControlPlaneOptions(redis_url=redis_url, fleet_token=TOKEN, **options),
+                ready=lambda host, port: ready.set_result(f"{host}:{port}"),
+                stop=stop,
+            )
         )
-    )
-    try:
         await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
+    try:
         if task.done():
             task.result()
         async with grpc.aio.insecure_channel(ready.result()) as channel:
@@ -129,6 +183,8 @@ async def running(redis_url: str, **options: Any) -> AsyncIterator[ControlPlane]
                 AdapterRegistryServiceStub(channel),
                 AdmissionServiceStub(channel),
                 FleetServiceStub(channel),
+                reservations[0],
+                exporters[0],
             )
     finally:
         stop.set()

@@ -20,6 +20,7 @@ from controlplane.prefetch.predictor import Predictor
 from controlplane.store import keys
 from controlplane.store.client import Store
 from tests.helpers.demand import BASE, digest_of, identity_of, put_adapter, put_plane
+from tests.helpers.until import until
 
 LIMITS = DemandLimits()
 
@@ -171,18 +172,24 @@ async def test_what_a_lost_data_plane_was_to_bring_is_not_scored(
 
 async def test_one_predicts_and_another_takes_over(redis: Redis, store: Store) -> None:
     await learnt(redis, store)
-    one, other = predictor(store, 0.1), predictor(store, 0.1)
+    one, other = predictor(store, 60.0), predictor(store, 60.0)
     await one.tick()
     await other.tick()
     assert one.is_active and not other.is_active
     await ask(store, "a", tenant="new")
     await other.tick()
     assert await told(redis) == []
-    await asyncio.sleep(0.5)  # the one is dead
+    assert 0 < await redis.pttl(keys.PREDICTOR) <= 300_000
+    await redis.pexpire(keys.PREDICTOR, 1)  # the one is dead
+    await until(lambda: _is_gone(redis))
     await other.tick()
     assert other.is_active and len(await told(redis)) == 1, "what was learnt is in Redis"
     await one.tick()
     assert not one.is_active
+
+
+async def _is_gone(redis: Redis) -> bool:
+    return not await redis.exists(keys.PREDICTOR)
 
 
 async def test_one_that_stops_makes_way_at_once(redis: Redis, store: Store) -> None:
@@ -262,12 +269,17 @@ async def test_demand_is_written_a_few_times_a_second(redis: Redis, store: Store
     for _ in range(60):
         reservations.add("dp-0", 0, Asked("t", BASE, digest_of("a"), "a@1"))
         await asyncio.sleep(0.005)
-    await asyncio.sleep(0.15)
-    with_demand = [json.loads(each)["asked"] for each in Spy.written if each]
+
+    def with_demand() -> list[Any]:
+        return [json.loads(each)["asked"] for each in Spy.written if each]
+
+    def is_whole() -> bool:
+        return sum(row[3] for asked in with_demand() for row in asked if row[0]) == 60
+
+    await until(is_whole, "none is lost")
     await reservations.stop()
     assert len(Spy.written) > 20, "placements are written at once"
-    assert 2 <= len(with_demand) <= (time.monotonic() - began_s) / 0.1 + 1
-    assert sum(row[3] for asked in with_demand for row in asked if row[0]) == 60, "none is lost"
+    assert 2 <= len(with_demand()) <= (time.monotonic() - began_s) / 0.1 + 1
 
 
 def test_a_batch_is_bounded() -> None:

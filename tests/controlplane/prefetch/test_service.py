@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
 from tests.helpers.redis import send
+from tests.helpers.until import until
 
 LOAD = pb.Load(
     max_running=8,
@@ -44,9 +44,7 @@ async def beat(
 
 
 async def until_told(plane: ControlPlane) -> pb.Directive:
-    while not (directives := await beat(plane)):
-        await asyncio.sleep(0.05)
-    return directives[0]
+    return (await until(lambda: beat(plane)))[0]
 
 
 async def learn(
@@ -59,10 +57,8 @@ async def learn(
     made = await plane.register("b", make_adapter_dir(roots / "b", seed=1))
     for tenant in ("1", "2", "3", "4"):
         await admit(plane, "a", "b", tenant=tenant)
-    until_s = time.monotonic() + 10
-    while counts and not _is_written(server):
-        assert time.monotonic() < until_s
-        await asyncio.sleep(0.02)
+    if counts:
+        await until(lambda: _is_written(server))
     send(server, f"HINCRBY {keys.DEMAND_CLOCK} now 1200000")
     send(server, f"DEL {keys.VISITED} {keys.PREDICTOR}")
     return made.version.digest
@@ -129,8 +125,12 @@ async def test_a_continued_request_is_no_new_demand(
     await plane.register("b", make_adapter_dir(tmp_path / "b", seed=1))
     await admit(plane, "a", tenant="t", **fields)
     await admit(plane, "b", tenant="t")
-    while not (listed := await demand(plane)).adapters:
-        await asyncio.sleep(0.02)
+
+    async def counted() -> pb.ListDemandResponse | None:
+        listed = await demand(plane)
+        return listed if listed.adapters else None
+
+    listed = await until(counted)
     assert [each.name for each in listed.adapters] == ["b@1"]
     error = await failure(demand(plane, 1001))
     assert isinstance(error, InvalidArgumentError) and error.reason == "LIMIT_INVALID"
@@ -155,10 +155,7 @@ async def test_what_an_operator_unloads_is_not_brought_back(
     await admit(plane, "b", tenant="new")  # whoever asks for it has it brought again
     send(redis_server, f"HINCRBY {keys.DEMAND_CLOCK} now 1200000")
     await admit(plane, "a", tenant="newer")
-    directives: list[pb.Directive] = []
-    while not directives:
-        await asyncio.sleep(0.05)
-        directives = await beat(plane, unload.sequence)
+    directives = await until(lambda: beat(plane, unload.sequence))
     assert directives[0].name == "b@1"
 
 

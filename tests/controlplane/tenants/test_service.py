@@ -29,7 +29,7 @@ async def test_set_get_list_remove(plane: ControlPlane) -> None:
         }
         made = await tenants.set("zeta", **limits)
         assert {f.name: v for f, v in made.limits.ListFields()} == limits
-        await tenants.set("*", tokens_per_minute=100, token_burst=7, max_priority=-2)
+        await tenants.set("*", tokens_per_minute=1, token_burst=7, max_priority=-2)
         assert [each.name for each in await tenants.list()] == ["*", "zeta"]
         assert (await tenants.list())[1] == made
         seen = await tenants.get("zeta")
