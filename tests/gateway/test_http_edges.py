@@ -69,7 +69,8 @@ async def test_bodies_on_their_way_are_bounded_together(fleet: FakeFleet) -> Non
         refused = [asyncio.create_task(reader.readline()) for reader, _ in held]
         await asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(0.3)
-        answers = [task.result() for task in refused if task.done()]
+        # Who is refused while it still writes may see no more than the end of its connection.
+        answers = [task.result() for task in refused if task.done() and not task.exception()]
         assert 0 < len(answers) < 30 and set(answers) == {b"HTTP/1.1 503 Service Unavailable\r\n"}
         async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
             assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
