@@ -11,6 +11,7 @@ from chorale import Accepted, AsyncClient
 from chorale.relay import MAX_EVENTS_UNDER_WAY
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from controlplane.cli.supervisor.ports import free_port
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
 from tests.helpers.until import until
@@ -109,6 +110,8 @@ async def test_stream_that_ends_early_leaves_the_others(
 async def test_data_plane_that_restarts_on_its_address_is_linked_anew(
     client: AsyncClient, fleet: FakeFleet
 ) -> None:
+    await fleet.planes[0].kill()
+    await fleet.planes[0].start(free_port("127.0.0.1"))  # which nobody else is given meanwhile
     await client.complete("x", max_tokens=2)
     await fleet.planes[0].kill()
     await client.complete("x", max_tokens=2)

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import controlplane.gateway.main
 from chorale import Accepted, AsyncClient, UnavailableError
 from controlplane.cli.main import app
+from controlplane.cli.supervisor.ports import free_port
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_fleet import FakeFleet, running_gateway
@@ -163,7 +164,7 @@ async def test_a_second_signal_ends_what_runs(fleet: FakeFleet) -> None:
 
 
 async def test_cancelling_serve_stops_it(fleet: FakeFleet) -> None:
-    async with running_gateway(fleet) as gateway:
+    async with running_gateway(fleet, grpc_port=free_port("127.0.0.1")) as gateway:
         gateway.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gateway.task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -31,4 +32,16 @@ def send(server: EmbeddedRedis, command: str) -> bytes:
         connection.settimeout(60)
         connection.connect(str(path))
         connection.sendall(f"{command}\r\n".encode())
-        return connection.recv(65536)
+        with connection.makefile("rb") as replies:
+            return _reply(replies)
+
+
+def _reply(replies: BinaryIO) -> bytes:
+    """One whole reply, in however many pieces it comes."""
+    line = replies.readline()
+    kind, rest = line[:1], line[1:].strip()
+    if kind == b"$" and int(rest) >= 0:
+        return line + replies.read(int(rest) + 2)
+    if kind == b"*":
+        return line + b"".join(_reply(replies) for _ in range(int(rest)))
+    return line

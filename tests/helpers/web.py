@@ -98,7 +98,7 @@ def serving() -> Generator[Web]:
             if page is None:
                 return self._status(404)
             if page.hang is not None:
-                page.hang.wait(30)
+                page.hang.wait(600)
             if page.busy > 0:
                 page.busy -= 1
                 return self._status(503, page.busy_headers)
