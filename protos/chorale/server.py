@@ -32,6 +32,9 @@ MAX_METADATA_BYTES = 16 * 1024
 MAX_PENDING_CALLS = 16 * 1024
 """Calls that have come and that the event loop has not taken yet. gRPC itself ends those beyond it,
 CANCELLED and without a reason, so it is more than what comes while the loop is busy."""
+MAX_PENDING_S = 3600
+"""How long they may wait: their callers' deadlines are to say that, and gRPC itself would end them
+after 30 s in the same way."""
 
 
 def translate(error: Exception, table: ErrorTable) -> ChoraleError:
@@ -215,6 +218,7 @@ async def start_server(
             ("grpc.so_reuseport", 0),
             ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
             ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+            ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_S),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),
