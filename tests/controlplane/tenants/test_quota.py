@@ -71,7 +71,7 @@ async def test_never_more_than_rate_and_burst_over_replicas(redis_url: str) -> N
         refused: list[tuple[float, float]] = []  # from when to when it was asked
 
         async def ask(plane: ControlPlane) -> None:
-            while not refused or time.monotonic() < refused[0][1] + span_s:
+            while len(refused) < 10 or time.monotonic() < refused[0][1] + span_s:
                 asked_s = time.monotonic()
                 try:
                     await admit(plane)
@@ -81,7 +81,6 @@ async def test_never_more_than_rate_and_burst_over_replicas(redis_url: str) -> N
                     times.append(time.monotonic())
 
         await asyncio.gather(*(ask(p) for p in (one, two, one, two)))
-    assert len(refused) > 10
     for count, at_s in enumerate(times, start=1):
         assert count <= burst + rate_s * (at_s - began_s) + 1e-3
     # And what there is is given out: all that came up between two refusals, when there was none.
