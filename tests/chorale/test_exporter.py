@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from chorale import exporter as module
 from chorale.exporter import Exporter
 from tests.helpers.prometheus import Metrics
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 
 class Bench:
@@ -72,18 +72,18 @@ async def test_silent_and_many_clients_hold_up_nobody(
     monkeypatch.setattr(module, "_MAX_CONNECTIONS", 2)
     open_ones = bench.exporter._open
     silent = [await connected(bench) for _ in range(2)]
-    await until(lambda: len(open_ones) == 2)
+    await eventually(lambda: len(open_ones) == 2)
     reader, writer = await connected(bench)
     assert await asyncio.wait_for(reader.read(), 30) == b"", "one too many"
     for each in (writer, *(writer for _, writer in silent)):
         each.close()
-    await until(lambda: not open_ones)
+    await eventually(lambda: not open_ones)
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.05)
     for silent_reader, silent_writer in [await connected(bench) for _ in range(2)]:
         assert await asyncio.wait_for(silent_reader.read(), 30) == b"", "too slow"
         silent_writer.close()
     monkeypatch.setattr(module, "_TIMEOUT_S", 300.0)
-    await until(lambda: not open_ones)
+    await eventually(lambda: not open_ones)
     async with httpx.AsyncClient(timeout=60) as http:
         assert (await http.get(bench.url)).status_code == 200
 
@@ -98,7 +98,7 @@ async def test_a_taken_port_and_stopping(bench: Bench) -> None:
         await other.start("127.0.0.1", bench.exporter.port)
     await other.stop()
     reader, writer = await connected(bench)
-    await until(lambda: bench.exporter._open)
+    await eventually(lambda: bench.exporter._open)
     await bench.exporter.stop()
     assert await asyncio.wait_for(reader.read(), 30) == b""
     writer.close()

@@ -24,7 +24,7 @@ from tests.helpers.control_plane import (
     running,
 )
 from tests.helpers.redis import send
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 
 async def planes(plane: ControlPlane) -> list[pb.DataPlane]:
@@ -124,7 +124,7 @@ async def test_a_lease_runs_out_without_heartbeats(
     async def is_lost() -> bool:
         return await live() == ["dp-kept"]
 
-    await until(is_lost)
+    await eventually(is_lost)
     error = await failure(plane.beat("dp-lost"))
     assert (error.code.name, error.reason) == ("NOT_FOUND", "LEASE_EXPIRED")
     await plane.join("dp-lost")

@@ -13,7 +13,7 @@ from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
 from tests.helpers.prometheus import Metrics
 from tests.helpers.redis import send
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 PREFIX = "chorale_control_plane"
 
@@ -87,7 +87,7 @@ async def until_counted(plane: ControlPlane) -> None:
         demand = await plane.fleet.ListDemand(fleet_pb.ListDemandRequest())
         return demand.predicting and bool(demand.adapters)
 
-    await until(is_counted)
+    await eventually(is_counted)
 
 
 async def test_predictions_are_told(redis_url: str, redis_server: EmbeddedRedis) -> None:

@@ -24,7 +24,7 @@ from controlplane.main import ControlPlaneOptions
 from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import TOKEN, ControlPlane, failure, running
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 _MAIN = """
 import os, sys
@@ -49,7 +49,7 @@ async def becomes(channel: grpc.aio.Channel, status: int, service: str = "") -> 
         response = await stub.Check(health_pb2.HealthCheckRequest(service=service))
         return response.status == status
 
-    return await until(is_so)
+    return await eventually(is_so)
 
 
 async def test_health_and_reflection(plane: ControlPlane) -> None:
@@ -113,7 +113,7 @@ async def test_a_hanging_redis_is_typed(tmp_path: Path) -> None:
             async def admitted() -> bool:
                 return await _answered(plane.admission.Admit(admission_pb2.AdmitRequest()))
 
-            await until(joined)
+            await eventually(joined)
             assert redis.pid is not None
             os.kill(redis.pid, signal.SIGSTOP)
             try:
@@ -122,7 +122,7 @@ async def test_a_hanging_redis_is_typed(tmp_path: Path) -> None:
             finally:
                 os.kill(redis.pid, signal.SIGCONT)
             assert await becomes(plane.channel, SERVING)
-            await until(admitted)
+            await eventually(admitted)
 
 
 async def _answered(call: Awaitable[Any]) -> bool:

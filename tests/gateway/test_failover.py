@@ -23,7 +23,7 @@ from controlplane.gateway.recovery import RecoveryLimits
 from tests.helpers.cuttable_link import CuttableLink
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 NUM_TOKENS = 12
 ENDLESS = RecoveryLimits(max_failures=10_000)
@@ -37,7 +37,7 @@ def dies_after(num_tokens: int, error: Exception | None = None) -> Callable[...,
         if done == num_tokens:
             if error is not None:
                 raise error
-            await until(lambda: plane.num_heard == plane.num_said)
+            await eventually(lambda: plane.num_heard == plane.num_said)
             await plane.kill()
             await asyncio.sleep(60)
 
@@ -82,7 +82,7 @@ async def test_connection_that_is_cut_is_a_lost_data_plane(
 
     async def cut(plane: FakeDataPlane, done: int) -> None:
         if done == 4:
-            await until(lambda: plane.num_heard == plane.num_said)
+            await eventually(lambda: plane.num_heard == plane.num_said)
             await link.cut()
 
     fleet.planes[0].before_token = cut
@@ -224,7 +224,7 @@ async def test_going_away_during_recovery_ends_it() -> None:
         async with AsyncClient(gateway.address) as client, client.generate("x") as generation:
             for _ in range(3):
                 await anext(generation)
-            await until(lambda: len(fleet.admits) >= 2)
+            await eventually(lambda: len(fleet.admits) >= 2)
         await asks_no_more(gateway, fleet)
 
 

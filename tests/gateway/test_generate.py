@@ -24,7 +24,7 @@ from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 
 async def test_stream_is_accepted_then_tokens_then_finished(
@@ -137,13 +137,13 @@ async def test_going_away_during_admission_admits_no_one(
     fleet.admit_gate = asyncio.Event()
     generation = client.generate("x")
     task = asyncio.create_task(generation.__anext__())
-    await until(lambda: fleet.admits)
+    await eventually(lambda: fleet.admits)
     generation.close()
     with pytest.raises(StopAsyncIteration):
         await task
     await gateway.until_idle()
     fleet.admit_gate.set()
-    await until(lambda: fleet.tickets)
+    await eventually(lambda: fleet.tickets)
     await asyncio.sleep(0.1)
     assert fleet.planes[0].requests == []
 

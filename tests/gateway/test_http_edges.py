@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.gateway.http_errors import COMPLETION, error_of
 from tests.helpers.fake_data_plane import DRAWN_SEED, story
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 
 @pytest_asyncio.fixture
@@ -30,7 +30,7 @@ async def test_health_follows_the_control_plane(http: httpx.AsyncClient, fleet: 
             response = await http.get("/health")
             return response if response.status_code == status else None
 
-        return await until(asked)
+        return await eventually(asked)
 
     await becomes(200)
     assert fleet.server is not None
@@ -82,7 +82,7 @@ async def test_bodies_on_their_way_are_bounded_together(fleet: FakeFleet) -> Non
             async def is_taken() -> bool:
                 return (await http.post("/v1/completions", json=long)).status_code != 503
 
-            await until(is_taken)
+            await eventually(is_taken)
 
 
 @pytest.mark.parametrize("after_an_answer", [False, True])
@@ -135,7 +135,7 @@ async def test_requests_may_take_longer_than_their_heads(
             num_answers += 1
         return num_answers == 2
 
-    await until(answered_twice)
+    await eventually(answered_twice)
 
 
 @pytest.mark.parametrize(
@@ -305,4 +305,4 @@ async def test_a_client_that_does_not_read_holds_back_its_own_stream_only(
     assert response.status_code == 200
     assert response.json()["usage"]["completion_tokens"] == len(story(DRAWN_SEED, 3))
     writer.transport.abort()
-    await until(lambda: not plane.running)
+    await eventually(lambda: not plane.running)

@@ -14,7 +14,7 @@ from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.cli.supervisor.ports import free_port
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 # Receive windows that are soon full, so that the gateway has to wait for the reader.
 SMALL_WINDOWS = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
@@ -79,7 +79,7 @@ async def test_client_that_does_not_read_holds_back_only_itself(
         stub: Any = InferenceServiceStub(channel)
         slow = stub.Generate(request)
         assert (await slow.read()).HasField("accepted")
-        await until(lambda: len(made) >= MAX_EVENTS_UNDER_WAY - 1)
+        await eventually(lambda: len(made) >= MAX_EVENTS_UNDER_WAY - 1)
         before = -1
         while before != len(made):  # until nothing more of it moves
             before = len(made)
@@ -103,7 +103,7 @@ async def test_stream_that_ends_early_leaves_the_others(
     leaving.close()
     await asyncio.wait_for(plane.ended.wait(), 30)
     assert (await staying).text == text_of(story(DRAWN_SEED, 60))
-    await until(lambda: plane.running == 0)
+    await eventually(lambda: plane.running == 0)
     assert plane.num_relays == 1
 
 
@@ -122,5 +122,5 @@ async def test_data_plane_that_restarts_on_its_address_is_linked_anew(
         done = await client.complete("x", max_tokens=2)
         return done.accepted.data_plane_id == "dp0"
 
-    await until(served_by_the_first)
+    await eventually(served_by_the_first)
     assert fleet.planes[0].num_relays >= 2 and fleet.planes[0].num_calls == 0

@@ -16,7 +16,7 @@ from chorale.errors import (
 )
 from tests.helpers.fake_data_plane import DRAWN_SEED, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hello you"}]
 
@@ -273,7 +273,7 @@ async def test_one_failed_choice_fails_and_ends_the_rest(
     with pytest.raises(openai.RateLimitError):
         await sdk.completions.create(model="pirate", prompt="x", n=3, max_tokens=100_000)
     await gateway.until_idle()
-    await until(lambda: plane.running == 0)
+    await eventually(lambda: plane.running == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -285,13 +285,13 @@ async def test_disconnect_cancels_upstream_at_once(
     task = asyncio.create_task(
         sdk.completions.create(model="pirate", prompt="x", n=2, stream=stream, max_tokens=500)
     )
-    await until(lambda: plane.running == 2)
+    await eventually(lambda: plane.running == 2)
     if stream:
         await (await task).close()
     else:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await until(lambda: plane.running == 0)
+    await eventually(lambda: plane.running == 0)
 
 
 async def test_blocking_sdk(gateway: RunningGateway) -> None:

@@ -26,7 +26,7 @@ from controlplane.cli.supervisor.ports import free_port
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_fleet import FakeFleet, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -88,7 +88,7 @@ async def test_signal_stops_it_soon_with_streams_open(
         _, errors = await process.communicate()
         assert time.monotonic() - began < allowed_s
     assert process.returncode == 0 and errors == b""
-    await until(lambda: not plane.running)
+    await eventually(lambda: not plane.running)
 
 
 async def test_running_requests_finish_within_the_drain(
@@ -127,7 +127,7 @@ async def test_it_says_first_that_it_stops(
             answer = await http.get("/health")
             return None if answer.status_code == 200 else answer
 
-        answer = await until(refusal)
+        answer = await eventually(refusal)
         checked = await health.Check(health_pb2.HealthCheckRequest())
         assert (await client.complete("x", max_tokens=1)).finish_reason == "length"
         assert answer.json()["error"]["code"] == "gateway_stopping"

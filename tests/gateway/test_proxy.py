@@ -19,7 +19,7 @@ from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.gateway.first_status import FirstStatus
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 
 async def test_registry_fleet_and_admission_answer_at_the_gateway(
@@ -203,7 +203,7 @@ async def test_proxied_calls_are_bounded(fleet: FakeFleet) -> None:
     ):
         fleet.admit_gate = asyncio.Event()
         first = asyncio.create_task(client.admit())
-        await until(lambda: fleet.admits)
+        await eventually(lambda: fleet.admits)
         with pytest.raises(ResourceExhaustedError) as seen:
             await client.adapters.get("pirate")
         assert seen.value.reason == "GATEWAY_FULL"

@@ -28,7 +28,7 @@ from chorale.v1 import fleet_pb2
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 SHOWN = [TokenSpan(0, "<s>", 0, 0), TokenSpan(1, "größe", 0, 5), TokenSpan(2, "👩", 6, 7)]
 
@@ -223,7 +223,7 @@ async def test_bounds_and_deadlines(fleet: FakeFleet) -> None:
         assert (late.status_code, late.json()["error_type"]) == (504, "generation")
         before = len(texts(fleet))
         first = asyncio.create_task(client.tokenize("x"))
-        await until(lambda: len(texts(fleet)) > before)
+        await eventually(lambda: len(texts(fleet)) > before)
         full = await http.post("/tokenize", json={"inputs": "x"})
         assert (full.status_code, full.json()["error_type"]) == (429, "overloaded")
         assert full.headers["retry-after"] == "1"
@@ -235,7 +235,7 @@ async def test_bounds_and_deadlines(fleet: FakeFleet) -> None:
         async def is_taken() -> bool:
             return (await http.post("/tokenize", json={"inputs": "x"})).status_code != 429
 
-        await until(is_taken, "who went away holds no place")
+        await eventually(is_taken, "who went away holds no place")
 
 
 async def test_only_what_a_data_plane_may_see_goes_there(

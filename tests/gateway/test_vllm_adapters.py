@@ -14,7 +14,7 @@ from chorale.errors import NotFoundError
 from controlplane.gateway.options import GatewayOptions
 from tests.gateway.http_errors import error_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 POET = {"lora_name": "poet", "lora_path": "/adapters/poet"}
@@ -190,7 +190,7 @@ async def test_they_share_the_bound_of_calls_to_the_control_plane(fleet: FakeFle
         httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http,
     ):
         loading = [asyncio.create_task(http.post(LOAD, json=POET)) for _ in range(2)]
-        await until(lambda: len(fleet.metadata) == 2)
+        await eventually(lambda: len(fleet.metadata) == 2)
         error = error_of(await http.post(UNLOAD, json={"lora_name": "pirate"}), 429)
         assert error["code"] == "gateway_full"
         for task in loading:
@@ -200,5 +200,5 @@ async def test_they_share_the_bound_of_calls_to_the_control_plane(fleet: FakeFle
         async def is_taken() -> bool:
             return (await http.post(UNLOAD, json={"lora_name": "pirate"})).status_code != 429
 
-        await until(is_taken, "who went away holds no place")
+        await eventually(is_taken, "who went away holds no place")
     assert fleet.registered == []

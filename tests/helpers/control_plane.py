@@ -27,7 +27,7 @@ from controlplane.prefetch.batch import DemandBatch
 from controlplane.store.client import Store
 from storage.base_model import BaseModelSpec
 from tests.helpers.adapters import TINY_BASE
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 TOKEN = "test-fleet-token"
 AUTHORIZATION = (("authorization", f"Bearer {TOKEN}"),)
@@ -53,7 +53,7 @@ class ControlPlane:
 
     async def until_written(self) -> None:
         """Until Redis knows what is written behind the backs of admissions that have ended."""
-        await until(lambda: self._reservations.is_idle)
+        await eventually(lambda: self._reservations.is_idle)
 
     async def join(
         self,

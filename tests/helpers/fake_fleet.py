@@ -40,7 +40,7 @@ from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions
 from tests.helpers.fake_data_plane import FakeDataPlane
 from tests.helpers.prometheus import Metrics
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 BASE_MODEL = "base"
 
@@ -324,7 +324,7 @@ class RunningGateway:
         async def is_idle() -> bool:
             return (await self.metrics())("chorale_gateway_requests_running") == 0
 
-        await until(is_idle)
+        await eventually(is_idle)
 
 
 @asynccontextmanager

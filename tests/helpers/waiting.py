@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -29,14 +30,21 @@ def until(
 
 
 async def eventually(
-    condition: Callable[[], T | None], within_s: float = PATIENCE_S, *, every_s: float = 0.005
+    condition: Callable[[], T | Awaitable[T]],
+    what: str = "",
+    within_s: float = PATIENCE_S,
+    *,
+    every_s: float = 0.005,
 ) -> T:
-    """As `until`, while the other tasks of this event loop go on."""
+    """As `until`, while the other tasks of this event loop go on. The condition may be awaited."""
     until_s = time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < until_s, f"not within {within_s:g} s: {found!r}"
+    while True:
+        found = condition()
+        value = cast("T", await found if inspect.isawaitable(found) else found)
+        if value:
+            return value
+        assert time.monotonic() < until_s, f"not within {within_s:g} s: {what} {value!r}"
         await asyncio.sleep(every_s)
-    return found
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from controlplane.prefetch.predictor import Predictor
 from controlplane.store import keys
 from controlplane.store.client import Store
 from tests.helpers.demand import BASE, digest_of, identity_of, put_adapter, put_plane
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 LIMITS = DemandLimits()
 
@@ -181,7 +181,7 @@ async def test_one_predicts_and_another_takes_over(redis: Redis, store: Store) -
     assert await told(redis) == []
     assert 0 < await redis.pttl(keys.PREDICTOR) <= 300_000
     await redis.pexpire(keys.PREDICTOR, 1)  # the one is dead
-    await until(lambda: _is_gone(redis))
+    await eventually(lambda: _is_gone(redis))
     await other.tick()
     assert other.is_active and len(await told(redis)) == 1, "what was learnt is in Redis"
     await one.tick()
@@ -276,7 +276,7 @@ async def test_demand_is_written_a_few_times_a_second(redis: Redis, store: Store
     def is_whole() -> bool:
         return sum(row[3] for asked in with_demand() for row in asked if row[0]) == 60
 
-    await until(is_whole, "none is lost")
+    await eventually(is_whole, "none is lost")
     await reservations.stop()
     assert len(Spy.written) > 20, "placements are written at once"
     assert 2 <= len(with_demand()) <= (time.monotonic() - began_s) / 0.1 + 1

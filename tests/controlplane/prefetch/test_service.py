@@ -16,7 +16,7 @@ from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
 from tests.helpers.redis import send
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 LOAD = pb.Load(
     max_running=8,
@@ -44,7 +44,7 @@ async def beat(
 
 
 async def until_told(plane: ControlPlane) -> pb.Directive:
-    return (await until(lambda: beat(plane)))[0]
+    return (await eventually(lambda: beat(plane)))[0]
 
 
 async def learn(
@@ -58,7 +58,7 @@ async def learn(
     for tenant in ("1", "2", "3", "4"):
         await admit(plane, "a", "b", tenant=tenant)
     if counts:
-        await until(lambda: _is_written(server))
+        await eventually(lambda: _is_written(server))
     send(server, f"HINCRBY {keys.DEMAND_CLOCK} now 1200000")
     send(server, f"DEL {keys.VISITED} {keys.PREDICTOR}")
     return made.version.digest
@@ -130,7 +130,7 @@ async def test_a_continued_request_is_no_new_demand(
         listed = await demand(plane)
         return listed if listed.adapters else None
 
-    listed = await until(counted)
+    listed = await eventually(counted)
     assert [each.name for each in listed.adapters] == ["b@1"]
     error = await failure(demand(plane, 1001))
     assert isinstance(error, InvalidArgumentError) and error.reason == "LIMIT_INVALID"
@@ -155,7 +155,7 @@ async def test_what_an_operator_unloads_is_not_brought_back(
     await admit(plane, "b", tenant="new")  # whoever asks for it has it brought again
     send(redis_server, f"HINCRBY {keys.DEMAND_CLOCK} now 1200000")
     await admit(plane, "a", tenant="newer")
-    directives = await until(lambda: beat(plane, unload.sequence))
+    directives = await eventually(lambda: beat(plane, unload.sequence))
     assert directives[0].name == "b@1"
 
 

@@ -17,7 +17,7 @@ from controlplane.store.client import Store
 from controlplane.tenants.running import MAX_TOLD
 from tests.controlplane.tenants.quota import admit, limit, refusal, show
 from tests.helpers.control_plane import AUTHORIZATION, ControlPlane, failure, running
-from tests.helpers.until import until
+from tests.helpers.waiting import eventually
 
 MODEL = "tiny/llama"
 
@@ -293,4 +293,4 @@ async def test_an_admission_that_is_cancelled_holds_no_place(
         async def is_free() -> bool:
             return await num_running(plane) == 0
 
-        await until(is_free)
+        await eventually(is_free)
