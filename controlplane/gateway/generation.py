@@ -60,7 +60,7 @@ class Means:
     limits: RecoveryLimits
     metrics: GatewayRequests
     unused: UnusedTickets
-    outage: Outage = field(default_factory=Outage)
+    outage: Outage
     running: set[Generation] = field(default_factory=lambda: set[Generation]())
 
 
@@ -148,19 +148,22 @@ class Generation:
             place = None
 
     async def _admit(self) -> admission_pb.AdmitResponse:
+        outage = self._means.outage
         while True:
-            request = self._admit_request()
+            request, asked_s = self._admit_request(), _now()
             try:
                 place = self._untaken = await self._ask_for_place(request)
             except (UnavailableError, ResourceExhaustedError) as error:
-                pause_s = self._means.outage.pause_s(error, _now())
+                pause_s = outage.pause_s(error, asked_s, _now())
                 if pause_s is not None:
-                    await self._pause(pause_s, error)
+                    with outage.waiting():
+                        await self._pause(pause_s, error)
                 elif self._recovery.under_way:
                     await self._wait_for_place(error)
                 else:
                     raise
             else:
+                outage.over()
                 return self._as_promised(place)
 
     async def _ask_for_place(self, request: admission_pb.AdmitRequest) -> Any:

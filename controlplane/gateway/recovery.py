@@ -19,6 +19,7 @@ class RecoveryLimits:
     time that a data plane takes to restart.
     admit_s: how long a control plane may take to find a place, Redis' timeouts included; one that
     takes longer hangs. source_check_s: how much longer where it asks a private source first.
+    outage_s: how long it, or its Redis, may be away before requests no longer wait for it.
     """
 
     max_lost_streams: int = 3
@@ -27,6 +28,7 @@ class RecoveryLimits:
     longest_delay_s: float = 2.0
     admit_s: float = 6.0
     source_check_s: float = 10.0
+    outage_s: float = 5.0
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from controlplane.gateway.gate import Gate
 from controlplane.gateway.generation import Generation, Means
 from controlplane.gateway.links import Links
 from controlplane.gateway.metrics import GatewayRequests
+from controlplane.gateway.outage import Outage
 from controlplane.gateway.recovery import RecoveryLimits
 from controlplane.gateway.unused import UnusedTickets
 from controlplane.gateway.upstream import Metadata
@@ -32,7 +33,8 @@ class Relay:
         admission = AdmissionServiceStub(control_plane)
         limits = limits or RecoveryLimits()
         self._unused = UnusedTickets(channels)
-        self._means = Means(admission, channels, links, gate, limits, metrics, self._unused)
+        outage = Outage(limits.outage_s)
+        self._means = Means(admission, channels, links, gate, limits, metrics, self._unused, outage)
 
     def start(
         self, request: pb.GenerateRequest, *, timeout_s: float | None, metadata: Metadata = ()
