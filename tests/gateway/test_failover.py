@@ -308,7 +308,7 @@ async def test_a_private_source_may_take_its_time(fleet: FakeFleet) -> None:
 
 
 async def test_control_plane_that_says_nothing_twice_is_unreachable(fleet: FakeFleet) -> None:
-    async with asking_for(fleet, admit_s=0.2) as client:
+    async with asking_for(fleet, admit_s=0.2, outage_s=0.0) as client:
         fleet.admit_delays_s = [600.0, 600.0]
         with pytest.raises(UnavailableError) as seen:
             await check_whole(client)

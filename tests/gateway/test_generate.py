@@ -22,6 +22,7 @@ from chorale import (
 )
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from controlplane.gateway.recovery import RecoveryLimits
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
 from tests.helpers.waiting import eventually
@@ -224,7 +225,7 @@ async def test_over_its_limit_the_gateway_refuses_at_once(fleet: FakeFleet) -> N
 
 
 async def test_without_control_plane_running_streams_go_on_and_new_ones_fail_typed(
-    client: AsyncClient, fleet: FakeFleet
+    fleet: FakeFleet,
 ) -> None:
     refused = asyncio.Event()
 
@@ -233,16 +234,20 @@ async def test_without_control_plane_running_streams_go_on_and_new_ones_fail_typ
             await refused.wait()
 
     fleet.planes[0].before_token = hold
-    running = client.generate("x", max_tokens=30)
-    await anext(running)
-    assert fleet.server is not None
-    await fleet.server.stop(0)
-    with pytest.raises(UnavailableError) as seen:
-        await client.complete("y")
-    assert seen.value.reason == "CONTROL_PLANE_UNREACHABLE"
-    assert seen.value.retry_after_s is not None
-    refused.set()
-    assert "".join([e.text async for e in running]) == text_of(story(DRAWN_SEED, 30))
+    async with (
+        running_gateway(fleet, recovery=RecoveryLimits(outage_s=0.3)) as gateway,
+        AsyncClient(gateway.address) as client,
+    ):
+        running = client.generate("x", max_tokens=30)
+        await anext(running)
+        assert fleet.server is not None
+        await fleet.server.stop(0)
+        with pytest.raises(UnavailableError) as seen:
+            await client.complete("y")
+        assert seen.value.reason == "CONTROL_PLANE_UNREACHABLE"
+        assert seen.value.retry_after_s is not None
+        refused.set()
+        assert "".join([e.text async for e in running]) == text_of(story(DRAWN_SEED, 30))
 
 
 async def test_many_streams_at_once_do_not_mix(client: AsyncClient) -> None:

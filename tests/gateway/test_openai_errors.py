@@ -80,7 +80,7 @@ async def test_errors_raise_the_sdk_s_classes(
 async def test_unavailable_is_503_with_retry_after(
     sdk: openai.AsyncOpenAI, fleet: FakeFleet
 ) -> None:
-    fleet.admit_errors = [UnavailableError("STORE_UNAVAILABLE", "m", retry_after_s=3)]
+    fleet.admit_errors = [UnavailableError("NO_DATA_PLANE", "m", retry_after_s=3)]
     with pytest.raises(openai.InternalServerError) as seen:
         await sdk.completions.create(model="pirate", prompt="x")
     assert seen.value.status_code == 503 and seen.value.response.headers["retry-after"] == "3"
