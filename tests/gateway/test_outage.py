@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from unittest import mock
 
 import pytest
 
@@ -40,11 +41,16 @@ async def waiting_for(fleet: FakeFleet, outage_s: float) -> AsyncIterator[AsyncC
 
 
 @pytest.mark.parametrize("reason", ["STORE_UNAVAILABLE", "CONTROL_PLANE_UNREACHABLE"])
-async def test_what_is_away_for_a_moment_is_waited_for(fleet: FakeFleet, reason: str) -> None:
+async def test_what_is_away_for_a_moment_is_waited_for(
+    fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    over = mock.Mock()
+    monkeypatch.setattr(Outage, "over", over)
     fleet.admit_errors = [away(reason), away(reason), away(reason)]
     async with waiting_for(fleet, 600.0) as client:
         assert (await client.complete("x", model="pirate", max_tokens=1)).text
     assert len(fleet.admits) == 4
+    over.assert_called_once_with()
 
 
 def test_nobody_waits_for_what_is_away_for_long() -> None:
