@@ -56,6 +56,7 @@ class LayerStack:
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         first = layers[0]
         self._hidden = first.input_norm.shape[0]
+        assert isinstance(first.down, torch.Tensor)
         self._intermediate = linear.features_of(first.down)[0]
         # Each as the columns of a program's arguments: one address per layer.
         self._addresses = {

@@ -95,8 +95,9 @@ def layout_for(weight: torch.Tensor) -> Layout | None:
     return next(fits, None)
 
 
-def is_packed(weight: torch.Tensor) -> bool:
-    return weight.dim() == 3
+def is_packed(weight: object) -> bool:
+    """Whether these are packed weights, of all that `kernels.linear.op` takes."""
+    return isinstance(weight, torch.Tensor) and weight.dim() == 3
 
 
 def layout_of(panels: torch.Tensor) -> Layout:

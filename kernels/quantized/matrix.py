@@ -71,6 +71,8 @@ class QuantizedMatrix:
         outputs, inputs = self.shape
         if scales.dim() != 2 or scales.shape[1] != outputs or not len(scales):
             raise ValueError(f"scales {tuple(scales.shape)}: [num_groups, {outputs}]")
+        if scales.numel() >= 1 << 31:
+            raise ValueError(f"scales {tuple(scales.shape)}: below 2**31 elements")
         if scales.dtype not in DTYPES:
             raise ValueError(f"scales {scales.dtype}: float32, bfloat16 or float16")
         if self.zeros is not None:

@@ -15,18 +15,19 @@ from kernels.quantized.matrix import QuantizedMatrix
 from kernels.quantized.triton_weights import (
     MATRIX_POINTERS,
     dequantize,
+    groups_of,
     weight_constants,
     weight_sizes,
     weight_tensors,
     weight_tile,
 )
 
-TILES = (16, 32, 64, 128)
+TILES = (16, 32, 64)
 """Tokens of a tile: the smallest that holds all, or several of the largest."""
 
 
 @triton.jit(
-    do_not_specialize=["num_tokens", "k_per_split"],
+    do_not_specialize=["num_tokens", "blocks_per_split"],
     do_not_specialize_on_alignment=[*MATRIX_POINTERS, "bias_ptr"],
 )
 def linear_kernel(
@@ -35,12 +36,11 @@ def linear_kernel(
     scales_ptr,
     zeros_ptr,
     groups_ptr,
-    table_ptr,
     bias_ptr,
     y_ptr,
     num_tokens,
     x_stride,
-    k_per_split,
+    blocks_per_split,
     outputs,
     inputs,
     row_bytes,
@@ -62,19 +62,33 @@ def linear_kernel(
     """
     m = tl.program_id(0) * BLOCK_M
     n = tl.program_id(1) * BLOCK_N
-    tokens = m + tl.arange(0, BLOCK_M)
-    present = tokens < num_tokens
+    present = (m + tl.arange(0, BLOCK_M) < num_tokens)[:, None]
     x_ptr += m.to(tl.int64) * x_stride
     x_rows = tl.arange(0, BLOCK_M)[:, None] * x_stride
-    begin = tl.program_id(2) * k_per_split
+    begin = tl.program_id(2) * blocks_per_split
+    end = tl.minimum(begin + blocks_per_split, tl.cdiv(inputs, BLOCK_K))
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(begin, tl.minimum(begin + k_per_split, inputs), BLOCK_K):
-        columns = k + tl.arange(0, BLOCK_K)
-        mask = present[:, None] & (columns < inputs)[None, :]
-        x = tl.load(x_ptr + x_rows + columns[None, :], mask=mask, other=0.0)  # [M, K]
+    next_scales, next_zeros = groups_of(
+        scales_ptr, zeros_ptr, groups_ptr, begin * BLOCK_K, n, outputs, inputs, group_size,
+        BLOCK_N, BLOCK_K, PART, HAS_ZEROS, HAS_INDEX,
+    )  # fmt: skip
+    for block in range(begin, end):
+        k = block * BLOCK_K
+        # A block ahead, unless there are too many: the compiler makes no asynchronous copies of few
+        # bytes. Of the last block nobody reads what comes next.
+        scales, zeros = next_scales, next_zeros
+        ahead = k + BLOCK_K if PART > 0 else k
+        next_scales, next_zeros = groups_of(
+            scales_ptr, zeros_ptr, groups_ptr, ahead, n, outputs, inputs, group_size,
+            BLOCK_N, BLOCK_K, PART, HAS_ZEROS, HAS_INDEX,
+        )  # fmt: skip
+        if PART < 1:
+            scales, zeros = next_scales, next_zeros
+        columns = k + tl.arange(0, BLOCK_K)[None, :]
+        x = tl.load(x_ptr + x_rows + columns, present & (columns < inputs), 0.0)  # [M, K]
         weights = weight_tile(
-            codes_ptr, scales_ptr, zeros_ptr, groups_ptr, table_ptr, n, k, outputs, inputs,
-            row_bytes, group_size, BLOCK_N, BLOCK_K, FORM, PART, HAS_ZEROS, HAS_INDEX,
+            codes_ptr, scales, zeros, block, n, outputs, row_bytes,
+            BLOCK_N, BLOCK_K, FORM, PART, HAS_ZEROS,
         )  # fmt: skip
         total = tl.dot(x, tl.trans(weights.to(x.dtype)), total)
     features = n + tl.arange(0, BLOCK_N)
@@ -83,9 +97,7 @@ def linear_kernel(
         total += tl.load(bias_ptr + features, mask=real, other=0.0).to(tl.float32)[None, :]
     y_ptr += (tl.program_id(2) * num_tokens + m).to(tl.int64) * outputs
     at = tl.arange(0, BLOCK_M).to(tl.int64)[:, None] * outputs + features[None, :]
-    tl.store(
-        y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=present[:, None] & real[None, :]
-    )
+    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=present & real[None, :])
 
 
 @triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["bias_ptr"])
@@ -105,7 +117,7 @@ def add_splits_kernel(
     features = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = features < outputs
     total = tl.zeros([BLOCK], tl.float32)
-    for split in tl.static_range(SPLITS):
+    for split in tl.static_range(SPLITS):  # pyright: ignore[reportGeneralTypeIssues]
         row = parts_ptr + (split * num_tokens + token) * outputs
         total += tl.load(row + features, mask=real, other=0.0)
     if HAS_BIAS:
@@ -116,6 +128,8 @@ def add_splits_kernel(
 def linear(x: torch.Tensor, weight: QuantizedMatrix, bias: torch.Tensor | None) -> torch.Tensor:
     """As `kernels.quantized.op.linear`. The launches depend on shapes only; no host sync. Beside y
     it takes some scratch, whose size depends on shapes only, too."""
+    if not len(x):
+        return x.new_empty(0, weight.shape[0])
     if x.stride(1) != 1:
         x = x.contiguous()
     few = tuned("quantized", device_name(x.device), "regime", "any")["fused_tokens"]
@@ -129,15 +143,16 @@ def tile_tokens(num_tokens: int) -> int:
 
 
 def split_inputs(num_tokens: int, outputs: int, inputs: int, settings: Settings) -> tuple[int, int]:
-    """(splits, inputs of each): as many as make the programs that the table wants, none of them
-    too short."""
+    """(splits, blocks of inputs of each): as many as make the programs that the table wants, each
+    with as many inputs as it wants at least."""
     block_k = settings["block_k"]
     tiles = triton.cdiv(num_tokens, tile_tokens(num_tokens))
     tiles *= triton.cdiv(outputs, settings["block_n"])
     longest = max(1, inputs // settings["min_split"])
     wanted = max(1, min(settings["programs"] // tiles, longest))
-    size = triton.cdiv(triton.cdiv(inputs, wanted), block_k) * block_k
-    return triton.cdiv(inputs, size), size
+    blocks = triton.cdiv(inputs, block_k)
+    each = triton.cdiv(blocks, wanted)
+    return triton.cdiv(blocks, each), each
 
 
 def _fused(x: torch.Tensor, weight: QuantizedMatrix, bias: torch.Tensor | None) -> torch.Tensor:
@@ -145,7 +160,7 @@ def _fused(x: torch.Tensor, weight: QuantizedMatrix, bias: torch.Tensor | None) 
     outputs, inputs = weight.shape
     device, tile = device_name(x.device), tile_tokens(num_tokens)
     settings = tuned("quantized", device, "linear", f"{tile}x{weight.bits}")
-    splits, k_per_split = split_inputs(num_tokens, outputs, inputs, settings)
+    splits, blocks_per_split = split_inputs(num_tokens, outputs, inputs, settings)
     y = x.new_empty(num_tokens, outputs)
     target = y
     if splits > 1:
@@ -160,7 +175,7 @@ def _fused(x: torch.Tensor, weight: QuantizedMatrix, bias: torch.Tensor | None) 
         target,
         num_tokens,
         x.stride(0),
-        k_per_split,
+        blocks_per_split,
         *weight_sizes(weight),
         BLOCK_M=tile,
         BLOCK_N=block_n,
