@@ -41,7 +41,7 @@ def check(
     return y
 
 
-GROUPS = {
+GROUPS: dict[str, tuple[Kind, int, bool, bool]] = {
     "one for a row": ("uint4", 1, False, True),
     "of many blocks": ("uint4", 2, False, True),
     "of a block": ("uint8", 10, True, True),
@@ -133,10 +133,10 @@ def test_what_does_not_fit_is_refused() -> None:
     matrix = random_matrix("uint4", 40, 64, 2)
     x = torch.zeros(3, 64, dtype=torch.bfloat16)
     for bad in (x.float(), x[:, :32], x[0]):
-        with pytest.raises(ValueError, match="a matrix of 64 torch.bfloat16 inputs"):
+        with pytest.raises(ValueError, match=r"a matrix of 64 .* inputs"):
             linear(bad, matrix)
     for bias in (torch.zeros(40), torch.zeros(39, dtype=torch.bfloat16)):
-        with pytest.raises(ValueError, match="a matrix of 40 torch.bfloat16 outputs"):
+        with pytest.raises(ValueError, match=r"a matrix of 40 .* outputs"):
             linear(x, matrix, bias)
     with pytest.raises(ValueError, match="x is on meta, the matrix on cpu"):
         linear(x.to("meta"), matrix)

@@ -18,6 +18,12 @@ CASES = {
         "gated_activation": ["any"],
     },
     "kv": {"rope_write_kv": ["64", "128", "256"]},
+    "quantized": {
+        "linear": [f"{tile}x{bits}" for tile in (16, 32, 64) for bits in (4, 8)],
+        "add_splits": ["any"],
+        "dequantize": ["4", "8"],
+        "regime": ["any"],
+    },
 }
 
 
