@@ -1,6 +1,6 @@
 """Each kernel's part of the roofline on the device at hand.
 
-    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora sampling]
+    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora sampling quantized]
                                      [--device cuda|cpu] [--shapes real|tiny] [--out FILE]
 
 Roofline time of a call: the most of (the bytes it must move at least ÷ the measured copy bandwidth)
@@ -52,6 +52,15 @@ def sampling_cases(
     return kernel_sampling_cases.sampling_cases(shapes, device, dtype)
 
 
+def quantized_cases(
+    shapes: Shapes, device: torch.device, dtype: torch.dtype
+) -> Iterator[KernelCase]:
+    # As above.
+    from benchmarks import kernel_quantized_cases
+
+    return kernel_quantized_cases.quantized_cases(shapes, device, dtype)
+
+
 OPS = {
     "decode": decode_cases,
     "prefill": prefill_cases,
@@ -59,6 +68,7 @@ OPS = {
     "fused": fused_cases,
     "lora": lora_cases,
     "sampling": sampling_cases,
+    "quantized": quantized_cases,
 }
 
 

@@ -33,6 +33,8 @@ class Shapes:
     lora_adapters: tuple[int, ...]  # all different, one token each
     lora_ranks: dict[str, tuple[int, ...]]  # taken in turn
     sampled: tuple[tuple[int, int], ...]  # rows, vocabulary
+    quantized_model: str  # of `models`
+    quantized_tokens: tuple[int, ...]
 
 
 SHAPES = {
@@ -47,6 +49,8 @@ SHAPES = {
         lora_adapters=(1, 2, 4, 8, 16, 32, 64),
         lora_ranks={"16": (16,), "8-64": (8, 16, 32, 64)},
         sampled=((1, 128_256), (64, 128_256), (64, 32_000)),
+        quantized_model="llama-3-8b",
+        quantized_tokens=(1, 16, 64, 512),
     ),
     "tiny": Shapes(
         {"tiny": ModelShape(4, 2, 16, 64, 96, 8)},
@@ -56,6 +60,8 @@ SHAPES = {
         lora_adapters=(1, 3),
         lora_ranks={"4": (4,), "2-8": (2, 8)},
         sampled=((3, 50),),
+        quantized_model="tiny",
+        quantized_tokens=(1, 5),
     ),
 }
 

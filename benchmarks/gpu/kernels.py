@@ -12,6 +12,7 @@ GROUPS = {
     "kernels-attention": ("decode", "prefill"),
     "kernels-fused": ("kv", "fused", "sampling"),
     "kernels-lora": ("lora",),
+    "kernels-quantized": ("quantized",),
 }
 _ROUNDS = 5
 

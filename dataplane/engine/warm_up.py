@@ -41,6 +41,7 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
     """Runs a prefill and a decode, of the base model and beside adapters where they have a stream,
     and samples, in pages of an unused pool that it leaves cleared. Kernels are compiled for dtypes
     and the model's sizes only, so one batch is enough."""
+    _compile_quantized(decoder)
     last, num_layers = pool.num_pages - 1, decoder.config.num_layers
 
     def integers(*values: int) -> torch.Tensor:
@@ -75,6 +76,23 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
     pick(logits, SamplingPlan.of([drawn, drawn], pool.device)).to_host()
     for page in {0, last}:
         pool.data[:, page].zero_()
+
+
+def _compile_quantized(decoder: Decoder) -> None:
+    """For the numbers of tokens that the batch below does not have."""
+    from kernels.quantized.triton_warm_up import warm_up as compile_quantized
+
+    weights = decoder.weights
+    compile_quantized(
+        [
+            *(
+                (getattr(layer, name), getattr(layer, f"{name}_bias"))
+                for layer in weights.layers
+                for name in GROUPS
+            ),
+            (weights.head, None),
+        ]
+    )
 
 
 def _empty_segments(device: torch.device) -> LayerSegments:

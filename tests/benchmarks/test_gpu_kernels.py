@@ -11,6 +11,7 @@ import torch
 from benchmarks import gpu_kernels
 from benchmarks.kernel_cases import SHAPES, decode_cases, fused_cases, kv_cases, prefill_cases
 from benchmarks.kernel_lora_cases import lora_cases
+from benchmarks.kernel_quantized_cases import quantized_cases
 
 CPU = torch.device("cpu")
 
@@ -30,6 +31,7 @@ def test_dry_run_writes_every_op(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "add_rms_norm",
         "gated_activation",
         "lora_apply",
+        "linear_quantized",
         "sample",
     }
     for case in report["cases"]:
@@ -54,6 +56,11 @@ def test_counts_are_those_of_the_tensors() -> None:
     assert next(kv_cases(shapes, CPU, torch.float32)).bytes == 4 * 2 * (8 * 16 + 16)
     norm, add_norm, activation = list(fused_cases(shapes, CPU, torch.float32))[:3]
     assert (norm.bytes, add_norm.bytes, activation.bytes) == (4 * 128, 4 * 256, 4 * 3 * 96)
+    quantized = {case.shape: case for case in quantized_cases(shapes, CPU, torch.bfloat16)}
+    case = quantized["tiny down, nf4 of 64, 5 tokens"]
+    # [64, 96] in half bytes and a scale for each of 3 groups; inputs and outputs.
+    assert case.bytes == 64 * 48 + 2 * 3 * 64 + 2 * 5 * (96 + 64)
+    assert case.flops == 2 * 5 * 96 * 64
     lora = {case.shape: case for case in lora_cases(shapes, CPU, torch.float32)}
     case = lora["tiny gate_up, 3 adapters of rank 2-8"]
     weights = sum(2 * rank * 64 + 2 * rank * 96 for rank in (2, 8, 2))
