@@ -33,9 +33,9 @@ class Case(NamedTuple):
 
 
 QUICK = (
-    *(Case(tile, "uint4", 32, has_zeros=True) for tile in TILES),
-    Case(64, "nf4", 64),
-    Case(64, "float8_e4m3", 1),
+    Case(16, "uint4", 32, has_zeros=True),
+    Case(32, "float8_e4m3", 1),
+    Case(64, "fp4", 128),
     Case(64, "uint4", 32, is_ordered=False),
 )
 EVERY = tuple(
@@ -86,6 +86,7 @@ def test_products_fit_the_device(target: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_products_fit_the_device(target: str, dtype: str) -> None:
