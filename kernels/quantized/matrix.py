@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 import torch
 
+from kernels.gpu.staging import staged
+
 Kind = Literal["uint4", "uint8", "float8_e4m3", "nf4", "fp4"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -235,5 +237,4 @@ def _decoded(codes: torch.Tensor, kind: Kind) -> torch.Tensor:
     halves = torch.stack((codes & 15, codes >> 4), -1).flatten(1)
     if kind == "uint4":
         return halves.float()
-    table = torch.tensor(TABLES[kind], dtype=torch.float32, device=codes.device)
-    return table[halves.int()]
+    return staged(TABLES[kind], torch.float32, codes.device)[halves.int()]

@@ -26,6 +26,10 @@ TILES = (16, 32, 64)
 """Tokens of a tile: the smallest that holds all, or several of the largest."""
 
 
+_MOST_ROWS = 1 << 18
+"""Dequantised at once: blocks of them are a grid's second dimension, which ends at 65,535."""
+
+
 @triton.jit(
     do_not_specialize=["num_tokens", "blocks_per_split"],
     do_not_specialize_on_alignment=[*MATRIX_POINTERS, "bias_ptr"],
@@ -206,7 +210,7 @@ def _dequantized(
     """By rows of the matrix, so that what they are dequantised into is bounded."""
     outputs, inputs = weight.shape
     settings = tuned("quantized", device_name(x.device), "regime", "any")
-    at_once = min(max(1, settings["scratch_elems"] // inputs), outputs)
+    at_once = min(max(1, settings["scratch_elems"] // inputs), outputs, _MOST_ROWS)
     scratch = x.new_empty(at_once, inputs)
     if at_once == outputs:
         dequantize(weight, 0, scratch)
