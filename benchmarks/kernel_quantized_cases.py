@@ -38,9 +38,10 @@ def quantized_cases(
                     tokens: int = tokens,
                 ) -> Callable[[], object]:
                     # float8's codes below those that are NaN.
-                    codes = torch.randint(0, 120, (outputs, row_bytes), device=device)
+                    shape = (outputs, row_bytes)
+                    codes = torch.randint(120, shape, dtype=torch.uint8, device=device)
                     scales = torch.rand(num_groups, outputs, device=device).to(dtype)
-                    matrix = QuantizedMatrix(codes.to(torch.uint8), scales, None, None, kind, dtype)
+                    matrix = QuantizedMatrix(codes, scales, None, None, kind, dtype)
                     x = torch.randn(tokens, inputs, device=device).to(dtype)
                     return lambda: linear(x, matrix)
 

@@ -91,7 +91,7 @@ def parts(bench: Bench) -> list[Part]:
         Part("kernels-attention", 45, partial(kernels, bench, "kernels-attention")),
         Part("kernels-lora", 75, partial(kernels, bench, "kernels-lora")),
         Part("kernels-fused", 35, partial(kernels, bench, "kernels-fused")),
-        Part("kernels-quantized", 15, partial(kernels, bench, "kernels-quantized")),
+        Part("kernels-quantized", 25, partial(kernels, bench, "kernels-quantized")),
     ]
 
 

@@ -21,25 +21,25 @@ def random_matrix(
     seed: int = 0,
 ) -> QuantizedMatrix:
     """Weights of about 1. Not is_ordered: each input is in a random group."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
-    def integers(high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(high, shape, generator=generator)
+    def integers(high: int, *shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        return torch.randint(high, shape, generator=generator, dtype=dtype, device=device)
 
     is_wide = kind in ("uint8", "float8_e4m3")
-    codes = integers(256, outputs, inputs if is_wide else inputs // 2).to(torch.uint8)
+    codes = integers(256, outputs, inputs if is_wide else inputs // 2)
     if kind == "float8_e4m3":
         codes = codes & 0xBF  # up to 1.875: without the largest, and without those that are NaN
     largest = {"uint4": 8.0, "uint8": 128.0}.get(kind, 1.0)
-    spread = 0.25 + torch.rand(num_groups, outputs, generator=generator)
+    spread = 0.25 + torch.rand(num_groups, outputs, generator=generator, device=device)
     zeros = None
     if has_zeros:
-        zeros = integers(256 if kind == "uint8" else 16, num_groups, outputs).to(torch.uint8)
-    group_index = None if is_ordered else integers(num_groups, inputs).int().to(device)
+        zeros = integers(256 if kind == "uint8" else 16, num_groups, outputs)
+    group_index = None if is_ordered else integers(num_groups, inputs, dtype=torch.int32)
     return QuantizedMatrix(
-        codes.to(device),
-        (spread / largest).to(device, scales),
-        None if zeros is None else zeros.to(device),
+        codes,
+        (spread / largest).to(scales),
+        zeros,
         group_index,
         kind,
         dtype,
