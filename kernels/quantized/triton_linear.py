@@ -24,8 +24,6 @@ from kernels.quantized.triton_weights import (
 
 TILES = (16, 32, 64)
 """Tokens of a tile: the smallest that holds all, or several of the largest."""
-
-
 _MOST_ROWS = 1 << 18
 """Dequantised at once: blocks of them are a grid's second dimension, which ends at 65,535."""
 
