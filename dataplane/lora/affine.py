@@ -82,6 +82,7 @@ class AffineVectors:
         self._base = base
         self._adapter = adapter
         self._groups = layer_groups(config)
+        self._vocab_size = config.vocab_size
         self._place = {
             projection.module: (name, projection)
             for name, group in self._groups.items()
@@ -106,9 +107,8 @@ class AffineVectors:
         if not module.magnitude:
             return b
         magnitude = stored_tensor(self._adapter, module.magnitude).float()
-        weight, _ = self._base_module(at)
         factor = _dora_factor(
-            weight, a.float(), b, magnitude, self._adapter.manifest.full_name(module)
+            self._base_weight(at), a.float(), b, magnitude, self._adapter.manifest.full_name(module)
         )
         self._factors[at] = factor
         return b * factor.unsqueeze(1)
@@ -119,9 +119,9 @@ class AffineVectors:
 
     def shift(self, at: At) -> torch.Tensor:
         """[out]: b1 - g * b0, and the bias that lora_B adds."""
-        weight, bias = self._base_module(at)
-        total = torch.zeros(weight.shape[0])
-        mine = torch.zeros(weight.shape[0]) if bias is None else bias.float().cpu()
+        bias = self._base_bias(at)
+        total = torch.zeros(self._num_outputs(at))
+        mine = torch.zeros_like(total) if bias is None else bias.float().cpu()
         trained = self._trained.get(at)
         total += mine if trained is None else stored_tensor(self._adapter, trained).float()
         total -= mine * self._factors[at] if at in self._factors else mine
@@ -129,14 +129,24 @@ class AffineVectors:
             total += self._added[at]
         return total
 
-    def _base_module(self, at: At) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _base_weight(self, at: At) -> torch.Tensor:
         layer, module = at
         if layer is None:
-            return self._base.lm_head, None
+            return self._base.lm_head
         name, (_, start, count) = self._place[module]
-        weight, bias = self._base.layers[layer].group(name)
-        rows = slice(start, start + count)
-        return weight[rows], None if bias is None else bias[rows]
+        return self._base.layers[layer].rows(name, slice(start, start + count))
+
+    def _base_bias(self, at: At) -> torch.Tensor | None:
+        layer, module = at
+        if layer is None:
+            return None
+        name, (_, start, count) = self._place[module]
+        bias = self._base.layers[layer].bias(name)
+        return None if bias is None else bias[start : start + count]
+
+    def _num_outputs(self, at: At) -> int:
+        layer, module = at
+        return self._vocab_size if layer is None else self._place[module][1].out_features
 
 
 def _projections(groups: Mapping[str, Group]) -> Iterator[tuple[Group, Projection]]:

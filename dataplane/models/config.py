@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
 from dataplane.models.families import FAMILIES, Family
+from dataplane.models.quantization.description import Quantization
+from dataplane.models.quantization.parse import parse_quantization
 from dataplane.models.rope import Rope, RopeReader, unsupported
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -47,6 +49,8 @@ class ModelConfig:
     layer_ropes: tuple[int, ...]  # per layer, an index into `ropes`
     eos_token_ids: tuple[int, ...]
     dtype: str  # the checkpoint's own: "bfloat16", "float16" or "float32"
+    # Of the checkpoint; None: it has plain weights.
+    quantization: Quantization | None = field(default=None, repr=False)
 
     @property
     def q_size(self) -> int:
@@ -101,9 +105,10 @@ def parse_config(
     activation = fields.get(family.activation_field) or family.activation
     if activation not in ACTIVATIONS:
         raise unsupported(family.activation_field, activation, ", ".join(ACTIVATIONS))
-    for field in ("quantization_config", "use_bidirectional_attention"):
-        if fields.get(field):
-            raise unsupported(field, fields[field], "absent")
+    if fields.get("use_bidirectional_attention"):
+        raise unsupported(
+            "use_bidirectional_attention", fields["use_bidirectional_attention"], "absent"
+        )
     try:
         num_heads = _count("num_attention_heads", fields["num_attention_heads"])
         hidden_size = _count("hidden_size", fields["hidden_size"])
@@ -172,6 +177,7 @@ def parse_config(
             layer_ropes=tuple(0 if window is None or len(ropes) == 1 else 1 for window in windows),
             eos_token_ids=_eos(fields, generation or {}, vocab_size),
             dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
+            quantization=parse_quantization(fields),
         )
     except KeyError as error:
         raise unsupported(str(error.args[0]), "(missing)", "a number") from None

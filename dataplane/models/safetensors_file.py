@@ -19,7 +19,18 @@ import torch
 
 from dataplane.errors import CheckpointError
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Of weights as they are; the others are parts of quantised ones."""
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 _MAX_HEADER_BYTES = 100 << 20
 _STAGING_BYTES = 8 << 20
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from dataplane.errors import CheckpointError
+from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.config import ModelConfig
-from dataplane.models.safetensors_file import StoredTensor, TensorReader, read_header
-from dataplane.models.shapes import GROUPS, Group, layer_groups
+from dataplane.models.matrices import Matrices, Matrix
+from dataplane.models.shapes import GROUPS, LM_HEAD, Group, layer_groups, layer_modules
 from dataplane.parallel.shard import Shard
 from kernels.linear.op import pack, unpack
-
-_ROWS_AT_ONCE = 512
+from kernels.quantized.matrix import QuantizedMatrix
 
 
 @dataclass
@@ -27,17 +25,17 @@ class LayerWeights:
     """One decoder layer, dtype and device of the model; norms float32 if `unit_offset_norms`."""
 
     input_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [q + 2 kv, hidden]
+    qkv: Matrix  # [q + 2 kv, hidden]
     qkv_bias: torch.Tensor | None  # [q + 2 kv]
     q_norm: torch.Tensor | None  # [head_dim]
     k_norm: torch.Tensor | None  # [head_dim]
-    o: torch.Tensor  # [hidden, q]
+    o: Matrix  # [hidden, q]
     o_bias: torch.Tensor | None  # [hidden]
     attention_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
     mlp_norm: torch.Tensor  # [hidden]
-    gate_up: torch.Tensor  # [2 intermediate, hidden]
+    gate_up: Matrix  # [2 intermediate, hidden]
     gate_up_bias: torch.Tensor | None  # [2 intermediate]
-    down: torch.Tensor  # [hidden, intermediate]
+    down: Matrix  # [hidden, intermediate]
     down_bias: torch.Tensor | None  # [hidden]
     mlp_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
 
@@ -45,6 +43,18 @@ class LayerWeights:
         """Plain weight and bias of a projection group of dataplane.models.shapes."""
         assert name in GROUPS
         return unpack(getattr(self, name)), getattr(self, f"{name}_bias")
+
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Of the plain weight of a projection group."""
+        assert name in GROUPS
+        weight = getattr(self, name)
+        if isinstance(weight, QuantizedMatrix):
+            return weight.dequantize(rows)
+        return unpack(weight)[rows]
+
+    def bias(self, name: str) -> torch.Tensor | None:
+        assert name in GROUPS
+        return getattr(self, f"{name}_bias")
 
     def pack(self) -> None:
         """Brings each projection into the layout that the base GEMM is fastest with."""
@@ -57,7 +67,7 @@ class ModelWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: list[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    head: torch.Tensor  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
+    head: Matrix  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
     tied: bool  # lm_head is the embedding
     read_head: Callable[[], torch.Tensor] | None = None  # from the checkpoint; of a shard, untied
 
@@ -83,12 +93,13 @@ def load_weights(
     device: torch.device,
     shard: Shard | None = None,
 ) -> ModelWeights:
-    """Takes little more memory than the weights themselves. shard: the part to load; None: all.
+    """Takes little more memory than the weights themselves. Quantised ones stay so on a GPU, and
+    are dequantised on a CPU. shard: the part to load; None: all.
 
     Raises: CheckpointError when a tensor is missing or has another shape, or a file is damaged.
     """
     with ExitStack() as stack:
-        loader = _Loader(_Checkpoint(model_dir, stack), config, dtype, device, shard)
+        loader = _Loader(Checkpoint(model_dir, stack), config, dtype, device, shard)
         weights = loader.load()
     if shard is not None and not weights.tied:
         weights.read_head = lambda: _read_head(model_dir, config, dtype)
@@ -98,118 +109,22 @@ def load_weights(
 def _read_head(model_dir: Path, config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
     with ExitStack() as stack:
         head = torch.empty((config.vocab_size, config.hidden_size), dtype=dtype)
-        _Checkpoint(model_dir, stack).copy_into(head, "lm_head.weight")
+        Checkpoint(model_dir, stack).copy_into(head, "lm_head.weight")
         return head
 
 
 def fingerprint(config: ModelConfig) -> str:
     """Hex SHA-256 over the shape of the model: equal for data planes that adapters can share."""
-    return hashlib.sha256(repr(config).encode()).hexdigest()
-
-
-class _Checkpoint:
-    """Tensor by name over one or many safetensors files."""
-
-    def __init__(self, model_dir: Path, stack: ExitStack) -> None:
-        self._tensors: dict[str, StoredTensor] = {}
-        self._files: dict[Path, BinaryIO] = {}
-        self._reader = TensorReader()
-        paths = sorted(_files(model_dir))
-        if not paths:
-            raise CheckpointError(
-                "CHECKPOINT_MISSING",
-                f"{model_dir} holds no model.safetensors: pickled weights are never read,"
-                " convert them",
-                {"model": str(model_dir)},
-            )
-        for path in paths:
-            self._tensors.update(read_header(path))
-            self._files[path] = stack.enter_context(path.open("rb", buffering=0))
-
-    def copy_into(self, target: torch.Tensor, name: str) -> None:
-        tensor = self._stored(name, target.shape)
-        self._reader.read_into(target, tensor, self._files[tensor.path])
-
-    def copy_part_into(
-        self, target: torch.Tensor, name: str, shape: torch.Size, rows: slice, columns: slice
-    ) -> None:
-        """Rows and columns of a matrix of that shape."""
-        tensor = self._stored(name, shape)
-        file = self._files[tensor.path]
-        row_bytes = shape[1] * tensor.dtype.itemsize
-        whole_rows = columns == slice(0, shape[1])
-        step = len(target) if whole_rows else _ROWS_AT_ONCE
-        for first in range(0, len(target), max(step, 1)):
-            part = target[first : first + step]
-            start = tensor.start + (rows.start + first) * row_bytes
-            stored = replace(tensor, shape=(len(part), shape[1]), start=start)
-            read = part if whole_rows else part.new_empty(stored.shape)
-            self._reader.read_into(read, stored, file)
-            if not whole_rows:
-                part.copy_(read[:, columns])
-
-    def holds(self, name: str, matrix: torch.Tensor) -> bool:
-        """Whether the checkpoint, if it has this tensor at all, has the values of `matrix`."""
-        if name not in self._tensors:
-            return True
-        tensor = self._stored(name, matrix.shape)
-        row_bytes = matrix.shape[1] * tensor.dtype.itemsize
-        for start in range(0, len(matrix), _ROWS_AT_ONCE):
-            rows = matrix[start : start + _ROWS_AT_ONCE]
-            part = replace(tensor, shape=tuple(rows.shape), start=tensor.start + start * row_bytes)
-            found = torch.empty_like(rows)
-            self._reader.read_into(found, part, self._files[tensor.path])
-            if not torch.equal(found, rows):
-                return False
-        return True
-
-    def _stored(self, name: str, shape: torch.Size) -> StoredTensor:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise CheckpointError(
-                "TENSOR_MISSING",
-                f"the checkpoint has no tensor {name}, which config.json asks for: is a shard"
-                " missing?",
-                {"tensor": name},
-            )
-        if tensor.shape != shape:
-            raise CheckpointError(
-                "TENSOR_SHAPE",
-                f"{name} is {list(tensor.shape)[:8]}; config.json says {list(shape)}: they"
-                " are of two models",
-                {"tensor": name},
-            )
-        return tensor
-
-
-def _files(model_dir: Path) -> Iterator[Path]:
-    """The single file if there is one, as in transformers: an index beside it is out of date."""
-    index = model_dir / "model.safetensors.index.json"
-    single = model_dir / "model.safetensors"
-    if single.is_file():
-        yield single
-    if single.is_file() or not index.is_file():
-        return
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(
-            "CHECKPOINT_UNREADABLE", f"{index.name} has no weight_map", {"file": index.name}
-        ) from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(
-                "CHECKPOINT_UNREADABLE",
-                f"{index.name} points outside: {str(name)[:200]}",
-                {"file": index.name},
-            )
-        yield model_dir / name
+    text = repr(config)
+    if config.quantization is not None:
+        text += repr(config.quantization)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Loader:
     def __init__(
         self,
-        checkpoint: _Checkpoint,
+        checkpoint: Checkpoint,
         config: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
@@ -222,12 +137,18 @@ class _Loader:
         self._shard = shard
         self._groups = layer_groups(config if shard is None else shard.local)
         self._whole = layer_groups(config)
+        modules = [
+            f"{_layer(n)}{each}" for n in range(config.num_layers) for each in layer_modules(config)
+        ]
+        self._matrices = Matrices(
+            checkpoint, config.quantization, [*modules, LM_HEAD], dtype, device
+        )
 
     def load(self) -> ModelWeights:
         config = self._config
         table = (config.vocab_size, config.hidden_size)
         embed = self._tensor("model.embed_tokens.weight", *table)
-        if config.tie_word_embeddings and not self._checkpoint.holds("lm_head.weight", embed):
+        if config.tie_word_embeddings and not self._is_tied(embed):
             raise CheckpointError(
                 "HEAD_NOT_TIED",
                 "config.json: tie_word_embeddings is true, but lm_head.weight differs from"
@@ -243,11 +164,19 @@ class _Loader:
             tied=config.tie_word_embeddings,
         )
 
-    def _head(self, embed: torch.Tensor) -> torch.Tensor:
+    def _is_tied(self, embed: torch.Tensor) -> bool:
+        """Whether the checkpoint has no other head."""
+        if self._config.quantization is not None and self._checkpoint.parts(LM_HEAD):
+            if not self._checkpoint.is_plain(LM_HEAD):
+                return False
+        return self._checkpoint.holds("lm_head.weight", embed)
+
+    def _head(self, embed: torch.Tensor) -> Matrix:
         config, shard = self._config, self._shard
         if shard is None:
-            tied = config.tie_word_embeddings
-            return embed if tied else self._tensor("lm_head.weight", *embed.shape)
+            if config.tie_word_embeddings:
+                return embed
+            return self._matrices.read([(LM_HEAD, config.vocab_size)], config.hidden_size)
         head = self._empty(shard.head_rows, config.hidden_size).zero_()
         rows = shard.vocabulary
         part = head[: rows.stop - rows.start]
@@ -259,7 +188,7 @@ class _Loader:
         return head
 
     def _layer(self, index: int) -> LayerWeights:
-        config, prefix = self._config, f"model.layers.{index}."
+        config, prefix = self._config, _layer(index)
         hidden, head_dim = config.hidden_size, config.head_dim
         sandwich = config.sandwich_norms
 
@@ -288,19 +217,18 @@ class _Loader:
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
         )
 
-    def _group(self, prefix: str, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _group(self, prefix: str, name: str) -> tuple[Matrix, torch.Tensor | None]:
         """The group's projections stacked in one allocation, and their biases."""
         group = self._groups[name]
-        weight = self._empty(group.out_features, group.in_features)
         bias = self._empty(group.out_features) if group.has_bias else None
         if self._shard is not None:
+            weight = self._empty(group.out_features, group.in_features)
             return self._group_part(prefix, self._whole[name], weight, bias, self._shard)
+        modules = [(f"{prefix}{each.module}", each.out_features) for each in group.projections]
         for module, start, count in group.projections:
-            rows = slice(start, start + count)
-            self._checkpoint.copy_into(weight[rows], f"{prefix}{module}.weight")
             if bias is not None:
-                self._checkpoint.copy_into(bias[rows], f"{prefix}{module}.bias")
-        return weight, bias
+                self._checkpoint.copy_into(bias[start : start + count], f"{prefix}{module}.bias")
+        return self._matrices.read(modules, group.in_features), bias
 
     def _group_part(
         self,
@@ -343,3 +271,8 @@ class _Loader:
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self._dtype, device=self._device)
+
+
+def _layer(index: int) -> str:
+    """Before the names of a layer's modules."""
+    return f"model.layers.{index}."

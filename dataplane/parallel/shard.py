@@ -12,6 +12,7 @@ from functools import cached_property
 
 from dataplane.errors import UnsupportedModelError
 from dataplane.models.config import ModelConfig
+from dataplane.models.quantization.description import refuse_ranks
 from dataplane.models.shapes import layer_groups
 
 _BY_INPUT = ("o", "down")
@@ -30,6 +31,8 @@ class Shard:
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.size
+        if self.config.quantization is not None and self.size > 1:
+            raise refuse_ranks(self.config.quantization, self.size)
         for field, count in (
             ("num_key_value_heads", self.config.num_kv_heads),
             ("num_attention_heads", self.config.num_heads),

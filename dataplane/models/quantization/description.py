@@ -1,0 +1,88 @@
+"""What a config.json says of how its checkpoint is quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from dataplane.errors import UnsupportedModelError
+from dataplane.models.quantization.names import Matcher
+from dataplane.models.quantization.stored import ModuleTensors
+from dataplane.models.rope import unsupported
+from kernels.quantized.matrix import QuantizedMatrix
+
+HEAD = "lm_head"
+
+
+class Scheme(Protocol):
+    """How a matrix lies in the checkpoint. `repr` tells all of it."""
+
+    def read(
+        self, tensors: ModuleTensors, shape: torch.Size, dtype: torch.dtype
+    ) -> QuantizedMatrix:
+        """shape: [out, in]. dtype: of the model. On the CPU.
+
+        Raises: CheckpointError.
+        """
+        ...
+
+
+class Choice(NamedTuple):
+    """scheme: None where the module is plain."""
+
+    scheme: Scheme | None
+    is_sure: bool = True  # else the checkpoint decides whether it is plain after all
+
+
+class Selection(Protocol):
+    """Which modules have which scheme. `repr` tells all of it."""
+
+    def choose(self, module: str, matcher: Matcher) -> Choice: ...
+
+
+@dataclass(frozen=True)
+class SkipList:
+    """One scheme for all modules but those that a list names.
+
+    Programs differ in how they read such lists, and in whether the head is in them where nobody
+    said so: where that matters, what the checkpoint has decides.
+    """
+
+    scheme: Scheme
+    field: str
+    names: tuple[str, ...]
+
+    def choose(self, module: str, matcher: Matcher) -> Choice:
+        if matcher.is_skipped(self.field, self.names, module):
+            return Choice(None)
+        is_sure = module != HEAD and not matcher.may_be_skipped(self.names, module)
+        return Choice(self.scheme, is_sure)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Of one checkpoint. Its `repr` is a part of the model's fingerprint."""
+
+    method: str
+    selection: Selection
+
+    def choices(self, modules: Iterable[str]) -> dict[str, Choice]:
+        """Raises: UnsupportedModelError for expressions that take too long."""
+        matcher = Matcher()
+        return {each: self.selection.choose(each, matcher) for each in modules}
+
+
+def refuse_ranks(quantization: Quantization, size: int) -> UnsupportedModelError:
+    """Several ranks would have to cut codes, groups and scales alike."""
+    error = unsupported(
+        "quantization_config.quant_method",
+        quantization.method,
+        f"absent, with --tensor-parallel {size}: use --tensor-parallel 1, or the checkpoint that"
+        " is not quantised",
+    )
+    error.reason = "TENSOR_PARALLEL_QUANTIZED"
+    error.metadata["tensor_parallel"] = str(size)
+    return error
