@@ -166,10 +166,10 @@ class _Loader:
 
     def _is_tied(self, embed: torch.Tensor) -> bool:
         """Whether the checkpoint has no other head."""
-        if self._config.quantization is not None and self._checkpoint.parts(LM_HEAD):
-            if not self._checkpoint.is_plain(LM_HEAD):
-                return False
-        return self._checkpoint.holds("lm_head.weight", embed)
+        checkpoint = self._checkpoint
+        if self._config.quantization is not None and checkpoint.parts(LM_HEAD):
+            return checkpoint.is_plain(LM_HEAD) and checkpoint.holds("lm_head.weight", embed)
+        return checkpoint.holds("lm_head.weight", embed)
 
     def _head(self, embed: torch.Tensor) -> Matrix:
         config, shard = self._config, self._shard

@@ -24,6 +24,7 @@ _WEIGHT_FIELDS = (
     *("observer", "observer_kwargs", "scale_dtype", "zp_dtype"),
 )
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+_TYPES = {"pack-quantized": "int", "int-quantized": "int", "float-quantized": "float"}
 _MIXED = "mixed-precision"
 _ANY_LINEAR = "Linear"
 _BY_INDEX = ("group", "dynamic")
@@ -60,9 +61,9 @@ def _scheme(fields: Fields, form: str) -> Scheme:
     kind = fields.choice("type", ("int", "float"), "int")
     packed = form == "pack-quantized"
     bits = fields.number("num_bits", (4, 8) if packed else (8,), 8)
-    wanted = {"int-quantized": "int", "float-quantized": "float"}.get(form)
-    if (packed or wanted == "int") and kind != "int" or wanted == "float" and kind != "float":
-        raise fields.refusal("type", f"what {form} has")
+    wanted = _TYPES.get(form, kind)
+    if kind != wanted:
+        raise fields.refusal("type", f"{wanted}, as the format is {form}")
     symmetric = fields.flag("symmetric", default=True)
     size = fields.group_size("group_size") if "group_size" in fields else None
     default = "tensor" if "group_size" not in fields else "channel" if size is None else "group"

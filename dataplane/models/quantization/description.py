@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -52,11 +52,11 @@ class SkipList:
     """
 
     scheme: Scheme
-    field: str
+    listed_in: str = field(repr=False, compare=False)
     names: tuple[str, ...]
 
     def choose(self, module: str, matcher: Matcher) -> Choice:
-        if matcher.is_skipped(self.field, self.names, module):
+        if matcher.is_skipped(self.listed_in, self.names, module):
             return Choice(None)
         is_sure = module != HEAD and not matcher.may_be_skipped(self.names, module)
         return Choice(self.scheme, is_sure)

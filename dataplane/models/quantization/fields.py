@@ -89,16 +89,18 @@ class Fields:
         return (sizes[0], sizes[1])
 
     def names(self, name: str) -> tuple[str, ...] | None:
-        """A list of modules; None where it is not there."""
+        """A list of modules, sorted; None where it is not there."""
         value = self._values.get(name)
         if value is None:
             return None
-        found = cast("list[Any]", value) if isinstance(value, list) else [None]
-        if len(found) > _MAX_NAMES or not all(
-            isinstance(each, str) and 0 < len(each) <= _MAX_NAME_CHARS for each in found
+        found = cast("list[Any]", value) if isinstance(value, list) else []
+        if (
+            not isinstance(value, list)
+            or len(found) > _MAX_NAMES
+            or not all(isinstance(x, str) and 0 < len(x) <= _MAX_NAME_CHARS for x in found)
         ):
             raise self.refusal(name, f"a list of at most {_MAX_NAMES} modules' names")
-        return tuple(found)
+        return tuple(sorted(found))
 
     def objects(self, name: str) -> dict[str, Fields]:
         value = self._values.get(name)

@@ -8,7 +8,10 @@ from dataplane.models.quantization.stored import ModuleTensors
 
 
 def count_groups(tensors: ModuleTensors, name: str, inputs: int, group_size: int | None) -> int:
-    """group_size: None: one group. name: of the tensor that errors name. Raises: CheckpointError."""
+    """group_size: None: one group. name: of the tensor that errors name.
+
+    Raises: CheckpointError.
+    """
     if group_size is None:
         return 1
     if inputs % group_size:

@@ -16,7 +16,7 @@ from storage.adapter.pattern_syntax import PatternSyntaxError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
 _MAX_PATTERNS = 256
-_MAX_STEPS = 20_000_000
+_MAX_STEPS = 5_000_000
 _EXPRESSION = "re:"
 
 

@@ -175,7 +175,7 @@ def _check_batch(
         tokens = rig.tokens[handle]
         assert len(tokens) == NEW_TOKENS
         model = reference[handle] if isinstance(reference, list) else reference
-        expected = _reference_logits(model, path, [*prompt, *tokens[:-1]])
+        expected = reference_logits(model, path, [*prompt, *tokens[:-1]])
         expected = expected[len(prompt) - 1 :]
         actual = torch.stack(rig.logits[handle])
         assert expected.argmax(-1).tolist() == tokens, path
@@ -203,7 +203,7 @@ def test_biases_of_llama_and_eos(tmp_path: Path) -> None:
     rig.submit(0, prompt, tmp_path / "a", max_tokens=NEW_TOKENS)
     rig.run()
     tokens = rig.tokens[0]
-    expected = _reference_logits(reference, tmp_path / "a", [*prompt, *tokens[:-1]])
+    expected = reference_logits(reference, tmp_path / "a", [*prompt, *tokens[:-1]])
     assert expected[len(prompt) - 1 :].argmax(-1).tolist() == tokens
     assert (tokens[-1] == 2) == (rig.finished[0] == "stop")
     assert 2 not in tokens[:-1]
@@ -232,7 +232,7 @@ def _with_adapters(
 
 
 @torch.no_grad()
-def _reference_logits(model: PeftModel, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
+def reference_logits(model: PeftModel, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
     """[len(tokens), vocab] float32: the next-token logits after each prefix."""
     ids = torch.tensor([tokens])
     if adapter is None:
