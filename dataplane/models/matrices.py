@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 Matrix = torch.Tensor | QuantizedMatrix
 
 _PLAIN = Choice(None)
+_ELEMENTS_AT_ONCE = 1 << 19
 
 
 class Matrices:
@@ -64,7 +65,7 @@ class Matrices:
                 self._checkpoint.copy_into(rows, f"{name}.weight")
                 continue
             part = parts.pop(name, None) or self._quantized(name, shape)
-            part.to(self._device).dequantize(out=rows)
+            _dequantize(part.to(self._device), rows)
         return weight
 
     def _quantized(self, name: str, shape: torch.Size) -> QuantizedMatrix:
@@ -108,6 +109,14 @@ class Matrices:
                 " like them are served dequantised, which takes more memory",
                 ", ".join(names),
             )
+
+
+def _dequantize(matrix: QuantizedMatrix, out: torch.Tensor) -> None:
+    """Little at a time: what lies beside the weights while they load is float32."""
+    step = max(1, _ELEMENTS_AT_ONCE // matrix.shape[1])
+    for start in range(0, len(out), step):
+        rows = slice(start, min(start + step, len(out)))
+        matrix.dequantize(rows, out=out[rows])
 
 
 def _mismatch(tensor: str, problem: str) -> CheckpointError:
