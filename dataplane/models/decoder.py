@@ -20,7 +20,7 @@ from kernels.gpu.side_stream import SideStream
 from kernels.kv.op import rope_write_kv
 from kernels.layers.cpu import LayerStack
 from kernels.layers.weights import supports as supports_layers
-from kernels.linear.op import linear
+from kernels.linear.op import Weight, linear
 from kernels.lora.beside import LoraBeside
 from kernels.lora.extras import AffineSegment, lora_affine
 from kernels.lora.layered import LayeredSegments
@@ -102,6 +102,7 @@ class Decoder:
             self._embedding_scale = like.new_tensor(config.embedding_scale)
         self._stack: LayerStack | None = None
         if group is None and supports_layers(weights.layers, weights.head):
+            assert isinstance(weights.head, torch.Tensor)
             self._stack = LayerStack(
                 weights.layers,
                 weights.norm,
@@ -288,7 +289,7 @@ def _add_lm_head(logits: torch.Tensor, x: torch.Tensor, batch: Batch, pool: torc
 def _project(
     beside: LoraBeside | None,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     bias: torch.Tensor | None,
     layer_pages: torch.Tensor,
     group: str,

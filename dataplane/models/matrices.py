@@ -11,11 +11,10 @@ from dataplane.errors import CheckpointError
 from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.quantization.description import Choice, Quantization
 from dataplane.models.quantization.stored import ModuleTensors
+from kernels.linear.op import Weight
 from kernels.quantized.matrix import QuantizedMatrix, stack
 
 log = logging.getLogger(__name__)
-
-Matrix = torch.Tensor | QuantizedMatrix
 
 _PLAIN = Choice(None)
 _ELEMENTS_AT_ONCE = 1 << 19
@@ -40,7 +39,7 @@ class Matrices:
         self._device = device
         self._has_warned = False
 
-    def read(self, modules: Sequence[tuple[str, int]], in_features: int) -> Matrix:
+    def read(self, modules: Sequence[tuple[str, int]], in_features: int) -> Weight:
         """modules: full names and outputs of those that are stacked. On a GPU quantised ones stay
         so, else each is dequantised as it is read.
 

@@ -13,10 +13,10 @@ import torch
 from dataplane.errors import CheckpointError
 from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.config import ModelConfig
-from dataplane.models.matrices import Matrices, Matrix
+from dataplane.models.matrices import Matrices
 from dataplane.models.shapes import GROUPS, LM_HEAD, Group, layer_groups, layer_modules
 from dataplane.parallel.shard import Shard
-from kernels.linear.op import pack, unpack
+from kernels.linear.op import Weight, pack, unpack
 from kernels.quantized.matrix import QuantizedMatrix
 
 
@@ -25,17 +25,17 @@ class LayerWeights:
     """One decoder layer, dtype and device of the model; norms float32 if `unit_offset_norms`."""
 
     input_norm: torch.Tensor  # [hidden]
-    qkv: Matrix  # [q + 2 kv, hidden]
+    qkv: Weight  # [q + 2 kv, hidden]
     qkv_bias: torch.Tensor | None  # [q + 2 kv]
     q_norm: torch.Tensor | None  # [head_dim]
     k_norm: torch.Tensor | None  # [head_dim]
-    o: Matrix  # [hidden, q]
+    o: Weight  # [hidden, q]
     o_bias: torch.Tensor | None  # [hidden]
     attention_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
     mlp_norm: torch.Tensor  # [hidden]
-    gate_up: Matrix  # [2 intermediate, hidden]
+    gate_up: Weight  # [2 intermediate, hidden]
     gate_up_bias: torch.Tensor | None  # [2 intermediate]
-    down: Matrix  # [hidden, intermediate]
+    down: Weight  # [hidden, intermediate]
     down_bias: torch.Tensor | None  # [hidden]
     mlp_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
 
@@ -67,7 +67,7 @@ class ModelWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: list[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    head: Matrix  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
+    head: Weight  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
     tied: bool  # lm_head is the embedding
     read_head: Callable[[], torch.Tensor] | None = None  # from the checkpoint; of a shard, untied
 
@@ -171,7 +171,7 @@ class _Loader:
             return checkpoint.is_plain(LM_HEAD) and checkpoint.holds("lm_head.weight", embed)
         return checkpoint.holds("lm_head.weight", embed)
 
-    def _head(self, embed: torch.Tensor) -> Matrix:
+    def _head(self, embed: torch.Tensor) -> Weight:
         config, shard = self._config, self._shard
         if shard is None:
             if config.tie_word_embeddings:
@@ -217,7 +217,7 @@ class _Loader:
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
         )
 
-    def _group(self, prefix: str, name: str) -> tuple[Matrix, torch.Tensor | None]:
+    def _group(self, prefix: str, name: str) -> tuple[Weight, torch.Tensor | None]:
         """The group's projections stacked in one allocation, and their biases."""
         group = self._groups[name]
         bias = self._empty(group.out_features) if group.has_bias else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models
 
 from dataplane.channel import Vocabulary
@@ -16,11 +17,13 @@ from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.lora.copier import CudaCopy
 from kernels.gpu.side_stream import SideStream
 from kernels.lora.plan import PageRun
+from kernels.quantized.matrix import QuantizedMatrix
 from tests.helpers.constraints import grammar
 from tests.helpers.engine import Rig
 from tests.helpers.gpu_stand_in import StandInGpu, pretend
 from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
+from tests.helpers.quantized import quantized_model
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 48}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -125,3 +128,50 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
     assert rig.tokens == expected and all(used.values()), used
     if recorder is not None:
         assert recorder.num_replayed == rig.engine.stats().num_graph_steps > 0
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("nf4-head", "float32"), ("gptq-4", "bfloat16")])
+def test_quantised_weights_stay_so_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, dtype: str
+) -> None:
+    shape = {**SHAPE, "hidden_size": 64}
+    model = quantized_model(form, tmp_path / "model", **shape)
+    add_adapter(
+        model, "a", tmp_path / "a", rank=4, target_modules="all-linear", seed=1, use_dora=True
+    )
+    gpu = StandInGpu()
+
+    def run(device: str, dtype: str) -> Rig:
+        gpu.is_serving = False
+        rig = Rig(
+            tmp_path / "model",
+            num_pages=48,
+            max_context=24,
+            max_batch_tokens=8,
+            device=device,
+            dtype=getattr(torch, dtype),
+            lora_stream=True,
+        )
+        gpu.is_serving = True
+        for handle, path in enumerate([None, tmp_path / "a"]):
+            rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=3, ignore_eos=True)
+        rig.run()
+        assert not rig.failed
+        return rig
+
+    expected = run("cpu", "float32")
+    pretend(monkeypatch)
+    with gpu:
+        rig = run("cuda", dtype)
+        weights = rig.engine._decoder.weights
+    for layer in weights.layers:
+        for each in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            assert isinstance(each, QuantizedMatrix) and each.kind == form.replace(
+                "-head", ""
+            ).replace("gptq-", "uint")
+    assert isinstance(weights.head, QuantizedMatrix) == (form == "nf4-head")
+    if dtype == "float32":
+        assert rig.tokens == expected.tokens
+    for handle, rows in expected.logits.items():
+        error = (rig.logits[handle][0] - rows[0]).abs().max()
+        assert error < (1e-4 if dtype == "float32" else 0.03) * rows[0].abs().max()
