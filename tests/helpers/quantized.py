@@ -237,8 +237,7 @@ FORMS: dict[str, Form] = {
         bitsandbytes("nf4", nested=True),
         ("lm_head", *(f"layers.0.mlp.{each}_proj" for each in ("gate", "up", "down")), "k_proj"),
     ),
-    "nf4-head": Form(_NF4, bitsandbytes("nf4", nested=True), ()),
-    "fp4": Form(_BNB, bitsandbytes("fp4", nested=False, block=32)),
+    "fp4": Form(_BNB, bitsandbytes("fp4", nested=False, block=32), ()),  # with the head
     "int8": Form({"quant_method": "bitsandbytes", "load_in_8bit": True}, llm_int8),
     "awq": Form({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMM"}, awq),
     "gptq-4": Form(

@@ -15,6 +15,7 @@ from dataplane.channel import Vocabulary
 from dataplane.engine.device import CudaDevice
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.lora.copier import CudaCopy
+from dataplane.lora.layout import HostAdapter
 from kernels.gpu.side_stream import SideStream
 from kernels.lora.plan import PageRun
 from kernels.quantized.matrix import QuantizedMatrix
@@ -130,11 +131,11 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
         assert recorder.num_replayed == rig.engine.stats().num_graph_steps > 0
 
 
-@pytest.mark.parametrize(("form", "dtype"), [("nf4-head", "float32"), ("gptq-4", "bfloat16")])
+@pytest.mark.parametrize(("form", "dtype"), [("fp4", "float32"), ("gptq-4", "bfloat16")])
 def test_quantised_weights_stay_so_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, dtype: str
 ) -> None:
-    shape = {**SHAPE, "hidden_size": 64}
+    shape = {**SHAPE, "num_hidden_layers": 1, "intermediate_size": 64}
     model = quantized_model(form, tmp_path / "model", **shape)
     add_adapter(
         model, "a", tmp_path / "a", rank=4, target_modules="all-linear", seed=1, use_dora=True
@@ -152,9 +153,19 @@ def test_quantised_weights_stay_so_on_a_gpu(
             dtype=getattr(torch, dtype),
             lora_stream=True,
         )
+        load = rig.loader.load
+
+        def off_the_steps_path(source: str) -> HostAdapter:
+            """Adapters are loaded by a thread and on a stream of their own, which may wait."""
+            gpu.is_serving = False
+            loaded = load(source)
+            gpu.is_serving = True
+            return loaded
+
+        monkeypatch.setattr(rig.loader, "load", off_the_steps_path)
         gpu.is_serving = True
         for handle, path in enumerate([None, tmp_path / "a"]):
-            rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=3, ignore_eos=True)
+            rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=2, ignore_eos=True)
         rig.run()
         assert not rig.failed
         return rig
@@ -164,12 +175,11 @@ def test_quantised_weights_stay_so_on_a_gpu(
     with gpu:
         rig = run("cuda", dtype)
         weights = rig.engine._decoder.weights
+    kind = {"fp4": "fp4", "gptq-4": "uint4"}[form]
     for layer in weights.layers:
         for each in (layer.qkv, layer.o, layer.gate_up, layer.down):
-            assert isinstance(each, QuantizedMatrix) and each.kind == form.replace(
-                "-head", ""
-            ).replace("gptq-", "uint")
-    assert isinstance(weights.head, QuantizedMatrix) == (form == "nf4-head")
+            assert isinstance(each, QuantizedMatrix) and each.kind == kind
+    assert isinstance(weights.head, QuantizedMatrix) == (form == "fp4")
     if dtype == "float32":
         assert rig.tokens == expected.tokens
     for handle, rows in expected.logits.items():

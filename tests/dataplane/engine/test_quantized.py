@@ -20,7 +20,7 @@ NEW_TOKENS = 12
     ("form", "architecture"),
     [
         ("nf4", "llama"),
-        ("nf4-head", "llama"),
+        ("fp4", "llama"),  # whose head is quantised
         ("gptq-4", "qwen2"),  # with biases, and a tied head
         ("packed-4", "phi3"),  # whose projections are fused in the checkpoint
         ("fp8", "qwen3"),
