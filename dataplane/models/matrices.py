@@ -86,7 +86,7 @@ class Matrices:
             raise _mismatch(
                 f"{name}.weight",
                 f"is plain, but by config.json's quantization_config {name} is quantised: add it to"
-                " the modules that are not, or fetch the checkpoint again",
+                " the modules that are not, or remove quantization_config where nothing is",
             )
         if choice.scheme is None or is_plain:
             strange = sorted(parts.keys() - {"weight", "bias"})

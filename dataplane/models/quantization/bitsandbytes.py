@@ -126,7 +126,7 @@ class FourBit:
         codes = tensors.take("weight.absmax", (num_blocks,), (torch.uint8,))
         table = tensors.scales("weight.nested_quant_map", (256,)).float()
         of_blocks = tensors.scales("weight.nested_absmax", (math.ceil(num_blocks / block),))
-        scales = of_blocks.float().repeat_interleave(block)[:num_blocks]
+        scales = of_blocks.float().repeat_interleave(min(block, num_blocks))[:num_blocks]
         scales.mul_(table[codes.int()]).add_(offset)
         if not bool(scales.isfinite().all()):
             raise tensors.invalid("weight.nested_absmax", "gives scales that are infinite")

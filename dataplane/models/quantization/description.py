@@ -11,7 +11,6 @@ import torch
 from dataplane.errors import UnsupportedModelError
 from dataplane.models.quantization.names import Matcher
 from dataplane.models.quantization.stored import ModuleTensors
-from dataplane.models.rope import unsupported
 from kernels.quantized.matrix import QuantizedMatrix
 
 HEAD = "lm_head"
@@ -77,12 +76,10 @@ class Quantization:
 
 def refuse_ranks(quantization: Quantization, size: int) -> UnsupportedModelError:
     """Several ranks would have to cut codes, groups and scales alike."""
-    error = unsupported(
-        "quantization_config.quant_method",
-        quantization.method,
-        f"absent, with --tensor-parallel {size}: use --tensor-parallel 1, or the checkpoint that"
-        " is not quantised",
+    field = "quantization_config.quant_method"
+    return UnsupportedModelError(
+        "TENSOR_PARALLEL_QUANTIZED",
+        f"--tensor-parallel {size}: config.json's {field} is {quantization.method}, and quantised"
+        " models are served by one device; use --tensor-parallel 1, or the plain model",
+        {"field": field, "value": quantization.method, "tensor_parallel": str(size)},
     )
-    error.reason = "TENSOR_PARALLEL_QUANTIZED"
-    error.metadata["tensor_parallel"] = str(size)
-    return error

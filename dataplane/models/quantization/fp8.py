@@ -67,7 +67,7 @@ def spread(
     outputs, inputs = shape
     if block is None:
         return scales.view(1, 1).expand(1, outputs).contiguous(), None
-    rows, columns = block
+    rows, columns = min(block[0], outputs), min(block[1], inputs)
     by_outputs = scales.T.repeat_interleave(rows, 1)[:, :outputs].contiguous()
     if inputs % columns == 0:
         return by_outputs, None

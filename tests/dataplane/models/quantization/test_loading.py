@@ -20,6 +20,8 @@ from dataplane.models.quantization import names
 from dataplane.models.quantization.parse import parse_quantization
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.parallel.shard import Shard
+from kernels.quantized.matrix import QuantizedMatrix
+from tests.helpers.gpu_stand_in import CUDA, StandInGpu
 from tests.helpers.models import make_model, save_model
 from tests.helpers.quantized import FORMS, SHAPE, quantize, quantized, quantized_model
 
@@ -78,6 +80,32 @@ def test_weights_are_those_that_codes_stand_for(form: str, tmp_path: Path) -> No
             parts = [values[f"model.layers.{index}.{module}.weight"] for module in modules]
             torch.testing.assert_close(layer.group(group)[0], torch.cat(parts), rtol=1e-6, atol=0)
     torch.testing.assert_close(weights.lm_head, values["lm_head.weight"], rtol=1e-6, atol=0)
+
+
+def test_codes_stay_on_a_gpu_where_those_of_a_product_are_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else they are dequantised: k is plain in one model, has groups of its own in the other."""
+    some, order = tmp_path / "some", tmp_path / "order"
+    quantized_model("nf4-some", some)
+    quantized_model("packed-4-order", order)
+    tensors = load_file(order / "model.safetensors")
+    for index in range(2):
+        tensors[f"model.layers.{index}.self_attn.k_proj.weight_g_idx"] = torch.arange(64).int() % 2
+    save_file(tensors, order / "model.safetensors")
+    for model_dir, kept in ((some, ["o", "gate_up", "down"]), (order, ["o", "gate_up", "down"])):
+        on_cpu = load(model_dir).layers[1]
+        with StandInGpu():
+            config = load_config(model_dir)
+            weights = load_weights(model_dir, config, torch.float32, CUDA)
+            layer = weights.layers[1]
+            for name in ("qkv", "o", "gate_up", "down"):
+                assert isinstance(getattr(layer, name), QuantizedMatrix) == (name in kept)
+                assert torch.equal(layer.group(name)[0], on_cpu.group(name)[0])
+                rows = slice(3, 40)
+                assert torch.equal(layer.rows(name, rows), on_cpu.group(name)[0][rows])
+        assert ("self_attn.q_proj" in caplog.text) == (model_dir == order)
+    assert caplog.text.count("dequantised") == 1
 
 
 def test_fused_projections_and_biases(tmp_path: Path) -> None:
@@ -246,6 +274,25 @@ def test_values_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     zero.tensors[f"{MODULE}.weight_zero_point"] = torch.zeros(64, 1, dtype=torch.int8)
     zero.read()  # as earlier versions stored it
     assert "symmetric" in zero.refused("weight_zero_point", torch.ones(64, 1).char()).message
+
+
+@pytest.mark.timeout(60)
+def test_sizes_of_strangers_take_no_memory(tmp_path: Path) -> None:
+    """Blocks larger than the matrix are the matrix."""
+    shape = torch.Size((64, 128))
+    huge = 1 << 40
+    one = Damage("fp8-tensor", tmp_path / "a")
+    one.tensors[f"{MODULE}.weight_scale"] = one["weight_scale"].view(1, 1)
+    save_file(one.tensors, one.path / "model.safetensors")
+    config = {**one.config, "weight_block_size": [huge, huge]}
+    expected = one["weight"].float() * one["weight_scale"]
+    assert torch.equal(read(one.path, config, shape), expected)
+    nested = Damage("nf4", tmp_path / "b")
+    name = "weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(bytes(nested[name].tolist()))
+    text = json.dumps({**state, "nested_blocksize": (1 << 31) - 1}).encode()
+    nested.tensors[f"{MODULE}.{name}"] = torch.tensor(list(text), dtype=torch.uint8)
+    nested.read()
 
 
 def test_description_and_tensors_must_agree(
