@@ -25,6 +25,7 @@ NO_REASONS = {
     *("COMPONENT_PRIVATE", "COMPONENT_UNKNOWN"),
     # a value of PEFT's configurations, and the beginnings of enumerations' names
     *("CAUSAL_LM", "MAJORITY_SIGN", "MERGE_STRATEGY"),
+    "F8_E4M3",  # a dtype of safetensors
 }
 
 
