@@ -15,7 +15,6 @@ from dataplane.channel import Vocabulary
 from dataplane.engine.device import CudaDevice
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.lora.copier import CudaCopy
-from dataplane.lora.layout import HostAdapter
 from kernels.gpu.side_stream import SideStream
 from kernels.lora.plan import PageRun
 from kernels.quantized.matrix import QuantizedMatrix
@@ -153,16 +152,6 @@ def test_quantised_weights_stay_so_on_a_gpu(
             dtype=getattr(torch, dtype),
             lora_stream=True,
         )
-        load = rig.loader.load
-
-        def off_the_steps_path(source: str) -> HostAdapter:
-            """Adapters are loaded by a thread and on a stream of their own, which may wait."""
-            gpu.is_serving = False
-            loaded = load(source)
-            gpu.is_serving = True
-            return loaded
-
-        monkeypatch.setattr(rig.loader, "load", off_the_steps_path)
         gpu.is_serving = True
         for handle, path in enumerate([None, tmp_path / "a"]):
             rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=2, ignore_eos=True)
