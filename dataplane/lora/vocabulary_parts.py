@@ -47,6 +47,13 @@ def vocabulary_parts(base: ModelWeights, adapter: ParsedAdapter) -> VocabularyPa
     """
     manifest = adapter.manifest
     outer = {each.module: each for each in manifest.modules if each.layer is None}
+    if base.is_tie_in_doubt and (manifest.trained_tokens or manifest.config.ensure_weight_tying):
+        raise _unclear(
+            adapter,
+            f"by its config.json the base model's {LM_HEAD} is tied to its {EMBED_TOKENS}, by its"
+            " checkpoint it is not: PEFT does not define trained tokens and ensure_weight_tying"
+            " then; train it with tie_word_embeddings=False, and serve a base model saved so",
+        )
     embedding_tokens, head_tokens = _tokens(base, adapter, LM_HEAD in outer)
     wholes = _Wholes(base, adapter, outer.get(LM_HEAD))
     return VocabularyParts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,17 @@ _ROWS_AT_ONCE = 512
 class Checkpoint:
     """Tensor by name over one or many safetensors files."""
 
-    def __init__(self, model_dir: Path, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        stack: ExitStack,
+        rename: Callable[[str], str | None] | None = None,
+    ) -> None:
+        """rename: from names in the files to those that are asked for; None: as if the tensor were
+        not there.
+
+        Raises: CheckpointError.
+        """
         self._tensors: dict[str, StoredTensor] = {}
         self._files: dict[Path, BinaryIO] = {}
         self._reader = TensorReader()
@@ -34,7 +44,8 @@ class Checkpoint:
                 {"model": str(model_dir)},
             )
         for path in paths:
-            self._tensors.update(read_header(path))
+            header = read_header(path)
+            self._tensors.update(header if rename is None else _renamed(header, rename))
             self._files[path] = stack.enter_context(path.open("rb", buffering=0))
         self._names = sorted(self._tensors)
 
@@ -122,6 +133,25 @@ class Checkpoint:
                 {"tensor": name},
             )
         return tensor
+
+
+def _renamed(
+    header: Mapping[str, StoredTensor], rename: Callable[[str], str | None]
+) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in header.items():
+        new_name = rename(name)
+        if new_name is None:
+            continue
+        if new_name in found:
+            raise CheckpointError(
+                "CHECKPOINT_UNREADABLE",
+                f"the checkpoint has {new_name} under two names, {name[:200]} is one of them: it"
+                " is not clear which one counts",
+                {"tensor": name[:200]},
+            )
+        found[new_name] = tensor
+    return found
 
 
 def _files(model_dir: Path) -> Iterator[Path]:

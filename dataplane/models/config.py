@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
 from dataplane.models.families import FAMILIES, Family
+from dataplane.models.layer_kinds import sliding_windows, without_rope
+from dataplane.models.multimodal import TEXT_PARTS, is_tie_in_doubt, text_fields
+from dataplane.models.multipliers import read_multipliers
 from dataplane.models.quantization.description import Quantization
 from dataplane.models.quantization.parse import parse_quantization
-from dataplane.models.rope import Rope, RopeReader, unsupported
+from dataplane.models.rope import Rope, RopeReader, no_rope, unsupported
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
@@ -51,6 +54,11 @@ class ModelConfig:
     dtype: str  # the checkpoint's own: "bfloat16", "float16" or "float32"
     # Of the checkpoint; None: it has plain weights.
     quantization: Quantization | None = field(default=None, repr=False)
+    logit_divisor: float = field(default=1.0, repr=False)  # 1.0 but for Granite
+    rounds_embedding_scale: bool = field(default=True, repr=False)  # to the model's dtype
+    # Of a multimodal checkpoint.
+    is_text_part: bool = field(default=False, repr=False)
+    is_tie_in_doubt: bool = field(default=False, repr=False)  # a head of its own unties it
 
     @property
     def q_size(self) -> int:
@@ -99,12 +107,16 @@ def parse_config(
     """`fields` as in config.json, `generation` as in generation_config.json."""
     architectures = fields.get("architectures") or ["(none)"]
     name = str(architectures[0] if isinstance(architectures, list) else architectures)
+    if (part := TEXT_PARTS.get(name)) is not None:
+        alone = parse_config(text_fields(part, fields), generation)
+        in_doubt = is_tie_in_doubt(part, fields)
+        tied = alone.tie_word_embeddings or in_doubt
+        return replace(alone, is_text_part=True, tie_word_embeddings=tied, is_tie_in_doubt=in_doubt)
     family = FAMILIES.get(name)
     if family is None:
-        raise unsupported("architectures", name, f"one of {', '.join(sorted(FAMILIES))}")
-    activation = fields.get(family.activation_field) or family.activation
-    if activation not in ACTIVATIONS:
-        raise unsupported(family.activation_field, activation, ", ".join(ACTIVATIONS))
+        known = ", ".join(sorted([*FAMILIES, *TEXT_PARTS]))
+        raise unsupported("architectures", name, f"one of {known}")
+    activation = _activation(fields, family)
     if fields.get("use_bidirectional_attention"):
         raise unsupported(
             "use_bidirectional_attention", fields["use_bidirectional_attention"], "absent"
@@ -123,9 +135,12 @@ def parse_config(
         head_dim = _count(
             "head_dim", fields.get("head_dim") or family.head_dim or hidden_size // num_heads
         )
-        bias = _flag(fields, "attention_bias")
-        windows = _sliding_windows(fields, family, num_layers)
+        windows = sliding_windows(fields, family, num_layers)
         full, local = RopeReader(fields, family, head_dim).read()
+        other = [window is not None for window in windows]
+        if family.rope_interval:
+            other = without_rope(fields, family, num_layers)
+            local = no_rope(full.rotary_dim) if any(other) else full
         ropes = (full,) if local == full else (full, local)
         max_context = _count(
             "max_position_embeddings",
@@ -133,6 +148,8 @@ def parse_config(
         )
         if full.kind == "longrope":
             max_context = min(max_context, full.original_context)
+        eps = _epsilon(fields.get("rms_norm_eps", family.rms_norm_eps))
+        multipliers = read_multipliers(fields, family)
         query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
         return ModelConfig(
             vocab_size=vocab_size,
@@ -142,24 +159,27 @@ def parse_config(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=_epsilon(fields.get("rms_norm_eps", family.rms_norm_eps)),
+            rms_norm_eps=eps / multipliers.residual**2,
             max_position_embeddings=max_context,
             tie_word_embeddings=_flag(
                 fields, "tie_word_embeddings", default=family.tie_word_embeddings
             ),
-            qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
-            o_bias=bias if family.o_bias is None else family.o_bias,
+            qkv_bias=_bias(fields, "attention_bias", family.attention_bias, family.qkv_bias),
+            o_bias=_bias(fields, family.o_bias_field, family.attention_out_bias, family.o_bias),
             mlp_bias=family.mlp_bias and _flag(fields, "mlp_bias"),
             qk_norm=family.qk_norm,
             activation=activation,
             fused_projections=family.fused_projections,
             unit_offset_norms=family.unit_offset_norms,
             sandwich_norms=family.sandwich_norms,
-            embedding_scale=hidden_size**0.5 if family.scaled_embeddings else 1.0,
-            attention_scale=float(
-                query_scalar if family.query_pre_attn_scalar is not None else head_dim
-            )
+            embedding_scale=hidden_size**0.5
+            if family.scaled_embeddings
+            else multipliers.embedding / multipliers.residual,
+            rounds_embedding_scale=family.scaled_embeddings,
+            attention_scale=multipliers.attention
+            or float(query_scalar if family.query_pre_attn_scalar is not None else head_dim)
             ** -0.5,
+            logit_divisor=multipliers.logits,
             attention_soft_cap=_soft_cap(
                 fields,
                 "attn_logit_softcapping",
@@ -170,11 +190,11 @@ def parse_config(
                 fields,
                 "final_logit_softcapping",
                 family.logit_soft_cap,
-                known=family.scaled_embeddings,
+                known=family.logit_soft_cap_known,
             ),
             sliding_windows=windows,
             ropes=ropes,
-            layer_ropes=tuple(0 if window is None or len(ropes) == 1 else 1 for window in windows),
+            layer_ropes=tuple(int(len(ropes) > 1 and each) for each in other),
             eos_token_ids=_eos(fields, generation or {}, vocab_size),
             dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
             quantization=parse_quantization(fields),
@@ -185,6 +205,23 @@ def parse_config(
         raise UnsupportedModelError(
             "CONFIG_INVALID", f"config.json: a field has the wrong type: {str(error)[:200]}", {}
         ) from None
+
+
+def _activation(fields: Mapping[str, Any], family: Family) -> str:
+    found = family.activation
+    for field_name in filter(None, (family.activation_field, family.older_activation_field)):
+        value = fields.get(field_name) or found
+        for name, means in family.activation_names:
+            value = means if value == name else value
+        if value not in ACTIVATIONS or (field_name != family.activation_field and value != found):
+            raise unsupported(field_name, value, ", ".join(ACTIVATIONS))
+        found = value
+    return found
+
+
+def _bias(fields: Mapping[str, Any], name: str, default: bool, known: bool | None) -> bool:
+    """known: None: the field decides."""
+    return _flag(fields, name, default=default) if known is None else known
 
 
 def _count(name: str, value: object) -> int:
@@ -215,41 +252,6 @@ def _soft_cap(
     if not known or not float(cap) > 0:
         raise unsupported(name, cap, "a number above 0" if known else "absent")
     return float(cap)
-
-
-def _sliding_windows(
-    fields: Mapping[str, Any], family: Family, num_layers: int
-) -> tuple[int | None, ...]:
-    window = fields.get("sliding_window", family.sliding_window)
-    slides = [False] * num_layers
-    match family.sliding:
-        case "always":
-            slides = [True] * num_layers
-        case "flag" if fields.get("use_sliding_window", False):
-            full = int(fields.get("max_window_layers", 28))
-            slides = _sliding_layers(fields, [layer >= full for layer in range(num_layers)])
-        case "pattern":
-            every = int(fields.get(family.window_pattern_field) or family.window_pattern)
-            slides = _sliding_layers(fields, [bool((n + 1) % every) for n in range(num_layers)])
-    if window is None and family.sliding == "pattern" and any(slides):
-        raise unsupported("sliding_window", window, "a number, as some layers slide")
-    if window is None or not any(slides):
-        return (None,) * num_layers
-    if int(window) < 1:
-        raise unsupported("sliding_window", window, "1 or more")
-    return tuple(int(window) if slide else None for slide in slides)
-
-
-def _sliding_layers(fields: Mapping[str, Any], default: list[bool]) -> list[bool]:
-    types = fields.get("layer_types")
-    if types is None:
-        return default
-    if len(types) != len(default):
-        raise unsupported("layer_types", types, f"one entry for each of {len(default)} layers")
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise unsupported("layer_types", kind, "full_attention or sliding_attention")
-    return [kind == "sliding_attention" for kind in types]
 
 
 def _eos(

@@ -97,9 +97,11 @@ class Decoder:
         like = weights.embed
         self._ropes = [rope.tables(max_context, like.dtype, like.device) for rope in config.ropes]
         self._activation = _ACTIVATIONS[config.activation]
-        self._embedding_scale: torch.Tensor | None = None
-        if config.embedding_scale != 1.0:  # rounded to the model's dtype, as it was in training
-            self._embedding_scale = like.new_tensor(config.embedding_scale)
+        self._embedding_scale: torch.Tensor | float | None = None
+        if config.embedding_scale != 1.0:
+            self._embedding_scale = config.embedding_scale
+            if config.rounds_embedding_scale:  # as it was in training
+                self._embedding_scale = like.new_tensor(config.embedding_scale)
         self._stack: LayerStack | None = None
         if group is None and supports_layers(weights.layers, weights.head):
             assert isinstance(weights.head, torch.Tensor)
@@ -164,6 +166,8 @@ class Decoder:
             adapt_logits(logits, x, pool, batch.head)
         if batch.lm_head:
             _add_lm_head(logits, x, batch, pool)
+        if config.logit_divisor != 1.0:
+            logits = logits / config.logit_divisor
         if config.logit_soft_cap is not None:
             logits = torch.tanh(logits / config.logit_soft_cap) * config.logit_soft_cap
         return logits

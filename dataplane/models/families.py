@@ -18,14 +18,20 @@ class Family:
     tie_word_embeddings: bool = False
     activation_field: str = "hidden_act"
     activation: str = "silu"
+    activation_names: tuple[tuple[str, str], ...] = ()  # names that mean another activation
+    older_activation_field: str = ""  # where it is set, it has to say the same
     qkv_bias: bool | None = None  # None: the field `attention_bias` decides
-    o_bias: bool | None = None
+    attention_bias: bool = False
+    o_bias: bool | None = None  # None: the field `o_bias_field` decides
+    o_bias_field: str = "attention_bias"
+    attention_out_bias: bool = False
     mlp_bias: bool = False  # whether the field `mlp_bias` is known
     qk_norm: bool = False
     fused_projections: bool = False  # qkv_proj and gate_up_proj are modules of their own
     # Which layers slide: none; all; those that `layer_types` (or `max_window_layers`) says once
-    # `use_sliding_window` is set; those that `layer_types` (or the pattern) says.
-    sliding: Literal["never", "always", "flag", "pattern"] = "never"
+    # `use_sliding_window` is set, or those without rope; those that `layer_types` (or the pattern)
+    # says.
+    sliding: Literal["never", "always", "flag", "without rope", "pattern"] = "never"
     sliding_window: int | None = None
     window_pattern: int = 0  # every n-th layer attends to everything, the others slide
     window_pattern_field: str = ""  # the field that overrides `window_pattern`
@@ -37,6 +43,8 @@ class Family:
     attention_soft_cap: float | None = None
     attention_soft_cap_known: bool = False
     logit_soft_cap: float | None = None
+    logit_soft_cap_known: bool = False
+    multipliers: bool = False  # of embeddings, attention, residuals and logits (Granite)
     # Rotary embedding
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None  # sliding layers have a rope of their own
@@ -44,6 +52,7 @@ class Family:
     rope_types: frozenset[str] = frozenset({"default", "linear", "dynamic", "llama3", "yarn"})
     rope_aliases: tuple[tuple[str, str], ...] = ()
     original_context: int | None = None
+    rope_interval: int = 0  # every n-th layer has no rope
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -67,6 +76,17 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen3ForCausalLM": Family(
         32768, num_kv_heads=32, head_dim=128, qk_norm=True, sliding="flag", sliding_window=4096
     ),
+    "GemmaForCausalLM": Family(
+        8192,
+        head_dim=256,
+        num_kv_heads=16,
+        tie_word_embeddings=True,
+        activation="gelu_pytorch_tanh",
+        activation_names=(("gelu", "gelu_pytorch_tanh"),),
+        older_activation_field="hidden_activation",
+        unit_offset_norms=True,
+        scaled_embeddings=True,
+    ),
     "Gemma2ForCausalLM": Family(
         8192,
         head_dim=256,
@@ -84,6 +104,7 @@ FAMILIES: Mapping[str, Family] = {
         attention_soft_cap=50.0,
         attention_soft_cap_known=True,
         logit_soft_cap=30.0,
+        logit_soft_cap_known=True,
     ),
     "Gemma3ForCausalLM": Family(
         131072,
@@ -101,6 +122,7 @@ FAMILIES: Mapping[str, Family] = {
         sandwich_norms=True,
         scaled_embeddings=True,
         query_pre_attn_scalar=256,
+        logit_soft_cap_known=True,
         rope_theta=1_000_000.0,
         local_rope_theta=10_000.0,
     ),
@@ -115,5 +137,22 @@ FAMILIES: Mapping[str, Family] = {
         rope_types=frozenset({"default", "longrope"}),
         rope_aliases=(("su", "longrope"), ("yarn", "longrope")),
         original_context=4096,
+    ),
+    "GraniteForCausalLM": Family(2048, mlp_bias=True, multipliers=True),
+    "SeedOssForCausalLM": Family(
+        524288,
+        head_dim=128,
+        num_kv_heads=8,
+        attention_bias=True,
+        o_bias_field="attention_out_bias",
+        mlp_bias=True,
+    ),
+    "SmolLM3ForCausalLM": Family(
+        32768,
+        num_kv_heads=4,
+        tie_word_embeddings=True,
+        mlp_bias=True,
+        sliding="without rope",
+        rope_interval=4,
     ),
 }

@@ -68,6 +68,8 @@ class Rope:
 
     def _frequencies(self) -> torch.Tensor:
         """[rotary_dim / 2] float32: radians per position."""
+        if self.kind == "none":
+            return torch.zeros(self.rotary_dim // 2)
         exponent = torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.rotary_dim
         wavelengths = self.theta**exponent  # over 2 pi
         plain = 1.0 / wavelengths
@@ -100,6 +102,11 @@ class Rope:
         width = last - first or 0.001
         ramp = (torch.arange(self.rotary_dim // 2, dtype=torch.float32) - first) / width
         return 1 - ramp.clamp(0, 1)
+
+
+def no_rope(rotary_dim: int) -> Rope:
+    """That of layers without one: it turns nothing, so that they need no kernels of their own."""
+    return Rope(rotary_dim, 1.0, "none")
 
 
 class RopeReader:

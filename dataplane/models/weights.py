@@ -14,6 +14,7 @@ from dataplane.errors import CheckpointError
 from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.config import ModelConfig
 from dataplane.models.matrices import Matrices
+from dataplane.models.multimodal import text_name
 from dataplane.models.shapes import GROUPS, LM_HEAD, Group, layer_groups, layer_modules
 from dataplane.parallel.shard import Shard
 from kernels.linear.op import Weight, pack, unpack
@@ -69,6 +70,7 @@ class ModelWeights:
     norm: torch.Tensor  # [hidden]
     head: Weight  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
     tied: bool  # lm_head is the embedding
+    is_tie_in_doubt: bool = False  # it is not, but PEFT takes it for tied
     read_head: Callable[[], torch.Tensor] | None = None  # from the checkpoint; of a shard, untied
 
     @property
@@ -99,23 +101,29 @@ def load_weights(
     Raises: CheckpointError when a tensor is missing or has another shape, or a file is damaged.
     """
     with ExitStack() as stack:
-        loader = _Loader(Checkpoint(model_dir, stack), config, dtype, device, shard)
+        loader = _Loader(_open(model_dir, config, stack), config, dtype, device, shard)
         weights = loader.load()
     if shard is not None and not weights.tied:
         weights.read_head = lambda: _read_head(model_dir, config, dtype)
     return weights
 
 
+def _open(model_dir: Path, config: ModelConfig, stack: ExitStack) -> Checkpoint:
+    return Checkpoint(model_dir, stack, text_name if config.is_text_part else None)
+
+
 def _read_head(model_dir: Path, config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
     with ExitStack() as stack:
         head = torch.empty((config.vocab_size, config.hidden_size), dtype=dtype)
-        Checkpoint(model_dir, stack).copy_into(head, "lm_head.weight")
+        _open(model_dir, config, stack).copy_into(head, "lm_head.weight")
         return head
 
 
 def fingerprint(config: ModelConfig) -> str:
     """Hex SHA-256 over the shape of the model: equal for data planes that adapters can share."""
     text = repr(config)
+    if config.logit_divisor != 1.0:
+        text += f" logit_divisor={config.logit_divisor!r}"
     if config.quantization is not None:
         text += repr(config.quantization)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -148,7 +156,8 @@ class _Loader:
         config = self._config
         table = (config.vocab_size, config.hidden_size)
         embed = self._tensor("model.embed_tokens.weight", *table)
-        if config.tie_word_embeddings and not self._is_tied(embed):
+        tied = config.tie_word_embeddings and self._is_tied(embed)
+        if config.tie_word_embeddings and not tied and not config.is_tie_in_doubt:
             raise CheckpointError(
                 "HEAD_NOT_TIED",
                 "config.json: tie_word_embeddings is true, but lm_head.weight differs from"
@@ -160,8 +169,9 @@ class _Loader:
             embed=embed,
             layers=[self._layer(index) for index in range(config.num_layers)],
             norm=self._norm("model.norm", config.hidden_size),
-            head=self._head(embed),
-            tied=config.tie_word_embeddings,
+            head=self._head(embed, tied=tied),
+            tied=tied,
+            is_tie_in_doubt=config.is_tie_in_doubt and not tied,
         )
 
     def _is_tied(self, embed: torch.Tensor) -> bool:
@@ -171,16 +181,16 @@ class _Loader:
             return checkpoint.is_plain(LM_HEAD) and checkpoint.holds("lm_head.weight", embed)
         return checkpoint.holds("lm_head.weight", embed)
 
-    def _head(self, embed: torch.Tensor) -> Weight:
+    def _head(self, embed: torch.Tensor, *, tied: bool) -> Weight:
         config, shard = self._config, self._shard
         if shard is None:
-            if config.tie_word_embeddings:
+            if tied:
                 return embed
             return self._matrices.read([(LM_HEAD, config.vocab_size)], config.hidden_size)
         head = self._empty(shard.head_rows, config.hidden_size).zero_()
         rows = shard.vocabulary
         part = head[: rows.stop - rows.start]
-        if config.tie_word_embeddings:
+        if tied:
             part.copy_(embed[rows])
         elif len(part):
             columns = slice(0, config.hidden_size)

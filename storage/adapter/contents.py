@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from storage.adapter.keys import CopyKey, TokensKey, parse_key
+from storage.adapter.keys import CopyKey, TokensKey, VisionKey, head_root, parse_key
 from storage.adapter.vocabulary import LM_HEAD
 from storage.adapter.weights import TensorRef
-from storage.errors import BadWeightsError, excerpt
+from storage.errors import BadWeightsError, UnsupportedFeatureError, excerpt
 
 
 class FileContents:
     """biases: trained ones of the base. copies: whole embedding and head, and `wrapped`, those of
-    them that lie below a LoRA. tokens: rows for some tokens."""
+    them that lie below a LoRA. tokens: rows for some tokens. vision: what only images go through,
+    by name; text does not depend on it."""
 
     def __init__(self, header: Mapping[str, TensorRef]) -> None:
         """Raises: UnsupportedFeatureError, BadWeightsError for names that are not understood."""
@@ -21,24 +22,49 @@ class FileContents:
         self.copies: dict[str, TensorRef] = {}  # by module
         self.wrapped: set[str] = set()
         self.tokens: dict[str, TensorRef] = {}  # by module
+        self.vision: dict[str, TensorRef] = {}
         self._roots: set[str] = set()
+        self._head_roots: set[str] = set()
         for name, ref in header.items():
             self._add(name, ref)
 
     def layers_root(self) -> str:
-        """Raises: BadWeightsError when there is no LoRA, or not one root."""
+        """Raises: BadWeightsError when there is no LoRA, or not one root; UnsupportedFeatureError
+        when there is LoRA on what only images go through, and on nothing else."""
+        if not self.pairs and self.vision:
+            name = min(self.vision)
+            raise UnsupportedFeatureError(
+                f"the adapter changes nothing but what images go through ({excerpt(name)} and "
+                "others), and only text is served: it would be the base model",
+                metadata={"tensor": name[:200]},
+            )
         if not self.pairs:
             raise BadWeightsError("adapter_model.safetensors holds no lora_A and lora_B tensors")
         if len(self._roots) > 1:
+            raise BadWeightsError(f"keys mix {_shown(self._roots)}: they are of several models")
+        root = next(iter(self._roots), None)
+        if root is None:
+            root = "language_model.model." if "language_model." in self._head_roots else "model."
+        if self._head_roots - {head_root(root)}:
             raise BadWeightsError(
-                "keys mix 'base_model.model.layers' and 'base_model.model.model.'"
+                f"keys mix {_shown([root])} and 'base_model.model.{self._head_roots.pop()}lm_head':"
+                " they are of several models"
             )
-        return next(iter(self._roots), "model.")
+        if self.vision and "language_model." not in root:
+            raise BadWeightsError(
+                f"tensor {excerpt(min(self.vision))} is of a model that sees, but the file has"
+                f" {_shown([root])}: they are of several models"
+            )
+        return root
 
     def _add(self, name: str, ref: TensorRef) -> None:
         key = parse_key(name)
-        if not isinstance(key, CopyKey) and key.module != LM_HEAD:
-            self._roots.add(key.layers_root)
+        if isinstance(key, VisionKey):
+            self.vision[name] = ref
+            return
+        if not isinstance(key, CopyKey):
+            roots = self._head_roots if key.module == LM_HEAD else self._roots
+            roots.add(key.layers_root)
         if isinstance(key, CopyKey):
             if key.module in self.copies:
                 raise BadWeightsError(f"tensor {excerpt(name)} repeats {key.base_name} of the base")
@@ -55,3 +81,7 @@ class FileContents:
         if part in place:
             raise BadWeightsError(f"tensor {excerpt(name)} appears twice, also without infix")
         place[part] = ref  # pyright: ignore[reportArgumentType]
+
+
+def _shown(roots: Iterable[str]) -> str:
+    return " and ".join(f"'base_model.model.{root}layers'" for root in sorted(roots))

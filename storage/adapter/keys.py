@@ -11,6 +11,15 @@ from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD
 from storage.errors import BadWeightsError, UnsupportedFeatureError, excerpt
 
 _PREFIX = r"base_model\.model\."
+# What comes before "layers." and "embed_tokens." in models of text, and in those that see and read.
+_ROOT = r"(?P<root>model\.(?:language_model\.)?|language_model\.(?:model\.)?)?"
+_HEAD_ROOT = r"(?P<head_root>language_model\.)?"
+# What only images go through: LoRA in all its parts, and biases that were trained along.
+_VISION = re.compile(
+    _PREFIX + r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.(?:.*\.)?"
+    r"(?:lora_[AB](?:\.default)?\.(?:weight|bias)|lora_embedding_[AB](?:\.default)?"
+    r"|lora_magnitude_vector(?:\.default)?(?:\.weight)?|bias)"
+)
 _NAME = r"(?!lora_)[A-Za-z_][A-Za-z0-9_]*"
 _PART = (
     r"\.(?:lora_(?P<matrix>[AB])(?:\.default)?\.weight"
@@ -20,13 +29,13 @@ _PART = (
     r"|(?P<bias>(?:base_layer\.)?bias))"
 )
 _LAYER = re.compile(
-    _PREFIX + r"(?P<root>model\.)?layers\.(?P<layer>0|[1-9][0-9]{0,4})"
+    _PREFIX + _ROOT + r"layers\.(?P<layer>0|[1-9][0-9]{0,4})"
     r"\.(?P<module>" + _NAME + r"(?:\." + _NAME + r")*?)" + _PART
 )
-_HEAD = re.compile(_PREFIX + r"lm_head" + _PART)
-_OUTER = r"(?:(?P<root>model\.)?(?P<embed>embed_tokens)|lm_head)"
+_HEAD = re.compile(_PREFIX + _HEAD_ROOT + r"lm_head" + _PART)
+_OUTER = r"(?:" + _ROOT + r"(?P<embed>embed_tokens)|" + _HEAD_ROOT + r"lm_head)"
 _EMBEDDING = re.compile(
-    _PREFIX + r"(?P<root>model\.)?embed_tokens\.lora_embedding_(?P<matrix>[AB])(?:\.default)?"
+    _PREFIX + _ROOT + r"embed_tokens\.lora_embedding_(?P<matrix>[AB])(?:\.default)?"
 )
 _TOKENS = re.compile(_PREFIX + _OUTER + r"\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 _COPY = re.compile(_PREFIX + _OUTER + r"(?P<wrapped>\.base_layer)?\.weight")
@@ -41,10 +50,20 @@ _UNSUPPORTED = (
 )
 
 
+LAYERS_ROOTS = ("model.", "", "model.language_model.", "language_model.model.", "language_model.")
+"""Before "layers." in the names of modules: of a model of text with its head and without, of one
+that sees, too, as transformers has it since 4.52 and had it before, and of one without its head."""
+
+
+def head_root(layers_root: str) -> str:
+    """What comes before "lm_head" in the same model."""
+    return "language_model." if layers_root == "language_model.model." else ""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraKey:
-    """layers_root: "model." or "". layer: None for modules outside the layers: "lm_head", and
-    "embed_tokens", whose name begins with layers_root, too.
+    """layers_root: one of LAYERS_ROOTS. layer: None for modules outside the layers: "embed_tokens",
+    whose name begins with layers_root, too, and "lm_head", which has its `head_root` there.
 
     part: "A" and "B" (the matrices), "lora_bias" (lora_B's own bias), "magnitude" (DoRA's), or
     "bias" (the base module's, trained along).
@@ -58,7 +77,8 @@ class LoraKey:
 
 @dataclass(frozen=True, slots=True)
 class TokensKey:
-    """Rows that stand in for some of the embedding's or the head's. module: as in `CopyKey`."""
+    """Rows that stand in for some of the embedding's or the head's. layers_root: as in `LoraKey`.
+    module: as in `CopyKey`."""
 
     layers_root: str
     module: str
@@ -78,8 +98,15 @@ class CopyKey:
         return f"{self.module}.weight"
 
 
-def parse_key(name: str) -> LoraKey | TokensKey | CopyKey:
+@dataclass(frozen=True, slots=True)
+class VisionKey:
+    """Of a part that text does not go through."""
+
+
+def parse_key(name: str) -> LoraKey | TokensKey | CopyKey | VisionKey:
     """Raises: UnsupportedFeatureError for a known kind we do not apply, else BadWeightsError."""
+    if _VISION.fullmatch(name):
+        return VisionKey()
     for pattern, feature in _UNSUPPORTED:
         if pattern.search(name):
             raise UnsupportedFeatureError(
@@ -91,21 +118,26 @@ def parse_key(name: str) -> LoraKey | TokensKey | CopyKey:
         return LoraKey(found["root"] or "", int(found["layer"]), found["module"], _part(found))
     found = _HEAD.fullmatch(name)
     if found:
-        return LoraKey("", None, LM_HEAD, _part(found))
+        return LoraKey(found["head_root"] or "", None, LM_HEAD, _part(found))
     found = _EMBEDDING.fullmatch(name)
     if found:
         return LoraKey(found["root"] or "", None, EMBED_TOKENS, found["matrix"])
     found = _TOKENS.fullmatch(name)
     if found:
-        return TokensKey(found["root"] or "", _outer(found))
+        return TokensKey(_outer_root(found), _outer(found))
     found = _COPY.fullmatch(name)
     if found:
         return CopyKey(_outer(found), bool(found["wrapped"]))
     raise BadWeightsError(
         f"tensor {excerpt(name)} is not understood: expected "
-        "base_model.model.model.layers.N.MODULE.lora_A.weight (or lora_B, or lm_head)",
+        "base_model.model.model.layers.N.MODULE.lora_A.weight (or lora_B, lm_head, or "
+        "model.language_model.layers)",
         metadata={"tensor": name[:200]},
     )
+
+
+def _outer_root(found: re.Match[str]) -> str:
+    return found["root" if found["embed"] else "head_root"] or ""
 
 
 def _outer(found: re.Match[str]) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from mmap import mmap
 
 from storage.adapter.config import AdapterConfig, parse_config
 from storage.adapter.contents import FileContents
 from storage.adapter.digest import adapter_digest
-from storage.adapter.keys import CopyKey, parse_key
+from storage.adapter.keys import CopyKey, head_root, parse_key
 from storage.adapter.selection import ModuleSelector
-from storage.adapter.vocabulary import EMBED_TOKENS, SavedModule, TrainedTokens
+from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD, SavedModule, TrainedTokens
 from storage.adapter.vocabulary_tensors import split_copies, trained_tokens
 from storage.adapter.weights import ITEM_BYTES, TensorRef, check_finite, parse_header
 from storage.errors import BadWeightsError, UnsupportedFeatureError, excerpt
@@ -68,10 +68,11 @@ class AdapterManifest:
     trained_tokens: rows that do (config.trained_tokens); a tied head has those of the embedding.
     size_bytes, num_parameters: of the trained tensors as stored, without frozen copies.
     dtype: "F32", "F16", "BF16", or "MIXED" when modules differ. layers_root: what comes before
-    "layers." in the trained model's module names, "model." or "".
+    "layers." in the trained model's module names (storage.adapter.keys.LAYERS_ROOTS).
     frozen_copies: an embedding and head that PEFT saved along. Mostly they are the base's, and
     whoever has that must compare them (`frozen_base_name` says with what); PEFT loads them into
     the base model, or does not look at them (dataplane/lora/vocabulary_parts.py).
+    vision: what only images go through, by name. Text does not depend on it; the digest does.
     """
 
     digest: str
@@ -86,6 +87,7 @@ class AdapterManifest:
     frozen_copies: tuple[TensorRef, ...]
     saved_modules: tuple[SavedModule, ...]
     trained_tokens: tuple[TrainedTokens, ...]
+    vision: Mapping[str, TensorRef]
 
     def full_name(self, module: LoraModule) -> str:
         """The module's name in the model that was trained."""
@@ -107,7 +109,8 @@ class ParsedAdapter:
 def full_name(layers_root: str, layer: int | None, module: str) -> str:
     if layer is not None:
         return f"{layers_root}layers.{layer}.{module}"
-    return f"{layers_root}{module}" if module == EMBED_TOKENS else module
+    root = head_root(layers_root) if module == LM_HEAD else layers_root
+    return f"{root}{module}"
 
 
 def frozen_base_name(ref: TensorRef) -> str:
@@ -190,6 +193,7 @@ def _parse_structure(
         frozen_copies=tuple(frozen[name] for name in sorted(frozen)),
         saved_modules=saved,
         trained_tokens=trained_tokens(config, found.tokens, _outer(pairs)),
+        vision=found.vision,
     )
     refs = _trained(manifest)
     dtypes = {ref.dtype for ref in refs}
@@ -217,6 +221,7 @@ def _digest(manifest: AdapterManifest, view: memoryview) -> str:
             **{frozen_base_name(ref): ref for ref in manifest.frozen_copies},
             **{f"{each.module}.weight": each.ref for each in manifest.saved_modules},
             **{f"{each.module}.trained_tokens": each.ref for each in manifest.trained_tokens},
+            **manifest.vision,
         },
         view,
     )

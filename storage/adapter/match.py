@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from storage.adapter.manifest import AdapterManifest, frozen_base_name, full_name
 from storage.adapter.selection import ModuleSelector
-from storage.adapter.vocabulary import EMBED_TOKENS
+from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD
 from storage.base_model import BaseModelSpec
 from storage.errors import AdapterMismatchError, excerpt
 
@@ -144,7 +144,9 @@ def _check_selection(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
         if selector.selects(name := full_name(root, layer, module))
     }
     selected |= {
-        name for name in spec.outer_modules if selector.selects(name, output_head=name == "lm_head")
+        name
+        for module in spec.outer_modules
+        if selector.selects(name := full_name(root, None, module), output_head=module == LM_HEAD)
     }
     embedding = full_name(root, None, EMBED_TOKENS)
     if spec.embedding is not None and selector.selects(embedding, linear=False):

@@ -18,7 +18,15 @@ LM_HEAD = "lm_head"
 MAX_TRAINED_TOKENS = 1 << 16
 """Of one module. Beyond that a whole matrix is the better form."""
 
-_NAMES = {EMBED_TOKENS: EMBED_TOKENS, f"model.{EMBED_TOKENS}": EMBED_TOKENS, LM_HEAD: LM_HEAD}
+_NAMES = {
+    **{
+        f"{root}{EMBED_TOKENS}": EMBED_TOKENS
+        for root in ("", "model.", "language_model.", "model.language_model.")
+    },
+    f"language_model.model.{EMBED_TOKENS}": EMBED_TOKENS,
+    LM_HEAD: LM_HEAD,
+    f"language_model.{LM_HEAD}": LM_HEAD,
+}
 
 
 @dataclass(frozen=True, slots=True)

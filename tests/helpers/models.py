@@ -11,19 +11,33 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PixtralVisionConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
+    SiglipVisionConfig,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCAB = 128
@@ -66,6 +80,21 @@ _GEMMA: dict[str, object] = {
     "final_logit_softcapping": 3.0,
     "attn_implementation": "eager",
 }
+_GRANITE: dict[str, object] = {
+    "embedding_multiplier": 5.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 3.0,
+    "rms_norm_eps": 0.1,  # large enough to matter
+}
+_VISION: dict[str, object] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
 
 
 def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -93,6 +122,36 @@ def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTra
             model = Gemma3ForCausalLM(
                 Gemma3TextConfig(**{**shape, **_GEMMA, "layer_types": kinds, **changes})
             )
+        case "gemma3-vision":
+            text = {"final_logit_softcapping": None, **changes}  # which it would ignore
+            model = Gemma3ForConditionalGeneration(
+                Gemma3Config(
+                    text_config=make_model("gemma3", **text).config,
+                    vision_config=SiglipVisionConfig(**_VISION),
+                    mm_tokens_per_image=4,
+                    image_token_index=VOCAB - 1,
+                    tie_word_embeddings=changes.get("tie_word_embeddings", True),
+                )
+            )
+        case "mistral3":
+            text = make_model("mistral", **changes).config
+            model = Mistral3ForConditionalGeneration(
+                Mistral3Config(
+                    text_config=text,
+                    vision_config=PixtralVisionConfig(**_VISION),
+                    image_token_index=VOCAB - 1,
+                    tie_word_embeddings=text.tie_word_embeddings,
+                )
+            )
+        case "gemma":
+            model = GemmaForCausalLM(GemmaConfig(**{**shape, "head_dim": 24, **changes}))
+        case "granite":
+            model = GraniteForCausalLM(GraniteConfig(**{**shape, **_GRANITE, **changes}))
+        case "smollm3":
+            layers = {"num_hidden_layers": 4, "no_rope_layer_interval": 2}
+            model = SmolLM3ForCausalLM(SmolLM3Config(**{**shape, **layers, **changes}))
+        case "seed-oss":
+            model = SeedOssForCausalLM(SeedOssConfig(**{**shape, "head_dim": 32, **changes}))
         case "phi3":
             model = Phi3ForCausalLM(Phi3Config(**{"sliding_window": 24, **shape}))
         case _:

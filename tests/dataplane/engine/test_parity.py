@@ -63,7 +63,13 @@ def test_mixed_batch_equals_peft(architecture: str, device: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *("gemma", "gemma2", "gemma3", "granite", "phi3", "seed-oss", "smollm3"),
+        *("gemma3-vision", "mistral3"),
+    ],
+)
 def test_other_families_equal_peft(architecture: str, device: str, tmp_path: Path) -> None:
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")

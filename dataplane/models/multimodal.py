@@ -1,0 +1,112 @@
+"""Checkpoints of models that see and read: their text part is a decoder of a family we know.
+
+Only the text part is read and served. Programs have named it in two ways, in checkpoints and as
+modules: "language_model.model." with a head "language_model.lm_head", and "model.language_model."
+with a head "lm_head".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dataplane.models.rope import unsupported
+
+_ROOTS = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+    ("lm_head.", "lm_head."),
+)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """architecture: whose decoder it is. model_type: of its text_config. sizes: what transformers
+    takes those for that its text_config does not tell, and a config.json of its own must tell."""
+
+    architecture: str
+    model_type: str
+    sizes: Mapping[str, int]
+    tie_word_embeddings: bool  # of a text_config that does not tell
+    ignored: tuple[str, ...] = ()  # fields that count in the text part alone, and not in the whole
+
+
+TEXT_PARTS: Mapping[str, TextPart] = {
+    "Gemma3ForConditionalGeneration": TextPart(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {
+            "vocab_size": 262208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+        },
+        tie_word_embeddings=True,
+        ignored=("final_logit_softcapping",),
+    ),
+    "Mistral3ForConditionalGeneration": TextPart(
+        "MistralForCausalLM",
+        "mistral",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+        tie_word_embeddings=False,
+    ),
+}
+
+
+def text_fields(part: TextPart, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The text part's config.json, as if it stood alone. fields: the whole model's.
+
+    Raises: UnsupportedModelError.
+    """
+    text = fields.get("text_config")
+    if not isinstance(text, Mapping):
+        raise unsupported("text_config", text, "an object")
+    model_type = text.get("model_type", part.model_type)
+    if model_type != part.model_type:
+        raise unsupported("text_config.model_type", model_type, part.model_type)
+    for name in part.ignored:
+        if text.get(name) is not None:
+            raise unsupported(f"text_config.{name}", text[name], "absent")
+    alone = {**part.sizes, **text, "architectures": [part.architecture]}
+    for name in ("eos_token_id", "dtype", "torch_dtype", "quantization_config"):
+        if fields.get(name) is not None:
+            alone[name] = fields[name]
+    if fields.get("dtype") is None and fields.get("torch_dtype") is not None:
+        alone.pop("dtype", None)
+    return alone
+
+
+def is_tie_in_doubt(part: TextPart, fields: Mapping[str, Any]) -> bool:
+    """Whether the whole model's config.json ties the head and its text part's does not.
+
+    Versions of transformers go by one or the other, and agree that a head of the checkpoint's own
+    counts. fields: the whole model's.
+    Raises: UnsupportedModelError where the text part alone ties it.
+    """
+    whole = fields.get("tie_word_embeddings", True)
+    text = fields["text_config"].get("tie_word_embeddings", part.tie_word_embeddings)
+    if text and not whole:
+        raise unsupported(
+            "tie_word_embeddings",
+            whole,
+            "what text_config.tie_word_embeddings is (true if absent), as versions of transformers"
+            " go by one or the other: set both alike",
+        )
+    return bool(whole) and not text
+
+
+def text_name(name: str) -> str | None:
+    """A tensor's name in the text part as if that stood alone; None for one of another part."""
+    for root, alone in _ROOTS:
+        if name.startswith(root):
+            return alone + name.removeprefix(root)
+    return None
