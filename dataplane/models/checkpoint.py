@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,9 @@ class Checkpoint:
             )
         for path in paths:
             header = read_header(path)
-            self._tensors.update(header if rename is None else _renamed(header, rename))
+            self._tensors.update(
+                header if rename is None else _renamed(header, rename, self._tensors)
+            )
             self._files[path] = stack.enter_context(path.open("rb", buffering=0))
         self._names = sorted(self._tensors)
 
@@ -136,14 +138,16 @@ class Checkpoint:
 
 
 def _renamed(
-    header: Mapping[str, StoredTensor], rename: Callable[[str], str | None]
+    header: Mapping[str, StoredTensor],
+    rename: Callable[[str], str | None],
+    known: Container[str],
 ) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for name, tensor in header.items():
         new_name = rename(name)
         if new_name is None:
             continue
-        if new_name in found:
+        if new_name in found or new_name in known:
             raise CheckpointError(
                 "CHECKPOINT_UNREADABLE",
                 f"the checkpoint has {new_name} under two names, {name[:200]} is one of them: it"

@@ -153,6 +153,7 @@ FAMILIES: Mapping[str, Family] = {
         tie_word_embeddings=True,
         mlp_bias=True,
         sliding="without rope",
+        rope_theta=2_000_000.0,
         rope_interval=4,
     ),
 }

@@ -94,6 +94,9 @@ def is_tie_in_doubt(part: TextPart, fields: Mapping[str, Any]) -> bool:
     """
     whole = fields.get("tie_word_embeddings", True)
     text = fields["text_config"].get("tie_word_embeddings", part.tie_word_embeddings)
+    for value in (whole, text):
+        if value is not None and not isinstance(value, bool):
+            raise unsupported("tie_word_embeddings", value, "true or false")
     if text and not whole:
         raise unsupported(
             "tie_word_embeddings",

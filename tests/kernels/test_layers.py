@@ -22,7 +22,13 @@ pytestmark = pytest.mark.skipif(not linear.is_best(), reason="for AVX-512 withou
 ADAPTERS = [("q_proj", 3), ("v_proj", 8), ("o_proj", 5), ("down_proj", 64), ("up_proj", 16)]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
+        *("granite", "seed-oss", "smollm3"),
+    ],
+)
 def test_equals_ops_one_by_one(architecture: str, tmp_path: Path) -> None:
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")

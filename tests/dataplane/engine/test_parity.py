@@ -110,7 +110,7 @@ def test_rope_scalings_and_variants(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "phi3"])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "phi3", "granite"])
 def test_dora_and_lora_bias_beside_plain_adapters(
     architecture: str, device: str, tmp_path: Path
 ) -> None:

@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 from transformers import (
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
+    Mistral3Config,
     MistralConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
@@ -46,6 +52,10 @@ def family(name: str, **fields: Any) -> dict[str, Any]:
         ("Gemma2", Gemma2Config),
         ("Gemma3", Gemma3TextConfig),
         ("Phi3", Phi3Config),
+        ("Gemma", GemmaConfig),
+        ("Granite", GraniteConfig),
+        ("SeedOss", SeedOssConfig),
+        ("SmolLM3", SmolLM3Config),
     ],
 )
 def test_silence_means_what_transformers_takes_it_for(name: str, config_class: Any) -> None:
@@ -173,6 +183,21 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]
         ("Gemma3", {"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
         ("Gemma3", rope(type="linear", factor=2), "rope_scaling.type"),
         ("Gemma3", rope(rope_type="yarn", factor=2, truncate=False), "truncate"),
+        ("Gemma", {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}, "hidden_act"),
+        ("Gemma", {"hidden_activation": "gelu_new"}, "hidden_activation"),
+        (
+            "Gemma",
+            {"num_key_value_heads": 4, "final_logit_softcapping": 3.0},
+            "final_logit_softcapping",
+        ),
+        ("Granite", {"residual_multiplier": 0}, "residual_multiplier"),
+        ("Granite", {"logits_scaling": float("inf")}, "logits_scaling"),
+        ("Granite", {"embedding_multiplier": "12"}, "embedding_multiplier"),
+        ("Granite", {"attention_multiplier": None}, "attention_multiplier"),
+        ("SmolLM3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("SmolLM3", {"no_rope_layers": [1, 0, 1, 2, 1, 0]}, "no_rope_layers"),
+        ("SmolLM3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
+        ("SmolLM3", {"layer_types": ["sliding_attention"] * 6}, "layer_types"),
     ],
 )
 def test_what_is_not_served_exactly_is_refused(
@@ -239,3 +264,99 @@ def test_end_tokens_beyond_the_vocabulary_are_left_out() -> None:
     assert parse_config(fields).eos_token_ids == (2,)
     assert parse_config(fields, {"eos_token_id": -1}).eos_token_ids == ()
     assert parse_config(fields, {"eos_token_id": [31, 32]}).eos_token_ids == (31,)
+
+
+def test_granite_s_factors_are_folded_where_adapters_do_not_see_them() -> None:
+    factors = {"embedding_multiplier": 12, "residual_multiplier": 0.25, "rms_norm_eps": 1e-5}
+    config = parse_config(family("Granite", **factors, attention_multiplier=0.5, logits_scaling=8))
+    assert (config.embedding_scale, config.rms_norm_eps) == (48.0, 16e-5)
+    assert (config.attention_scale, config.logit_divisor) == (0.5, 8.0)
+    assert not config.rounds_embedding_scale
+    other = parse_config(family("Granite", **factors, attention_multiplier=0.5))
+    assert fingerprint(config) != fingerprint(other)
+
+
+def test_smollm3_s_layers_without_rope() -> None:
+    plain = parse_config(family("SmolLM3"))
+    assert plain.layer_ropes == (0, 0, 0, 1, 0, 0)
+    assert plain.sliding_windows == (None,) * 6
+    listed = parse_config(
+        family("SmolLM3", no_rope_layers=[0, 1] * 3, use_sliding_window=True, sliding_window=9)
+    )
+    assert listed.layer_ropes == (1, 0) * 3
+    assert listed.sliding_windows == (9, None) * 3
+    assert parse_config(family("SmolLM3", no_rope_layers=[1] * 6)).layer_ropes == (0,) * 6
+
+
+SEEING = {"Gemma3": Gemma3Config, "Mistral3": Mistral3Config}
+
+
+def seeing(name: str, text: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    return {
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "text_config": text or {},
+        "vision_config": {"hidden_size": 16},
+        **fields,
+    }
+
+
+@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"pad_token_id": 0},
+        # As google/gemma-3-4b-it has it, but for its rope.
+        {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+    ],
+)
+def test_a_silent_text_config_means_what_transformers_takes_it_for(
+    name: str, text: dict[str, Any]
+) -> None:
+    full = SEEING[name](text_config=text, vision_config={"model_type": "pixtral"})
+    written = json.loads(full.text_config.to_json_string(use_diff=False))
+    ends = {"eos_token_id": [1, 106]}
+    config = parse_config(seeing(name, text, **ends))
+    assert config == parse_config(seeing(name, written, dtype="float32", **ends))
+    assert config.num_heads == full.text_config.num_attention_heads
+    assert config.vocab_size == full.text_config.vocab_size
+    assert config.is_text_part
+    assert config.eos_token_ids == (1, 106)
+
+
+def test_the_whole_model_s_dtype_and_quantisation_are_the_text_part_s() -> None:
+    text = {"torch_dtype": "float32", "dtype": "float32"}
+    assert parse_config(seeing("Gemma3", text, torch_dtype="bfloat16")).dtype == "bfloat16"
+    assert parse_config(seeing("Gemma3", text, dtype="float16")).dtype == "float16"
+    assert parse_config(seeing("Gemma3", {"torch_dtype": "bfloat16"})).dtype == "bfloat16"
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    assert parse_config(seeing("Gemma3", **quantised)).quantization is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (seeing("Gemma3", text_config=None), "text_config"),
+        (seeing("Gemma3", text_config="gemma3_text"), "text_config"),
+        (seeing("Mistral3", {"model_type": "ministral3"}), "text_config.model_type"),
+        (seeing("Gemma3", {"final_logit_softcapping": 30.0}), "final_logit_softcapping"),
+        (seeing("Gemma3", {"use_bidirectional_attention": True}), "use_bidirectional_attention"),
+        (seeing("Gemma3", tie_word_embeddings=False), "tie_word_embeddings"),
+        (seeing("Gemma3", tie_word_embeddings="no"), "tie_word_embeddings"),
+        (seeing("Mistral3", {"tie_word_embeddings": 0}), "tie_word_embeddings"),
+        (seeing("Gemma3", {"hidden_size": -1}), "hidden_size"),
+        (seeing("Llava"), "architectures"),
+    ],
+)
+def test_what_sees_and_is_not_served_exactly_is_refused(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        parse_config(fields)
+    assert field in caught.value.metadata["field"]
+
+
+def test_a_head_of_its_own_unties_mistral_3() -> None:
+    silent = parse_config(seeing("Mistral3"))
+    assert (silent.tie_word_embeddings, silent.is_tie_in_doubt) == (True, True)
+    told = parse_config(seeing("Mistral3", tie_word_embeddings=False))
+    assert (told.tie_word_embeddings, told.is_tie_in_doubt) == (False, False)
+    tied = parse_config(seeing("Gemma3"))
+    assert (tied.tie_word_embeddings, tied.is_tie_in_doubt) == (True, False)

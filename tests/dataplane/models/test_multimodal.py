@@ -1,0 +1,115 @@
+"""The text part of checkpoints of models that see, in every spelling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dataplane.errors import CheckpointError
+from dataplane.models.config import load_config
+from dataplane.models.weights import ModelWeights, load_weights
+from dataplane.parallel.shard import Shard
+from tests.dataplane.models.test_weights import everything, shard
+from tests.helpers.models import make_model, save_model
+
+CPU = torch.device("cpu")
+Tensors = dict[str, torch.Tensor]
+
+
+def load(model_dir: Path) -> ModelWeights:
+    return load_weights(model_dir, load_config(model_dir), torch.float32, CPU)
+
+
+def tensors_of(model_dir: Path) -> Tensors:
+    return load_file(model_dir / "model.safetensors")
+
+
+def put(model_dir: Path, tensors: Tensors) -> None:
+    save_file(tensors, model_dir / "model.safetensors")
+
+
+def spelt_later(tensors: Tensors) -> Tensors:
+    """As modules are named since transformers 4.52."""
+    found: Tensors = {}
+    for name, value in tensors.items():
+        new = name.replace("language_model.model.", "model.language_model.")
+        new = new.replace("language_model.lm_head", "lm_head")
+        is_vision = new.startswith(("vision_tower.", "multi_modal_projector."))
+        found[f"model.{new}" if is_vision else new] = value
+    assert found.keys() != tensors.keys()
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["gemma3-vision", "mistral3"])
+def test_both_spellings_are_the_model(architecture: str, tmp_path: Path) -> None:
+    model = make_model(architecture)
+    model_dir = save_model(model, tmp_path / "model")
+    earlier = load(model_dir)
+    assert torch.equal(earlier.embed, model.get_input_embeddings().weight)
+    assert torch.equal(earlier.lm_head, model.get_output_embeddings().weight)
+    put(model_dir, spelt_later(tensors_of(model_dir)))
+    shard(model_dir, 3)
+    for one, other in zip(everything(earlier), everything(load(model_dir)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_sees_is_never_read(tmp_path: Path) -> None:
+    model_dir = save_model(make_model("gemma3-vision"), tmp_path / "model")
+    whole = everything(load(model_dir))
+    text = {k: v for k, v in tensors_of(model_dir).items() if k.startswith("language_model.")}
+    strange = {"vision_tower.layers.0.weight": torch.ones(3, 3, dtype=torch.int64)}
+    put(model_dir, {**text, **strange})
+    for one, other in zip(whole, everything(load(model_dir)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    model_dir = save_model(make_model("gemma3-vision"), tmp_path / "model")
+    tensors = tensors_of(model_dir)
+    copy = tensors["language_model.model.norm.weight"].clone()
+    put(model_dir, {**tensors, "model.language_model.norm.weight": copy})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight under two names"):
+        load(model_dir)
+    shard(model_dir, 2)  # so that they may be in two files
+    with pytest.raises(CheckpointError, match="two names"):
+        load(model_dir)
+
+
+def silent(model_dir: Path) -> None:
+    """As Mistral's own files are: nothing is said of a tie."""
+    path = model_dir / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["tie_word_embeddings"], fields["text_config"]["tie_word_embeddings"]
+    path.write_text(json.dumps(fields))
+
+
+def test_where_mistral_3_does_not_tell_its_head_decides(tmp_path: Path) -> None:
+    model = make_model("mistral3")
+    model_dir = save_model(model, tmp_path / "model")
+    silent(model_dir)
+    weights = load(model_dir)
+    assert (weights.tied, weights.is_tie_in_doubt) == (False, True)
+    assert torch.equal(weights.lm_head, model.get_output_embeddings().weight)
+    config = load_config(model_dir)
+    part = load_weights(model_dir, config, torch.float32, CPU, Shard(config, 1, 2))
+    assert torch.equal(part.lm_head, weights.lm_head)
+    tensors = tensors_of(model_dir)
+    del tensors["language_model.lm_head.weight"]
+    put(model_dir, tensors)
+    weights = load(model_dir)
+    assert (weights.tied, weights.is_tie_in_doubt) == (True, False)
+    assert weights.lm_head is weights.embed
+
+
+def test_a_head_that_differs_in_spite_of_gemma_3_s_tie_is_refused(tmp_path: Path) -> None:
+    model_dir = save_model(make_model("gemma3-vision"), tmp_path / "model")
+    tensors = tensors_of(model_dir)
+    embed = tensors["language_model.model.embed_tokens.weight"]
+    put(model_dir, {**tensors, "language_model.lm_head.weight": embed + 1})
+    with pytest.raises(CheckpointError, match="tie_word_embeddings") as caught:
+        load(model_dir)
+    assert caught.value.reason == "HEAD_NOT_TIED"
