@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -30,11 +30,13 @@ class Matrices:
         modules: Iterable[str],
         dtype: torch.dtype,
         device: torch.device,
+        spell: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
-        """modules: full names of all that can be quantised. dtype, device: of the model."""
+        """modules: full names of all that can be quantised. dtype, device: of the model. spell: as
+        `Quantization.choices` has it."""
         self._checkpoint = checkpoint
         self._quantization = quantization
-        self._choices = {} if quantization is None else quantization.choices(modules)
+        self._choices = {} if quantization is None else quantization.choices(modules, spell)
         self._dtype = dtype
         self._device = device
         self._has_warned = False

@@ -113,3 +113,13 @@ def text_name(name: str) -> str | None:
         if name.startswith(root):
             return alone + name.removeprefix(root)
     return None
+
+
+def whole_names(module: str) -> tuple[str, ...]:
+    """What a module of the text part is called in the whole model, in both ways."""
+    name = f"{module}."
+    return tuple(
+        (root + name.removeprefix(alone)).removesuffix(".")
+        for root, alone in _ROOTS
+        if name.startswith(alone)
+    )

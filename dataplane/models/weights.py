@@ -14,7 +14,7 @@ from dataplane.errors import CheckpointError
 from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.config import ModelConfig
 from dataplane.models.matrices import Matrices
-from dataplane.models.multimodal import text_name
+from dataplane.models.multimodal import text_name, whole_names
 from dataplane.models.shapes import GROUPS, LM_HEAD, Group, layer_groups, layer_modules
 from dataplane.parallel.shard import Shard
 from kernels.linear.op import Weight, pack, unpack
@@ -149,7 +149,12 @@ class _Loader:
             f"{_layer(n)}{each}" for n in range(config.num_layers) for each in layer_modules(config)
         ]
         self._matrices = Matrices(
-            checkpoint, config.quantization, [*modules, LM_HEAD], dtype, device
+            checkpoint,
+            config.quantization,
+            [*modules, LM_HEAD],
+            dtype,
+            device,
+            whole_names if config.is_text_part else None,
         )
 
     def load(self) -> ModelWeights:

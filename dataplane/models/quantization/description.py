@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -68,10 +68,30 @@ class Quantization:
     method: str
     selection: Selection
 
-    def choices(self, modules: Iterable[str]) -> dict[str, Choice]:
-        """Raises: UnsupportedModelError for expressions that take too long."""
+    def choices(
+        self, modules: Iterable[str], spell: Callable[[str], Sequence[str]] | None = None
+    ) -> dict[str, Choice]:
+        """spell: names by which the description may mean a module; None: its own alone. Where
+        they are not chosen alike, what the checkpoint has decides.
+
+        Raises: UnsupportedModelError for expressions that take too long.
+        """
         matcher = Matcher()
-        return {each: self.selection.choose(each, matcher) for each in modules}
+        found: dict[str, Choice] = {}
+        for each in modules:
+            names = [each] if spell is None else spell(each)
+            found[each] = self._one([self.selection.choose(name, matcher) for name in names], each)
+        return found
+
+    def _one(self, choices: Sequence[Choice], module: str) -> Choice:
+        first = next((each for each in choices if each.scheme is not None), choices[0])
+        if any(each.scheme not in (None, first.scheme) for each in choices):
+            raise unsupported(
+                "quantization_config",
+                f"unclear for {module}, whose names mean different schemes",
+                "one scheme for each module",
+            )
+        return first if all(each == first for each in choices) else Choice(first.scheme, False)
 
 
 def refuse_ranks(quantization: Quantization, size: int) -> UnsupportedModelError:

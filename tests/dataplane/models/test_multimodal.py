@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from dataplane.errors import CheckpointError
 from dataplane.models.config import load_config
+from dataplane.models.multimodal import text_name, whole_names
 from dataplane.models.weights import ModelWeights, load_weights
 from dataplane.parallel.shard import Shard
 from tests.dataplane.models.test_weights import everything, shard
 from tests.helpers.models import make_model, save_model
+from tests.helpers.quantized import SHAPE, quantize
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]
@@ -55,6 +58,15 @@ def test_both_spellings_are_the_model(architecture: str, tmp_path: Path) -> None
     shard(model_dir, 3)
     for one, other in zip(everything(earlier), everything(load(model_dir)), strict=True):
         assert torch.equal(one, other)
+
+
+def test_names_lead_there_and_back() -> None:
+    for name in ("model.layers.3.mlp.up_proj", "lm_head"):
+        there = whole_names(name)
+        assert len(set(there)) == 2
+        assert {text_name(f"{each}.weight") for each in there} == {f"{name}.weight"}
+    assert text_name("vision_tower.layers.0.mlp.up_proj.weight") is None
+    assert text_name("model.vision_tower.layers.0.mlp.up_proj.weight") is None
 
 
 def test_what_sees_is_never_read(tmp_path: Path) -> None:
@@ -113,3 +125,27 @@ def test_a_head_that_differs_in_spite_of_gemma_3_s_tie_is_refused(tmp_path: Path
     with pytest.raises(CheckpointError, match="tie_word_embeddings") as caught:
         load(model_dir)
     assert caught.value.reason == "HEAD_NOT_TIED"
+
+
+@pytest.mark.parametrize("spelling", ["language_model.model", "model.language_model"])
+@pytest.mark.parametrize("form", ["nf4-some", "packed-4"])
+def test_quantisation_may_name_modules_in_both_ways(
+    form: str, spelling: str, tmp_path: Path
+) -> None:
+    """Whatever spelling the tensors have."""
+    model_dir = save_model(make_model("mistral3", head_dim=32, **SHAPE), tmp_path / "model")
+    values = quantize(form, model_dir)
+    path = model_dir / "config.json"
+    fields = json.loads(path.read_text())
+    described = fields["quantization_config"]
+    if form == "nf4-some":
+        described["llm_int8_skip_modules"] = ["lm_head", f"{spelling}.layers.0.mlp", "k_proj"]
+    else:
+        targets = f"re:{re.escape(spelling)}.*_proj"
+        described["config_groups"]["group_0"]["targets"] = [targets]
+    path.write_text(json.dumps(fields))
+    weights = load(model_dir)
+    for index, layer in enumerate(weights.layers):
+        for group, module in (("o", "self_attn.o_proj"), ("down", "mlp.down_proj")):
+            expected = values[f"language_model.model.layers.{index}.{module}.weight"]
+            torch.testing.assert_close(layer.group(group)[0], expected, rtol=1e-6, atol=0)
