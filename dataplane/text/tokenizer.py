@@ -7,7 +7,9 @@ once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +19,7 @@ from chorale.errors import FailedPreconditionError, InvalidArgumentError
 from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.text.detokenizer import Detokenizer, detokenizer_for
 from dataplane.text.limits import SHORT_CHARACTERS
+from dataplane.text.parts import as_parts, wants_parts
 from dataplane.text.tool_format import ToolCallFormatName, tool_call_format
 from dataplane.text.vocabulary import vocabulary_of
 
@@ -57,6 +60,7 @@ class Tokenizer:
         self._vocabulary = vocabulary_of(self._backend)
         form = self.tool_call_format = tool_call_format(calls, _templates(hf_tokenizer))
         """None where none is known."""
+        self._wants_parts: dict[str, bool] = {}  # by template
         # Tokens that begin and end calls: special ones in some models, but text all the same.
         marks = {form.opener, form.closer} if form is not None else set[str]()
         self._added_ids = {
@@ -167,13 +171,17 @@ class Tokenizer:
         shown = list(tools) or None
         try:
             template: str = self._hf_tokenizer.get_chat_template(None, shown)
-            text = self._hf_tokenizer.apply_chat_template(
-                _with_known_roles(messages, template),
+            render = partial(
+                self._hf_tokenizer.apply_chat_template,
                 chat_template=template,
                 tools=shown,
                 tokenize=False,
                 add_generation_prompt=True,
             )
+            if template not in self._wants_parts:
+                self._wants_parts[template] = wants_parts(render)
+            known = _with_known_roles(messages, template)
+            text = render(as_parts(known) if self._wants_parts[template] else known)
         except Exception as error:  # a template is code: it may raise anything
             said = str(error)[:_MAX_ERROR_CHARACTERS] or type(error).__name__
             raise InvalidArgumentError(
@@ -226,6 +234,8 @@ def load_tokenizer(model_dir: Path, calls: ToolCallFormatName = "auto") -> Token
             hf_tokenizer = AutoTokenizer.from_pretrained(
                 model_dir, local_files_only=True, trust_remote_code=False
             )
+        if not hf_tokenizer.chat_template:
+            hf_tokenizer.chat_template = _processor_template(model_dir)
     except Exception as error:  # whatever the parsers of these files raise
         said = " ".join(str(error).split())[:_MAX_ERROR_CHARACTERS] or type(error).__name__
         raise CheckpointError(
@@ -241,3 +251,16 @@ def load_tokenizer(model_dir: Path, calls: ToolCallFormatName = "auto") -> Token
             {"model_dir": str(model_dir)},
         )
     return Tokenizer(hf_tokenizer, calls)
+
+
+def _processor_template(model_dir: Path) -> str | None:
+    """Where models that see have their chat template, if it is not the tokenizer's, too. Raises
+    what reading and parsing raises."""
+    try:
+        fields: Any = json.loads((model_dir / "chat_template.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    template = fields["chat_template"]
+    if not isinstance(template, str):
+        raise TypeError("chat_template.json: chat_template is no text")
+    return template

@@ -97,6 +97,35 @@ def test_chat_template_missing_and_failing(tmp_path: Path) -> None:
         assert len(failed.value.message) < 400
 
 
+IN_PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+EITHER = "{% for m in messages %}{{ m.content if m.content is string else 'parts' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "shown"), [(IN_PARTS, "<user>hi"), (EITHER, "hi")])
+def test_a_template_gets_texts_as_it_shows_them(tmp_path: Path, template: str, shown: str) -> None:
+    """The first would show a text alone as nothing."""
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level(), chat_template=template))
+    assert tokenizer.decode(tokenizer.encode_chat([USER], max_tokens=99)) == shown
+
+
+def test_a_processor_s_template_counts_where_the_tokenizer_has_none(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, byte_level(), chat_template=None)
+    path = tmp_path / "chat_template.json"
+    path.write_text(json.dumps({"chat_template": IN_PARTS}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode_chat([USER], max_tokens=99)) == "<user>hi"
+    for text in ("{", "[]", '{"chat_template": 3}', "{}"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError) as broken:
+            load_tokenizer(tmp_path)
+        assert broken.value.reason == "TOKENIZER_UNREADABLE"
+    write_tokenizer(tmp_path, byte_level())  # with a template of its own
+    load_tokenizer(tmp_path).encode_chat([USER], max_tokens=99)
+
+
 def test_unreadable_files_are_typed_errors(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(CheckpointError) as none:
