@@ -19,6 +19,8 @@ _ALLOWED_FILES = (
     "merges.txt",
     "vocab.txt",
 )
+# The same weights once more, as Mistral's own programs read them.
+_IGNORED_FILES = ("consolidated*.safetensors",)
 _MAX_SHOWN = 200
 
 
@@ -57,7 +59,10 @@ def _download(model: str, shown: str) -> Path:
     log.info("fetching %s from the model hub unless it is cached", shown)
     try:
         directory = snapshot_download(
-            repo_id, revision=revision or None, allow_patterns=list(_ALLOWED_FILES)
+            repo_id,
+            revision=revision or None,
+            allow_patterns=list(_ALLOWED_FILES),
+            ignore_patterns=list(_IGNORED_FILES),
         )
     except HFValidationError as error:
         raise ModelNotFoundError(

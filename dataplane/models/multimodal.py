@@ -20,6 +20,11 @@ _ROOTS = (
     ("lm_head.", "lm_head."),
 )
 
+_OF_THE_WHOLE = (
+    *("eos_token_id", "dtype", "torch_dtype"),
+    *("quantization_config", "compression_config"),
+)
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -77,7 +82,7 @@ def text_fields(part: TextPart, fields: Mapping[str, Any]) -> dict[str, Any]:
         if text.get(name) is not None:
             raise unsupported(f"text_config.{name}", text[name], "absent")
     alone = {**part.sizes, **text, "architectures": [part.architecture]}
-    for name in ("eos_token_id", "dtype", "torch_dtype", "quantization_config"):
+    for name in _OF_THE_WHOLE:
         if fields.get(name) is not None:
             alone[name] = fields[name]
     if fields.get("dtype") is None and fields.get("torch_dtype") is not None:

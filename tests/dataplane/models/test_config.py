@@ -305,8 +305,13 @@ def seeing(name: str, text: dict[str, Any] | None = None, **fields: Any) -> dict
     "text",
     [
         {"pad_token_id": 0},
-        # As google/gemma-3-4b-it has it, but for its rope.
-        {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+        {  # as google/gemma-3-4b-it has it
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
     ],
 )
 def test_a_silent_text_config_means_what_transformers_takes_it_for(

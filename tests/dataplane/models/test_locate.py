@@ -70,7 +70,9 @@ def test_a_hub_id_fetches_no_pickles_and_no_code(
         "chat_template.jinja",
     ]
     unwanted = ["pytorch_model.bin", "x.pt", "model.pth", "modeling.py", "a.pkl", "README.md"]
-    kept = filter_repo_objects([*wanted, *unwanted], allow_patterns=call["allow_patterns"])
+    unwanted += ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors"]
+    patterns = {name: call[name] for name in ("allow_patterns", "ignore_patterns")}
+    kept = filter_repo_objects([*wanted, *unwanted], **patterns)
     assert list(kept) == wanted
 
 

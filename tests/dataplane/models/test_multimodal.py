@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dataplane.errors import CheckpointError
+from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.models.config import load_config
 from dataplane.models.multimodal import text_name, whole_names
 from dataplane.models.weights import ModelWeights, load_weights
@@ -149,3 +149,20 @@ def test_quantisation_may_name_modules_in_both_ways(
         for group, module in (("o", "self_attn.o_proj"), ("down", "mlp.down_proj")):
             expected = values[f"language_model.model.layers.{index}.{module}.weight"]
             torch.testing.assert_close(layer.group(group)[0], expected, rtol=1e-6, atol=0)
+
+
+def test_names_that_mean_different_schemes_are_refused(tmp_path: Path) -> None:
+    model_dir = save_model(make_model("mistral3", head_dim=32, **SHAPE), tmp_path / "model")
+    quantize("packed-4", model_dir)
+    path = model_dir / "config.json"
+    fields = json.loads(path.read_text())
+    groups = fields["quantization_config"]["config_groups"]
+    groups["group_0"]["targets"] = [r"re:language_model\.model\..*"]
+    groups["group_1"] = json.loads(json.dumps(groups["group_0"]))
+    groups["group_1"]["targets"] = [r"re:model\.language_model\..*"]
+    path.write_text(json.dumps(fields))
+    load(model_dir)
+    groups["group_1"]["weights"]["group_size"] = 64
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UnsupportedModelError, match="different schemes"):
+        load(model_dir)
