@@ -35,6 +35,9 @@ from storage.load_count import LoadCount
 HIGH_WATER_MARK = 8192
 """Messages either side may have under way before a send blocks."""
 
+MAX_SPECULATIVE_TOKENS = 8
+"""Drafts of a sequence in one step, at the most."""
+
 ALIVE_INTERVAL_S = 1.0
 """An engine with work is never silent for longer, but for the length of one step."""
 
@@ -51,6 +54,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 64
     max_batch_tokens: int = 512
     max_waiting: int = 4096
+    speculative_tokens: int = 0  # drafts of a sequence in one step; 0: none
     prefix_cache: bool = True
     max_cluster_delay_s: float = 0.25  # a request may be passed over for one whose adapter is here
     priority_ageing_s: float = 10.0  # waiting so long lifts a request by one priority
@@ -312,6 +316,8 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_prefix_hit_tokens: int = 0  # prompt tokens that needed no computing
     num_prompt_tokens: int = 0  # of requests that began to run
     num_preemptions: int = 0
+    num_drafted_tokens: int = 0  # by speculation: guessed and computed
+    num_accepted_tokens: int = 0  # of those: what would have been generated
     num_hopeless: int = 0  # failed in the queue because their objective was out of reach
     # Measured; 0 until it was.
     prefill_tokens_per_s: float = 0.0

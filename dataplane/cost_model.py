@@ -31,6 +31,8 @@ class CostModel:
     def __init__(self) -> None:
         self._decode = FadingLine(_KEEP)
         self._prefill = FadingLine(_KEEP)
+        self._drafts = FadingLine(_KEEP)
+        self._gain = _Ratio(_KEEP)
         self._loads: dict[Tier, _Mean] = {}
         self._load_bytes: dict[Tier, _Ratio] = {}
         self._load_lines: dict[Tier, FadingLine] = {}  # over bytes of the weights file
@@ -43,16 +45,30 @@ class CostModel:
         """What was measured so far counts no more once it is measured again."""
         self._doubted.add(cost)
 
-    def observe_step(self, seconds: float, *, num_prefill: int, num_decode: int) -> None:
-        """num_prefill: tokens in prefill chunks. num_decode: sequences that computed one token."""
-        if num_prefill == 0:
+    def observe_step(
+        self, seconds: float, *, num_prefill: int, num_decode: int, num_drafts: int = 0
+    ) -> None:
+        """num_prefill: tokens in prefill chunks. num_decode: sequences that computed one token, and
+        num_drafts more as guesses."""
+        # What is left over the decode rows is the prefill's or the drafts'.
+        decode_s = self._decode.at(num_decode) if num_decode else 0.0
+        if num_prefill:
+            self._observed("prefill")
+            if num_drafts:
+                decode_s += self.drafts_s(num_drafts)
+            self._prefill.observe(num_prefill, max(seconds - decode_s, 0.0))
+        elif num_drafts:
+            self._drafts.observe(num_drafts, max(seconds - decode_s, 0.0))
+        else:
             self._observed("decode")
             self._decode.observe(num_decode, seconds)
-        else:
-            self._observed("prefill")
-            # What is left over the decode rows is the prefill's.
-            decode_s = self._decode.at(num_decode) if num_decode else 0.0
-            self._prefill.observe(num_prefill, max(seconds - decode_s, 0.0))
+
+    def observe_gain(self, seconds: float, *, num_tokens: int, num_decode: int) -> None:
+        """A step without prefill, some time after another with drafts in it: in `seconds` the
+        `num_decode` sequences that decode got num_tokens, where one each takes `step_s`."""
+        step_s = self.step_s(num_decode)
+        if step_s:
+            self._gain.observe(num_tokens, num_decode * seconds / step_s)
 
     def observe_load(self, tier: Tier, seconds: float, nbytes: int, weights_bytes: int = 0) -> None:
         """The loader was asked for an adapter, which arrived `seconds` later from `tier`.
@@ -72,6 +88,21 @@ class CostModel:
     def step_s(self, num_decode: int) -> float:
         """A step that decodes `num_decode` sequences."""
         return self._decode.at(num_decode)
+
+    def drafts_s(self, num_drafts: int) -> float:
+        """What a decode step takes more with so many drafts; 0 before any were measured."""
+        return self._drafts.at(num_drafts, from_origin=True)
+
+    @property
+    def draft_line(self) -> tuple[float, float]:
+        """The fixed part of `drafts_s`, and what each draft adds."""
+        at_0 = self.drafts_s(0)
+        return at_0, self.drafts_s(1) - at_0
+
+    @property
+    def gain(self) -> float:
+        """How many times as many tokens drafts lately made of the same time, at least 1."""
+        return max(1.0, self._gain.value)
 
     def prefill_s(self, num_tokens: int, chunk: int) -> float:
         """Computing `num_tokens` of prompt, at most `chunk` a step, with nothing else in it."""

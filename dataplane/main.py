@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from chorale.secret_file import read_secret
-from dataplane.channel import EngineOptions
+from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.locate import locate_model
 from dataplane.rpc.engine_process import EngineProcess
@@ -130,6 +130,16 @@ def data_plane(
     max_batch_tokens: Annotated[
         int, typer.Option(envvar="CHORALE_MAX_BATCH_TOKENS", min=1, help="Tokens in one step.")
     ] = _DEFAULTS.max_batch_tokens,
+    speculative_tokens: Annotated[
+        int,
+        typer.Option(
+            envvar="CHORALE_SPECULATIVE_TOKENS",
+            min=0,
+            max=MAX_SPECULATIVE_TOKENS,
+            help="The most tokens of a sequence that a step guesses ahead, from what its prompt "
+            "and answer said before; answers stay the same. 0: none.",
+        ),
+    ] = _DEFAULTS.speculative_tokens,
     host_cache_bytes: Annotated[
         int,
         typer.Option(envvar="CHORALE_HOST_CACHE_BYTES", min=0, help="Adapters in host memory."),
@@ -264,6 +274,7 @@ def data_plane(
             page_tokens=page_tokens,
             max_running=max_running,
             max_batch_tokens=max_batch_tokens,
+            speculative_tokens=speculative_tokens,
             max_context_tokens=max_context_tokens,
             num_threads=num_threads,
             cuda_graphs=cuda_graphs,

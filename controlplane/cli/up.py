@@ -161,6 +161,15 @@ def up(
             help="GPUs that share each layer of a data plane; on CPU processes. Left out: 1.",
         ),
     ] = None,
+    speculative_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CHORALE_SPECULATIVE_TOKENS",
+            min=0,
+            max=8,
+            help="The most tokens that a step guesses ahead for a sequence. Left out: none.",
+        ),
+    ] = None,
     drain_timeout: DrainTimeout = 2.0,
 ) -> None:
     """Run everything on this machine, until SIGINT or SIGTERM.
@@ -202,6 +211,7 @@ def up(
                 prefetch_bytes_per_s=prefetch_bytes_per_s,
                 num_threads=num_threads,
                 tensor_parallel=tensor_parallel,
+                speculative_tokens=speculative_tokens,
                 drain_s=drain_timeout,
             )
         )

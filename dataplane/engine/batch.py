@@ -85,15 +85,15 @@ class BatchBuilder:
         for chunk in chunks:
             sequence, start = chunk.sequence, len(token_ids)
             first, last = chunk.start, chunk.end
-            known = sequence.tokens[first:last]
+            known = sequence.tokens[first : chunk.sure_end]
             token_ids += known or [0]  # one that is unread is put in by the device
+            token_ids += chunk.drafts
             positions += range(first, last)
             pages += [sequence.block_table[p // page_tokens] for p in range(first, last)]
             end = len(token_ids)
             queries += self._queries(chunk, start)
             logit_rows += range(start, start + chunk.num_scored)
-            if chunk.samples:
-                logit_rows.append(end - 1)
+            logit_rows += range(end - chunk.num_sampled, end)
         has_all = len(logit_rows) == len(token_ids)
         ids, at, page_index, rows = (
             np.array(each, dtype=np.int64) for each in (token_ids, positions, pages, logit_rows)
@@ -107,14 +107,14 @@ class BatchBuilder:
 
         On CPU a token's result does not depend on who else is in its step. So that neither does it
         depend on preemptions, or on an engine that was lost, tokens are attended for as they first
-        were: the prompt's together, even a last one, generated ones each by itself.
+        were: the prompt's together, even a last one, generated ones and drafts each by itself.
         """
         first, last, table = chunk.start, chunk.end, chunk.sequence.block_table
         if not self._is_exact or (first + 1 == last and first >= chunk.sequence.num_prompt):
             blocks = table[: self._pool.blocks_for(last)]
             return [Queries(row, row + last - first, last, blocks)]
         generated = min(max(chunk.sequence.num_prompt, first), last)
-        if (last - generated) * last > _MAX_KEYS_AGAIN:
+        if (last - generated) * last > _MAX_KEYS_AGAIN and not chunk.drafts:
             generated = last
         queries: list[Queries] = []
         if first < generated:

@@ -12,22 +12,34 @@ MAX_SCORED = 256
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens [start, start + num_tokens) of a running sequence, its next pending ones."""
+    """Tokens [start, start + num_tokens) of a running sequence: its next pending ones, and behind
+    them `drafts`, which are guesses."""
 
     sequence: Sequence
     start: int
     num_tokens: int
     samples: bool  # they are all that was pending, so the step gives it its next token
     num_scored: int = 0  # the first of them, of which the token that comes next is to be scored
+    drafts: tuple[int, ...] = ()  # only behind the last token of one that decodes
+
+    @property
+    def num_sampled(self) -> int:
+        """Its tokens that another one is sampled behind: the last pending one and each draft."""
+        return self.samples + len(self.drafts)
 
     @property
     def num_logits(self) -> int:
-        """Of its tokens, the scored ones and then the last if it samples, logits are needed."""
-        return self.num_scored + self.samples
+        """Of its tokens, logits are needed of the scored ones and then of the sampled ones."""
+        return self.num_scored + self.num_sampled
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def sure_end(self) -> int:
+        """Where its drafts begin."""
+        return self.end - len(self.drafts)
 
 
 @dataclass(frozen=True)

@@ -11,3 +11,5 @@ class Counters:
     num_prefix_hit_tokens: int = 0
     num_preemptions: int = 0
     num_hopeless: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0  # drafts that became tokens

@@ -14,6 +14,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from itertools import islice
+from typing import NamedTuple
 
 from dataplane.channel import (
     Directive,
@@ -30,6 +33,7 @@ from dataplane.engine.batch import BatchBuilder
 from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.constrained import Constrained
 from dataplane.engine.device import device_for
+from dataplane.engine.drafts import agreed
 from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
 from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Collected, Pipeline
@@ -62,6 +66,7 @@ class Engine:
         max_running: int,
         max_batch_tokens: int,
         max_waiting: int,
+        speculative_tokens: int = 0,
         prefix_cache: bool = True,
         max_cluster_delay_s: float = 0.25,
         priority_ageing_s: float = 10.0,
@@ -70,7 +75,8 @@ class Engine:
         on_grammar: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """pipeline_depth: steps in flight at once; with 1 nothing overlaps. graphs: of `decoder`
+        """speculative_tokens: the most drafts of a sequence in a step; see `drafting`.
+        pipeline_depth: steps in flight at once; with 1 nothing overlaps. graphs: of `decoder`
         over `pool`, captured; None: every step runs eagerly. on_grammar: called from another thread
         when a grammar was compiled, and `step` is of use."""
         self._decoder = decoder
@@ -93,6 +99,7 @@ class Engine:
             max_waiting=max_waiting,
             max_cluster_delay_s=max_cluster_delay_s,
             priority_ageing_s=priority_ageing_s,
+            max_drafts=speculative_tokens,
         )
         self._batches = BatchBuilder(decoder.config, pool, self._resident)
         self._patience = Patience(self._costs)
@@ -104,6 +111,8 @@ class Engine:
         self._sequences: dict[int, Sequence] = {}
         self._ended = StepResult()  # requests that ended before they were scheduled
         self._num_generated = 0
+        self._speculates = speculative_tokens > 0
+        self._was_speculative = False  # the step that was collected last
 
     @property
     def has_work(self) -> bool:
@@ -206,6 +215,17 @@ class Engine:
         before it. Nothing of either when there is none."""
         self._take_compiled()
         result, self._ended = self._ended, StepResult()
+        has_launched = self._launch_next(result)
+        if self._pipeline and (self._pipeline.is_full or not has_launched):
+            goes_on = not has_launched and self._scheduler.awaits_drafts
+            self._collect(result)
+            if goes_on and not self._pipeline:  # the device runs while they are told
+                self._launch_next(result)
+        assert not self._pipeline.is_unsampled
+        return result
+
+    def _launch_next(self, result: StepResult) -> bool:
+        """Whether anything was to be launched."""
         started_s = self._clock()
         chunks, failures = self._scheduler.schedule(started_s)
         for failure in failures:
@@ -213,10 +233,7 @@ class Engine:
         if chunks:
             self._launch(chunks, result)
             self._patience.host_took(self._clock() - started_s)
-        if self._pipeline and (self._pipeline.is_full or not chunks):
-            self._collect(result)
-        assert not self._pipeline.is_unsampled
-        return result
+        return bool(chunks)
 
     def close(self) -> None:
         """Waits for what was launched; nobody learns what came of it."""
@@ -250,6 +267,8 @@ class Engine:
             num_prompt_tokens=counters.num_prompt_tokens,
             num_preemptions=counters.num_preemptions,
             num_hopeless=counters.num_hopeless,
+            num_drafted_tokens=counters.num_drafted,
+            num_accepted_tokens=counters.num_accepted,
             prefill_tokens_per_s=self._costs.prefill_tokens_per_s,
             decode_step_s=self._costs.step_s(max(num_running, 1)),
             num_prefetch_hits=prefetches.hits,
@@ -309,12 +328,11 @@ class Engine:
 
     def _launch(self, chunks: list[Chunk], result: StepResult) -> None:
         step = self._graph_step(chunks) or self._batches.build(chunks)
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        self._pipeline.launch(chunks, step, [self._row(each) for each in sampling])
-        can_sample = self._constrained.launched(sampling)
+        rows = [self._row(each.sequence, at) for each in chunks for at in range(each.num_sampled)]
+        self._pipeline.launch(chunks, step, rows)
+        can_sample = self._constrained.launched([c.sequence for c in chunks if c.samples])
         self._scheduler.launched(chunks)
-        num_prefill, num_decode = _count(chunks)
-        self._patience.launched(num_prefill=num_prefill, num_decode=num_decode, now_s=self._clock())
+        self._patience.launched(**_count(chunks)._asdict(), now_s=self._clock())
         if can_sample:
             self._sample(result)
 
@@ -334,18 +352,21 @@ class Engine:
         sources = [self._pipeline.unread_row(chunk.sequence) for chunk in chunks]
         return self.graphs.step(chunks, sources, self._resident)
 
-    def _row(self, sequence: Sequence) -> Row:
+    def _row(self, sequence: Sequence, num_drafts: int) -> Row:
+        """num_drafts: before the token to sample."""
         sampling = sequence.sampling
         banned: list[int] = []
         is_constrained = sequence.matcher is not None
-        too_short = sequence.num_output + sequence.num_unread < sampling.min_tokens
+        num_output = sequence.num_output + sequence.num_unread + num_drafts
+        too_short = num_output < sampling.min_tokens
         if too_short and not is_constrained:
             banned = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)]
         unread = self._pipeline.unread_row(sequence)
         tokens = sequence.tokens
         if has_penalty(sampling):
             tokens = sequence.history.of(tokens)
-        return Row(sampling, tokens, sequence.num_prompt, banned, unread, is_constrained)
+        num_prompt = sequence.num_prompt
+        return Row(sampling, tokens, num_prompt, banned, unread, is_constrained, num_drafts)
 
     def _collect(self, result: StepResult) -> None:
         """Takes in the oldest step in flight."""
@@ -353,19 +374,21 @@ class Engine:
         now_s = self._clock()
         result.times.append(step.time)
         self._patience.collected(now_s)
-        num_prefill, num_decode = _count(step.chunks)
-        self._costs.observe_step(step.time.work_s, num_prefill=num_prefill, num_decode=num_decode)
+        self._observe(step)
+        num_decoding, num_before = self._scheduler.num_decoding, self._num_generated
         self._scheduler.computed(step.chunks, now_s)
         ruined = self._take_scores(step, result)
-        sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        for sequence, sampled in zip(sampling, step.sampled, strict=True):
-            if sequence.handle not in self._sequences:
+        rows = iter(step.sampled)
+        for chunk in step.chunks:
+            sampled = list(islice(rows, chunk.num_sampled))
+            if not sampled or chunk.sequence.handle not in self._sequences:
                 continue  # it ended while this step was in flight
-            if sampled.token_id < 0:
-                self._fail(Failure(sequence, non_finite(sequence)), result)
-                ruined.append(sequence)
-            else:
-                self._append(sequence, sampled, now_s, result)
+            if not self._append(chunk.sequence, agreed(chunk.drafts, sampled), now_s, result):
+                ruined.append(chunk.sequence)
+        if self._speculates and num_decoding and not _count(step.chunks).num_prefill:
+            num_tokens = self._num_generated - num_before
+            seconds = step.time.work_s
+            self._costs.observe_gain(seconds, num_tokens=num_tokens, num_decode=num_decoding)
         self._sample(result)
         # What they computed must be out of the prefix cache before anybody else is scheduled, and
         # that must wait for the last step that has them.
@@ -388,30 +411,67 @@ class Engine:
                 ruined.append(sequence)
         return ruined
 
+    def _observe(self, step: Collected) -> None:
+        count, seconds = _count(step.chunks), step.time.work_s
+        if count.num_drafts and self._was_speculative:
+            # Who drafts is in no step beside: the device waited for the host.
+            seconds += min(step.time.idle_s, seconds)
+        self._was_speculative = count.num_drafts > 0
+        self._costs.observe_step(seconds, **count._asdict())
+
     def _append(
-        self, sequence: Sequence, sampled: Sampled, now_s: float, result: StepResult
-    ) -> None:
-        self._num_generated += 1
+        self, sequence: Sequence, sampled: Seq[Sampled], now_s: float, result: StepResult
+    ) -> bool:
+        """sampled: one after the other; what follows its end is dropped. False when one is no
+        token: it fails then, having got those before."""
         first = sequence.first_token_s is None
+        taken, failure, finish, stop_token = list[Sampled](), None, "", -1
+        for each in sampled:
+            if each.token_id < 0:
+                failure = Failure(sequence, non_finite(sequence))
+                break
+            sequence.tokens.append(each.token_id)
+            try:
+                self._constrained.push(sequence, each.token_id)
+            except ConstraintError as error:
+                self._end_with(Failure(sequence, error), result)
+                return True
+            taken.append(each)
+            finish, stop_token = sequence.finish_reason(self._eos)
+            if finish:
+                break
+        if taken:
+            self._tell(sequence, taken, (finish, stop_token), now_s, result, first=first)
+        if failure is not None:
+            self._fail(failure, result)
+        return failure is None
+
+    def _tell(
+        self,
+        sequence: Sequence,
+        taken: Seq[Sampled],
+        ending: tuple[str, int],
+        now_s: float,
+        result: StepResult,
+        *,
+        first: bool,
+    ) -> None:
+        """Its new tokens. ending: `finish_reason` of it."""
+        self._num_generated += len(taken)
         if first:
             sequence.first_token_s = now_s
-        sequence.tokens.append(sampled.token_id)
-        try:
-            self._constrained.push(sequence, sampled.token_id)
-        except ConstraintError as error:
-            self._end_with(Failure(sequence, error), result)
-            return
-        logprobs = [sampled.logprobs] if sampled.logprobs else []
+        if len(taken) > 1:
+            self._scheduler.accepted(sequence, len(taken) - 1, now_s)
+        token_ids = [each.token_id for each in taken]
+        logprobs = [each.logprobs for each in taken if each.logprobs]
         scores = sequence.take_scores() if first else []
-        finish, stop_token = sequence.finish_reason(self._eos)
+        finish, stop_token = ending
         if not finish:
-            result.token(sequence, sampled.token_id, logprobs, scores, first=first)
+            result.tokens(sequence, token_ids, logprobs, scores, first=first)
             return
         self._scheduler.remove(sequence, now_s)
         del self._sequences[sequence.handle]
-        result.end(
-            sequence, [sampled.token_id], logprobs, scores, finish=finish, stop_token=stop_token
-        )
+        result.end(sequence, token_ids, logprobs, scores, finish=finish, stop_token=stop_token)
 
     def _end_with(self, failure: Failure, result: StepResult) -> None:
         """What it holds is freed as well."""
@@ -423,8 +483,16 @@ class Engine:
         result.fail(failure.sequence, failure.error)
 
 
-def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
-    """Tokens in prefill chunks, and sequences that compute one token."""
-    sizes = [chunk.num_tokens for chunk in chunks]
+class _Count(NamedTuple):
+    """Of a step, as `CostModel.observe_step` takes it."""
+
+    num_prefill: int
+    num_decode: int
+    num_drafts: int
+
+
+def _count(chunks: Iterable[Chunk]) -> _Count:
+    sizes = [chunk.sure_end - chunk.start for chunk in chunks]
     num_decode = sizes.count(1)
-    return sum(sizes) - num_decode, num_decode
+    num_drafts = sum(len(chunk.drafts) for chunk in chunks)
+    return _Count(sum(sizes) - num_decode, num_decode, num_drafts)

@@ -3,7 +3,7 @@
 A step is replayed when its tokens are few, as those of decode and of short prompts are, and its
 adapters are plain LoRA within the layers, and aligned. The device then waits for the whole of an
 adapter that is still on its way. Everything else runs eagerly: long prompts, DoRA, biases, and
-adapters of the embedding or the head.
+adapters of the embedding or the head, and steps with drafts.
 
 Each token is a row of its own, also of a prompt. Its attention reads the keys before it anew for
 each row, which is little where prompts are short, and much less than a host takes to launch every
@@ -178,7 +178,9 @@ class StepGraphs:
 
         chunks: those of one adapter adjacent. sources: as `StepInputs.prepare` takes them.
         """
-        if _prompt_keys(chunks) > _MAX_PROMPT_KEYS or any(each.num_scored for each in chunks):
+        if any(each.num_scored or each.drafts for each in chunks):
+            return None
+        if _prompt_keys(chunks) > _MAX_PROMPT_KEYS:
             return None
         spans = adapter_spans(chunks)
         adapters = [resident.held(digest) for digest, _, _ in spans]

@@ -93,9 +93,10 @@ class Objectives:
         return self._costs.prefill_s(len(sequence.tokens) - num_cached, self._max_batch_tokens)
 
     def _decode_s(self, sequence: Sequence) -> float:
-        """Of the tokens after the first that it generates for certain."""
+        """Of the tokens after the first that it generates for certain, as fast as drafts make it
+        for others."""
         more = max(0, sequence.min_output - sequence.num_output - 1)
-        return more * self._costs.step_s(1)
+        return more * self._costs.step_s(1) / self._costs.gain
 
 
 def _ends_s(sequence: Sequence, first_s: float, decode_s: float) -> list[float]:

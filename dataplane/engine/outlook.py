@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from functools import cache
 from typing import TYPE_CHECKING
@@ -72,12 +73,13 @@ class Outlooks:
         tokens = growth.usual_prompt * growth.computed_share
         # Short prompts share a step.
         shared_step_s = prefill_step_s * min(1.0, tokens / self._max_batch_tokens)
+        fits_s = steps.decode_s(fits)
         request_prefill_s = shared_step_s + prefill_token_s * tokens
         return Outlook(
             behind_running_s=behind_running_s,
             waits=[ExpectedWait(each.level, each.wait_s) for each in waits],
             num_open=_num_open(ahead),
-            request_s=request_prefill_s + growth.usual_output * steps.decode_s(fits) / fits,
+            request_s=request_prefill_s + self._steps_of(growth.usual_output) * fits_s / fits,
             request_prefill_s=request_prefill_s,
             decode_step_s=steps.decode_s(max(1, len(running))),
             prefill_step_s=prefill_step_s,
@@ -125,12 +127,17 @@ class Outlooks:
         latest_s: float | None = None,
     ) -> Job:
         num_more = self._growth.expected_more(sequence)
+        num_steps = math.ceil(self._steps_of(num_more))
         num_pending = sequence.num_pending
         if not sequence.block_table:
             num_pending = round(num_pending * self._growth.computed_share)
         # What it has or begins with, and half of what it is expected to grow by.
         num_pages = self._pool.blocks_for(len(sequence.tokens) + num_more // 2)
-        return Job(max(1, num_pending), num_more, num_pages, level, ready_in_s, latest_s)
+        return Job(max(1, num_pending), num_steps, num_pages, level, ready_in_s, latest_s)
+
+    def _steps_of(self, num_tokens: float) -> float:
+        """In whose time without drafts so many are generated."""
+        return num_tokens / self._costs.gain
 
 
 def _number(level: int | None) -> int:

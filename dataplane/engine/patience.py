@@ -27,12 +27,15 @@ class Patience:
         """Scheduling, building and launching one step."""
         self._host_s = _KEEP * self._host_s + (1.0 - _KEEP) * seconds if self._host_s else seconds
 
-    def launched(self, *, num_prefill: int, num_decode: int, now_s: float) -> None:
+    def launched(
+        self, *, num_prefill: int, num_decode: int, now_s: float, num_drafts: int = 0
+    ) -> None:
         if not self._expected_s:
             self._begun_s = now_s
         decode_s = self._costs.step_s(num_decode) if num_decode else 0.0
         prefill_s = self._costs.prefill_s(num_prefill, num_prefill) if num_prefill else 0.0
-        self._expected_s.append(decode_s + prefill_s)
+        drafts_s = self._costs.drafts_s(num_drafts) if num_drafts else 0.0
+        self._expected_s.append(decode_s + prefill_s + drafts_s)
 
     def collected(self, now_s: float) -> None:
         del self._expected_s[0]

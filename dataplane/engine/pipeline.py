@@ -39,8 +39,8 @@ nothing: the device never waits for the second one to be scheduled."""
 
 @dataclass(frozen=True)
 class Collected:
-    """A step that has run. sampled: of the chunks that sample, in their order. scores: of those
-    that are scored, in theirs."""
+    """A step that has run. sampled: of the chunks that sample, in their order, `num_sampled` of
+    each. scores: of those that are scored, in theirs."""
 
     chunks: Seq[Chunk]
     sampled: Seq[Sampled]
@@ -53,7 +53,7 @@ class _Flight:
     """launched: None while its sampling is yet to be launched."""
 
     chunks: Seq[Chunk]
-    rows: dict[Sequence, int]  # where its token is among the sampled ones
+    rows: dict[Sequence, int]  # where its token is among the sampled ones; of those without drafts
     launched: Launched[Picks] | None
     scoring: ScorePlan | None
 
@@ -140,18 +140,16 @@ class Pipeline:
 
     def launch(self, chunks: Seq[Chunk], step: Batch | GraphStep, rows: Seq[Row]) -> None:
         """step: of `chunks`; a batch, with any token where one is unread, or a graph that knows
-        where unread ones are. rows: of those that sample. Where one is constrained, `sample` must
-        follow."""
+        where unread ones are. rows: of those that sample, of each its token and then its drafts.
+        Where one is constrained, `sample` must follow."""
         assert not self.is_full and not self.is_unsampled
         device = self._pool.device
         plan = SamplingPlan.of(rows, device)
         before = self._flights[-1].launched if self._flights else None
         forward = step.run if isinstance(step, GraphStep) else self._eager(chunks, step)
 
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         scoring = _scoring(chunks, device)
-        rows_of = {sequence: row for row, sequence in enumerate(sampling)}
-        flight = _Flight(chunks, rows_of, None, scoring)
+        flight = _Flight(chunks, _rows_of(chunks), None, scoring)
 
         def whole() -> Picks:
             previous = before.result.ids if before else None
@@ -220,11 +218,22 @@ class Pipeline:
         for chunk in chunks:
             source = self.unread_row(chunk.sequence)
             if source >= 0:
-                assert chunk.num_tokens == 1
+                assert chunk.sure_end - chunk.start == 1
                 targets.append(start)
                 sources.append(source)
             start += chunk.num_tokens
         return targets, sources
+
+
+def _rows_of(chunks: Seq[Chunk]) -> dict[Sequence, int]:
+    """As `_Flight` takes them."""
+    rows: dict[Sequence, int] = {}
+    row = 0
+    for chunk in chunks:
+        if chunk.samples and not chunk.drafts:
+            rows[chunk.sequence] = row
+        row += chunk.num_sampled
+    return rows
 
 
 def _scoring(chunks: Seq[Chunk], device: torch.device) -> ScorePlan | None:
@@ -241,8 +250,7 @@ def _scoring(chunks: Seq[Chunk], device: torch.device) -> ScorePlan | None:
             rows = range(row, row + chunk.num_scored)
             asked.append(Scored(rows, targets, sequence.sampling.prompt_logprobs))
         row += chunk.num_logits
-        if chunk.samples:
-            sampling.append(row - 1)
+        sampling += range(row - chunk.num_sampled, row)
     return ScorePlan.of(asked, sampling, device)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from dataplane.cost_model import CostModel
 from dataplane.engine.chunk import MAX_SCORED, Chunk, Failure
 from dataplane.engine.counters import Counters
+from dataplane.engine.drafting import Drafting
 from dataplane.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from dataplane.engine.fit import check_fits
 from dataplane.engine.growth import Growth
@@ -50,7 +51,9 @@ class Scheduler:
         max_waiting: int,
         max_cluster_delay_s: float,
         priority_ageing_s: float,
+        max_drafts: int = 0,
     ) -> None:
+        """max_drafts: of a sequence in a step; see `drafting`."""
         assert max_batch_tokens >= max_running
         self._pool = pool
         self._supply = supply
@@ -75,6 +78,7 @@ class Scheduler:
         )
         self._holdings = Holdings(pool, supply.resident, prefixes)
         self._growth = Growth(pool.page_tokens)
+        self._drafting = Drafting(pool, costs, max_drafts) if max_drafts else None
         self._room = Room(pool, supply, prefixes, self._growth)
         self._outlooks = Outlooks(
             pool,
@@ -97,6 +101,16 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.running or self._waiting)
+
+    @property
+    def num_decoding(self) -> int:
+        """Running sequences that have their prompt computed, or launched."""
+        return sum(each.num_pending == 1 for each in self.running)
+
+    @property
+    def awaits_drafts(self) -> bool:
+        """Some sequence is in no next step until the one with its drafts has been read."""
+        return any(each.num_drafts for each in self.running)
 
     @property
     def is_waiting_for_loads(self) -> bool:
@@ -146,6 +160,8 @@ class Scheduler:
         if self._starved:
             return [], failures
         failures += self._admit(chunks, now_s)
+        if self._drafting is not None and not self.awaits_drafts:
+            self._drafting.extend(chunks, self._max_batch_tokens, len(self.running))
         ordered = sorted(chunks.values(), key=lambda chunk: chunk.sequence.queue_key)
         return ordered, failures
 
@@ -153,22 +169,36 @@ class Scheduler:
         """A step over `chunks`, as just scheduled, was given to the device."""
         self._holdings.launched(chunk.sequence for chunk in chunks)
         for chunk in chunks:
-            chunk.sequence.num_computed = chunk.end
-            chunk.sequence.num_unread += chunk.samples
+            sequence = chunk.sequence
+            sequence.num_computed = chunk.sure_end
+            sequence.num_unread += chunk.samples
+            sequence.num_drafts = len(chunk.drafts)
+            self.counters.num_drafted += len(chunk.drafts)
 
     def computed(self, chunks: Seq[Chunk], now_s: float) -> None:
         """The oldest launched step, over `chunks`, has run: their keys and values are in their
-        pages, and full blocks can be shared. Call it before the tokens that it sampled are
-        appended. What it did for a sequence that has ended meanwhile counts for nothing."""
+        pages, and full blocks can be shared, but for those of drafts. Call it before the tokens
+        that it sampled are appended, and `accepted` behind them. What it did for a sequence that
+        has ended meanwhile counts for nothing."""
         self._holdings.collected(now_s)
         for chunk in chunks:
             sequence = chunk.sequence
+            if chunk.drafts:
+                sequence.num_drafts = 0
             if not sequence.block_table:
                 continue
-            self._holdings.share(sequence, chunk.end, now_s)
+            self._holdings.share(sequence, chunk.sure_end, now_s)
             if chunk.samples:
                 sequence.num_unread -= 1
                 self._waiting.charge(sequence, OUTPUT_WEIGHT)
+
+    def accepted(self, sequence: Sequence, num_drafts: int, now_s: float) -> None:
+        """So many of its drafts are tokens: they, and the one behind them, have been appended. What
+        was computed of others is computed over by the next step that it is part of."""
+        sequence.num_computed += num_drafts
+        self.counters.num_accepted += num_drafts
+        self._waiting.charge(sequence, OUTPUT_WEIGHT * num_drafts)
+        self._holdings.share(sequence, sequence.num_computed, now_s)
 
     def outlook(self, now_s: float) -> Outlook | None:
         """What a first token takes here, of a moment ago; None until steps were measured."""
@@ -249,7 +279,7 @@ class Scheduler:
         return not sequence.adapter or self._supply.may_start(sequence.adapter.digest)
 
     def _continue_running(self, chunks: dict[Sequence, Chunk], now_s: float) -> None:
-        ready = [each for each in self.running if not each.is_spent and self._has_adapter(each)]
+        ready = [each for each in self.running if self._may_go_on(each)]
         decoding = [each for each in ready if each.num_pending == 1]
         prefilling = [each for each in ready if each.num_pending > 1]
         budget = self._max_batch_tokens
@@ -257,6 +287,9 @@ class Scheduler:
             # It may have been preempted a moment ago to let another one grow.
             if budget and sequence in self.running and not self._starved:
                 budget -= self._schedule_chunk(sequence, budget, chunks, now_s)
+
+    def _may_go_on(self, sequence: Sequence) -> bool:
+        return not (sequence.is_spent or sequence.num_drafts) and self._has_adapter(sequence)
 
     def _schedule_chunk(
         self, sequence: Sequence, budget: int, chunks: dict[Sequence, Chunk], now_s: float

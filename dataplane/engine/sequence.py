@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from dataplane.channel import Adapter, Sampling, Submit, Timings, TokenLogprobs
 from dataplane.sampling.history import History
+from dataplane.sampling.plan import has_penalty
 
 if TYPE_CHECKING:
     from dataplane.constraints.matcher import Matcher
+    from dataplane.engine.drafts import Drafts
     from dataplane.engine.prefix_cache import CachedBlock, PrefixCache
 
 MAX_PRIORITY = 10
@@ -21,6 +23,7 @@ class Sequence:
     """`tokens` is prompt plus output; `num_unread` more are sampled by launched steps and still on
     the device. The KV of the first `num_computed` of all these is in the pages of `block_table`
     once the launched steps have run; the rest are pending: one when decoding, more when prefilling.
+    With `num_drafts` under way `num_unread` is the least that it gets, and it is in no other step.
 
     Its first full blocks are `shared`: cached blocks that it holds. Their pages are the first of
     `block_table`, never written to again, but where it keeps a page of its own for a block that was
@@ -39,6 +42,7 @@ class Sequence:
     max_context: int = sys.maxsize
     num_computed: int = 0
     num_unread: int = 0
+    num_drafts: int = 0  # under way; how many of them come to be tokens is not known yet
     last_step: int = 0  # the last launched step that it is part of, as `Holdings` counts them
     block_table: list[int] = field(default_factory=list[int])
     shared: list[CachedBlock] = field(default_factory=list["CachedBlock"])
@@ -51,6 +55,7 @@ class Sequence:
     matcher: Matcher | None = None  # where `tokens` are in the grammar that they must hold to
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
     mask_cpu_s: float = 0.0  # that its last mask took
+    drafts: Drafts | None = None  # where it came by before; only of one that may draft
 
     @staticmethod
     def of(request: Submit, max_context: int = sys.maxsize) -> Sequence:
@@ -110,6 +115,11 @@ class Sequence:
         """For who asked; they are told once."""
         scores, self.prompt_logprobs = self.prompt_logprobs, []
         return scores
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether what it may choose after a draft is known before the tokens until there are."""
+        return not self.sampling.grammar and not has_penalty(self.sampling)
 
     @property
     def max_length(self) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from dataplane.channel import EngineOptions, ModuleShape, Ready
+from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions, ModuleShape, Ready
 from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
 from dataplane.engine.device_options import (
     DEFAULT_CPU_POOL_BYTES,
@@ -205,9 +205,12 @@ def make_engine(
     Raises: DataPlaneError for a scheduling option that is out of range.
     """
     if not options.priority_ageing_s > 0:
-        raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0")
+        raise _out_of_range("priority_ageing_s", options.priority_ageing_s, "above 0 s")
     if not options.max_cluster_delay_s >= 0:
-        raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0")
+        raise _out_of_range("max_cluster_delay_s", options.max_cluster_delay_s, "at least 0 s")
+    if not 0 <= options.speculative_tokens <= MAX_SPECULATIVE_TOKENS:
+        limits = f"0 to {MAX_SPECULATIVE_TOKENS}"
+        raise _out_of_range("speculative_tokens", options.speculative_tokens, limits)
     has_stream = lora_stream and pool.device.type == "cuda" and group is None
     side = SideStream(pool.device) if has_stream else None
     decoder = Decoder(config, weights, max_context, side, group)
@@ -226,6 +229,7 @@ def make_engine(
         max_running=options.max_running,
         max_batch_tokens=max(options.max_batch_tokens, options.max_running),
         max_waiting=options.max_waiting,
+        speculative_tokens=options.speculative_tokens,
         prefix_cache=options.prefix_cache,
         max_cluster_delay_s=options.max_cluster_delay_s,
         priority_ageing_s=options.priority_ageing_s,
@@ -331,7 +335,7 @@ def _max_context(options: EngineOptions, config: ModelConfig) -> int:
 def _out_of_range(name: str, value: float, limits: str) -> DataPlaneError:
     return DataPlaneError(
         "OPTION_OUT_OF_RANGE",
-        f"{name} is {value}; it must be {limits} seconds",
+        f"{name} is {value}; it must be {limits}",
         {"field": name, "value": str(value)},
     )
 

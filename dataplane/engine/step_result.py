@@ -22,20 +22,21 @@ class StepResult:
         """There is nothing to tell of any request."""
         return not self.outputs and not self.failures
 
-    def token(
+    def tokens(
         self,
         sequence: Sequence,
-        token_id: int,
+        token_ids: list[int],
         logprobs: list[TokenLogprobs],
         scores: list[TokenLogprobs],
         *,
         first: bool,
     ) -> None:
-        """It goes on. first: of those generated here. scores: of its prompt, with the first."""
+        """It goes on. first: they begin with the first of those generated here. scores:
+        of its prompt, with the first."""
         self.outputs.append(
             Output(
                 handle=sequence.handle,
-                token_ids=[token_id],
+                token_ids=token_ids,
                 logprobs=logprobs,
                 timings=sequence.timings() if first else None,
                 prompt_logprobs=scores,

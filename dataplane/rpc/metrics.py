@@ -22,6 +22,8 @@ _COUNTERS = {
     "num_prompt_tokens": ("prompt_tokens", "Of requests that began to run."),
     "num_prefix_hit_tokens": ("prefix_hit_tokens", "Of those: spared by the prefix cache."),
     "num_preemptions": ("preemptions", "Sequences put back and computed again."),
+    "num_drafted_tokens": ("drafted_tokens", "Guessed ahead and computed."),
+    "num_accepted_tokens": ("accepted_draft_tokens", "Of those: that were tokens of an answer."),
     "num_hopeless": ("hopeless_requests", "Ended in the queue, their time out of reach."),
     "num_copies": ("adapter_copies", "Adapters copied into the pool, to the end."),
     "num_grammars": ("constraint_compilations", "Constraints compiled by the engine."),

@@ -38,10 +38,13 @@ class Row(NamedTuple):
     """Where, among the ids that the step before sampled, the token is that follows `tokens`;
     -1: there is none."""
     is_constrained: bool = False
+    num_drafts: int = 0
+    """That stand between those tokens and the one to sample. Penalties would have to know them."""
 
     @property
     def num_output(self) -> int:
-        return len(self.tokens) - self.num_prompt + (self.unread >= 0)
+        """Tokens generated before the one to sample: its position in the random numbers."""
+        return len(self.tokens) - self.num_prompt + (self.unread >= 0) + self.num_drafts
 
 
 @dataclass(frozen=True)

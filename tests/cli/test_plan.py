@@ -84,6 +84,7 @@ def test_predictions_are_those_that_were_asked_for() -> None:
         ({"pool_bytes": 5}, "--pool-bytes=5"),
         ({"num_threads": 3}, "--num-threads=3"),
         ({"tensor_parallel": 2}, "--tensor-parallel=2"),
+        ({"speculative_tokens": 4}, "--speculative-tokens=4"),
     ],
 )
 def test_what_was_asked_for_reaches_every_data_plane(changed: dict[str, float], flag: str) -> None:

@@ -56,6 +56,7 @@ SET = {
     "CHORALE_MODEL": "some-org/some-model",
     "CHORALE_MODEL_NAME": "some-model",
     "CHORALE_NUM_THREADS": "12",
+    "CHORALE_SPECULATIVE_TOKENS": "4",
     "CHORALE_POOL_BYTES": "13",
     "CHORALE_PREFETCH": "false",
     "CHORALE_PREFETCH_BYTES_PER_S": "14",
@@ -128,6 +129,7 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
             "max_running": 11,
             "num_threads": 12,
             "pool_bytes": 13,
+            "speculative_tokens": 4,
             "ttft_slo": 0.5,
         },
     }[name]

@@ -102,6 +102,8 @@ class Rig:
         graphs: GraphSetup | None = None,
         lora_stream: bool = False,
         tensor_parallel: int = 1,
+        speculative_tokens: int = 0,
+        prefix_cache: bool = True,
     ) -> None:
         """tensor_parallel: with more than 1, `close` at the end; one thread each."""
         model = config = load_config(model_dir)
@@ -116,6 +118,8 @@ class Rig:
             max_batch_tokens=max_batch_tokens,
             max_waiting=max_waiting,
             tensor_parallel=tensor_parallel,
+            speculative_tokens=speculative_tokens,
+            prefix_cache=prefix_cache,
             num_threads=tensor_parallel,
         )
         self.lost: list[str] = []
@@ -222,23 +226,29 @@ class Rig:
         """Keeps each step's logits by request."""
         decoder, batches = self.engine._decoder, self.engine._batches
         build, forward = batches.build, decoder.forward
-        handles: dict[int, list[int | None]] = {}  # by the batch; the next one is built meanwhile
+        # By the batch: whose token each row is followed by, and the how manieth; the next one is
+        # built meanwhile.
+        handles: dict[int, list[tuple[int, int] | None]] = {}
+        starts: dict[int, int] = {}
 
         def recording_build(chunks):
             batch = build(chunks)
-            handles[id(batch)] = [
-                owner
-                for chunk in chunks
-                for owner in (*[None] * chunk.num_scored, *[chunk.sequence.handle] * chunk.samples)
-            ]
+            owners = handles[id(batch)] = []
+            for chunk in chunks:
+                handle, end = chunk.sequence.handle, chunk.end
+                owners += [None] * chunk.num_scored
+                first = starts.setdefault(handle, end - 1) if chunk.samples else 0
+                owners += [(handle, at - first) for at in range(end - chunk.num_sampled, end)]
             return batch
 
         def recording_forward(batch, pool, page_tokens):
             logits = forward(batch, pool, page_tokens)
-            for handle, row in zip(handles.pop(id(batch)), logits, strict=True):
-                if handle is None:  # of a token of a prompt that is scored
+            for owner, row in zip(handles.pop(id(batch)), logits, strict=True):
+                if owner is None:  # of a token of a prompt that is scored
                     continue
-                self.logits.setdefault(handle, []).append(row.float().cpu())
+                rows = self.logits.setdefault(owner[0], [])
+                del rows[owner[1] :]  # of drafts that were none
+                rows.append(row.float().cpu())
             return logits
 
         batches.build = recording_build  # pyright: ignore[reportAttributeAccessIssue]

@@ -51,6 +51,7 @@ class UpOptions:
     prefetch_bytes_per_s: int | None = None
     num_threads: int | None
     tensor_parallel: int | None = None
+    speculative_tokens: int | None = None
     drain_s: float = 2.0
 
 
@@ -188,6 +189,7 @@ def data_planes(options: UpOptions, addresses: Addresses, disk_cache: Path) -> d
         "--ttft-slo": options.ttft_slo,
         "--num-threads": _num_threads(options),
         "--tensor-parallel": options.tensor_parallel,
+        "--speculative-tokens": options.speculative_tokens,
     }
     command += [f"{flag}={value}" for flag, value in optional.items() if value is not None]
     prefix = _id_prefix(options)
