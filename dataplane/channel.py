@@ -116,6 +116,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""  # what the text must be, as dataplane.constraints.grammar writes it; "": any
     logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, each once, and what is added
 
+    @property
+    def has_penalty(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
 
 # Frontend to engine.
 

@@ -12,8 +12,8 @@ from typing import Literal
 from storage.fading_line import FadingLine
 
 Tier = Literal["host", "disk", "source"]
-Cost = Literal["decode", "prefill", "host", "disk", "source"]
-"""What is measured: both parts of steps, and loads by tier."""
+Cost = Literal["decode", "prefill", "drafts", "host", "disk", "source"]
+"""What is measured: the parts of steps, and loads by tier."""
 
 _KEEP = 0.98  # weight of the past at each step
 _KEEP_LOADS = 0.8
@@ -58,6 +58,7 @@ class CostModel:
                 decode_s += self.drafts_s(num_drafts)
             self._prefill.observe(num_prefill, max(seconds - decode_s, 0.0))
         elif num_drafts:
+            self._observed("drafts")
             self._drafts.observe(num_drafts, max(seconds - decode_s, 0.0))
         else:
             self._observed("decode")
@@ -161,6 +162,8 @@ class CostModel:
             self._decode = FadingLine(_KEEP)
         elif cost == "prefill":
             self._prefill = FadingLine(_KEEP)
+        elif cost == "drafts":
+            self._drafts = FadingLine(_KEEP)
         else:
             self._loads.pop(cost, None)
             self._load_bytes.pop(cost, None)

@@ -45,9 +45,7 @@ class Drafting:
             return
         candidates = [each for each in chunks.values() if self._may_draft(each)]
         chances = [self._chances(each.sequence) for each in candidates]
-        counts = worth(chances, len(chunks), self._costs)
-        if not any(counts):
-            counts = self._try_again(chances)
+        counts = self._counts(chances, len(chunks))
         room = max_batch_tokens - len(chunks)
         for chunk, count in zip(candidates, counts, strict=True):
             count = self._with_pages(chunk, min(count, room), num_running)
@@ -70,6 +68,10 @@ class Drafting:
         left = sequence.max_length - len(sequence.tokens) - sequence.num_unread - 1
         return sequence.drafts.chances(sequence.num_unread, min(self._max_drafts, left))
 
+    def _counts(self, chances: Seq[list[float]], num_decode: int) -> list[int]:
+        counts = worth(chances, num_decode, self._costs)
+        return counts if any(counts) else self._try_again(chances)
+
     def _try_again(self, chances: Seq[list[float]]) -> list[int]:
         """None, but now and then those of the likeliest, as what they cost may have changed."""
         best = max(range(len(chances)), key=lambda at: sum(chances[at]), default=-1)
@@ -79,6 +81,7 @@ class Drafting:
         if self._num_declined < _TRY_AFTER:
             return [0] * len(chances)
         self._num_declined = 0
+        self._costs.doubt("drafts")
         return [len(each) if at == best else 0 for at, each in enumerate(chances)]
 
     def _with_pages(self, chunk: Chunk, count: int, num_running: int) -> int:

@@ -48,7 +48,7 @@ from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
 from dataplane.pool.allocator import PoolIntegrityError
 from dataplane.pool.pool import PagePool
-from dataplane.sampling.plan import Row, has_penalty
+from dataplane.sampling.plan import Row
 from dataplane.sampling.sampler import Sampled
 
 
@@ -363,7 +363,7 @@ class Engine:
             banned = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)]
         unread = self._pipeline.unread_row(sequence)
         tokens = sequence.tokens
-        if has_penalty(sampling):
+        if sampling.has_penalty:
             tokens = sequence.history.of(tokens)
         num_prompt = sequence.num_prompt
         return Row(sampling, tokens, num_prompt, banned, unread, is_constrained, num_drafts)

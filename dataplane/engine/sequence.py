@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dataplane.channel import Adapter, Sampling, Submit, Timings, TokenLogprobs
 from dataplane.sampling.history import History
-from dataplane.sampling.plan import has_penalty
 
 if TYPE_CHECKING:
     from dataplane.constraints.matcher import Matcher
@@ -119,7 +118,7 @@ class Sequence:
     @property
     def may_draft(self) -> bool:
         """Whether what it may choose after a draft is known before the tokens until there are."""
-        return not self.sampling.grammar and not has_penalty(self.sampling)
+        return not self.sampling.grammar and not self.sampling.has_penalty
 
     @property
     def max_length(self) -> int:

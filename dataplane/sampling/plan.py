@@ -116,20 +116,12 @@ def _is_changed(row: Row) -> bool:
         bool(row.banned)
         or row.is_constrained
         or bool(row.sampling.logit_bias)
-        or has_penalty(row.sampling)
-    )
-
-
-def has_penalty(sampling: Sampling) -> bool:
-    return (
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
+        or row.sampling.has_penalty
     )
 
 
 def _histories(rows: Sequence[Row], device: torch.device) -> Histories | None:
-    penalized = [at for at, row in enumerate(rows) if has_penalty(row.sampling)]
+    penalized = [at for at, row in enumerate(rows) if row.sampling.has_penalty]
     if not penalized:
         return None
     chosen = [rows[at] for at in penalized]

@@ -156,6 +156,7 @@ class Rig:
         )
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[TokenLogprobs]] = {}
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.finished: dict[int, str] = {}
         self.failed: dict[int, Exception] = {}
@@ -202,6 +203,7 @@ class Rig:
         self.engine.check_integrity()
         for output in result.outputs:
             self.tokens.setdefault(output.handle, []).extend(output.token_ids)
+            self.logprobs.setdefault(output.handle, []).extend(output.logprobs)
             self.prompt_logprobs.setdefault(output.handle, []).extend(output.prompt_logprobs)
             if output.finish:
                 self.finished[output.handle] = output.finish

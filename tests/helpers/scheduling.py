@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import torch
 
 from dataplane.channel import Adapter, Sampling, Submit
 from dataplane.cost_model import CostModel
+from dataplane.engine.chunk import Chunk
 from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.scheduler import Scheduler
 from dataplane.engine.sequence import Sequence
@@ -97,7 +99,13 @@ class Simulation:
         load_s: float = 0.05,
         prefix_cache: bool = True,
         adapter_pages: dict[str, int] | None = None,
+        max_drafts: int = 0,
+        draft_s: float = DECODE_S,
+        period: int = 0,
     ) -> None:
+        """draft_s: that a step takes more for each draft. period: after which answers repeat
+        themselves; 0: never."""
+        self.draft_s, self.period = draft_s, period
         self.now_s = 100.0
         self.slowness = 1.0  # of the machine
         self.adapter_pages = adapter_pages or {}
@@ -125,6 +133,7 @@ class Simulation:
             max_waiting=max_waiting,
             max_cluster_delay_s=max_cluster_delay_s,
             priority_ageing_s=priority_ageing_s,
+            max_drafts=max_drafts,
         )
         self.live: dict[int, Sequence] = {}
         self.tokens: dict[int, list[int]] = {}
@@ -184,8 +193,9 @@ class Simulation:
             self.failed[sequence.handle] = error
             self._end(sequence.handle)
         self._check(chunks)
-        num_decode = sum(chunk.num_tokens == 1 for chunk in chunks)
-        num_prefill = sum(chunk.num_tokens for chunk in chunks) - num_decode
+        num_decode = sum(chunk.sure_end - chunk.start == 1 for chunk in chunks)
+        num_drafts = sum(len(chunk.drafts) for chunk in chunks)
+        num_prefill = sum(chunk.num_tokens for chunk in chunks) - num_decode - num_drafts
         for chunk in chunks:
             handle = chunk.sequence.handle
             if handle not in self.started_s:
@@ -193,17 +203,21 @@ class Simulation:
                 self.order.append(handle)
                 served = self.served.setdefault(chunk.sequence.tenant, [0, 0])
                 served[0] += chunk.sequence.num_pending
-        self.num_computed += num_decode + num_prefill
+        self.num_computed += num_decode + num_prefill + num_drafts
         seconds = STEP_S + DECODE_S * num_decode + PREFILL_S * num_prefill
+        seconds += self.draft_s * num_drafts
         seconds *= self.slowness
         self.now_s += seconds
         if chunks:
-            self.costs.observe_step(seconds, num_prefill=num_prefill, num_decode=num_decode)
+            self.costs.observe_step(
+                seconds, num_prefill=num_prefill, num_decode=num_decode, num_drafts=num_drafts
+            )
         if chunks:
             self.scheduler.launched(chunks)
             self.scheduler.computed(chunks, self.now_s)
-        for sequence in [chunk.sequence for chunk in chunks if chunk.samples]:
-            self._generate(sequence)
+        for chunk in chunks:
+            if chunk.samples:
+                self._generate(chunk)
         self.check_integrity()
         return [chunk.sequence.handle for chunk in chunks]
 
@@ -243,21 +257,39 @@ class Simulation:
         assert keys == sorted(keys)
         for chunk in chunks:
             sequence = chunk.sequence
-            assert 0 < chunk.num_tokens <= sequence.num_pending
+            assert 0 < chunk.num_tokens - len(chunk.drafts) <= sequence.num_pending
+            assert not chunk.drafts or (chunk.samples and sequence.num_output)
+            assert chunk.sure_end + len(chunk.drafts) < sequence.max_length
             end = sequence.num_computed + chunk.num_tokens
             assert len(sequence.block_table) >= self.pool.blocks_for(end)
             if sequence.queue_key:
                 resident = self.supply.resident.get(sequence.queue_key)
                 assert resident is not None and resident.users
 
-    def _generate(self, sequence: Sequence) -> None:
-        token = hash((sequence.tokens[-1], len(sequence.tokens))) % 1000
-        sequence.tokens.append(token)
-        self.served[sequence.tenant][1] += 1
-        self.tokens.setdefault(sequence.handle, []).append(token)
+    def _generate(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        said = self._said(chunk)
+        pairs = zip(chunk.drafts, said, strict=False)
+        num_right = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        tokens = said[: num_right + 1]
+        sequence.tokens += tokens
+        self.served[sequence.tenant][1] += len(tokens)
+        self.tokens.setdefault(sequence.handle, []).extend(tokens)
+        if num_right:
+            self.scheduler.accepted(sequence, num_right, self.now_s)
         if sequence.num_output == sequence.sampling.max_tokens:
             self.scheduler.remove(sequence, self.now_s)
             self._end(sequence.handle)
+
+    def _said(self, chunk: Chunk) -> list[int]:
+        """What the model says behind the chunk's last token and its drafts, if all are right."""
+        sequence = chunk.sequence
+        tokens = sequence.tokens[-1:]
+        for length in range(len(sequence.tokens), len(sequence.tokens) + 1 + len(chunk.drafts)):
+            at = length % self.period if self.period else length
+            seed = sequence.handle if self.period else tokens[-1]
+            tokens.append(hash((seed, at)) % 1000)
+        return tokens[1:]
 
     def _end(self, handle: int) -> None:
         del self.live[handle]
