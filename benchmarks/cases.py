@@ -100,8 +100,11 @@ class Setup:
         adapter_bytes: int,
         host_bytes: int = _HOST_CACHE_BYTES,
         pipeline_depth: int = DEPTH,
+        speculative_tokens: int = 0,
+        model: Path | None = None,
     ) -> Session:
-        """An engine whose pool holds `adapter_bytes` of adapters beside the KV of all streams."""
+        """An engine whose pool holds `adapter_bytes` of adapters beside the KV of all streams.
+        model: of the shape; None: with random weights."""
         shape = self.shape
         token_bytes = 2 * 2 * shape.num_kv_heads * shape.head_dim * shape.num_layers
         tokens = self.concurrency * (self.prompt_tokens + self.new_tokens + 32)
@@ -109,7 +112,7 @@ class Setup:
         wanted = int(1.5 * width * (adapter_bytes + tokens * token_bytes))
         session = Session(
             EngineOptions(
-                model_dir=str(self.model()),
+                model_dir=str(model or self.model()),
                 model_name="bench",
                 device=self.device,
                 dtype=self.dtype,
@@ -118,6 +121,7 @@ class Setup:
                 max_batch_tokens=max(512, self.concurrency),
                 num_threads=self.num_threads,
                 tensor_parallel=self.tensor_parallel,
+                speculative_tokens=speculative_tokens,
                 host_cache_bytes=max(host_bytes, _HOST_CACHE_BYTES),
                 disk_cache_bytes=max(host_bytes, _DISK_CACHE_BYTES),
                 disk_cache_dir=str(self.folder / "disk"),

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, constrained_case, sampling_case
+from benchmarks import cases, constrained_case, sampling_case, speculation_case
 from benchmarks.errors import BenchError
 from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES
@@ -37,6 +37,7 @@ CASES = {
     "overlap": cases.overlap,
     "sampling": sampling_case.sampling,
     "constrained": constrained_case.constrained,
+    "speculation": speculation_case.speculation,
 }
 DEFAULT_CASES = ["closed", "ranks", "idle"]
 

@@ -89,19 +89,21 @@ class Session:
         new_tokens: int,
         sampling: Mapping[str, Any] | None = None,
         on_full_step: Callable[[int], None] | None = None,
+        prompt_of: Callable[[int], list[int]] | None = None,
     ) -> Times:
         """One request for each of `adapters`, all at once, to the end. Prompts are random and new
         each time, so that no cache knows them.
 
-        sampling: of all of them, beside the number of tokens. on_full_step: told after each step
-        that gave every stream a token how many there were.
+        prompt_of: a prompt of another kind, by a number that is new each time. sampling: of all of
+        them, beside the number of tokens. on_full_step: told after each step that gave every stream
+        a token how many there were.
 
         Raises: BenchError when a request fails or the pool's books are wrong.
         """
         engine, times = self.parts.engine, Times()
+        asked = {"max_tokens": new_tokens, **(sampling or {})}
         submits = [
-            self._submit(each, prompt_tokens, {"max_tokens": new_tokens, **(sampling or {})})
-            for each in adapters
+            self._submit(each, prompt_of or self._random(prompt_tokens), asked) for each in adapters
         ]
         started_s = time.perf_counter()
         for submit in submits:
@@ -146,16 +148,23 @@ class Session:
             if on_full_step is not None and num_tokens == num_streams:
                 on_full_step(len(times.full_steps))
 
+    def _random(self, num_tokens: int) -> Callable[[int], list[int]]:
+        def prompt_of(number: int) -> list[int]:
+            ids = np.random.default_rng((7, number))
+            return ids.integers(FIRST_TOKEN_ID, self._vocab_size, size=num_tokens).tolist()
+
+        return prompt_of
+
     def _submit(
-        self, adapter: Adapter | None, prompt_tokens: int, sampling: Mapping[str, Any]
+        self,
+        adapter: Adapter | None,
+        prompt_of: Callable[[int], list[int]],
+        sampling: Mapping[str, Any],
     ) -> Submit:
         handle = next(self._handles)
-        ids = np.random.default_rng((7, handle)).integers(
-            FIRST_TOKEN_ID, self._vocab_size, size=prompt_tokens
-        )
         return Submit(
             handle=handle,
-            prompt=ids.tolist(),
+            prompt=prompt_of(handle),
             sampling=Sampling(ignore_eos=True, seed=handle, **sampling),
             adapter=adapter,
             arrival_s=time.monotonic(),

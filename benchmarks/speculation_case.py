@@ -1,0 +1,150 @@
+"""What drafts gain and cost: the engine benchmark's case about speculation.
+
+Texts are the model's own: its embeddings outweigh its layers, and its head says after each token a
+certain other one. So it goes round in passages of some tokens, and all that it computes takes what
+it takes in any model of the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.cases import Result, Setup
+from benchmarks.load.workload import FIRST_TOKEN_ID
+from benchmarks.models import write_model
+from benchmarks.rounds import Case, Ratio, interleaved, judged
+from benchmarks.session import Session, Times
+
+DRAFTS = 4
+STREAMS = (1, 4, 16)
+PASSAGE_TOKENS = 48
+_OUTWEIGHS = 1000.0
+_FEW = 64  # tokens, of which every pair comes again and again
+TEXTS: dict[str, dict[str, Any]] = {
+    "copied": {},
+    "copied with changes": {"temperature": 2.2},
+    "not repeated": {
+        "temperature": 1.0,
+        "logit_bias": [(FIRST_TOKEN_ID + 7 * at, 100.0) for at in range(_FEW)],
+    },
+}
+"""How each is sampled. The second one leaves a passage for another one now and then."""
+
+
+def speculation(setup: Setup) -> Result:
+    """Streams of each text in an engine with drafts and in one without."""
+    model = _passages_model(setup)
+    counted: dict[str, tuple[int, int]] = {}
+    with ExitStack() as stack:
+        engines = {
+            name: setup.session(stack, adapter_bytes=0, model=model, speculative_tokens=number)
+            for name, number in (("without drafts", 0), ("with drafts", DRAFTS))
+        }
+        times: dict[str, list[Times]] = {}
+        turns: dict[str, Case] = {}
+        ratios: list[Ratio] = []
+        for text, sampling in TEXTS.items():
+            for number in STREAMS:
+                what = f"{text}, {number} streams"
+                for name, session in engines.items():
+                    case = f"{what}, {name}"
+                    times[case] = []
+                    turns[case] = _turn(
+                        setup, session, number, sampling, times[case], counted, case
+                    )
+                copied = text != "not repeated"
+                least = 0.97 if not copied else 1.3 if number <= 4 and text == "copied" else None
+                pair = f"{what}, with drafts", f"{what}, without drafts"
+                ratios.append(Ratio(f"{what}: with drafts to without", *pair, at_least=least))
+        for turn in turns.values():
+            turn()
+        for seen in times.values():
+            seen.clear()
+        counted.clear()
+        rates = interleaved(turns, setup.rounds)
+        facts = {
+            "speculative_tokens": DRAFTS,
+            "passage_tokens": PASSAGE_TOKENS,
+            "drafted_and_accepted": counted,
+        }
+        ready = engines["with drafts"].parts.ready
+        return Result(ready, rates, times, judged(ratios, rates), facts)
+
+
+def _turn(
+    setup: Setup,
+    session: Session,
+    num_streams: int,
+    sampling: dict[str, Any],
+    seen: list[Times],
+    counted: dict[str, tuple[int, int]],
+    case: str,
+) -> Case:
+    """counted: drafted and accepted tokens of all turns, by case."""
+
+    def rate() -> float:
+        before = session.parts.engine.stats()
+        times = session.closed_loop(
+            [None] * num_streams,
+            prompt_tokens=setup.prompt_tokens,
+            new_tokens=setup.new_tokens,
+            sampling=sampling,
+            prompt_of=_passages(setup),
+        )
+        after = session.parts.engine.stats()
+        drafted, accepted = counted.get(case, (0, 0))
+        counted[case] = (
+            drafted + after.num_drafted_tokens - before.num_drafted_tokens,
+            accepted + after.num_accepted_tokens - before.num_accepted_tokens,
+        )
+        seen.append(times)
+        return times.tokens_per_s
+
+    return rate
+
+
+def _next_token(setup: Setup) -> list[int]:
+    """Token -> the one that the model says after it."""
+    vocab_size = setup.shape.vocab_size
+    generator = torch.Generator().manual_seed(1)
+    order = torch.randperm(vocab_size - FIRST_TOKEN_ID, generator=generator) + FIRST_TOKEN_ID
+    following = list(range(vocab_size))
+    for passage in order.split(PASSAGE_TOKENS):
+        for token, after in zip(passage.tolist(), passage.roll(-1).tolist(), strict=True):
+            following[token] = after
+    return following
+
+
+def _passages(setup: Setup) -> Callable[[int], list[int]]:
+    """Prompts that go round in a passage, another one for each number."""
+    following = _next_token(setup)
+
+    def prompt_of(number: int) -> list[int]:
+        tokens = [FIRST_TOKEN_ID + number % (len(following) - FIRST_TOKEN_ID)]
+        while len(tokens) < setup.prompt_tokens:
+            tokens.append(following[tokens[-1]])
+        return tokens
+
+    return prompt_of
+
+
+def _passages_model(setup: Setup) -> Path:
+    path = setup.folder / "passages"
+    if path.exists():
+        return path
+    write_model(path, setup.shape)
+    tensors = load_file(path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"].float()
+    embedding /= embedding.norm(dim=1, keepdim=True)
+    head = torch.empty_like(embedding)
+    head[torch.tensor(_next_token(setup))] = embedding
+    tensors["model.embed_tokens.weight"] = (_OUTWEIGHS * embedding).bfloat16()
+    tensors["lm_head.weight"] = head.bfloat16()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
