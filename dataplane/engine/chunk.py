@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from dataplane.engine.sequence import Sequence
 
 MAX_SCORED = 256
-"""Tokens of a step: each is a row of logits, where other tokens of a prompt need none."""
+"""Tokens of a step: each is a row of logits, where other tokens of a prompt need none. Also the
+most drafts of a step, which has no scored ones then."""
 
 
 @dataclass(frozen=True)

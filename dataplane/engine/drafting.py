@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from dataplane.cost_model import CostModel
-from dataplane.engine.chunk import Chunk
+from dataplane.engine.chunk import MAX_SCORED, Chunk
 from dataplane.engine.drafts import Drafts
 from dataplane.engine.sequence import Sequence
 
@@ -46,7 +46,7 @@ class Drafting:
         candidates = [each for each in chunks.values() if self._may_draft(each)]
         chances = [self._chances(each.sequence) for each in candidates]
         counts = self._counts(chances, len(chunks))
-        room = max_batch_tokens - len(chunks)
+        room = min(max_batch_tokens - len(chunks), MAX_SCORED)
         for chunk, count in zip(candidates, counts, strict=True):
             count = self._with_pages(chunk, min(count, room), num_running)
             if count:

@@ -14,15 +14,20 @@ _ANY = range(3, 120)
 
 
 def force_drafts(
-    rig: Rig, answers: Mapping[int, Sequence[int]], *, right: float = 0.8, seed: int = 0
+    rig: Rig,
+    answers: Mapping[int, Sequence[int]],
+    *,
+    right: float = 0.8,
+    most: int = 0,
+    seed: int = 0,
 ) -> None:
     """From now on a sequence's drafts are what `answers` says of its handle, each with the chance
-    `right`, else any token."""
+    `right`, else any token. most: of a step; 0: as the rig's engine was made."""
     scheduler = rig.engine._scheduler
-    assert scheduler._drafting is not None, "the rig does not speculate"
-    dice = random.Random(seed)
-    most = scheduler._drafting._max_drafts
-    scheduler._drafting = _Forced(rig, answers, right, dice, most)
+    if scheduler._drafting is not None:
+        most = scheduler._drafting._max_drafts
+    assert most, "the rig does not speculate"
+    scheduler._drafting = _Forced(rig, answers, right, random.Random(seed), most)
 
 
 class _Forced(Drafting):

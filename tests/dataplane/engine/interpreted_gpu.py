@@ -19,6 +19,7 @@ from kernels.gpu.side_stream import SideStream
 from kernels.lora.plan import PageRun
 from kernels.quantized.matrix import QuantizedMatrix
 from tests.helpers.constraints import grammar
+from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig
 from tests.helpers.gpu_stand_in import StandInGpu, pretend
 from tests.helpers.graphs import Recorder
@@ -72,7 +73,11 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
         )
         paths.append(path)
 
-    def run(device: str, recorder: Recorder | None = None) -> Rig:
+    def run(
+        device: str,
+        recorder: Recorder | None = None,
+        answers: dict[int, list[int]] | None = None,
+    ) -> Rig:
         graphs = recorder.setup(GraphBuckets((1, 4), (4,), (24,))) if recorder else None
         rig = Rig(
             model_dir,
@@ -82,7 +87,10 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
             device=device,
             graphs=graphs,
             lora_stream=True,
+            speculative_tokens=2 if answers else 0,
         )
+        if answers:
+            force_drafts(rig, answers)
         rig.engine.use_vocabulary(VOCABULARY)
         gpu.is_serving = True
         for handle, path in enumerate(paths):
@@ -124,7 +132,8 @@ def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
     recorder = Recorder() if captured else None
     gpu.is_serving = False
     with gpu:
-        rig = run("cuda", recorder)
+        rig = run("cuda", recorder, expected)
+    assert 0 < rig.engine.stats().num_accepted_tokens < rig.engine.stats().num_drafted_tokens
     assert rig.tokens == expected and all(used.values()), used
     if recorder is not None:
         assert recorder.num_replayed == rig.engine.stats().num_graph_steps > 0

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from dataplane.channel import Unload
 from dataplane.errors import NonFiniteOutputError
 from tests.dataplane.engine import test_vocabulary
+from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
 from tests.helpers.waiting import until
@@ -148,6 +149,25 @@ def test_sampling_and_preemption_give_what_one_rank_gives(llama: Setting) -> Non
     )
     assert rigs[0].engine.stats().num_preemptions > 0
     assert ours == theirs
+
+
+def test_ranks_follow_drafts(llama: Setting) -> None:
+    plain, rig = open_rig(llama.model_dir, 1), llama.rig
+    paths = [None, *llama.paths]
+    for each in (plain, rig):
+        if each is rig:
+            answers = {1500 + handle: tokens for handle, tokens in plain.tokens.items()}
+            force_drafts(rig, answers, most=4)
+        for handle, prompt in enumerate(prompts_of([20] * 6)):
+            first = 1500 if each is rig else 0
+            asked = {"max_tokens": 24, "temperature": 0.9 * (handle % 2), "seed": handle}
+            path = paths[handle % len(paths)]
+            each.submit(first + handle, prompt, path, ignore_eos=True, **asked)
+        each.run()
+    assert {1500 + handle: rig.tokens[1500 + handle] for handle in plain.tokens} == answers
+    stats = rig.engine.stats()
+    assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
+    rig.engine._scheduler._drafting = None
 
 
 def test_adapters_come_and_go(llama: Setting) -> None:
