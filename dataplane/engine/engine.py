@@ -374,7 +374,7 @@ class Engine:
         now_s = self._clock()
         result.times.append(step.time)
         self._patience.collected(now_s)
-        self._observe(step)
+        seconds = self._observe(step)
         num_decoding, num_before = self._scheduler.num_decoding, self._num_generated
         self._scheduler.computed(step.chunks, now_s)
         ruined = self._take_scores(step, result)
@@ -387,7 +387,6 @@ class Engine:
                 ruined.append(chunk.sequence)
         if self._speculates and num_decoding and not _count(step.chunks).num_prefill:
             num_tokens = self._num_generated - num_before
-            seconds = step.time.work_s
             self._costs.observe_gain(seconds, num_tokens=num_tokens, num_decode=num_decoding)
         self._sample(result)
         # What they computed must be out of the prefix cache before anybody else is scheduled, and
@@ -411,13 +410,15 @@ class Engine:
                 ruined.append(sequence)
         return ruined
 
-    def _observe(self, step: Collected) -> None:
+    def _observe(self, step: Collected) -> float:
+        """Returns what counts as its time."""
         count, seconds = _count(step.chunks), step.time.work_s
         if count.num_drafts and self._was_speculative:
             # Who drafts is in no step beside: the device waited for the host.
             seconds += min(step.time.idle_s, seconds)
         self._was_speculative = count.num_drafts > 0
         self._costs.observe_step(seconds, **count._asdict())
+        return seconds
 
     def _append(
         self, sequence: Sequence, sampled: Seq[Sampled], now_s: float, result: StepResult

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from dataplane.engine.batch import adapter_spans
-from dataplane.engine.chunk import Chunk
+from dataplane.engine.chunk import MAX_SCORED, Chunk
 from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.graph_inputs import StepInputs
 from dataplane.engine.step_adapters import lora_spans
@@ -137,7 +137,9 @@ class StepGraphs:
             device,
             regime=self._tiles.decode,
         )
-        self._previous_ids = torch.zeros(max_running, dtype=torch.int64, device=device)
+        # What a step sampled, which may have had drafts.
+        most_sampled = max_running + MAX_SCORED
+        self._previous_ids = torch.zeros(most_sampled, dtype=torch.int64, device=device)
         self._logits = pool.data.new_zeros(most, decoder.config.vocab_size)
         self._replays: dict[Variant, Replay] = {}
         self.report = GraphReport()

@@ -10,7 +10,7 @@ from dataplane.engine.drafting import Drafting
 from dataplane.engine.sequence import Sequence as EngineSequence
 from tests.helpers.engine import Rig
 
-_ANY = range(3, 120)
+_ANY = range(3, 40)
 
 
 def force_drafts(

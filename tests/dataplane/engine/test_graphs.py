@@ -17,6 +17,7 @@ from dataplane.engine.graph_buckets import GraphBuckets, Variant
 from dataplane.engine.setup import graph_setup
 from dataplane.errors import DataPlaneError
 from tests.dataplane.engine.test_overlap import random_request
+from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
@@ -166,6 +167,28 @@ def test_what_has_more_rows_than_any_graph_runs_eagerly(assets: dict[str, Path])
         calm.submit(handle, PROMPT[:length], adapter, max_tokens=6, ignore_eos=True)
     calm.run()
     assert rig.tokens == calm.tokens
+
+
+def test_steps_with_drafts_run_eagerly_and_the_others_behind_them_are_replayed(
+    assets: dict[str, Path],
+) -> None:
+    """Of more drafts than sequences may run."""
+    rig, calm = rig_of(assets, max_running=3, speculative_tokens=8), Rig(assets["model"])
+    for each in (calm, rig):
+        if each is rig:
+            force_drafts(rig, calm.tokens)
+        for handle, penalty in enumerate((0.0, 0.0, 0.1)):  # which does not draft
+            each.submit(
+                handle,
+                PROMPT[handle:],
+                assets["a"] if handle else None,
+                max_tokens=24,
+                ignore_eos=True,
+                frequency_penalty=penalty,
+            )
+        each.run()
+    assert rig.tokens == calm.tokens
+    assert rig.engine.stats().num_accepted_tokens > 0 and num_steps(rig) >= 8
 
 
 @pytest.mark.parametrize("name", ["wide", "dora", "head", "tokens", "own-head"])
