@@ -28,13 +28,12 @@ _OUTWEIGHS = 1000.0
 _FEW = 64  # tokens, of which every pair comes again and again
 TEXTS: dict[str, dict[str, Any]] = {
     "copied": {},
-    "copied with changes": {"temperature": 2.2},
     "not repeated": {
         "temperature": 1.0,
         "logit_bias": [(FIRST_TOKEN_ID + 7 * at, 100.0) for at in range(_FEW)],
     },
 }
-"""How each is sampled. The second one leaves a passage for another one now and then."""
+"""How each is sampled."""
 
 
 def speculation(setup: Setup) -> Result:
@@ -58,8 +57,7 @@ def speculation(setup: Setup) -> Result:
                     turns[case] = _turn(
                         setup, session, number, sampling, times[case], counted, case
                     )
-                copied = text != "not repeated"
-                least = 0.97 if not copied else 1.3 if number <= 4 and text == "copied" else None
+                least = 0.97 if text == "not repeated" else 1.3 if number <= 4 else None
                 pair = f"{what}, with drafts", f"{what}, without drafts"
                 ratios.append(Ratio(f"{what}: with drafts to without", *pair, at_least=least))
         for turn in turns.values():

@@ -132,10 +132,11 @@ def _affordable(
         return useful
     plain_s = costs.step_s(num_decode)
     left_s = (2 * _MOST_LOSS - 1) * plain_s - costs.step_s(num_beside)
+    fixed_s, draft_s = costs.draft_line
     ranked = sorted((-chance, at) for at, each in useful.items() for chance in each)
     most = len(ranked)
-    while most and costs.drafts_s(most) > left_s:
-        most -= 1
+    if fixed_s + most * draft_s > left_s:
+        most = max(0, int((left_s - fixed_s) / draft_s)) if draft_s else 0
     taken: dict[int, list[float]] = {}
     for chance, at in ranked[:most]:
         taken.setdefault(at, []).append(-chance)

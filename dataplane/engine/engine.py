@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import islice
-from typing import NamedTuple
 
 from dataplane.channel import (
     Directive,
@@ -42,6 +41,7 @@ from dataplane.engine.refusals import non_finite
 from dataplane.engine.scheduler import Scheduler
 from dataplane.engine.sequence import Sequence
 from dataplane.engine.step_result import StepResult
+from dataplane.engine.step_times import StepTimes
 from dataplane.errors import ConstraintError
 from dataplane.lora.loader import AdapterLoader
 from dataplane.lora.supply import AdapterSupply
@@ -103,6 +103,7 @@ class Engine:
         )
         self._batches = BatchBuilder(decoder.config, pool, self._resident)
         self._patience = Patience(self._costs)
+        self._times = StepTimes(self._costs, self._patience)
         self.graphs = graphs
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
         self._constrained = Constrained(
@@ -112,7 +113,6 @@ class Engine:
         self._ended = StepResult()  # requests that ended before they were scheduled
         self._num_generated = 0
         self._speculates = speculative_tokens > 0
-        self._was_speculative = False  # the step that was collected last
 
     @property
     def has_work(self) -> bool:
@@ -332,7 +332,7 @@ class Engine:
         self._pipeline.launch(chunks, step, rows)
         can_sample = self._constrained.launched([c.sequence for c in chunks if c.samples])
         self._scheduler.launched(chunks)
-        self._patience.launched(**_count(chunks)._asdict(), now_s=self._clock())
+        self._times.launched(chunks, self._clock())
         if can_sample:
             self._sample(result)
 
@@ -373,9 +373,9 @@ class Engine:
         step = self._pipeline.collect()
         now_s = self._clock()
         result.times.append(step.time)
-        self._patience.collected(now_s)
-        seconds = self._observe(step)
-        num_decoding, num_before = self._scheduler.num_decoding, self._num_generated
+        self._times.collected(step.chunks, step.time, now_s)
+        num_before = self._num_generated
+        num_decoding = self._scheduler.num_decoding if self._speculates else 0
         self._scheduler.computed(step.chunks, now_s)
         ruined = self._take_scores(step, result)
         rows = iter(step.sampled)
@@ -385,9 +385,7 @@ class Engine:
                 continue  # it ended while this step was in flight
             if not self._append(chunk.sequence, agreed(chunk.drafts, sampled), now_s, result):
                 ruined.append(chunk.sequence)
-        if self._speculates and num_decoding and not _count(step.chunks).num_prefill:
-            num_tokens = self._num_generated - num_before
-            self._costs.observe_gain(seconds, num_tokens=num_tokens, num_decode=num_decoding)
+        self._times.gave(self._num_generated - num_before, num_decoding)
         self._sample(result)
         # What they computed must be out of the prefix cache before anybody else is scheduled, and
         # that must wait for the last step that has them.
@@ -409,16 +407,6 @@ class Engine:
                 self._fail(Failure(sequence, non_finite(sequence)), result)
                 ruined.append(sequence)
         return ruined
-
-    def _observe(self, step: Collected) -> float:
-        """Returns what counts as its time."""
-        count, seconds = _count(step.chunks), step.time.work_s
-        if count.num_drafts and self._was_speculative:
-            # Who drafts is in no step beside: the device waited for the host.
-            seconds += min(step.time.idle_s, seconds)
-        self._was_speculative = count.num_drafts > 0
-        self._costs.observe_step(seconds, **count._asdict())
-        return seconds
 
     def _append(
         self, sequence: Sequence, sampled: Seq[Sampled], now_s: float, result: StepResult
@@ -482,18 +470,3 @@ class Engine:
     def _fail(self, failure: Failure, result: StepResult) -> None:
         self._sequences.pop(failure.sequence.handle, None)
         result.fail(failure.sequence, failure.error)
-
-
-class _Count(NamedTuple):
-    """Of a step, as `CostModel.observe_step` takes it."""
-
-    num_prefill: int
-    num_decode: int
-    num_drafts: int
-
-
-def _count(chunks: Iterable[Chunk]) -> _Count:
-    sizes = [chunk.sure_end - chunk.start for chunk in chunks]
-    num_decode = sizes.count(1)
-    num_drafts = sum(len(chunk.drafts) for chunk in chunks)
-    return _Count(sum(sizes) - num_decode, num_decode, num_drafts)

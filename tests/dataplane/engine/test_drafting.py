@@ -8,6 +8,7 @@ import pytest
 
 from dataplane.cost_model import CostModel
 from dataplane.engine import drafting
+from dataplane.engine.chunk import Chunk
 from dataplane.engine.drafting import worth
 from tests.helpers.scheduling import Simulation
 
@@ -139,6 +140,20 @@ def test_drafts_take_no_page_that_others_grow_into_and_no_more_tokens_than_a_ste
             preemptions.append(simulation.scheduler.counters.num_preemptions)
         assert preemptions[1] <= preemptions[0]
         assert simulation.scheduler.counters.num_accepted > 0
+
+
+def test_as_many_pages_are_left_as_sequences_run() -> None:
+    simulation = Simulation(num_pages=20, page_tokens=4, max_drafts=8)
+    simulation.submit(0, 6, max_tokens=20)
+    simulation.step()
+    (sequence,) = simulation.scheduler.running
+    drafting, available = simulation.scheduler._drafting, simulation.pool.num_available
+    assert drafting is not None and len(sequence.block_table) == 2
+    chunk = Chunk(sequence, 6, 1, samples=True)
+    assert drafting._with_pages(chunk, 8, available) == 1  # to the end of its last page
+    assert drafting._with_pages(chunk, 8, available - 1) == 5
+    assert drafting._with_pages(chunk, 4, 0) == 4 and len(sequence.block_table) == 3
+    simulation.run()
 
 
 def test_tenants_are_charged_for_what_was_generated() -> None:
