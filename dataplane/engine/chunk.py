@@ -21,7 +21,7 @@ class Chunk:
     num_tokens: int
     samples: bool  # they are all that was pending, so the step gives it its next token
     num_scored: int = 0  # the first of them, of which the token that comes next is to be scored
-    drafts: tuple[int, ...] = ()  # only behind the last token of one that decodes
+    drafts: tuple[int, ...] = ()  # only behind one token
 
     @property
     def num_sampled(self) -> int:

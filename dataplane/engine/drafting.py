@@ -43,7 +43,7 @@ class Drafting:
         """
         if not all(each.num_tokens == 1 and each.samples for each in chunks.values()):
             return
-        candidates = [each for each in chunks.values() if self._may_draft(each)]
+        candidates = [each for each in chunks.values() if each.sequence.may_draft]
         chances = [self._chances(each.sequence) for each in candidates]
         counts = self._counts(chances, len(chunks))
         room = min(max_batch_tokens - len(chunks), MAX_SCORED)
@@ -55,10 +55,6 @@ class Drafting:
                 drafts = tuple(sequence.drafts.propose(sequence.num_unread, count))
                 chunks[sequence] = replace(chunk, num_tokens=1 + count, drafts=drafts)
                 room -= count
-
-    def _may_draft(self, chunk: Chunk) -> bool:
-        """A prompt's last token is computed as prompts are, even by itself."""
-        return chunk.sequence.may_draft and chunk.start >= chunk.sequence.num_prompt
 
     def _chances(self, sequence: Sequence) -> list[float]:
         if sequence.drafts is None:

@@ -258,7 +258,7 @@ class Simulation:
         for chunk in chunks:
             sequence = chunk.sequence
             assert 0 < chunk.num_tokens - len(chunk.drafts) <= sequence.num_pending
-            assert not chunk.drafts or (chunk.samples and sequence.num_output)
+            assert not chunk.drafts or (chunk.samples and sequence.num_pending == 1)
             assert chunk.sure_end + len(chunk.drafts) < sequence.max_length
             end = sequence.num_computed + chunk.num_tokens
             assert len(sequence.block_table) >= self.pool.blocks_for(end)

@@ -125,7 +125,7 @@ def test_in_bfloat16_logits_and_what_is_cached_have_the_same_bits(
         for handle, name in enumerate(("a", "b", None, "a", "b", None)):
             adapter = assets[name] if name else None
             asked = {"temperature": float(handle > 2), "seed": handle + seed, "logprobs": 1}
-            length = len(PROMPT) - 3 * handle
+            length = len(PROMPT) - 4 * handle
             rig.submit(
                 handle, PROMPT[:length], adapter, max_tokens=NUM_TOKENS, ignore_eos=True, **asked
             )
