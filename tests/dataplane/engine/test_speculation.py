@@ -306,6 +306,29 @@ def test_who_does_not_draft_is_in_every_step_and_steps_overlap(
             assert 0 not in following or 1 not in step
 
 
+def test_all_who_draft_do_so_in_the_same_steps(assets: dict[str, Path], answer: list[int]) -> None:
+    rig = Rig(assets["model"], speculative_tokens=4)
+    force_drafts(rig, dict.fromkeys(range(3), answer), right=1.0)
+    scheduler, together = rig.engine._scheduler, list[int]()
+    schedule = scheduler.schedule
+
+    def noting(now_s: float) -> Any:
+        waits = scheduler.awaits_drafts
+        chunks, failures = schedule(now_s)
+        drafting = [chunk for chunk in chunks if chunk.drafts]
+        assert not (waits and drafting)
+        together.append(len(drafting))
+        return chunks, failures
+
+    scheduler.schedule = noting  # pyright: ignore[reportAttributeAccessIssue]
+    for handle in range(3):  # one after the other comes into the batch
+        rig.submit(handle, PROMPT, None, max_tokens=NUM_TOKENS, ignore_eos=True)
+        rig.step()
+    rig.run()
+    assert all(rig.tokens[handle] == answer[:NUM_TOKENS] for handle in range(3))
+    assert together.count(3) > together.count(1)
+
+
 def test_a_number_of_drafts_that_is_out_of_range_is_refused(assets: dict[str, Path]) -> None:
     with pytest.raises(DataPlaneError, match="speculative_tokens is 9; it must be 0 to 8") as error:
         Rig(assets["model"], speculative_tokens=9)
