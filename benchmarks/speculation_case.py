@@ -7,8 +7,10 @@ it takes in any model of the shape.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,32 @@ TEXTS: dict[str, dict[str, Any]] = {
 """How each is sampled."""
 
 
+@dataclass
+class _Seen:
+    """Of a case's turns."""
+
+    times: list[Times] = field(default_factory=list[Times])
+    processor: list[float] = field(default_factory=list[float])  # tokens for a second of it
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def forget(self) -> None:
+        self.times.clear()
+        self.processor.clear()
+        self.num_drafted = self.num_accepted = 0
+
+
 def speculation(setup: Setup) -> Result:
-    """Streams of each text in an engine with drafts and in one without."""
+    """Streams of each text in an engine with drafts and in one without: tokens for each second, and
+    for each second of processor time, which other work on the machine changes less. What threads
+    wait for each other is in that, too: it says most with one thread."""
     model = _passages_model(setup)
-    counted: dict[str, tuple[int, int]] = {}
+    seen: dict[str, _Seen] = {}
     with ExitStack() as stack:
         engines = {
             name: setup.session(stack, adapter_bytes=0, model=model, speculative_tokens=number)
             for name, number in (("without drafts", 0), ("with drafts", DRAFTS))
         }
-        times: dict[str, list[Times]] = {}
         turns: dict[str, Case] = {}
         ratios: list[Ratio] = []
         for text, sampling in TEXTS.items():
@@ -53,41 +71,34 @@ def speculation(setup: Setup) -> Result:
                 what = f"{text}, {number} streams"
                 for name, session in engines.items():
                     case = f"{what}, {name}"
-                    times[case] = []
-                    turns[case] = _turn(
-                        setup, session, number, sampling, times[case], counted, case
-                    )
+                    seen[case] = _Seen()
+                    turns[case] = _turn(setup, session, number, sampling, seen[case])
                 least = 0.97 if text == "not repeated" else 1.3 if number <= 4 else None
                 pair = f"{what}, with drafts", f"{what}, without drafts"
                 ratios.append(Ratio(f"{what}: with drafts to without", *pair, at_least=least))
-        for turn in turns.values():
+        for case, turn in turns.items():
             turn()
-        for seen in times.values():
-            seen.clear()
-        counted.clear()
+            seen[case].forget()
         rates = interleaved(turns, setup.rounds)
+        processor = {case: each.processor for case, each in seen.items()}
+        alike = [replace(each, name=f"{each.name}, processor", at_least=None) for each in ratios]
         facts = {
             "speculative_tokens": DRAFTS,
             "passage_tokens": PASSAGE_TOKENS,
-            "drafted_and_accepted": counted,
+            "output_tokens_per_processor_s": processor,
+            "drafted_tokens": {case: each.num_drafted for case, each in seen.items()},
+            "accepted_tokens": {case: each.num_accepted for case, each in seen.items()},
         }
-        ready = engines["with drafts"].parts.ready
-        return Result(ready, rates, times, judged(ratios, rates), facts)
+        lines = [*judged(ratios, rates), *judged(alike, processor)]
+        times = {case: each.times for case, each in seen.items()}
+        return Result(engines["with drafts"].parts.ready, rates, times, lines, facts)
 
 
 def _turn(
-    setup: Setup,
-    session: Session,
-    num_streams: int,
-    sampling: dict[str, Any],
-    seen: list[Times],
-    counted: dict[str, tuple[int, int]],
-    case: str,
+    setup: Setup, session: Session, num_streams: int, sampling: dict[str, Any], seen: _Seen
 ) -> Case:
-    """counted: drafted and accepted tokens of all turns, by case."""
-
     def rate() -> float:
-        before = session.parts.engine.stats()
+        before, before_s = session.parts.engine.stats(), time.process_time()
         times = session.closed_loop(
             [None] * num_streams,
             prompt_tokens=setup.prompt_tokens,
@@ -95,13 +106,11 @@ def _turn(
             sampling=sampling,
             prompt_of=_passages(setup),
         )
+        seen.processor.append(times.num_tokens / (time.process_time() - before_s))
         after = session.parts.engine.stats()
-        drafted, accepted = counted.get(case, (0, 0))
-        counted[case] = (
-            drafted + after.num_drafted_tokens - before.num_drafted_tokens,
-            accepted + after.num_accepted_tokens - before.num_accepted_tokens,
-        )
-        seen.append(times)
+        seen.num_drafted += after.num_drafted_tokens - before.num_drafted_tokens
+        seen.num_accepted += after.num_accepted_tokens - before.num_accepted_tokens
+        seen.times.append(times)
         return times.tokens_per_s
 
     return rate
