@@ -70,9 +70,10 @@ class Drafting:
 
     def _try_again(self, chances: Seq[list[float]]) -> list[int]:
         """None, but now and then those of the likeliest, as what they cost may have changed."""
-        best = max(range(len(chances)), key=lambda at: sum(chances[at]), default=-1)
-        if best < 0 or not chances[best] or chances[best][0] < _LIKELY:
+        likely = [at for at, each in enumerate(chances) if each and each[0] >= _LIKELY]
+        if not likely:
             return [0] * len(chances)
+        best = max(likely, key=lambda at: sum(chances[at]))
         self._num_declined += 1
         if self._num_declined < _TRY_AFTER:
             return [0] * len(chances)
@@ -102,7 +103,7 @@ def worth(chances: Seq[Seq[float]], num_decode: int, costs: CostModel) -> list[i
     candidates is weighed where all are not worth it, and so on.
     """
     counts = [0] * len(chances)
-    plain_s = costs.step_s(num_decode)
+    plain_s = costs.step_s(num_decode) if any(chances) else 0.0
     if not plain_s:
         return counts
     _, draft_s = costs.draft_line

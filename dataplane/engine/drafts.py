@@ -25,6 +25,7 @@ _SLOTS_PER_TOKEN = 4  # for three entries each
 # Odd multipliers of the token that is so many places before the end (Knuth's multiplicative hash).
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 _MASK = (1 << 64) - 1
+_LEAST = 0.1  # chance that is worth a thought
 _KEEP = 0.9  # weight of the past at each guess
 # That a guess is right, by `_level`, before any was seen: low, as seeing some first costs nothing.
 _FIRST = (0.2, 0.25, 0.4, 0.8)
@@ -54,14 +55,16 @@ class Drafts:
 
     def chances(self, num_unread: int, most: int) -> list[float]:
         """Of up to `most` drafts behind `num_unread` tokens that nobody has read yet: that each is
-        accepted, which takes all before it to be. Empty without a guess. Of all that `follow`
-        took in."""
+        accepted, which takes all before it to be, as long as it is not quite unlikely. Empty
+        without a guess. Of all that `follow` took in."""
         if self._source < 0:
             return []
         chances: list[float] = []
         chance = 1.0
         for at in range(num_unread + most):
             chance *= self._right[_level(self._matched + at)]
+            if chance < _LEAST:
+                break
             if at >= num_unread:
                 chances.append(chance)
         return chances
