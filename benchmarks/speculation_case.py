@@ -54,25 +54,24 @@ class _Seen:
 
 
 def speculation(setup: Setup) -> Result:
-    """Streams of each text in an engine with drafts and in one without: tokens for each second, and
-    for each second of processor time, which other work on the machine changes less. What threads
-    wait for each other is in that, too: it says most with one thread."""
+    """Streams of each text in an engine whose drafting is on and off by turns, as two engines
+    differ by where their weights lie. Tokens for each second, and for each second of processor
+    time, which other work on the machine changes less; what threads wait for each other is in that,
+    too, so that it says most with one thread."""
     model = _passages_model(setup)
     seen: dict[str, _Seen] = {}
     with ExitStack() as stack:
-        engines = {
-            name: setup.session(stack, adapter_bytes=0, model=model, speculative_tokens=number)
-            for name, number in (("without drafts", 0), ("with drafts", DRAFTS))
-        }
+        session = setup.session(stack, adapter_bytes=0, model=model, speculative_tokens=DRAFTS)
         turns: dict[str, Case] = {}
         ratios: list[Ratio] = []
         for text, sampling in TEXTS.items():
             for number in STREAMS:
                 what = f"{text}, {number} streams"
-                for name, session in engines.items():
-                    case = f"{what}, {name}"
+                for is_on in (False, True):
+                    case = f"{what}, {'with' if is_on else 'without'} drafts"
                     seen[case] = _Seen()
-                    turns[case] = _turn(setup, session, number, sampling, seen[case])
+                    turn = _turn(setup, session, number, sampling, seen[case])
+                    turns[case] = _switched(session, is_on, turn)
                 least = 0.97 if text == "not repeated" else 1.3 if number <= 4 else None
                 pair = f"{what}, with drafts", f"{what}, without drafts"
                 ratios.append(Ratio(f"{what}: with drafts to without", *pair, at_least=least))
@@ -91,7 +90,20 @@ def speculation(setup: Setup) -> Result:
         }
         lines = [*judged(ratios, rates), *judged(alike, processor)]
         times = {case: each.times for case, each in seen.items()}
-        return Result(engines["with drafts"].parts.ready, rates, times, lines, facts)
+        return Result(session.parts.ready, rates, times, lines, facts)
+
+
+def _switched(session: Session, is_on: bool, turn: Case) -> Case:
+    """turn: with drafting, or as if the engine had been made without."""
+    engine: Any = session.parts.engine
+    drafting = engine._scheduler._drafting
+
+    def switched() -> float:
+        engine._scheduler._drafting = drafting if is_on else None
+        engine._speculates = is_on
+        return turn()
+
+    return switched
 
 
 def _turn(
