@@ -40,9 +40,9 @@ class Calibration:
         self.seen: dict[Observation, list[float]] = {}
         observe = self._engine._costs.observe_step
 
-        def observing(seconds: float, *, num_prefill: int, num_decode: int) -> None:
+        def observing(seconds: float, *, num_prefill: int, num_decode: int, **rest: int) -> None:
             self._last = seconds, (num_prefill, num_decode)
-            observe(seconds, num_prefill=num_prefill, num_decode=num_decode)
+            observe(seconds, num_prefill=num_prefill, num_decode=num_decode, **rest)
 
         self._engine._costs.observe_step = observing
 
