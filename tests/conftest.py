@@ -1,6 +1,7 @@
 """What all tests share. No test reaches beyond 127.0.0.1."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Models here are tiny: more threads than one only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Shells start what runs in the background deaf to it, and so would be the processes of tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # No example database: tests leave nothing behind. No time either: machines differ.
 settings.register_profile(
     "any machine", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
