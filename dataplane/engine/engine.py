@@ -33,11 +33,12 @@ from dataplane.engine.chunk import Chunk, Failure
 from dataplane.engine.constrained import Constrained
 from dataplane.engine.device import device_for
 from dataplane.engine.drafts import agreed
-from dataplane.engine.graphs import GraphReport, GraphStep, StepGraphs
+from dataplane.engine.graphs import GraphStep, StepGraphs
 from dataplane.engine.patience import Patience
 from dataplane.engine.pipeline import DEPTH, Collected, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
 from dataplane.engine.refusals import non_finite
+from dataplane.engine.report import Report
 from dataplane.engine.scheduler import Scheduler
 from dataplane.engine.sequence import Sequence
 from dataplane.engine.step_result import StepResult
@@ -108,6 +109,16 @@ class Engine:
         self._pipeline = Pipeline(decoder, pool, device_for(pool.device), pipeline_depth)
         self._constrained = Constrained(
             decoder.config.vocab_size, eos_token_ids, max_waiting, on_grammar, clock
+        )
+        self._report = Report(
+            pool,
+            loader,
+            supply,
+            self._prefixes,
+            self._costs,
+            self._scheduler,
+            self._constrained,
+            graphs,
         )
         self._sequences: dict[int, Sequence] = {}
         self._ended = StepResult()  # requests that ended before they were scheduled
@@ -241,60 +252,7 @@ class Engine:
         self._constrained.close()
 
     def stats(self) -> Stats:
-        residency = self._loader.residency()
-        pool = [each.digest for each in self._resident]
-        faster = set(pool)
-        host = [digest for digest in residency.host if digest not in faster]
-        faster.update(host)
-        allocator = self._pool.allocator
-        counters = self._scheduler.counters
-        num_running = len(self._scheduler.running)
-        prefetches = self._supply.prefetches.report()
-        graphs = self.graphs.report if self.graphs else GraphReport()
-        constraints = self._constrained.report()
-        return Stats(
-            num_running=num_running,
-            num_waiting=self._scheduler.num_waiting + self._constrained.num_waiting,
-            num_pages=allocator.num_pages,
-            num_available_pages=self._pool.num_available,
-            num_used_pages=allocator.num_pages - self._pool.num_available,
-            num_generated_tokens=self._num_generated,
-            pool_digests=sorted(pool),
-            host_digests=sorted(host),
-            disk_digests=sorted(residency.disk - faster),
-            num_cached_blocks=self._prefixes.num_blocks,
-            num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
-            num_prompt_tokens=counters.num_prompt_tokens,
-            num_preemptions=counters.num_preemptions,
-            num_hopeless=counters.num_hopeless,
-            num_drafted_tokens=counters.num_drafted,
-            num_accepted_tokens=counters.num_accepted,
-            prefill_tokens_per_s=self._costs.prefill_tokens_per_s,
-            decode_step_s=self._costs.step_s(max(num_running, 1)),
-            num_prefetch_hits=prefetches.hits,
-            num_prefetch_late=prefetches.late,
-            prefetch_late_s=prefetches.late_s,
-            prefetch_wasted_bytes=prefetches.wasted_bytes,
-            num_prefetch_failed=prefetches.failed,
-            num_prefetch_refused=prefetches.refused,
-            num_prefetch_asked=prefetches.asked,
-            num_adapter_pages=self._resident.num_pages,
-            num_free_pages=allocator.num_free,
-            tiers=[self._supply.pool_tier()],
-            num_copies=self._resident.copier.num_copied,
-            copy_s=self._resident.copier.copied_s,
-            waiting_pins=self._supply.waiting_pins(),
-            num_waiting_pins=len(self._supply.prefetches.waiting_pins),
-            num_graphs=graphs.num_graphs,
-            graph_capture_s=graphs.capture_s,
-            graph_bytes=graphs.memory_bytes,
-            num_graph_steps=self.graphs.num_steps if self.graphs else 0,
-            num_grammars=constraints.num_grammars,
-            grammar_s=constraints.grammar_s,
-            num_masks=constraints.num_masks,
-            mask_s=constraints.mask_s,
-            outlook=self._scheduler.outlook(self._clock()),
-        )
+        return self._report.stats(self._num_generated, self._clock())
 
     def copy_s(self, digest: str) -> float:
         """What an adapter's last copy into the pool took; 0 when that is not known."""
@@ -310,7 +268,7 @@ class Engine:
         return PoolReport(
             ticket=ticket,
             owners=self._pool.allocator.owners(),
-            num_used_pages=self.stats().num_used_pages,
+            num_used_pages=self._report.num_used_pages,
             problem=problem,
         )
 
