@@ -82,7 +82,6 @@ class Engine:
         when a grammar was compiled, and `step` is of use."""
         self._decoder = decoder
         self._pool = pool
-        self._loader = loader
         self._eos = eos_token_ids
         self._max_context = max_context
         self._clock = clock
