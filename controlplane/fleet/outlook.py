@@ -20,7 +20,7 @@ class TierCost(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outlook(msgspec.Struct, frozen=True, array_like=True):
-    """See Outlook in fleet.proto, and beside it in Load the two fields of that name.
+    """See Outlook in fleet.proto, and beside it in Load the three fields of that name.
 
     max_batch_tokens: 0 while nothing was measured.
     """
@@ -39,6 +39,7 @@ class Outlook(msgspec.Struct, frozen=True, array_like=True):
     computed_share: float = 1.0
     tier_costs: tuple[TierCost, ...] = ()
     cached_for_s: float | None = None  # None: a data plane that does not tell
+    path_s: float = 0.0
 
     @property
     def is_measured(self) -> bool:

@@ -30,7 +30,7 @@ from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.links import Links, RelayUnknownError
 from controlplane.gateway.metrics import GatewayRequests
-from controlplane.gateway.objective import Objective
+from controlplane.gateway.objective import FirstToken, Objective, Ways
 from controlplane.gateway.outage import Outage
 from controlplane.gateway.recovery import Recovery, RecoveryLimits
 from controlplane.gateway.unused import UnusedTickets
@@ -61,6 +61,7 @@ class Means:
     metrics: GatewayRequests
     unused: UnusedTickets
     outage: Outage
+    ways: Ways = field(default_factory=Ways)
     running: set[Generation] = field(default_factory=lambda: set[Generation]())
 
 
@@ -83,7 +84,7 @@ class Generation:
         self._request.ClearField("routing_key")  # whom it is for is no data plane's business
         self._metadata = metadata
         self._deadline = None if timeout_s is None else _now() + timeout_s
-        self._objective = Objective(self._request, _now())
+        self._objective = Objective(self._request, means.ways, _now())
         scores_prompt = self._request.sampling.HasField("prompt_logprobs")
         # All of a prompt that is scored is computed, wherever its beginning was.
         self._prefixes = None if scores_prompt else prompt_prefixes(self._request)
@@ -164,6 +165,7 @@ class Generation:
                     raise
             else:
                 outage.over()
+                self._means.ways.admission.note(_now() - asked_s, _now())
                 return self._as_promised(place)
 
     async def _ask_for_place(self, request: admission_pb.AdmitRequest) -> Any:
@@ -244,6 +246,7 @@ class Generation:
         self, place: admission_pb.AdmitResponse, request: pb.GenerateRequest
     ) -> AsyncGenerator[pb.GenerateResponse]:
         accepted_here, num_scored = False, 0
+        first = FirstToken(self._means.ways.stream, _now())
         async with self._means.channels.lease(place.endpoint) as channel:
             self._raise_if_ended()
             self._call = call = self._started(channel, request)
@@ -256,6 +259,7 @@ class Generation:
                         if not self._accept(response.accepted):
                             continue
                     elif kind == "tokens":
+                        first.came(_now())
                         self._request.generated_token_ids.extend(response.tokens.token_ids)
                         if prompt := response.tokens.prompt_logprobs:
                             num_delivered = self._num_scored - num_scored
@@ -264,6 +268,8 @@ class Generation:
                             del prompt[:num_delivered]
                             if not prompt:  # of a stream that was lost
                                 continue
+                    elif kind == "finished":
+                        first.ended(response.finished.timings, _now())
                     yield response
                     if kind == "finished":
                         return

@@ -7,7 +7,8 @@ Semantics:
     load    = of the adapter, from the tier that it is in there
     prefill = of the prompt but for what is cached, in chunks beside the running batch, and half of
               the step under way
-    first token after max(wait, load) + prefill
+    path    = of requests and tokens within the data plane, beside its engine
+    first token after max(wait, load) + prefill + path
 What was not measured costs nothing, so that nobody is refused on a guess. What is cached: where the
 request's prefixes are compared, the longest that was sent there and is not evicted yet, by how long
 blocks live there; else the usual share.
@@ -40,7 +41,8 @@ class RequestNeeds:
     weights_bytes: of the adapter's file. num_tokens, num_characters: of the prompt, either 0 where
     it is not known. num_generated: tokens delivered before, which are computed anew. max_tokens: of
     the answer; None: what the context has left.
-    ttft_slo_s: its own objective; None: the data plane's. compares_prefixes: whether it is known
+    ttft_slo_s: its own objective; None: the data plane's. ttft_path_s: of that, what the way to and
+    from whoever asks for a place takes. compares_prefixes: whether it is known
     where beginnings of its prompt were sent. has_begun: its first token was delivered, so that it
     has no objective.
     """
@@ -53,6 +55,7 @@ class RequestNeeds:
     max_tokens: int | None = None
     priority: int = 0
     ttft_slo_s: float | None = None
+    ttft_path_s: float = 0.0
     compares_prefixes: bool = False
 
     @property
@@ -91,18 +94,19 @@ class Expectation(NamedTuple):
     prefill_s: float
     spread_s: float = 0.0  # by which a wait usually comes out shorter or longer
     num_cached: float = 0.0  # tokens of the prompt, where prefixes are compared
+    path_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:
-        return max(self.wait_s, self.load_s) + self.prefill_s
+        return max(self.wait_s, self.load_s) + self.prefill_s + self.path_s
 
     def is_queued_out(self, slo_s: float) -> bool:
         """Whether it is the queue that puts the objective out of reach, even if it moves faster
         than expected by its usual spread: who might make it is let in, and given up there if need
         be, lest a data plane idle. What would miss it on an idle one, too, is for that one to
         judge, which puts its costs to the test."""
-        alone_s, wait_s = self.load_s + self.prefill_s, self.wait_s - self.spread_s
-        ttft_s = max(wait_s, self.load_s) + self.prefill_s
+        then_s, wait_s = self.prefill_s + self.path_s, self.wait_s - self.spread_s
+        alone_s, ttft_s = self.load_s + then_s, max(wait_s, self.load_s) + then_s
         return ttft_s > max(slo_s, alone_s) and (alone_s <= slo_s or wait_s > slo_s)
 
 
@@ -134,7 +138,7 @@ def expected(
     prefill_s = _prefill_s(outlook, max(1.0, num_computed), decode_step_s)
     # Of so many requests that each take about as long, as of independent random times.
     spread_s = math.sqrt(wait_s * outlook.request_s)
-    return Expectation(wait_s, load_s, prefill_s, spread_s, num_cached)
+    return Expectation(wait_s, load_s, prefill_s, spread_s, num_cached, outlook.path_s)
 
 
 def _load_s(outlook: Outlook, tier: str, weights_bytes: int) -> float:

@@ -124,7 +124,7 @@ def place(
     in_reach = [each for each in prospects if not each.is_queued_out]
     if not in_reach:
         nearest = min(prospects, key=lambda each: each.misses_by_s)
-        return Refusal(Why.OUT_OF_REACH, nearest.expectation.ttft_s, nearest.slo_s or 0.0)
+        return Refusal(Why.OUT_OF_REACH, nearest.ttft_s, nearest.slo_s or 0.0)
     if all(each.is_known for each in in_reach):
         choice = _soonest(in_reach, needs.digest, policy)
         if not needs.compares_prefixes:
@@ -155,6 +155,7 @@ class _Prospect:
         self.candidate = candidate
         self.is_known = outlook.is_measured
         self.slo_s = needs.slo_s_on(outlook)
+        self._path_s = needs.ttft_path_s
         self.expectation: Expectation = expected(
             outlook,
             needs,
@@ -169,11 +170,16 @@ class _Prospect:
     @property
     def is_queued_out(self) -> bool:
         """Never where nothing was measured, as nothing costs anything then."""
-        return self.slo_s is not None and self.expectation.is_queued_out(self.slo_s)
+        return self.slo_s is not None and self.expectation.is_queued_out(self.slo_s - self._path_s)
+
+    @property
+    def ttft_s(self) -> float:
+        """Until whoever asks for a place has the first token."""
+        return self.expectation.ttft_s + self._path_s
 
     @property
     def misses_by_s(self) -> float:
-        return self.expectation.ttft_s - (self.slo_s or 0.0)
+        return self.ttft_s - (self.slo_s or 0.0)
 
     @property
     def choice(self) -> Choice:

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from chorale.objective import ttft_slo_s
+from chorale.objective import ttft_path_s, ttft_slo_s
 from chorale.source_token import source_token_of
 from chorale.v1 import admission_pb2 as pb
 from chorale.v1.admission_pb2_grpc import AdmissionServiceServicer
@@ -59,4 +59,5 @@ def _needs(request: pb.AdmitRequest) -> RequestNeeds:
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         priority=request.priority,
         ttft_slo_s=ttft_slo_s(request),
+        ttft_path_s=ttft_path_s(request),
     )

@@ -33,6 +33,7 @@ def outlook_from_pb(load: pb.Load) -> Outlook:
             for each in outlook.tier_costs[:MAX_TIERS]
         ),
         cached_for_s=_amount(outlook.cached_for_s) if outlook.HasField("cached_for_s") else None,
+        path_s=_amount(load.path_s),
     )
 
 
@@ -40,6 +41,7 @@ def add_outlook(load: pb.Load, outlook: Outlook) -> None:
     """Fills it into `load`."""
     load.ttft_slo_s = outlook.ttft_slo_s
     load.characters_per_token = outlook.characters_per_token
+    load.path_s = outlook.path_s
     if not outlook.is_measured:
         return
     load.outlook.CopyFrom(outlook_to_pb(outlook))

@@ -139,8 +139,15 @@ class Completion:
         self._text, self._token_ids, self._logprobs = "", [], []
         return chunk
 
-    def finish(self, total_s: float) -> inference_pb2.Finished:
-        """The last event, once `ended`; total_s: seconds since the request's arrival."""
+    @property
+    def made_first_s(self) -> float | None:
+        """Seconds from the request's arrival until the engine had made its first token; None
+        before."""
+        return None if self._timings is None else self._timings.time_to_first_token_s
+
+    def finish(self, first_s: float, total_s: float) -> inference_pb2.Finished:
+        """The last event, once `ended`; first_s, total_s: seconds since the request's arrival, now
+        and when the first token was sent."""
         ending = self._ending
         assert ending is not None
         text = ""
@@ -150,11 +157,10 @@ class Completion:
                 text += self._stop.flush()
             else:
                 ending = _Ending(_STOP, stop_string=met)
-        timings = inference_pb2.Timings(total_s=total_s)
+        timings = inference_pb2.Timings(time_to_first_token_s=first_s, total_s=total_s)
         if self._timings is not None:
             timings.queue_s = self._timings.queue_s
             timings.adapter_load_s = self._timings.adapter_load_s
-            timings.time_to_first_token_s = self._timings.time_to_first_token_s
         cached = self._timings.num_cached_tokens if self._timings is not None else 0
         return inference_pb2.Finished(
             finish_reason=ending.reason,

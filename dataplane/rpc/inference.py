@@ -27,6 +27,7 @@ from dataplane.rpc.constraints import Constraints
 from dataplane.rpc.deadline import deadline_of, deadline_passed, within
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_stream import EngineStream
+from dataplane.rpc.first_tokens import FirstTokens
 from dataplane.rpc.foresight import Foresight
 from dataplane.rpc.gate import TicketGate
 from dataplane.rpc.generations import Generations
@@ -77,6 +78,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._metrics = metrics
         self.text_ratio = TextRatio()
         self.foresight = Foresight()
+        self.first_tokens = FirstTokens()
         self.settlements = Settlements()
         self.generations = Generations()
         self._num_open = 0
@@ -141,20 +143,21 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             yield watch.note(
                 inference_pb2.GenerateResponse(accepted=self._accepted(prepared, claims))
             )
+            first_s = 0.0
             if not prepared.completion.ended:
+                submitted_s = time.monotonic()
                 outputs = self._submit(prepared, claims, arrival_s, deadline_s)
                 held.enter_context(contextlib.closing(outputs))
                 if deadline_s is not None:
                     # One timer for the request: one for each token would cost more than the token.
                     held.callback(_expire_at(deadline_s, outputs).cancel)
-                expected_s = claims.expected_ttft_s
                 async for chunk in _chunks(prepared, outputs):
-                    if expected_s:
-                        self.foresight.note(expected_s, time.monotonic() - arrival_s)
-                        expected_s = 0.0  # only of the first token
+                    if not first_s:
+                        first_s = time.monotonic() - arrival_s
+                        self._note_first(prepared, claims, arrival_s, submitted_s, first_s)
                     yield watch.note(inference_pb2.GenerateResponse(tokens=chunk))
             took_s = time.monotonic() - arrival_s
-            finished = prepared.completion.finish(took_s)
+            finished = prepared.completion.finish(first_s, took_s)
             used_tokens = finished.usage.num_prompt_tokens + finished.usage.num_completion_tokens
             self.settlements.note(claims.tenant, claims.charged_tokens, used_tokens)
             yield watch.note(inference_pb2.GenerateResponse(finished=finished))
@@ -208,6 +211,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 token=claims.adapter_source_token,
             )
         ttft_slo_s = self._ttft_slo_s if prepared.ttft_slo_s is None else prepared.ttft_slo_s
+        first_token_by_s = None
+        if ttft_slo_s is not None:
+            way_out_s = self.first_tokens.way_out_s(time.monotonic())
+            first_token_by_s = arrival_s + ttft_slo_s - prepared.ttft_path_s - way_out_s
         return self._engine().submit(
             prompt=prepared.prompt,
             generated=prepared.generated,
@@ -216,9 +223,28 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             tenant=claims.tenant or "default",
             arrival_s=arrival_s,
             deadline_s=deadline_s,
-            first_token_by_s=None if ttft_slo_s is None else arrival_s + ttft_slo_s,
+            first_token_by_s=first_token_by_s,
             priority=min(prepared.priority, claims.max_priority),
         )
+
+    def _note_first(
+        self,
+        prepared: PreparedRequest,
+        claims: admission_pb2.TicketClaims,
+        arrival_s: float,
+        submitted_s: float,
+        first_s: float,
+    ) -> None:
+        if claims.expected_ttft_s:
+            self.foresight.note(claims.expected_ttft_s, first_s)
+        made_s = prepared.completion.made_first_s
+        if made_s is not None:
+            self.first_tokens.note(
+                arrival_s=arrival_s,
+                submitted_s=submitted_s,
+                made_s=arrival_s + made_s,
+                sent_s=arrival_s + first_s,
+            )
 
     @contextlib.contextmanager
     def _place(self) -> Generator[None]:

@@ -233,19 +233,22 @@ class _DataPlane:
         )
 
     def _report(self) -> tuple[fleet_pb2.Load, fleet_pb2.Residency]:
+        return self._load(), residency_of(self._engine.client.stats)
+
+    def _load(self) -> fleet_pb2.Load:
         assert self._service is not None
-        stats = self._engine.client.stats
-        load = load_of(self._engine.ready, stats)
+        load = load_of(self._engine.ready, self._engine.client.stats)
         load.ttft_slo_s = self._options.ttft_slo_s
         load.characters_per_token = self._service.text_ratio.characters_per_token
-        return load, residency_of(stats)
+        load.path_s = self._service.first_tokens.path_s(time.monotonic())
+        return load
 
     async def _export(self, requests: RequestMetrics, data_plane_id: str) -> None:
         options = self._options
         if options.metrics_port is None:
             return
         engine = metrics.EngineCollector(
-            data_plane_id, lambda: self._engine.ready, lambda: self._engine.client.stats
+            data_plane_id, self._load, lambda: self._engine.client.stats
         )
         assert self._service is not None
         service = self._service

@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 
 from chorale.load_metrics import load_families
 from chorale.request_metrics import RequestMetrics
-from dataplane.channel import Ready, Stats
-from dataplane.rpc.announce import load_of
+from chorale.v1 import fleet_pb2
+from dataplane.channel import Stats
 from dataplane.rpc.constraints import Constraints
 from dataplane.rpc.foresight import Foresight
 
@@ -39,21 +39,22 @@ _GAUGES = {
 
 
 class EngineCollector(Collector):
-    """ready, stats: of the engine of the moment; nothing is asked of it for a scrape."""
+    """load: as it is reported. stats: of the engine of the moment; nothing is asked of it for a
+    scrape."""
 
     def __init__(
         self,
         data_plane_id: str,
-        ready: Callable[[], Ready],
+        load: Callable[[], fleet_pb2.Load],
         stats: Callable[[], Stats | None],
     ) -> None:
         self._data_plane_id = data_plane_id
-        self._ready = ready
+        self._load = load
         self._stats = stats
 
     def collect(self) -> Iterator[Any]:
-        ready, stats = self._ready(), self._stats()
-        yield from load_families(PREFIX, {self._data_plane_id: load_of(ready, stats)})
+        stats = self._stats()
+        yield from load_families(PREFIX, {self._data_plane_id: self._load()})
         if stats is None:
             return
         for fields, kind in ((_COUNTERS, CounterMetricFamily), (_GAUGES, GaugeMetricFamily)):

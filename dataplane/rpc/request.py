@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chorale.errors import InvalidArgumentError
-from chorale.objective import ttft_slo_s
+from chorale.objective import ttft_path_s, ttft_slo_s
 from chorale.v1 import inference_pb2
 from dataplane import channel
 from dataplane.constraints.grammar import Grammar, grammar_of
@@ -39,6 +39,7 @@ class PreparedRequest:
     return_prompt: bool
     priority: int
     ttft_slo_s: float | None
+    ttft_path_s: float
     tool_call_format: str  # empty without tools
 
 
@@ -70,7 +71,7 @@ def prepare(
             f"priority is {request.priority}; it must be in [-{MAX_PRIORITY}, {MAX_PRIORITY}]",
             metadata={"field": "priority", "value": str(request.priority)},
         )
-    slo_s = ttft_slo_s(request)
+    slo_s, path_s = ttft_slo_s(request), ttft_path_s(request)
     stop = stop_strings(request.sampling)
     tools = tools_of(request, tokenizer)
     grammar = tools.grammar if tools else None
@@ -111,6 +112,7 @@ def prepare(
         request.return_prompt_token_ids,
         request.priority,
         slo_s,
+        path_s,
         tools.form.name if tools else "",
     )
 

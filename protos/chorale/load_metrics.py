@@ -31,6 +31,11 @@ def _work(prefix: str, loads: Mapping[str, fleet_pb2.Load]) -> Iterator[Any]:
         "num_available_pages": ("pool_pages_available", "Free, or held by nothing in use."),
         "num_loading": ("adapters_loading", "On their way to host memory."),
         "num_waiting_pins": ("pins_waiting", "Pinned, and not in their tier yet."),
+        "path_s": (
+            "first_token_path_seconds",
+            "What first tokens take lately beside the engine: before it has the request, and "
+            "between its token and the call.",
+        ),
     }
     for field, (name, help_text) in gauges.items():
         gauge = GaugeMetricFamily(f"{prefix}_{name}", help_text, labels=("data_plane",))

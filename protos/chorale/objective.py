@@ -29,6 +29,20 @@ def ttft_slo_s(request: HasObjective) -> float | None:
     return None if _has_begun(request) else value_s
 
 
+def ttft_path_s(request: HasObjective) -> float:
+    """Seconds of the objective that are not the server's to spend. Raises: InvalidArgumentError
+    (TTFT_PATH_OUT_OF_RANGE)."""
+    value_s = request.ttft_path_s
+    if not 0 <= value_s <= MAX_TTFT_SLO_S:  # nor no number
+        raise InvalidArgumentError(
+            "TTFT_PATH_OUT_OF_RANGE",
+            f"ttft_path_s is {value_s:g}; it must be from 0 to {MAX_TTFT_SLO_S:g} seconds; "
+            "leave it out where it is not known",
+            metadata={"field": "ttft_path_s", "value": f"{value_s:g}"},
+        )
+    return value_s
+
+
 def set_ttft_slo(request: HasObjective, value_s: float) -> None:
     """Raises: ValueError when it is no finite number of seconds, or too many."""
     if not -MAX_TTFT_SLO_S <= value_s <= 2 * MAX_TTFT_SLO_S:

@@ -72,10 +72,29 @@ async def test_refused_at_once_with_what_is_expected_and_when_to_try_again(
     assert (await admit(plane, 0.1, prompt_size=resumed)).data_plane_id
 
 
+async def test_what_the_ways_take_is_expected_too(plane: ControlPlane) -> None:
+    await plane.join()
+    await busy(plane, wait_s=700.0, path_s=100.0)
+    assert (await admit(plane, 900.0)).data_plane_id == "dp-0"
+    error = await failure(admit(plane, 750.0))
+    assert error.reason == "TTFT_SLO_UNREACHABLE"
+    assert float(error.metadata["expected_s"]) == pytest.approx(800.0, abs=5.0)
+    error = await failure(admit(plane, 900.0, ttft_path_s=150.0))
+    assert error.reason == "TTFT_SLO_UNREACHABLE"
+    assert float(error.metadata["expected_s"]) == pytest.approx(950.0, abs=5.0)
+    assert error.metadata["ttft_slo_s"] == "900", "as it was asked for"
+    # Where there is no queue it is the data plane's to judge.
+    await busy(plane, num_running=0, num_waiting=0, path_s=100.0)
+    assert (await admit(plane, 50.0)).data_plane_id == "dp-0"
+
+
 async def test_the_operators_objective_comes_with_the_report(plane: ControlPlane) -> None:
     await plane.join()
     await busy(plane, wait_s=1000.0, ttft_slo_s=600.0)
     assert (await failure(admit(plane))).reason == "TTFT_SLO_UNREACHABLE"
+    await busy(plane, wait_s=500.0, ttft_slo_s=600.0)
+    assert (await failure(admit(plane, ttft_path_s=200.0))).reason == "TTFT_SLO_UNREACHABLE"
+    await busy(plane, wait_s=1000.0, ttft_slo_s=600.0)
     assert (await admit(plane, 2000.0)).data_plane_id == "dp-0"
     await busy(plane, wait_s=1000.0)
     assert (await admit(plane)).data_plane_id == "dp-0"
@@ -119,6 +138,8 @@ async def test_a_higher_priority_waits_only_behind_its_own(redis_url: str) -> No
         ({"priority": -11}, "PRIORITY_OUT_OF_RANGE"),
         ({"slo_s": -1.0}, "TTFT_SLO_OUT_OF_RANGE"),
         ({"slo_s": 90_000.0}, "TTFT_SLO_OUT_OF_RANGE"),
+        ({"ttft_path_s": math.nan}, "TTFT_PATH_OUT_OF_RANGE"),
+        ({"ttft_path_s": -1.0}, "TTFT_PATH_OUT_OF_RANGE"),
     ],
 )
 async def test_out_of_range(plane: ControlPlane, fields: dict[str, Any], reason: str) -> None:
@@ -129,11 +150,12 @@ async def test_out_of_range(plane: ControlPlane, fields: dict[str, Any], reason:
 
 async def test_reports_come_back_as_they_were_sent(plane: ControlPlane) -> None:
     await plane.join()
-    sent = fleet_pb2.Load(max_running=16, ttft_slo_s=6.0, characters_per_token=3.5)
+    parts = {"ttft_slo_s": 6.0, "characters_per_token": 3.5, "path_s": 0.25}
+    sent = fleet_pb2.Load(max_running=16, **parts)
     tiers = [fleet_pb2.TierCost(tier="disk", fixed_s=0.1, byte_s=1e-9)]
     sent.outlook.CopyFrom(outlook(3.0, tier_costs=tiers))
-    await busy(plane, wait_s=3.0, ttft_slo_s=6.0, characters_per_token=3.5)
-    await plane.beat(max_running=16, ttft_slo_s=6.0, characters_per_token=3.5, outlook=sent.outlook)
+    await busy(plane, wait_s=3.0, **parts)
+    await plane.beat(max_running=16, **parts, outlook=sent.outlook)
     (listed,) = (await plane.fleet.ListDataPlanes(fleet_pb2.ListDataPlanesRequest())).data_planes
     assert listed.load == sent
     # A new incarnation has measured nothing.

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import httpx
 import pytest
 
 from chorale import AsyncClient, InvalidArgumentError, ResourceExhaustedError, Tokens
+from chorale.path_time import PathTime
+from chorale.v1 import inference_pb2 as pb
+from chorale.v1.admission_pb2 import AdmitRequest
+from chorale.v1.inference_pb2_grpc import InferenceServiceStub
+from controlplane.gateway.objective import FirstToken, Objective, Ways
 from tests.gateway.http_errors import COMPLETION, error_of
 from tests.helpers.fake_data_plane import DRAWN_SEED, FakeDataPlane, story
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway
@@ -170,3 +176,73 @@ async def test_what_goes_on_elsewhere_is_admitted_without_an_objective(
     assert first.HasField("ttft_slo") and not second.HasField("ttft_slo")
     assert first.prompt_size.num_generated_tokens == 0
     assert second.prompt_size.num_generated_tokens > 0
+
+
+def usual(seconds: float, at_s: float) -> PathTime:
+    """Measured so often that the prior hardly counts."""
+    path = PathTime()
+    for _ in range(2000):
+        path.note(seconds, at_s)
+    return path
+
+
+def test_what_the_way_takes_is_not_the_data_planes_to_spend() -> None:
+    ways = Ways(admission=usual(0.5, 100.0), stream=usual(2.0, 100.0))
+    for request, path_s in ((AdmitRequest(), 2.5), (pb.GenerateRequest(), 2.0)):
+        asked = pb.GenerateRequest(ttft_path_s=0.25)
+        asked.ttft_slo.FromSeconds(10)
+        Objective(asked, ways, 99.0).put_into(request, 100.0, has_begun=False)
+        assert request.ttft_slo.ToNanoseconds() / 1e9 == 9.0
+        assert request.ttft_path_s == pytest.approx(path_s + 0.25, rel=0.02)
+        # Where it goes there may be an objective of its own: that counts from here, too.
+        asked.ClearField("ttft_slo")
+        Objective(asked, ways, 99.0).put_into(request, 100.0, has_begun=False)
+        assert not request.HasField("ttft_slo")
+        assert request.ttft_path_s == pytest.approx(path_s + 0.25 + 1.0, rel=0.02)
+        Objective(asked, ways, 99.0).put_into(request, 100.0, has_begun=True)
+        assert request == type(request)()
+
+
+def test_a_stream_tells_what_the_data_plane_does_not_count() -> None:
+    def told_s(times: tuple[float, ...], first_s: float) -> float:
+        way = PathTime()
+        first = FirstToken(way, 100.0)
+        for each in times:
+            first.came(each)
+        first.ended(pb.Timings(time_to_first_token_s=first_s), 110.0)
+        return way.usual_s(110.0)
+
+    alone = PathTime()
+    alone.note(0.75, 110.0)
+    assert told_s((102.0, 105.0), 1.25) == alone.usual_s(110.0) == 0.5
+    assert told_s((), 1.25) == 0.0, "it had none"
+    assert told_s((102.0,), 0.0) == 0.0, "a data plane that does not tell"
+    assert told_s((101.0,), 1.25) == 0.0
+
+
+async def test_first_tokens_are_measured_on_their_way(
+    client: AsyncClient, fleet: FakeFleet
+) -> None:
+    fleet.admit_delay_s = 0.05
+    for plane in fleet.planes:
+        plane.first_token_s = 1e-6  # so that all of what it takes counts as the way's
+    for _ in range(3):
+        await client.complete("x", max_tokens=2, ttft_slo=60.0)
+    first, *later = [*fleet.planes[0].requests, *fleet.planes[1].requests]
+    assert first.ttft_path_s == 0.0 < min(each.ttft_path_s for each in later)
+    assert fleet.admits[0].ttft_path_s == 0.0
+    assert min(each.ttft_path_s for each in fleet.admits[1:]) >= 0.03, "of asking for a place, too"
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), 90_000.0])
+async def test_a_way_out_of_range_is_refused_before_admission(
+    gateway: RunningGateway, fleet: FakeFleet, value: float
+) -> None:
+    request = pb.GenerateRequest(prompt="x", ttft_path_s=value)
+    async with grpc.aio.insecure_channel(gateway.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in InferenceServiceStub(channel).Generate(request):
+                pass
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ttft_path_s" in (refused.value.details() or "")
+    assert fleet.admits == []

@@ -61,6 +61,7 @@ class FakeDataPlane(InferenceServiceServicer):
         self.error: Exception | None = None
         self.errors: list[Exception] = []
         self.delay_s = 0.0
+        self.first_token_s = 0.5  # what it says that its first token took
         self.pieces: list[str] | None = None  # of an answer, in place of a story; it ends by itself
         self.tool_call_format = "hermes"
         self.running = 0
@@ -192,7 +193,9 @@ class FakeDataPlane(InferenceServiceServicer):
                     num_completion_tokens=len(done),
                     num_cached_tokens=num_prompt_tokens - 1,
                 ),
-                timings=pb.Timings(queue_s=0.25, time_to_first_token_s=0.5, total_s=1.0),
+                timings=pb.Timings(
+                    queue_s=0.25, time_to_first_token_s=self.first_token_s, total_s=1.0
+                ),
             )
         )
 

@@ -34,6 +34,7 @@ class FakeScript:
     burst: int = 1
     interval_s: float = 0.0
     finish: str = "length"
+    first_token_s: float = 0.5  # what it says that one took
     stop_token_id: int = -1
     logprobs: bool = False
     hang_after: int | None = None  # tokens of a request after which nothing more comes
@@ -208,6 +209,10 @@ class _Engine:
         if outputs:
             self.send(channel.Outputs(outputs))
 
+    @property
+    def timings(self) -> channel.Timings:
+        return channel.Timings(0.25, 0.125, self.script.first_token_s, 3)
+
     def output(self, submit: channel.Submit, position: int, end: int, last: bool) -> channel.Output:
         tokens = self.script.tokens[position:end]
         first = position == len(submit.generated)
@@ -219,7 +224,7 @@ class _Engine:
             else [],
             finish=self.script.finish if last else "",
             stop_token_id=self.script.stop_token_id if last else -1,
-            timings=channel.Timings(0.25, 0.125, 0.5, 3) if first or last else None,
+            timings=self.timings if first or last else None,
             prompt_logprobs=_prompt_logprobs(submit) if first else [],
         )
 

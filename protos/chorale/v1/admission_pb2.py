@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63horale/v1/admission.proto\x12\nchorale.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x02\n\x0c\x41\x64mitRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x1f\n\x17\x65xcluded_data_plane_ids\x18\x04 \x03(\t\x12+\n\x0bprompt_size\x18\x05 \x01(\x0b\x32\x16.chorale.v1.PromptSize\x12+\n\x08ttft_slo\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x13\n\x0brouting_key\x18\n \x01(\t\x12\x17\n\nmax_tokens\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x18\n\x10\x63ontinued_ticket\x18\x0c \x01(\x0c\x12\x33\n\x0fprompt_prefixes\x18\r \x01(\x0b\x32\x1a.chorale.v1.PromptPrefixesB\r\n\x0b_max_tokensJ\x04\x08\x03\x10\x04R\x11num_prompt_tokens\"1\n\x0ePromptPrefixes\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\x12\x0f\n\x07lengths\x18\x02 \x03(\r\"V\n\nPromptSize\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x16\n\x0enum_characters\x18\x02 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\"\xb8\x01\n\rAdmitResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x15\n\rdata_plane_id\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x06 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x07 \x01(\t\"\x81\x03\n\x0cTicketClaims\x12\x11\n\tticket_id\x18\x01 \x01(\x0c\x12\x15\n\rdata_plane_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x06 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x07 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_source\x18\x08 \x01(\t\x12.\n\nexpires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmax_priority\x18\n \x01(\x05\x12\x1c\n\x14\x61\x64\x61pter_source_token\x18\x0b \x01(\t\x12\x17\n\x0f\x65xpected_ttft_s\x18\x0c \x01(\x01\x12\x17\n\x0f\x66irst_ticket_id\x18\r \x01(\x0c\x12\x16\n\x0e\x63harged_tokens\x18\x0e \x01(\r\x12\x16\n\x0e\x63ounts_running\x18\x0f \x01(\x08\"A\n\x0cSignedTicket\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t2P\n\x10\x41\x64missionService\x12<\n\x05\x41\x64mit\x12\x18.chorale.v1.AdmitRequest\x1a\x19.chorale.v1.AdmitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63horale/v1/admission.proto\x12\nchorale.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x02\n\x0c\x41\x64mitRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x1f\n\x17\x65xcluded_data_plane_ids\x18\x04 \x03(\t\x12+\n\x0bprompt_size\x18\x05 \x01(\x0b\x32\x16.chorale.v1.PromptSize\x12+\n\x08ttft_slo\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x13\n\x0brouting_key\x18\n \x01(\t\x12\x17\n\nmax_tokens\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x18\n\x10\x63ontinued_ticket\x18\x0c \x01(\x0c\x12\x33\n\x0fprompt_prefixes\x18\r \x01(\x0b\x32\x1a.chorale.v1.PromptPrefixes\x12\x13\n\x0bttft_path_s\x18\x0e \x01(\x01\x42\r\n\x0b_max_tokensJ\x04\x08\x03\x10\x04R\x11num_prompt_tokens\"1\n\x0ePromptPrefixes\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\x12\x0f\n\x07lengths\x18\x02 \x03(\r\"V\n\nPromptSize\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x16\n\x0enum_characters\x18\x02 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\"\xb8\x01\n\rAdmitResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x15\n\rdata_plane_id\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x06 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x07 \x01(\t\"\x81\x03\n\x0cTicketClaims\x12\x11\n\tticket_id\x18\x01 \x01(\x0c\x12\x15\n\rdata_plane_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x06 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x07 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_source\x18\x08 \x01(\t\x12.\n\nexpires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmax_priority\x18\n \x01(\x05\x12\x1c\n\x14\x61\x64\x61pter_source_token\x18\x0b \x01(\t\x12\x17\n\x0f\x65xpected_ttft_s\x18\x0c \x01(\x01\x12\x17\n\x0f\x66irst_ticket_id\x18\r \x01(\x0c\x12\x16\n\x0e\x63harged_tokens\x18\x0e \x01(\r\x12\x16\n\x0e\x63ounts_running\x18\x0f \x01(\x08\"A\n\x0cSignedTicket\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t2P\n\x10\x41\x64missionService\x12<\n\x05\x41\x64mit\x12\x18.chorale.v1.AdmitRequest\x1a\x19.chorale.v1.AdmitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorale.v1.admission_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ADMITREQUEST']._serialized_start=108
-  _globals['_ADMITREQUEST']._serialized_end=459
-  _globals['_PROMPTPREFIXES']._serialized_start=461
-  _globals['_PROMPTPREFIXES']._serialized_end=510
-  _globals['_PROMPTSIZE']._serialized_start=512
-  _globals['_PROMPTSIZE']._serialized_end=598
-  _globals['_ADMITRESPONSE']._serialized_start=601
-  _globals['_ADMITRESPONSE']._serialized_end=785
-  _globals['_TICKETCLAIMS']._serialized_start=788
-  _globals['_TICKETCLAIMS']._serialized_end=1173
-  _globals['_SIGNEDTICKET']._serialized_start=1175
-  _globals['_SIGNEDTICKET']._serialized_end=1240
-  _globals['_ADMISSIONSERVICE']._serialized_start=1242
-  _globals['_ADMISSIONSERVICE']._serialized_end=1322
+  _globals['_ADMITREQUEST']._serialized_end=480
+  _globals['_PROMPTPREFIXES']._serialized_start=482
+  _globals['_PROMPTPREFIXES']._serialized_end=531
+  _globals['_PROMPTSIZE']._serialized_start=533
+  _globals['_PROMPTSIZE']._serialized_end=619
+  _globals['_ADMITRESPONSE']._serialized_start=622
+  _globals['_ADMITRESPONSE']._serialized_end=806
+  _globals['_TICKETCLAIMS']._serialized_start=809
+  _globals['_TICKETCLAIMS']._serialized_end=1194
+  _globals['_SIGNEDTICKET']._serialized_start=1196
+  _globals['_SIGNEDTICKET']._serialized_end=1261
+  _globals['_ADMISSIONSERVICE']._serialized_start=1263
+  _globals['_ADMISSIONSERVICE']._serialized_end=1343
 # @@protoc_insertion_point(module_scope)

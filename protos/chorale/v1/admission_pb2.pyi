@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "prompt_size", "ttft_slo", "priority", "routing_key", "max_tokens", "continued_ticket", "prompt_prefixes")
+    __slots__ = ("model", "tenant", "excluded_data_plane_ids", "prompt_size", "ttft_slo", "priority", "routing_key", "max_tokens", "continued_ticket", "prompt_prefixes", "ttft_path_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_DATA_PLANE_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class AdmitRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTINUED_TICKET_FIELD_NUMBER: _ClassVar[int]
     PROMPT_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    TTFT_PATH_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     tenant: str
     excluded_data_plane_ids: _containers.RepeatedScalarFieldContainer[str]
@@ -32,7 +33,8 @@ class AdmitRequest(_message.Message):
     max_tokens: int
     continued_ticket: bytes
     prompt_prefixes: PromptPrefixes
-    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., prompt_size: _Optional[_Union[PromptSize, _Mapping]] = ..., ttft_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., routing_key: _Optional[str] = ..., max_tokens: _Optional[int] = ..., continued_ticket: _Optional[bytes] = ..., prompt_prefixes: _Optional[_Union[PromptPrefixes, _Mapping]] = ...) -> None: ...
+    ttft_path_s: float
+    def __init__(self, model: _Optional[str] = ..., tenant: _Optional[str] = ..., excluded_data_plane_ids: _Optional[_Iterable[str]] = ..., prompt_size: _Optional[_Union[PromptSize, _Mapping]] = ..., ttft_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., routing_key: _Optional[str] = ..., max_tokens: _Optional[int] = ..., continued_ticket: _Optional[bytes] = ..., prompt_prefixes: _Optional[_Union[PromptPrefixes, _Mapping]] = ..., ttft_path_s: _Optional[float] = ...) -> None: ...
 
 class PromptPrefixes(_message.Message):
     __slots__ = ("hashes", "lengths")

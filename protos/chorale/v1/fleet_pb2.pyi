@@ -76,7 +76,7 @@ class TicketKey(_message.Message):
     def __init__(self, key_id: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches", "tiers", "num_loading", "num_waiting_pins", "load_counts", "outlook", "ttft_slo_s", "characters_per_token")
+    __slots__ = ("num_running", "num_waiting", "max_running", "num_pages", "num_available_pages", "num_generated_tokens", "prefetches", "tiers", "num_loading", "num_waiting_pins", "load_counts", "outlook", "ttft_slo_s", "characters_per_token", "path_s")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class Load(_message.Message):
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     TTFT_SLO_S_FIELD_NUMBER: _ClassVar[int]
     CHARACTERS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PATH_S_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     max_running: int
@@ -105,7 +106,8 @@ class Load(_message.Message):
     outlook: Outlook
     ttft_slo_s: float
     characters_per_token: float
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierCounters, _Mapping]]] = ..., num_loading: _Optional[int] = ..., num_waiting_pins: _Optional[int] = ..., load_counts: _Optional[_Iterable[_Union[LoadCount, _Mapping]]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ..., ttft_slo_s: _Optional[float] = ..., characters_per_token: _Optional[float] = ...) -> None: ...
+    path_s: float
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., max_running: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_available_pages: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefetches: _Optional[_Union[Prefetches, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierCounters, _Mapping]]] = ..., num_loading: _Optional[int] = ..., num_waiting_pins: _Optional[int] = ..., load_counts: _Optional[_Iterable[_Union[LoadCount, _Mapping]]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ..., ttft_slo_s: _Optional[float] = ..., characters_per_token: _Optional[float] = ..., path_s: _Optional[float] = ...) -> None: ...
 
 class Outlook(_message.Message):
     __slots__ = ("behind_running_s", "waits", "num_open", "request_s", "request_prefill_s", "decode_step_s", "prefill_step_s", "prefill_token_s", "max_batch_tokens", "computed_share", "tier_costs", "cached_for_s")

@@ -63,7 +63,7 @@ async def test_accepted_then_tokens_then_finished(
     assert finished.usage.num_completion_tokens == len(reply)
     assert finished.usage.num_cached_tokens == 3
     assert (finished.timings.queue_s, finished.timings.adapter_load_s) == (0.25, 0.125)
-    assert finished.timings.time_to_first_token_s == 0.5 and finished.timings.total_s > 0
+    assert 0 < finished.timings.time_to_first_token_s <= finished.timings.total_s
     (submit,) = engine_log.of("Submit")
     assert submit["prompt"] == prompt and submit["tenant"] == "acme"
     adapter = {"digest": "d" * 64, "source": "file:///a", "name": "poet", "token": "mine"}

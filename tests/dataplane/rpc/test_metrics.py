@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from chorale.errors import UnauthenticatedError
 from dataplane.channel import Stats
 from dataplane.load_reports import ExpectedWait, LoadUnderWay, Outlook, TierCounters, WaitingPin
+from dataplane.rpc.announce import load_of
 from dataplane.rpc.metrics import EngineCollector
 from storage.load_count import LoadCount
 from tests.dataplane.rpc.conftest import StartRig
@@ -51,7 +52,9 @@ def stats(**changes: Any) -> Stats:
 
 def seen(reported: Stats | None) -> Metrics:
     registry = CollectorRegistry()
-    registry.register(EngineCollector("dp", ready_message, lambda: reported))
+    load = load_of(ready_message(), reported)
+    load.path_s = 0.125
+    registry.register(EngineCollector("dp", lambda: load, lambda: reported))
     return Metrics.of(registry)
 
 
@@ -110,6 +113,7 @@ def test_each_figure_of_the_engine_is_shown() -> None:
         )
     )
     for name, value in {
+        "first_token_path_seconds": 0.125,
         "sequences_running": 1,
         "sequences_waiting": 2,
         "sequences_running_max": 4,
