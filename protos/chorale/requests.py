@@ -30,6 +30,7 @@ class GenerateOptions(TypedDict, total=False):
     source_token: opens the adapter's source when that is private.
     priority: -10 to 10, higher first among waiting requests, as far as the tenant may.
     ttft_slo: seconds to the first token; the request fails as soon as that is out of reach.
+    ttft_path_s: of that, whoever names it, what the way from here to the user takes.
     routing_key: whom it is for, as a user's id: equal ones get the same version of an alias.
     return_prompt_token_ids: whether `Accepted` is to have the prompt as the model sees it.
 
@@ -55,6 +56,7 @@ class GenerateOptions(TypedDict, total=False):
     source_token: str
     priority: int
     ttft_slo: float | None
+    ttft_path_s: float
     routing_key: str
     return_prompt_token_ids: bool
     max_tokens: int | None
@@ -118,6 +120,7 @@ def generate_request(
             generated_token_ids=options.get("generated_token_ids", ()),
             tenant=options.get("tenant", tenant),
             priority=options.get("priority", 0),
+            ttft_path_s=options.get("ttft_path_s", 0.0),
             routing_key=options.get("routing_key", ""),
             return_prompt_token_ids=options.get("return_prompt_token_ids", False),
             sampling=_sampling(options),
@@ -200,7 +203,7 @@ class AdmitOptions(TypedDict, total=False):
     num_prompt_characters where the tokens are not known: their length, where they are not given.
     num_generated_tokens: of a request that goes on, to be computed before the first token, too.
     ttft_slo: seconds to the first token; refused at once where no data plane is expected to make
-    it. priority: as in GenerateOptions. routing_key: equal ones get the same version of an alias.
+    it. ttft_path_s, priority: as in GenerateOptions. routing_key: equal ones get the same version of an alias.
     max_tokens: of the answer, for the tenant's tokens per minute; left out: what the context has
     left. continued_ticket: one that the request had before, so that it is not charged again.
     """
@@ -217,6 +220,7 @@ class AdmitOptions(TypedDict, total=False):
     num_prompt_characters: int
     num_generated_tokens: int
     ttft_slo: float
+    ttft_path_s: float
     priority: int
     max_tokens: int
     continued_ticket: bytes
@@ -234,6 +238,7 @@ def admit_request(model: str, options: AdmitOptions, *, tenant: str) -> admissio
             excluded_data_plane_ids=options.get("excluded_data_plane_ids", ()),
             routing_key=options.get("routing_key", ""),
             priority=options.get("priority", 0),
+            ttft_path_s=options.get("ttft_path_s", 0.0),
             max_tokens=options.get("max_tokens"),
             continued_ticket=options.get("continued_ticket", b""),
         )

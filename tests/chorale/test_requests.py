@@ -67,6 +67,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
     assert fields <= known
     asked = generate_request("x", {"return_prompt_token_ids": True}, tenant="")
     assert asked.return_prompt_token_ids
+    assert generate_request("x", {"ttft_path_s": 0.5}, tenant="").ttft_path_s == 0.5
 
 
 def test_inputs() -> None:
@@ -130,6 +131,7 @@ def test_a_place_is_asked_for_with_what_is_known() -> None:
         "num_prompt_tokens": 7,
         "num_generated_tokens": 2,
         "ttft_slo": 1.5,
+        "ttft_path_s": 0.25,
         "priority": -3,
         "max_tokens": 0,
         "continued_ticket": b"before",
@@ -137,6 +139,7 @@ def test_a_place_is_asked_for_with_what_is_known() -> None:
     request = admit_request("m", options, tenant="")
     assert request.prompt_size == admission_pb2.PromptSize(num_tokens=7, num_generated_tokens=2)
     assert request.ttft_slo.ToNanoseconds() == 1_500_000_000
+    assert request.ttft_path_s == 0.25
     assert (request.excluded_data_plane_ids, request.priority) == (["a"], -3)
     assert request.HasField("max_tokens") and request.continued_ticket == b"before"
     characters: AdmitOptions = {"num_prompt_characters": 9}
