@@ -203,7 +203,8 @@ class AdmitOptions(TypedDict, total=False):
     num_prompt_characters where the tokens are not known: their length, where they are not given.
     num_generated_tokens: of a request that goes on, to be computed before the first token, too.
     ttft_slo: seconds to the first token; refused at once where no data plane is expected to make
-    it. ttft_path_s, priority: as in GenerateOptions. routing_key: equal ones get the same version of an alias.
+    it. ttft_path_s, priority: as in GenerateOptions. routing_key: equal ones get the same version
+    of an alias.
     max_tokens: of the answer, for the tenant's tokens per minute; left out: what the context has
     left. continued_ticket: one that the request had before, so that it is not charged again.
     """
