@@ -16,11 +16,11 @@ from dataplane.engine import graphs
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.setup import graph_setup
 from dataplane.errors import DataPlaneError
-from tests.dataplane.engine.test_overlap import random_request
 from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
+from tests.helpers.traffic import check_traffic, meet_traffic, random_requests
 
 BUCKETS = GraphBuckets(sizes=(1, 2, 4), num_blocks=(4, 32), ranks=(4, 8))
 PROMPT = [5, 6, 7, 8, 9]
@@ -307,29 +307,13 @@ def test_tokens_are_those_of_eager_steps_whatever_happens(
     buckets = dice.choice([BUCKETS, PROMPT_BUCKETS])
     rig = rig_of(assets, buckets=buckets, num_pages=num_pages, **limits)
     calm = Rig(assets["model"], pipeline_depth=1)
-    aborted: set[int] = set()
-    for handle in range(12):
-        sampling = random_request(dice)
-        prompt, name = sampling.pop("prompt"), sampling.pop("adapter")
-        for each in (rig, calm):
-            adapter = assets[name] if name else None
-            each.submit(handle, prompt, adapter, arrival_s=float(handle), **sampling)
-        for _ in range(dice.choice([0, 1, 5, 9])):
-            rig.step()  # proves integrity
-        if dice.random() < 0.15:
-            aborted.add(handle // 2)
-            rig.engine.abort(handle // 2)
-    rig.run()
+    requests = random_requests(dice, assets, 12)
+    asked, aborted = meet_traffic(rig, requests, dice, (0, 1, 5, 9))
+    for handle, request in enumerate(asked):
+        request.submit(calm, handle)
     calm.run()
-    assert not rig.failed and not calm.failed and num_steps(rig) > 10
-    for handle in range(12):
-        told = rig.tokens.get(handle, [])
-        if handle in aborted:
-            assert told == calm.tokens[handle][: len(told)]
-        else:
-            assert told == calm.tokens[handle]
-    rig.engine.clear_idle()
-    assert rig.pool.allocator.num_free == num_pages
+    assert num_steps(rig) > 10
+    check_traffic(rig, calm, aborted, num_pages)
 
 
 def test_they_are_for_gpus_only() -> None:

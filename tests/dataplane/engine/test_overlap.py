@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,12 @@ from hypothesis import strategies as st
 from dataplane.engine import device
 from dataplane.errors import NonFiniteOutputError
 from tests.helpers.engine import Rig
-from tests.helpers.models import ATTENTION, VOCAB, add_adapter, make_model, save_model
+from tests.helpers.forwards import Forward, count_forwards, guard_pages, wrap_forward
+from tests.helpers.models import ATTENTION, add_adapter, make_model, save_model
+from tests.helpers.traffic import check_traffic, meet_traffic, random_requests
 
 PROMPT = [5, 6, 7, 8, 9]
 WAIT_S = 60.0  # for what happens in milliseconds, unless it never does
-
-Forward = Callable[[Any, torch.Tensor, int], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -37,65 +36,6 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             model, name, paths[name], rank=rank, target_modules=ATTENTION, seed=index
         )
     return paths
-
-
-def wrap_forward(rig: Rig, wrap: Callable[[Forward], Forward]) -> None:
-    decoder = rig.engine._decoder
-    decoder.forward = wrap(decoder.forward)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def count_forwards(rig: Rig) -> list[int]:
-    """Grows by the number of tokens of each forward pass."""
-    counts: list[int] = []
-
-    def wrap(forward: Forward) -> Forward:
-        def counting(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
-            counts.append(len(batch.token_ids))
-            return forward(batch, pool, page_tokens)
-
-        return counting
-
-    wrap_forward(rig, wrap)
-    return counts
-
-
-def guard_pages(rig: Rig, *, late: bool) -> None:
-    """Fails a step if a page that it writes or reads changed hands between its being built and the
-    end of its forward pass. late: the device begins a step only when its tokens are waited for, and
-    so after all that the host does meanwhile."""
-    engine, allocator = rig.engine, rig.pool.allocator
-    pipeline, batches = engine._pipeline, engine._batches
-    build, collect = batches.build, pipeline.collect
-    owners: dict[int, dict[int, str]] = {}
-    wanted = threading.Semaphore(0)
-
-    def guarding_build(chunks: Any) -> Any:
-        batch = build(chunks)
-        pages = {page for chunk in chunks for page in chunk.sequence.block_table}
-        owners[id(batch)] = {page: allocator._owners[page] for page in pages}
-        return batch
-
-    def wanting_collect() -> Any:
-        wanted.release()
-        return collect()
-
-    def wrap(forward: Forward) -> Forward:
-        def guarded(batch: Any, pool: torch.Tensor, page_tokens: int) -> torch.Tensor:
-            if late:
-                assert wanted.acquire(timeout=WAIT_S)
-            logits = forward(batch, pool, page_tokens)
-            written = set(batch.page_index.tolist())
-            for page, owner in owners.pop(id(batch)).items():
-                now = allocator._owners[page]
-                shared = owner.startswith("sequence:") and now.startswith("prefix:")
-                assert now == owner or (shared and page not in written), (page, owner, now)
-            return logits
-
-        return guarded
-
-    batches.build = guarding_build  # pyright: ignore[reportAttributeAccessIssue]
-    pipeline.collect = wanting_collect  # pyright: ignore[reportAttributeAccessIssue]
-    wrap_forward(rig, wrap)
 
 
 def test_a_step_is_scheduled_and_launched_while_the_one_before_it_runs(
@@ -301,36 +241,6 @@ def test_a_page_computed_twice_stays_until_no_launched_step_reads_it(
     assert rig.tokens[0] == rig.tokens[1] == rig.tokens[2]
 
 
-def tie_at(one: Rig, other: Rig, handle: int) -> bool:
-    """Whether a greedy request's answers part where two tokens are as good as each other: another
-    batch rounds otherwise."""
-    pairs = zip(one.tokens.get(handle, ()), other.tokens[handle], strict=False)
-    at = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
-    if at is None:
-        return False
-    rows = one.logits[handle][at], other.logits[handle][at]
-    best = rows[0].topk(2).values
-    return torch.allclose(*rows, atol=1e-5) and bool(best[0] - best[1] < 1e-5)
-
-
-def random_request(dice: random.Random) -> dict[str, Any]:
-    length = dice.randrange(1, 40)
-    shared = [3 + 5 * at % 120 for at in range(length)]
-    return {
-        "prompt": dice.choice([shared, [dice.randrange(3, VOCAB) for _ in shared]]),
-        "adapter": dice.choice([None, "a", "b"]),
-        "max_tokens": dice.choice([1, 2, 12, 24, 40]),
-        "min_tokens": dice.choice([0, 0, 4]),
-        "temperature": dice.choice([0.0, 1.0]),
-        "top_k": dice.choice([0, 30]),
-        "seed": dice.randrange(100),
-        "repetition_penalty": dice.choice([1.0, 1.0, 1.3]),
-        "frequency_penalty": dice.choice([0.0, 0.0, 0.7]),
-        "logprobs": dice.choice([-1, 2]),
-        "stop_token_ids": dice.choice([(), (), tuple(range(3, VOCAB, 9))]),
-    }
-
-
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 10**6), late=st.booleans())
 @example(seed=27228, late=True)  # such a tie
@@ -343,31 +253,9 @@ def test_tokens_are_those_of_the_synchronous_run_whatever_happens(
     rig = Rig(assets["model"], num_pages=num_pages, max_running=5, max_batch_tokens=24)
     guard_pages(rig, late=late)
     calm = Rig(assets["model"], pipeline_depth=1)
-    aborted: set[int] = set()
-    for handle in range(14):
-        sampling = random_request(dice)
-        prompt, name = sampling.pop("prompt"), sampling.pop("adapter")
-        for each in (rig, calm):
-            adapter = assets[name] if name else None
-            each.submit(handle, prompt, adapter, arrival_s=float(handle), **sampling)
-        for _ in range(dice.choice([0, 0, 1, 5])):
-            rig.step()  # proves integrity
-        if dice.random() < 0.15:
-            aborted.add(handle // 2)
-            rig.engine.abort(handle // 2)
-            rig.engine.check_integrity()
-    rig.run()
+    requests = random_requests(dice, assets, 14)
+    asked, aborted = meet_traffic(rig, requests, dice)
+    for handle, request in enumerate(asked):
+        request.submit(calm, handle)
     calm.run()
-    assert not rig.failed and not calm.failed
-    for handle in range(14):
-        told = rig.tokens.get(handle, [])
-        if tie_at(rig, calm, handle):
-            continue
-        if handle in aborted:
-            assert told == calm.tokens[handle][: len(told)]
-        else:
-            assert told == calm.tokens[handle]
-            assert rig.finished[handle] == calm.finished[handle]
-    rig.engine.clear_idle()
-    rig.engine.check_integrity()
-    assert rig.pool.allocator.num_free == num_pages
+    check_traffic(rig, calm, aborted, num_pages)

@@ -16,16 +16,11 @@ from hypothesis import strategies as st
 from dataplane.engine.prefix_cache import CachedBlock
 from dataplane.errors import DataPlaneError, NonFiniteOutputError
 from kernels.linear.cpu import is_best
-from tests.dataplane.engine.test_overlap import (
-    count_forwards,
-    guard_pages,
-    random_request,
-    tie_at,
-    wrap_forward,
-)
 from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig
+from tests.helpers.forwards import count_forwards, guard_pages, wrap_forward
 from tests.helpers.models import ATTENTION, add_adapter, make_model, save_model
+from tests.helpers.traffic import check_traffic, meet_traffic, random_requests
 
 PROMPT = [3 + (7 * at) % 120 for at in range(21)]
 NUM_TOKENS = 40
@@ -73,41 +68,14 @@ def test_tokens_are_those_without_drafts_whatever_happens(
     )
     calm = Rig(assets["model"], pipeline_depth=1)
     guard_pages(rig, late=late)
-    requests: list[tuple[list[int], Path | None, dict[str, Any]]] = []
-    for handle in range(12):
-        sampling = random_request(dice)
-        sampling["logit_bias"] = dice.choice([(), ((9, 3.0), (40, -2.0))])
-        prompt, name = sampling.pop("prompt"), sampling.pop("adapter")
-        requests.append((prompt, assets[name] if name else None, sampling))
-        calm.submit(handle, *requests[-1][:2], **sampling)
+    requests = list(random_requests(dice, assets, 12))
+    for handle, request in enumerate(requests):
+        request.sampling["logit_bias"] = dice.choice([(), ((9, 3.0), (40, -2.0))])
+        request.submit(calm, handle)
     calm.run()
     force_drafts(rig, calm.tokens, seed=seed)
-    aborted: set[int] = set()
-    for handle, (prompt, adapter, sampling) in enumerate(requests):
-        rig.submit(handle, prompt, adapter, arrival_s=float(handle), **sampling)
-        for _ in range(dice.choice([0, 0, 1, 5])):
-            rig.step()  # proves integrity
-        if dice.random() < 0.15:
-            aborted.add(handle // 2)
-            rig.engine.abort(handle // 2)
-            rig.engine.check_integrity()
-    rig.run()
-    assert not rig.failed and not calm.failed
-    for handle in range(12):
-        told = rig.tokens.get(handle, [])
-        if tie_at(rig, calm, handle):
-            continue
-        if handle in aborted:
-            assert told == calm.tokens[handle][: len(told)]
-        else:
-            assert told == calm.tokens[handle]
-            assert rig.finished[handle] == calm.finished[handle]
-        pairs = zip(rig.logprobs.get(handle, ()), calm.logprobs[handle], strict=False)
-        assert all(a.logprob == pytest.approx(b.logprob, abs=1e-3) for a, b in pairs)
-    assert all(len(rig.logprobs[h]) in (0, len(rig.tokens[h])) for h in rig.tokens)
-    rig.engine.clear_idle()
-    rig.engine.check_integrity()
-    assert rig.pool.allocator.num_free == num_pages
+    _, aborted = meet_traffic(rig, requests, dice)
+    check_traffic(rig, calm, aborted, num_pages)
 
 
 @pytest.mark.skipif(not is_best(), reason="the base GEMM is a library's here")
