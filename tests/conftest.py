@@ -21,5 +21,11 @@ settings.load_profile("any machine")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start whole processes first: with `pytest -n`, a worker that gets a long file last
-    keeps the other waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    keeps the other waiting. The first of all starts no server: the other worker's compile kernels
+    alone then, and all later ones find the machine code."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("e2e") is None,
+            not item.path.match("dataplane/engine/test_triton.py"),
+        )
+    )

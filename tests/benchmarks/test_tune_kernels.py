@@ -1,4 +1,4 @@
-"""The search for tiles, with the device's answers made up; its cases, interpreted."""
+"""The search for tiles, with the device's answers made up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from benchmarks.errors import BenchError
 from benchmarks.tune_kernels import main, table_entry, tuned
 from kernels.lora.tuning import Regime, parse_tiles, tiles_of
-from tests.kernels.interpreter import run_interpreted
 
 START = tiles_of("default").decode
 BEST = START._replace(
@@ -60,8 +59,3 @@ def test_without_a_gpu_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(SystemExit, match="NO_GPU"):
         main()
     assert not table.exists()
-
-
-@pytest.mark.timeout(300)
-def test_cases_in_the_interpreter() -> None:
-    run_interpreted("tests/benchmarks/interpreted_tune_cases.py")

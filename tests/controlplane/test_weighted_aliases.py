@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -47,7 +47,9 @@ async def serves(plane: ControlPlane, key: str, model: str = "prod") -> str:
     return f"{place.model}@{place.adapter_version}"
 
 
-async def served(plane: ControlPlane, model: str = "prod") -> dict[str, str]:
+async def served(
+    plane: ControlPlane, model: str = "prod", users: Sequence[str] = USERS
+) -> dict[str, str]:
     await plane.beat(max_running=64)
     turn = asyncio.Semaphore(50)  # gRPC cancels calls that nobody takes for 30 s
 
@@ -55,8 +57,13 @@ async def served(plane: ControlPlane, model: str = "prod") -> dict[str, str]:
         async with turn:
             return await serves(plane, user, model)
 
-    names = await asyncio.gather(*map(name_for, USERS))
-    return dict(zip(USERS, names, strict=True))
+    names = await asyncio.gather(*map(name_for, users))
+    return dict(zip(users, names, strict=True))
+
+
+async def served_to_few(plane: ControlPlane) -> dict[str, str]:
+    """Where all are to get the same, or what they got, and no shares are counted."""
+    return await served(plane, users=USERS[:200])
 
 
 def is_likely(count: int, share: float) -> bool:
@@ -71,7 +78,7 @@ async def test_each_target_has_its_share_and_each_user_one_target(voices: Contro
     assert set(counts) == {"voice@1", "voice@2", "other@1"}
     for name, share in (("voice@1", 0.6), ("voice@2", 0.3), ("other@1", 0.1)):
         assert is_likely(counts[name], share), counts
-    assert await served(voices) == first
+    assert (await served_to_few(voices)).items() <= first.items()
 
 
 async def test_without_a_key_each_request_is_drawn(voices: ControlPlane) -> None:
@@ -98,11 +105,11 @@ async def test_a_canary_that_grows_gives_nobody_back(voices: ControlPlane) -> No
     assert is_likely(len(moved), 0.05)
     assert all(after[user] == "voice@2" for user in moved)
     await set_alias(voices, {"voice@1": 0, "voice@2": 100})
-    assert set((await served(voices)).values()) == {"voice@2"}
+    assert set((await served_to_few(voices)).values()) == {"voice@2"}
     await set_alias(voices, {"voice@1": 100, "voice@2": 0})
-    assert set((await served(voices)).values()) == {"voice@1"}
+    assert set((await served_to_few(voices)).values()) == {"voice@1"}
     await set_alias(voices, {"voice@1": 95, "voice@2": 5})
-    assert await served(voices) == before
+    assert (await served_to_few(voices)).items() <= before.items()
 
 
 async def test_a_third_target_takes_from_both_and_moves_nobody_else(voices: ControlPlane) -> None:
@@ -118,9 +125,9 @@ async def test_a_third_target_takes_from_both_and_moves_nobody_else(voices: Cont
 
 async def test_a_target_without_version_follows(voices: ControlPlane) -> None:
     await set_alias(voices, {"voice": 50, "other@1": 50})
-    before = await served(voices)
+    before = await served_to_few(voices)
     await voices.registry.PromoteAdapter(pb.PromoteAdapterRequest(name="voice", version=1))
-    after = await served(voices)
+    after = await served_to_few(voices)
     assert set(before.values()) == {"voice@3", "other@1"}
     assert after == {
         user: "voice@1" if name == "voice@3" else name for user, name in before.items()
@@ -163,7 +170,7 @@ async def test_records_of_older_versions(voices: ControlPlane, redis_server: Emb
     """They have an adapter and a version; and what they write over a new one leaves no trace."""
     send(redis_server, f'HSET "{keys.ALIAS}prod" adapter voice version 2')
     send(redis_server, f'SADD "{keys.ALIASES_OF}voice" prod')
-    assert set((await served(voices)).values()) == {"voice@2"}
+    assert set((await served_to_few(voices)).values()) == {"voice@2"}
     await set_alias(voices, {"voice@1": 50, "other@1": 50})
     send(redis_server, f'DEL "{keys.ALIAS}prod"')
     send(redis_server, f'HSET "{keys.ALIAS}prod" adapter voice version 0')
@@ -185,7 +192,7 @@ async def test_what_is_a_target_stays(voices: ControlPlane) -> None:
         error = await failure(voices.registry.RemoveAdapter(pb.RemoveAdapterRequest(name=name)))
         assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "ALIAS_SHARED")
         assert error.metadata["alias"] == "prod"
-    assert set((await served(voices)).values()) == {"voice@1", "other@1"}
+    assert set((await served_to_few(voices)).values()) == {"voice@1", "other@1"}
     await set_alias(voices, {"voice@1": 95, "voice@2": 5})
     await voices.registry.RemoveAdapter(pb.RemoveAdapterRequest(name="other"))
     await voices.registry.RemoveAdapter(pb.RemoveAdapterRequest(name="voice"))

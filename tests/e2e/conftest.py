@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # no longer: even idle it takes from the processor
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChoraleUp]:
     """`chorale up` with every demo adapter registered, and room for tests' own adapters."""
     root = tmp_path_factory.mktemp("e2e")

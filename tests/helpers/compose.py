@@ -25,6 +25,7 @@ from tests.helpers.up import ROOT, chorale_environment
 from tests.helpers.waiting import PATIENCE_S
 
 HEALTHY_TIMEOUT_S = 150.0  # kernels may have to be compiled first
+_POLL_S = 1.0  # a check is a process of its own
 _VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+):-([^{}]*)\})|\$")
 # Where each service listens in its container.
 PORTS = {
@@ -153,7 +154,7 @@ class Process:
             while not self.healthy():
                 assert self.running.poll() is None, f"{self.service} ended\n{self.output()}"
                 assert time.monotonic() < end, f"{self.service} is not healthy\n{self.output()}"
-                time.sleep(0.1)
+                time.sleep(_POLL_S)
 
     def stop(self) -> int:
         """SIGTERM; the exit status. Raises: subprocess.TimeoutExpired long after the grace period,

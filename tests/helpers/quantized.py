@@ -21,6 +21,15 @@ Tensors = dict[str, torch.Tensor]
 Writer = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 SHAPE = {"intermediate_size": 128, "num_hidden_layers": 2}
 """Of tiny models whose rows are multiples of 64."""
+PLAIN_FIELDS = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+}
+"""Of a config.json that says nothing of quantisation."""
 NF4 = [
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),

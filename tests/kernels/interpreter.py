@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-_OPTIONS = ["-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", "-p", __name__]
+_OPTIONS = ["-q", "-m", "not gpu", "-p", "no:cacheprovider", "-p", __name__]
 
 
-def run_interpreted(*tests: str, timeout_s: float = 280.0) -> None:
+def run_interpreted(*tests: str, timeout_s: float = 600.0) -> None:
     """tests: what pytest takes, from the root of the repository. Raises: AssertionError with
     pytest's report when any fails, or when there are none."""
     environment = os.environ | {

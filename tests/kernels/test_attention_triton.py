@@ -1,4 +1,4 @@
-"""Triton attention: interpreted (tests/kernels/test_attention_interpreted.py) and on a GPU.
+"""Triton attention: interpreted (tests/kernels/test_interpreted.py) and on a GPU.
 
 All pages but the sequences' own slots are NaN, and so is the memory that outputs are made from.
 """

@@ -1,4 +1,4 @@
-"""Triton's norms and activations: interpreted (tests/kernels/test_attention_interpreted.py) and on
+"""Triton's norms and activations: interpreted (tests/kernels/test_interpreted.py) and on
 a GPU. What may not be read is NaN, and so is what must be written."""
 
 from __future__ import annotations

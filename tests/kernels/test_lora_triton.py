@@ -1,4 +1,4 @@
-"""The Triton kernels of LoRA where there is no GPU: interpreted, and compiled for three of them."""
+"""The Triton kernels of LoRA where there is no GPU: compiled for three of them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ from kernels.lora.triton_expand import SPLITS_AT_ONCE, dot_precision, expand_ker
 from kernels.lora.triton_shrink import shrink_kernel
 from kernels.lora.tuning import LoraTiles, Regime, tile_width, tiles_of
 from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
-from tests.kernels.interpreter import run_interpreted
 
 PAGE_ELEMS = 2 * 16 * 8 * 128  # a block of 16 tokens of Llama 3 8B
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 VARIANTS = [(torch.bfloat16, 8), (torch.float16, 8), (torch.bfloat16, 1), (torch.float32, 4)]
 METADATA = {"tiles": "*i32", "page_indptr": "*i32", "page_ids": "*i32", "plans": "*i32"}
 LAUNCH = METADATA | {"row_stride": "i32"}
-
-
-@pytest.mark.timeout(300)
-def test_kernels_in_the_interpreter() -> None:
-    run_interpreted("tests/kernels/interpreted_lora.py", "tests/kernels/test_lora_extras.py")
 
 
 def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) -> Built:

@@ -1,5 +1,5 @@
 """Products with quantised matrices: plain torch here; Triton's interpreted
-(tests/kernels/test_quantized_interpreted.py) and on a GPU. Outputs start as NaN."""
+(tests/kernels/test_interpreted.py) and on a GPU. Outputs start as NaN."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Adapters' own rows of the embedding and the head, against dense matrices: on CPU, on a GPU, and
-in Triton's interpreter (test_attention_interpreted.py). What may not be read is NaN."""
+in Triton's interpreter (test_interpreted.py). What may not be read is NaN."""
 
 from __future__ import annotations
 

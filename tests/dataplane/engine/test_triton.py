@@ -1,4 +1,4 @@
-"""The engine over Triton kernels, where there is no GPU."""
+"""The decoder and the engine over Triton kernels, where there is no GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import pytest
 
 from tests.kernels.interpreter import run_interpreted
 
-
-@pytest.mark.timeout(300)
-def test_engine_in_the_interpreter() -> None:
-    run_interpreted("tests/dataplane/engine/interpreted_triton.py")
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(660)]
 
 
-@pytest.mark.timeout(300)
-def test_what_the_host_does_for_a_gpu() -> None:
-    run_interpreted("tests/dataplane/engine/interpreted_gpu.py")
+def test_in_the_interpreter() -> None:
+    """One process: its start takes longer than some of these tests."""
+    run_interpreted(
+        "tests/dataplane/models/interpreted_decoder.py",
+        "tests/dataplane/engine/interpreted_triton.py",
+        "tests/dataplane/engine/interpreted_gpu.py",
+    )

@@ -23,7 +23,14 @@ from dataplane.parallel.shard import Shard
 from kernels.quantized.matrix import QuantizedMatrix
 from tests.helpers.gpu_stand_in import CUDA, StandInGpu
 from tests.helpers.models import make_model, save_model
-from tests.helpers.quantized import FORMS, SHAPE, quantize, quantized, quantized_model
+from tests.helpers.quantized import (
+    FORMS,
+    PLAIN_FIELDS,
+    SHAPE,
+    quantize,
+    quantized,
+    quantized_model,
+)
 
 CPU = torch.device("cpu")
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
@@ -142,16 +149,8 @@ def test_data_planes_of_other_quantisations_have_other_fingerprints(tmp_path: Pa
 
 def test_a_plain_models_fingerprint_is_that_of_earlier_versions() -> None:
     """Streams move between data planes of two versions while one replaces the other."""
-    fields = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 128,
-    }
     expected = "49106b949a153602b6abddd9f9aef0d0681893939ee1eb0ef27443a1721bd851"
-    assert fingerprint(parse_config(fields)) == expected
+    assert fingerprint(parse_config(PLAIN_FIELDS)) == expected
 
 
 def test_several_ranks_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataplane.models.config import parse_config
 from dataplane.models.quantization.description import Choice, Quantization
 from dataplane.models.quantization.names import Matcher
 from dataplane.models.quantization.parse import parse_quantization
-from tests.helpers.quantized import FORMS
+from tests.helpers.quantized import FORMS, PLAIN_FIELDS
 
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
@@ -237,16 +237,9 @@ def test_modules_that_gptq_names() -> None:
 
 
 def test_config_has_the_description_but_shows_it_apart() -> None:
-    fields = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 128,
-    }
-    plain = parse_config(fields)
-    config = parse_config({**fields, "quantization_config": AWQ})
+    plain = parse_config(PLAIN_FIELDS)
+    config = parse_config({**PLAIN_FIELDS, "quantization_config": AWQ})
     assert plain.quantization is None and config.quantization == parse(AWQ)
     assert repr(config) == repr(plain) and config != plain
-    assert parse_config({**fields, "compression_config": PACKED}).quantization == parse(PACKED)
+    packed = parse_config({**PLAIN_FIELDS, "compression_config": PACKED})
+    assert packed.quantization == parse(PACKED)
