@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +71,11 @@ class Checkpoint:
         found = torch.empty(tensor.shape, dtype=tensor.dtype)
         self._reader.read_into(found, tensor, self._files[tensor.path])
         return found
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """That it can be copied into a tensor of that shape, which may then be made: by what
+        config.json says alone it could be of any size."""
+        self._stored(name, torch.Size(shape))
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
         tensor = self._stored(name, target.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from dataplane.models.quantization.parse import parse_quantization
 from dataplane.models.rope import Rope, RopeReader, no_rope, unsupported
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+# Far beyond any model's: what is made of such sizes before a checkpoint contradicts them is small.
+_MAX_SIZE = 1 << 24
+_MAX_HEADS = _MAX_HEAD_DIM = _MAX_LAYERS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -122,18 +126,21 @@ def parse_config(
             "use_bidirectional_attention", fields["use_bidirectional_attention"], "absent"
         )
     try:
-        num_heads = _count("num_attention_heads", fields["num_attention_heads"])
+        num_heads = _count("num_attention_heads", fields["num_attention_heads"], _MAX_HEADS)
         hidden_size = _count("hidden_size", fields["hidden_size"])
-        num_layers = _count("num_hidden_layers", fields["num_hidden_layers"])
+        num_layers = _count("num_hidden_layers", fields["num_hidden_layers"], _MAX_LAYERS)
         vocab_size = _count("vocab_size", fields["vocab_size"])
         num_kv_heads = _count(
             "num_key_value_heads",
             fields.get("num_key_value_heads", family.num_kv_heads) or num_heads,
+            _MAX_HEADS,
         )
         if num_heads % num_kv_heads:
             raise unsupported("num_key_value_heads", num_kv_heads, f"a divisor of {num_heads}")
         head_dim = _count(
-            "head_dim", fields.get("head_dim") or family.head_dim or hidden_size // num_heads
+            "head_dim",
+            fields.get("head_dim") or family.head_dim or hidden_size // num_heads,
+            _MAX_HEAD_DIM,
         )
         windows = sliding_windows(fields, family, num_layers)
         full, local = RopeReader(fields, family, head_dim).read()
@@ -145,12 +152,15 @@ def parse_config(
         max_context = _count(
             "max_position_embeddings",
             fields.get("max_position_embeddings", family.max_position_embeddings),
+            sys.maxsize,
         )
         if full.kind == "longrope":
             max_context = min(max_context, full.original_context)
         eps = _epsilon(fields.get("rms_norm_eps", family.rms_norm_eps))
         multipliers = read_multipliers(fields, family)
-        query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
+        query_scalar = head_dim
+        if family.query_pre_attn_scalar is not None:
+            query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
         return ModelConfig(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -177,8 +187,7 @@ def parse_config(
             else multipliers.embedding / multipliers.residual,
             rounds_embedding_scale=family.scaled_embeddings,
             attention_scale=multipliers.attention
-            or float(query_scalar if family.query_pre_attn_scalar is not None else head_dim)
-            ** -0.5,
+            or _positive("query_pre_attn_scalar", query_scalar) ** -0.5,
             logit_divisor=multipliers.logits,
             attention_soft_cap=_soft_cap(
                 fields,
@@ -224,10 +233,16 @@ def _bias(fields: Mapping[str, Any], name: str, default: bool, known: bool | Non
     return _flag(fields, name, default=default) if known is None else known
 
 
-def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise unsupported(name, value, "a whole number above 0")
+def _count(name: str, value: object, most: int = _MAX_SIZE) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise unsupported(name, value, f"a whole number from 1 to {most}")
     return value
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < float(value) < math.inf:
+        raise unsupported(name, value, "a number above 0")
+    return float(value)
 
 
 def _epsilon(value: float) -> float:
@@ -249,9 +264,9 @@ def _soft_cap(
     cap = fields.get(name, default)
     if cap is None:
         return None
-    if not known or not float(cap) > 0:
-        raise unsupported(name, cap, "a number above 0" if known else "absent")
-    return float(cap)
+    if not known:
+        raise unsupported(name, cap, "absent")
+    return _positive(name, cap)
 
 
 def _eos(

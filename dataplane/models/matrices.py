@@ -56,6 +56,11 @@ class Matrices:
             if whole is not None:
                 return whole.to(self._device)
             self._warn([name for name, _ in modules])
+        for name, shape in shapes:
+            if plain[name]:
+                self._checkpoint.check(f"{name}.weight", shape)
+            elif not parts:
+                parts[name] = self._quantized(name, shape)
         num_rows = sum(outputs for _, outputs in modules)
         weight = torch.empty((num_rows, in_features), dtype=self._dtype, device=self._device)
         start = 0

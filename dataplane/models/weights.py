@@ -235,6 +235,10 @@ class _Loader:
     def _group(self, prefix: str, name: str) -> tuple[Weight, torch.Tensor | None]:
         """The group's projections stacked in one allocation, and their biases."""
         group = self._groups[name]
+        if self._shard is not None:
+            for module, _, out_features in self._whole[name].projections:
+                shape = (out_features, self._whole[name].in_features)
+                self._checkpoint.check(f"{prefix}{module}.weight", shape)
         bias = self._empty(group.out_features) if group.has_bias else None
         if self._shard is not None:
             weight = self._empty(group.out_features, group.in_features)
@@ -280,6 +284,7 @@ class _Loader:
         return weight.add_(1.0)
 
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
+        self._checkpoint.check(name, shape)
         target = self._empty(*shape)
         self._checkpoint.copy_into(target, name)
         return target

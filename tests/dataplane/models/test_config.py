@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,25 @@ def test_a_head_of_its_own_unties_mistral_3() -> None:
     assert (told.tie_word_embeddings, told.is_tie_in_doubt) == (False, False)
     tied = parse_config(seeing("Gemma3"))
     assert (tied.tie_word_embeddings, tied.is_tie_in_doubt) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("Llama", "num_hidden_layers", 10**18),
+        ("Llama", "num_attention_heads", 1 << 31),
+        ("Llama", "head_dim", 1 << 31),
+        ("Llama", "vocab_size", 10**30),
+        ("Llama", "intermediate_size", 1 << 31),
+        ("Llama", "max_position_embeddings", 10**30),
+        ("Gemma2", "query_pre_attn_scalar", -1.0),
+        ("Gemma2", "query_pre_attn_scalar", math.nan),
+        ("Gemma2", "query_pre_attn_scalar", math.inf),
+        ("Gemma2", "attn_logit_softcapping", math.inf),
+        ("Gemma2", "final_logit_softcapping", math.inf),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused(name: str, field: str, value: float) -> None:
+    with pytest.raises(UnsupportedModelError, match=field) as caught:
+        parse_config(family(name, **{field: value}))
+    assert caught.value.reason == "MODEL_UNSUPPORTED"

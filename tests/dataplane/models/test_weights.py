@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dataplane.errors import CheckpointError
 from dataplane.models.config import load_config
 from dataplane.models.weights import ModelWeights, load_weights
 from tests.helpers.models import make_model, save_model
+from tests.helpers.quantized import quantized_model
 
 CPU = torch.device("cpu")
 
@@ -178,6 +180,31 @@ def test_cut_missing_and_misfit_tensors_are_named(model_dir: Path) -> None:
     with pytest.raises(CheckpointError, match=name) as caught:
         load(model_dir)
     assert caught.value.reason == "TENSOR_SHAPE"
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("field", ["vocab_size", "intermediate_size"])
+def test_what_config_json_says_of_sizes_alone_takes_no_memory(
+    model_dir: Path, field: str, quantised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest sizes that it may give are of terabytes together."""
+    if quantised:
+        quantized_model("awq", model_dir)
+    made: list[int] = []
+    empty = torch.empty
+
+    def counting(*args: Any, **kwargs: Any) -> torch.Tensor:
+        found = empty(*args, **{**kwargs, "device": "meta"})
+        made.append(found.numel())
+        return empty(*args, **kwargs)
+
+    config = json.loads((model_dir / "config.json").read_bytes())
+    (model_dir / "config.json").write_text(json.dumps({**config, field: 1 << 24}))
+    monkeypatch.setattr(torch, "empty", counting)
+    with pytest.raises(CheckpointError) as caught:
+        load(model_dir)
+    assert caught.value.reason == "TENSOR_SHAPE"
+    assert max(made, default=0) < 1 << 24  # a reader's buffer is smaller
 
 
 @pytest.mark.parametrize(
