@@ -344,7 +344,9 @@ def _print_ready(data_plane_id: str, address: str) -> None:
 
 
 def _fail(reason: str, message: str, status: int = 2) -> int:
-    print(f"error: {reason}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    # It may quote a model's files, which could steer a terminal.
+    shown = "".join(c for c in " ".join(message.split()) if c.isprintable())
+    print(f"error: {reason}: {shown}", file=sys.stderr, flush=True)
     return status
 
 

@@ -6,6 +6,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -15,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chorale.errors import ChoraleError
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2, inference_pb2_grpc
-from dataplane.main import main
+from dataplane.errors import UnsupportedModelError
+from dataplane.main import main, run
 from dataplane.rpc.lifecycle import endpoint_of
 from tests.helpers.data_plane import data_plane
 from tests.helpers.fake_control_plane import (
@@ -306,6 +308,18 @@ def test_its_help_names_the_command(
     with pytest.raises(SystemExit, match="0"):
         main()
     assert "Usage: chorale data-plane [OPTIONS]" in capsys.readouterr().out
+
+
+def test_what_it_says_of_a_model_steers_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def serve(*_: object) -> bool:
+        raise UnsupportedModelError("MODEL_UNSUPPORTED", "format is \x1b[31mred\x07\nor so \u202e")
+
+    monkeypatch.setattr("dataplane.rpc.lifecycle.serve", serve)
+    options: Any = None  # for `serve` alone
+    assert run(options) == 2
+    assert capsys.readouterr().err == "error: MODEL_UNSUPPORTED: format is [31mred or so \n"
 
 
 def test_the_endpoint_that_is_announced() -> None:
