@@ -9,6 +9,7 @@ import pytest
 
 from chorale import errors
 from controlplane.cli.exit_codes import EXPLAINED, ExitCode
+from controlplane.cli.output import print_json
 from tests.cli.conftest import Chorale
 from tests.helpers.scripted_gateway import ScriptedGateway
 from tests.helpers.waiting import refusing
@@ -107,3 +108,13 @@ def test_the_command_line_loads_no_server_and_no_grpc() -> None:
     path = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_json_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """What JSON alone lets through: DEL, CSI in one character, the direction of text, tags."""
+    value = {"labels": {"a\x9b31m": "\x1b[2J\x7f\u202e\U000e0041 \ud800 é\n語 😀"}}
+    print_json(value)
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert json.loads(shown) == value
+    assert "é" in shown and "語 😀" in shown
