@@ -35,6 +35,9 @@ _STATES = (
     "NOAUTH",
     "WRONGPASS",
     "NOPERM",
+    # What a user may not is told in other words where a script is refused it (Redis 7; before).
+    "ACL failure in script",
+    "The user executing the script can't",
 )
 
 
