@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from dataplane.errors import CheckpointError
 from dataplane.models.config import load_config
 from dataplane.models.weights import ModelWeights, load_weights
+from dataplane.parallel.shard import Shard
 from tests.helpers.models import make_model, save_model
 from tests.helpers.quantized import quantized_model
 
@@ -182,13 +183,13 @@ def test_cut_missing_and_misfit_tensors_are_named(model_dir: Path) -> None:
     assert caught.value.reason == "TENSOR_SHAPE"
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "quantised", "shard"])
 @pytest.mark.parametrize("field", ["vocab_size", "intermediate_size"])
 def test_what_config_json_says_of_sizes_alone_takes_no_memory(
-    model_dir: Path, field: str, quantised: bool, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, field: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest sizes that it may give are of terabytes together."""
-    if quantised:
+    if kind == "quantised":
         quantized_model("awq", model_dir)
     made: list[int] = []
     empty = torch.empty
@@ -200,9 +201,11 @@ def test_what_config_json_says_of_sizes_alone_takes_no_memory(
 
     config = json.loads((model_dir / "config.json").read_bytes())
     (model_dir / "config.json").write_text(json.dumps({**config, field: 1 << 24}))
+    shape = load_config(model_dir)
+    part = Shard(shape, 0, 2) if kind == "shard" else None
     monkeypatch.setattr(torch, "empty", counting)
     with pytest.raises(CheckpointError) as caught:
-        load(model_dir)
+        load_weights(model_dir, shape, torch.float32, CPU, part)
     assert caught.value.reason == "TENSOR_SHAPE"
     assert max(made, default=0) < 1 << 24  # a reader's buffer is smaller
 
