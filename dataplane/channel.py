@@ -227,6 +227,7 @@ class ModuleShape(msgspec.Struct, frozen=True):
     module: str
     in_features: int
     out_features: int
+    layers: tuple[int, ...] = ()  # that have it; empty: all
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class BaseModelSpec:
     """`layer_modules`: name within a decoder layer → (in, out), e.g. {"mlp.up_proj": (64, 256)}.
+
+    `module_layers`: the same name → the layers that have it; all have those that are not in it.
 
     `outer_modules`: name outside the layers → (in, out), e.g. {"lm_head": (hidden, vocab)}.
     Names are those of the Hugging Face implementation that adapters were trained on.
@@ -18,6 +20,15 @@ class BaseModelSpec:
     num_layers: int
     layer_modules: Mapping[str, tuple[int, int]]
     outer_modules: Mapping[str, tuple[int, int]]
+    module_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def layers_of(self, module: str) -> tuple[int, ...] | range:
+        """Of one of `layer_modules`."""
+        return self.module_layers.get(module, range(self.num_layers))
+
+    def modules_of(self, layer: int) -> Iterator[str]:
+        """Of one layer."""
+        return (each for each in self.layer_modules if layer in self.layers_of(each))
 
     @property
     def embedding(self) -> tuple[int, int] | None:

@@ -74,7 +74,7 @@ def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device
     def ones() -> torch.Tensor:
         return torch.ones(config.hidden_size, dtype=dtype, device=device)
 
-    groups = layer_groups(config)
+    groups = layer_groups(config, 0)
     layers = [
         LayerWeights(
             input_norm=ones(),

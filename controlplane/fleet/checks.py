@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from controlplane.errors import InvalidRequestError
-from controlplane.registry.model import BaseModelRecord
+from controlplane.registry.model import BaseModelRecord, ModuleRecord
 from controlplane.registry.names import check_name
 
 MAX_ID_CHARS = 128
@@ -67,6 +68,16 @@ def check_base_model(base: BaseModelRecord) -> None:
                 raise _base_model(field, f"names have 1 to {MAX_MODULE_CHARS} characters")
             if not module.in_features or not module.out_features:
                 raise _base_model(field, f"{module.module[:80]!r} has a size of 0")
+            _check_layers(field, module, base.num_layers if field == "layer_modules" else 0)
+
+
+def _check_layers(field: str, module: ModuleRecord, num_layers: int) -> None:
+    """Ascending and below num_layers: so there are at most as many."""
+    in_order = all(low < high for low, high in pairwise(module.layers))
+    if module.layers and (not in_order or module.layers[-1] >= num_layers):
+        raise _base_model(
+            field, f"{module.module[:80]!r} must name its layers in order, each below {num_layers}"
+        )
 
 
 def check_digests(tier: str, digests: Sequence[str]) -> None:

@@ -24,10 +24,11 @@ class VersionRecord(msgspec.Struct, frozen=True):
     created_at_ms: int
 
 
-class ModuleRecord(msgspec.Struct, frozen=True):
+class ModuleRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     module: str
     in_features: int
     out_features: int
+    layers: tuple[int, ...] = ()  # that have it, ascending; empty: all
 
 
 class BaseModelRecord(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class BaseModelRecord(msgspec.Struct, frozen=True):
             num_layers=self.num_layers,
             layer_modules=_shapes(self.layer_modules),
             outer_modules=_shapes(self.outer_modules),
+            module_layers={each.module: each.layers for each in self.layer_modules if each.layers},
         )
 
 

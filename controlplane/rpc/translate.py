@@ -251,7 +251,10 @@ def keys_to_pb(keys: Mapping[str, bytes]) -> list[fleet_pb.TicketKey]:
 
 def _module_to_pb(module: ModuleRecord) -> registry_pb.ModuleShape:
     return registry_pb.ModuleShape(
-        module=module.module, in_features=module.in_features, out_features=module.out_features
+        module=module.module,
+        in_features=module.in_features,
+        out_features=module.out_features,
+        layers=module.layers,
     )
 
 
@@ -259,7 +262,9 @@ def _modules_from_pb(modules: Iterable[registry_pb.ModuleShape]) -> tuple[Module
     return tuple(
         sorted(
             (
-                ModuleRecord(shape.module, shape.in_features, shape.out_features)
+                ModuleRecord(
+                    shape.module, shape.in_features, shape.out_features, tuple(shape.layers)
+                )
                 for shape in modules
             ),
             key=lambda record: record.module,

@@ -32,7 +32,7 @@ from dataplane.lora.loader import AdapterLoader, ThreadedLoader
 from dataplane.lora.pinned_arena import HostBlock, PinnedArena, arena_bytes, pinned_block
 from dataplane.models.config import ModelConfig, load_config
 from dataplane.models.decoder import Decoder
-from dataplane.models.shapes import layer_modules, outer_modules
+from dataplane.models.shapes import layer_modules, module_layers, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.parallel.first import FirstRank
 from dataplane.parallel.group import RankGroup
@@ -107,7 +107,13 @@ def _build(
     elif options.num_threads:
         torch.set_num_threads(options.num_threads)
     if device.type == "cpu":
-        warm_up(dtype, config.num_heads, config.num_kv_heads, config.head_dim)
+        warm_up(
+            dtype,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            has_experts=config.experts is not None,
+        )
     if ranks is None:
         weights = load_weights(Path(options.model_dir), model, dtype, device)
     else:
@@ -165,11 +171,14 @@ def _build(
     )
     if pace is not None:
         pace.is_needed = lambda: engine.is_running
+    partly = module_layers(model)
     ready = Ready(
         model_name=options.model_name,
         fingerprint=fingerprint(model),
         num_layers=config.num_layers,
-        layer_modules=[ModuleShape(n, i, o) for n, (i, o) in layer_modules(model).items()],
+        layer_modules=[
+            ModuleShape(n, i, o, partly.get(n, ())) for n, (i, o) in layer_modules(model).items()
+        ],
         outer_modules=[ModuleShape(n, i, o) for n, (i, o) in outer_modules(model).items()],
         vocab_size=config.vocab_size,
         max_context_tokens=max_context,
@@ -291,7 +300,11 @@ def adapter_builder(
     GPU. ranks: packed for all of them, in memory that they share; `config` is the whole model's,
     weights and pool are this rank's."""
     spec = BaseModelSpec(
-        model_name, config.num_layers, layer_modules(config), outer_modules(config)
+        model_name,
+        config.num_layers,
+        layer_modules(config),
+        outer_modules(config),
+        module_layers(config),
     )
 
     # What DoRA and frozen copies are held against is read from the device: on the stream of steps

@@ -32,7 +32,11 @@ def compile_adapter_kernels(pool: PagePool, config: ModelConfig) -> None:
     from kernels.lora.triton_warm_up import warm_up as compile_lora  # Triton: a GPU's alone
     from kernels.vocabulary.triton_rows import warm_up as compile_rows
 
-    groups = layer_groups(config).values()
+    groups = [
+        group
+        for layer in range(config.num_layers)
+        for group in layer_groups(config, layer).values()
+    ]
     compile_lora(pool.data[0], {(each.in_features, each.out_features) for each in groups})
     compile_rows(pool.data)
 
@@ -89,6 +93,7 @@ def _compile_quantized(decoder: Decoder) -> None:
                 (getattr(layer, name), getattr(layer, f"{name}_bias"))
                 for layer in weights.layers
                 for name in GROUPS
+                if getattr(layer, name) is not None
             ),
             (weights.head, None),
         ]

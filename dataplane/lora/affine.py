@@ -27,23 +27,23 @@ class AffinePlan:
     """Which modules of an adapter are rescaled or shifted, and where the vectors for it go."""
 
     def __init__(self, config: ModelConfig, manifest: AdapterManifest) -> None:
-        self._groups = layer_groups(config)
+        self._groups = [layer_groups(config, layer) for layer in range(config.num_layers)]
         self._scaled: set[At] = {(m.layer, m.module) for m in manifest.modules if m.magnitude}
         self._shifted: set[At] = {(m.layer, m.module) for m in manifest.modules if m.lora_bias}
         self._shifted |= {(bias.layer, bias.module) for bias in manifest.biases}
         # DoRA leaves the base's bias as it is, so what scaling does to it is taken back.
         self._shifted |= {
             (layer, projection.module)
-            for group, projection in _projections(self._groups)
+            for layer, groups in enumerate(self._groups)
+            for group, projection in _projections(groups)
             if group.has_bias
-            for layer in range(config.num_layers)
             if (layer, projection.module) in self._scaled
         }
 
     def layer(self, layer: int, offset: int) -> tuple[Mapping[str, tuple[AffineSlice, ...]], int]:
         """The layer's slices by projection group, from `offset` on, and the offset after them."""
         groups: dict[str, tuple[AffineSlice, ...]] = {}
-        for name, group in self._groups.items():
+        for name, group in self._groups[layer].items():
             slices: list[AffineSlice] = []
             for module, out_start, out_features in group.projections:
                 scale = shift = -1
@@ -81,11 +81,11 @@ class AffineVectors:
         """Raises: AdapterRefusedError when the adapter's biases are not the base model's."""
         self._base = base
         self._adapter = adapter
-        self._groups = layer_groups(config)
         self._vocab_size = config.vocab_size
         self._place = {
-            projection.module: (name, projection)
-            for name, group in self._groups.items()
+            (layer, projection.module): (name, projection)
+            for layer in range(config.num_layers)
+            for name, group in layer_groups(config, layer).items()
             for projection in group.projections
         }
         self._factors: dict[At, torch.Tensor] = {}
@@ -133,20 +133,20 @@ class AffineVectors:
         layer, module = at
         if layer is None:
             return self._base.lm_head
-        name, (_, start, count) = self._place[module]
+        name, (_, start, count) = self._place[layer, module]
         return self._base.layers[layer].rows(name, slice(start, start + count))
 
     def _base_bias(self, at: At) -> torch.Tensor | None:
         layer, module = at
         if layer is None:
             return None
-        name, (_, start, count) = self._place[module]
+        name, (_, start, count) = self._place[layer, module]
         bias = self._base.layers[layer].bias(name)
         return None if bias is None else bias[start : start + count]
 
     def _num_outputs(self, at: At) -> int:
         layer, module = at
-        return self._vocab_size if layer is None else self._place[module][1].out_features
+        return self._vocab_size if layer is None else self._place[layer, module][1].out_features
 
 
 def _projections(groups: Mapping[str, Group]) -> Iterator[tuple[Group, Projection]]:
@@ -164,9 +164,9 @@ def _check_biases(config: ModelConfig, manifest: AdapterManifest, present: Itera
     theirs = {(m.layer, m.module) for m in manifest.modules}
     mine = {
         (layer, projection.module)
-        for group, projection in _projections(layer_groups(config))
-        if group.has_bias
         for layer in range(config.num_layers)
+        for group, projection in _projections(layer_groups(config, layer))
+        if group.has_bias
     }
     if unknown := sorted(f"{module} of layer {layer}" for layer, module in there - mine):
         raise AdapterRefusedError(

@@ -144,7 +144,7 @@ def plan_layout(
     for layer in range(config.num_layers):
         plans: dict[str, GroupPlan] = {}
         offset = head_elems
-        for name, group in layer_groups(config).items():
+        for name, group in layer_groups(config, layer).items():
             present = [
                 (projection, modules[layer, projection.module].rank)
                 for projection in group.projections
@@ -240,11 +240,14 @@ def pack(
     pages.zero_()
     flat = pages.view(config.num_layers, -1)
     columns = head_columns(config)
-    groups = {
-        projection.module: (name, index, group)
-        for name, group in layer_groups(config).items()
-        for index, projection in enumerate(group.projections)
-    }
+    groups = [
+        {
+            projection.module: (name, index, group)
+            for name, group in layer_groups(config, layer).items()
+            for index, projection in enumerate(group.projections)
+        }
+        for layer in range(config.num_layers)
+    ]
     vectors = AffineVectors(config, base, adapter)
     for module in manifest.modules:
         if module.module == EMBED_TOKENS:
@@ -262,7 +265,7 @@ def pack(
                 part_b = b[:, part.out_start : part.out_end]
                 _write(flat[layer], plan.slices[0].b_offset, part_b)
             continue
-        name, index, group = groups[module.module]
+        name, index, group = groups[module.layer][module.module]
         plan = layout.layers[module.layer][name]
         out_start = group.projections[index].out_start
         part = next(each for each in plan.slices if each.out_start == out_start)
@@ -297,7 +300,7 @@ def _write_vectors(
 ) -> None:
     for layer, slices_by_group in enumerate(layout.affine):
         for name, slices in slices_by_group.items():
-            projections = layer_groups(config)[name].projections
+            projections = layer_groups(config, layer)[name].projections
             for part in slices:
                 module = next(each.module for each in projections if each[1] == part.out_start)
                 at = (layer, module)

@@ -99,6 +99,15 @@ class Checkpoint:
             if not whole_rows:
                 part.copy_(read[:, columns])
 
+    def copy_item_into(
+        self, target: torch.Tensor, name: str, shape: torch.Size, index: int
+    ) -> None:
+        """target: one of those that a tensor of that shape has along its first dimension."""
+        tensor = self._stored(name, shape)
+        start = tensor.start + index * target.numel() * tensor.dtype.itemsize
+        part = replace(tensor, shape=tuple(target.shape), start=start)
+        self._reader.read_into(target, part, self._files[tensor.path])
+
     def holds(self, name: str, matrix: torch.Tensor) -> bool:
         """Whether the checkpoint, if it has this tensor at all, has the values of `matrix`."""
         if name not in self._tensors:

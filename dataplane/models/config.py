@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
+from dataplane.models.experts import Experts, read_experts
 from dataplane.models.families import FAMILIES, Family
 from dataplane.models.layer_kinds import sliding_windows, without_rope
 from dataplane.models.multimodal import TEXT_PARTS, is_tie_in_doubt, text_fields
@@ -63,10 +64,15 @@ class ModelConfig:
     # Of a multimodal checkpoint.
     is_text_part: bool = field(default=False, repr=False)
     is_tie_in_doubt: bool = field(default=False, repr=False)  # a head of its own unties it
+    experts: Experts | None = field(default=None, repr=False)  # None: all layers are dense
 
     @property
     def q_size(self) -> int:
         return self.num_heads * self.head_dim
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the layer has a mixture of experts."""
+        return self.experts is not None and self.experts.sparse_layers[layer]
 
     @property
     def kv_size(self) -> int:
@@ -158,6 +164,7 @@ def parse_config(
             max_context = min(max_context, full.original_context)
         eps = _epsilon(fields.get("rms_norm_eps", family.rms_norm_eps))
         multipliers = read_multipliers(fields, family)
+        experts = read_experts(fields, family.experts, num_layers)
         query_scalar = head_dim
         if family.query_pre_attn_scalar is not None:
             query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
@@ -174,7 +181,7 @@ def parse_config(
             tie_word_embeddings=_flag(
                 fields, "tie_word_embeddings", default=family.tie_word_embeddings
             ),
-            qkv_bias=_bias(fields, "attention_bias", family.attention_bias, family.qkv_bias),
+            qkv_bias=_bias(fields, family.qkv_bias_field, family.attention_bias, family.qkv_bias),
             o_bias=_bias(fields, family.o_bias_field, family.attention_out_bias, family.o_bias),
             mlp_bias=family.mlp_bias and _flag(fields, "mlp_bias"),
             qk_norm=family.qk_norm,
@@ -207,6 +214,7 @@ def parse_config(
             eos_token_ids=_eos(fields, generation or {}, vocab_size),
             dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
             quantization=parse_quantization(fields),
+            experts=experts,
         )
     except KeyError as error:
         raise unsupported(str(error.args[0]), "(missing)", "a number") from None

@@ -15,6 +15,7 @@ from dataplane.models.weights import LayerWeights, ModelWeights
 from dataplane.parallel.group import RankGroup
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
+from kernels.experts.op import mix_experts
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 from kernels.gpu.side_stream import SideStream
 from kernels.kv.op import rope_write_kv
@@ -200,11 +201,12 @@ class Decoder:
                 if layer.attention_out_norm is not None:
                     h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
                 h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
-                h, delta = project(
-                    h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine
-                )
-                h = gated_activation(h, self._activation, delta)
-                h, delta = project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
+                mlp = partial(self._mlp, project, layer=layer, pages=pages, lora=lora, affine=affine)
+                if layer.experts is None:
+                    h, delta = mlp(h)
+                else:  # which has the MLP as a shared expert, where it has any
+                    some = _Projected(None, None) if layer.down is None else mlp(h)
+                    h, delta = mix_experts(h, layer.experts, self._activation, *some), None
                 if group is not None:
                     h, delta = group.add_up(h, delta), None
                 if layer.mlp_out_norm is not None:
@@ -215,6 +217,20 @@ class Decoder:
             if beside is not None:
                 beside.finish()
         return _Projected(h, delta)
+
+    def _mlp(
+        self,
+        project: Callable[..., _Projected],
+        h: torch.Tensor,
+        *,
+        layer: LayerWeights,
+        pages: torch.Tensor,
+        lora: LayerSegments,
+        affine: LayerAffine,
+    ) -> _Projected:
+        h, delta = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
+        h = gated_activation(h, self._activation, delta)
+        return project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
 
     def _attention(
         self,

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+ExpertsKind = Literal["", "mixtral", "qwen", "qwen shared"]
+"""No mixtures of experts, or whose fields and defaults count."""
+
+
 @dataclass(frozen=True)
 class Family:
     """Fields that are None or False here are decided by config.json or absent altogether."""
@@ -20,7 +24,8 @@ class Family:
     activation: str = "silu"
     activation_names: tuple[tuple[str, str], ...] = ()  # names that mean another activation
     older_activation_field: str = ""  # where it is set, it has to say the same
-    qkv_bias: bool | None = None  # None: the field `attention_bias` decides
+    qkv_bias: bool | None = None  # None: the field `qkv_bias_field` decides
+    qkv_bias_field: str = "attention_bias"
     attention_bias: bool = False
     o_bias: bool | None = None  # None: the field `o_bias_field` decides
     o_bias_field: str = "attention_bias"
@@ -53,6 +58,7 @@ class Family:
     rope_aliases: tuple[tuple[str, str], ...] = ()
     original_context: int | None = None
     rope_interval: int = 0  # every n-th layer has no rope
+    experts: ExpertsKind = ""  # whose mixtures of experts it has
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -156,4 +162,23 @@ FAMILIES: Mapping[str, Family] = {
         rope_theta=2_000_000.0,
         rope_interval=4,
     ),
+    "MixtralForCausalLM": Family(
+        131072,
+        num_kv_heads=8,
+        rms_norm_eps=1e-5,
+        qkv_bias=False,
+        o_bias=False,
+        sliding="always",
+        rope_theta=1_000_000.0,
+        experts="mixtral",
+    ),
+    "Qwen2MoeForCausalLM": Family(
+        32768,
+        num_kv_heads=16,
+        qkv_bias_field="qkv_bias",
+        attention_bias=True,
+        o_bias=False,
+        experts="qwen shared",
+    ),
+    "Qwen3MoeForCausalLM": Family(32768, num_kv_heads=4, qk_norm=True, experts="qwen"),
 }

@@ -30,36 +30,57 @@ class Group(NamedTuple):
 
 LM_HEAD = "lm_head"
 GROUPS = ("qkv", "o", "gate_up", "down")
-"""Names of the projection groups of a layer, in the order of the forward pass."""
+"""Names of the projection groups of a layer, in the order of the forward pass. A layer with a mixture
+of experts has the last two only where there is a shared expert, whose they are."""
 
 
-def layer_groups(config: ModelConfig) -> Mapping[str, Group]:
-    """Groups of every decoder layer, in the order of the forward pass."""
+def layer_groups(config: ModelConfig, layer: int) -> Mapping[str, Group]:
+    """Groups of a decoder layer, in the order of the forward pass."""
     hidden, q, kv, inter = (
         config.hidden_size,
         config.q_size,
         config.kv_size,
         config.intermediate_size,
     )
+    mlp = "mlp"
+    if config.experts is not None and config.is_sparse(layer):
+        mlp, inter = "mlp.shared_expert", config.experts.shared_intermediate_size
     qkv = (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv))
-    gate_up = (("mlp.gate_proj", inter), ("mlp.up_proj", inter))
+    gate_up = ((f"{mlp}.gate_proj", inter), (f"{mlp}.up_proj", inter))
     if config.fused_projections:
         qkv = (("self_attn.qkv_proj", q + 2 * kv),)
         gate_up = (("mlp.gate_up_proj", 2 * inter),)
-    return {
+    groups = {
         "qkv": _group(hidden, config.qkv_bias, *qkv),
         "o": _group(q, config.o_bias, ("self_attn.o_proj", hidden)),
-        "gate_up": _group(hidden, config.mlp_bias, *gate_up),
-        "down": _group(inter, config.mlp_bias, ("mlp.down_proj", hidden)),
     }
+    if inter:
+        groups["gate_up"] = _group(hidden, config.mlp_bias, *gate_up)
+        groups["down"] = _group(inter, config.mlp_bias, (f"{mlp}.down_proj", hidden))
+    return groups
 
 
 def layer_modules(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Module -> (in_features, out_features) in each layer."""
+    """Module -> (in_features, out_features), of all layers that have it."""
     return {
         projection.module: (group.in_features, projection.out_features)
-        for group in layer_groups(config).values()
+        for layer in range(config.num_layers)
+        for group in layer_groups(config, layer).values()
         for projection in group.projections
+    }
+
+
+def module_layers(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Module -> the layers that have it, of those modules that not all layers have."""
+    if config.experts is None:
+        return {}
+    layers: dict[str, list[int]] = {}
+    for layer in range(config.num_layers):
+        for group in layer_groups(config, layer).values():
+            for projection in group.projections:
+                layers.setdefault(projection.module, []).append(layer)
+    return {
+        module: tuple(some) for module, some in layers.items() if len(some) < config.num_layers
     }
 
 

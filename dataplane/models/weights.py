@@ -13,10 +13,12 @@ import torch
 from dataplane.errors import CheckpointError
 from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.config import ModelConfig
+from dataplane.models.experts import ExpertReader
 from dataplane.models.matrices import Matrices
 from dataplane.models.multimodal import text_name, whole_names
 from dataplane.models.shapes import GROUPS, LM_HEAD, Group, layer_groups, layer_modules
 from dataplane.parallel.shard import Shard
+from kernels.experts.weights import ExpertWeights
 from kernels.linear.op import Weight, pack, unpack
 from kernels.quantized.matrix import QuantizedMatrix
 
@@ -34,11 +36,13 @@ class LayerWeights:
     o_bias: torch.Tensor | None  # [hidden]
     attention_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
     mlp_norm: torch.Tensor  # [hidden]
-    gate_up: Weight  # [2 intermediate, hidden]
+    # Of the dense MLP, or of the shared expert; None with experts but no shared one.
+    gate_up: Weight | None  # [2 intermediate, hidden]
     gate_up_bias: torch.Tensor | None  # [2 intermediate]
-    down: Weight  # [hidden, intermediate]
+    down: Weight | None  # [hidden, intermediate]
     down_bias: torch.Tensor | None  # [hidden]
     mlp_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
+    experts: ExpertWeights | None = None
 
     def group(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Plain weight and bias of a projection group of dataplane.models.shapes."""
@@ -60,7 +64,10 @@ class LayerWeights:
     def pack(self) -> None:
         """Brings each projection into the layout that the base GEMM is fastest with."""
         for name in GROUPS:
-            setattr(self, name, pack(getattr(self, name)))
+            if getattr(self, name) is not None:
+                setattr(self, name, pack(getattr(self, name)))
+        if self.experts is not None:
+            self.experts.pack()
 
 
 @dataclass
@@ -126,6 +133,8 @@ def fingerprint(config: ModelConfig) -> str:
         text += f" logit_divisor={config.logit_divisor!r}"
     if config.quantization is not None:
         text += repr(config.quantization)
+    if config.experts is not None:
+        text += repr(config.experts)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -143,11 +152,13 @@ class _Loader:
         self._dtype = dtype
         self._device = device
         self._shard = shard
-        self._groups = layer_groups(config if shard is None else shard.local)
-        self._whole = layer_groups(config)
         modules = [
             f"{_layer(n)}{each}" for n in range(config.num_layers) for each in layer_modules(config)
         ]
+        self._experts: ExpertReader | None = None
+        if config.experts is not None:
+            hidden = config.hidden_size
+            self._experts = ExpertReader(checkpoint, config.experts, hidden, dtype, device)
         self._matrices = Matrices(
             checkpoint,
             config.quantization,
@@ -210,10 +221,17 @@ class _Loader:
         def norm(name: str, size: int = hidden) -> torch.Tensor:
             return self._norm(f"{prefix}{name}", size)
 
-        qkv, qkv_bias = self._group(prefix, "qkv")
-        o, o_bias = self._group(prefix, "o")
-        gate_up, gate_up_bias = self._group(prefix, "gate_up")
-        down, down_bias = self._group(prefix, "down")
+        groups = layer_groups(config if self._shard is None else self._shard.local, index)
+        whole = layer_groups(config, index)
+        qkv, qkv_bias = self._group(prefix, groups["qkv"], whole["qkv"])
+        o, o_bias = self._group(prefix, groups["o"], whole["o"])
+        gate_up = gate_up_bias = down = down_bias = None
+        if "gate_up" in groups:
+            gate_up, gate_up_bias = self._group(prefix, groups["gate_up"], whole["gate_up"])
+            down, down_bias = self._group(prefix, groups["down"], whole["down"])
+        experts = None
+        if self._experts is not None and config.is_sparse(index):
+            experts = self._experts.read(prefix)
         # Gemma's post_attention_layernorm is on attention's output, the others' before the MLP.
         return LayerWeights(
             input_norm=norm("input_layernorm"),
@@ -230,19 +248,22 @@ class _Loader:
             down=down,
             down_bias=down_bias,
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
+            experts=experts,
         )
 
-    def _group(self, prefix: str, name: str) -> tuple[Weight, torch.Tensor | None]:
-        """The group's projections stacked in one allocation, and their biases."""
-        group = self._groups[name]
+    def _group(
+        self, prefix: str, group: Group, whole: Group
+    ) -> tuple[Weight, torch.Tensor | None]:
+        """The group's projections stacked in one allocation, and their biases. whole: the same,
+        where `group` is a shard's."""
         if self._shard is not None:
-            for module, _, out_features in self._whole[name].projections:
-                shape = (out_features, self._whole[name].in_features)
+            for module, _, out_features in whole.projections:
+                shape = (out_features, whole.in_features)
                 self._checkpoint.check(f"{prefix}{module}.weight", shape)
         bias = self._empty(group.out_features) if group.has_bias else None
         if self._shard is not None:
             weight = self._empty(group.out_features, group.in_features)
-            return self._group_part(prefix, self._whole[name], weight, bias, self._shard)
+            return self._group_part(prefix, whole, weight, bias, self._shard)
         modules = [(f"{prefix}{each.module}", each.out_features) for each in group.projections]
         for module, start, count in group.projections:
             if bias is not None:

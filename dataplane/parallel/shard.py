@@ -12,6 +12,7 @@ from functools import cached_property
 
 from dataplane.errors import UnsupportedModelError
 from dataplane.models.config import ModelConfig
+from dataplane.models.experts import refuse_ranks as refuse_ranks_of_experts
 from dataplane.models.quantization.description import refuse_ranks
 from dataplane.models.shapes import layer_groups
 
@@ -33,6 +34,8 @@ class Shard:
         assert 0 <= self.rank < self.size
         if self.config.quantization is not None and self.size > 1:
             raise refuse_ranks(self.config.quantization, self.size)
+        if self.config.experts is not None and self.size > 1:
+            raise refuse_ranks_of_experts(self.size)
         for field, count in (
             ("num_key_value_heads", self.config.num_kv_heads),
             ("num_attention_heads", self.config.num_heads),
@@ -92,7 +95,7 @@ class Shard:
             "gate_up": (config.intermediate_size,) * 2,
         }
         parts: dict[str, tuple[tuple[slice, ...], slice]] = {}
-        for name, group in layer_groups(config).items():
+        for name, group in layer_groups(config, 0).items():
             for module, out_start, out_features in group.projections:
                 if name in _BY_INPUT:
                     columns = self._share(0, group.in_features)

@@ -128,4 +128,5 @@ def _shape(module: ModuleShape) -> adapter_registry_pb2.ModuleShape:
         module=module.module,
         in_features=module.in_features,
         out_features=module.out_features,
+        layers=module.layers,
     )

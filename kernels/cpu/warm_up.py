@@ -7,6 +7,7 @@ import torch
 from kernels.attention import cpu as attention
 from kernels.attention import cpu_prefill
 from kernels.cpu.floats import SUPPORTED_DTYPES
+from kernels.experts import cpu as experts
 from kernels.fused import cpu as fused
 from kernels.kv import cpu as kv
 from kernels.linear import cpu as linear
@@ -15,12 +16,19 @@ from kernels.sampling import cpu as sampling
 from kernels.sampling import cpu_logprobs, cpu_mask, cpu_penalties, cpu_sample
 
 
-def warm_up(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+def warm_up(
+    dtype: torch.dtype,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    has_experts: bool = False,
+) -> None:
     """Compiles for a pool of this dtype and a model of this shape, or loads what an earlier process
     compiled. Seconds the first time ever."""
     if dtype in SUPPORTED_DTYPES:
         attention.warm_up(dtype, num_heads, num_kv_heads, head_dim)
-        for kernels in (fused, kv, lora):
+        for kernels in (fused, kv, lora, *([experts] if has_experts else [])):
             kernels.warm_up(dtype)
         for each in {dtype, torch.float32}:  # of logits, and of those that were changed
             sampling.warm_up(each)

@@ -33,15 +33,17 @@ class Layer(Protocol):
     @property
     def mlp_norm(self) -> torch.Tensor: ...
     @property
-    def gate_up(self) -> Weight: ...
+    def gate_up(self) -> Weight | None: ...
     @property
     def gate_up_bias(self) -> torch.Tensor | None: ...
     @property
-    def down(self) -> Weight: ...
+    def down(self) -> Weight | None: ...
     @property
     def down_bias(self) -> torch.Tensor | None: ...
     @property
     def mlp_out_norm(self) -> torch.Tensor | None: ...
+    @property
+    def experts(self) -> object | None: ...
 
 
 NAMES = (
@@ -51,9 +53,9 @@ NAMES = (
 
 
 def supports(layers: Sequence[Layer], head: Weight) -> bool:
-    """Whether all weights have layouts of kernels.linear.cpu."""
+    """Whether all weights have layouts of kernels.linear.cpu, and no layer has experts."""
     return linear.is_packed(head) and all(
-        linear.is_packed(weight)
+        linear.is_packed(weight) and layer.experts is None
         for layer in layers
         for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
     )

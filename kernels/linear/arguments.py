@@ -59,8 +59,9 @@ def interleaved_size(num_tokens: int, in_features: int) -> int:
     BIAS,
     SCRATCH,
     Y,
+    AFTER,
     NUM_ARGUMENTS,
-) = range(13)
+) = range(14)
 
 
 def multiply_arguments(
@@ -74,7 +75,8 @@ def multiply_arguments(
 ) -> tuple[int, ...]:
     """What a multiplying worker is told. x: address of interleaved inputs; weights: of panels;
     bias: of as many bfloat16 as outputs, or 0; y: of [num_tokens, outputs] bfloat16. Once these are
-    made, no more threads may run than torch has now."""
+    made, no more threads may run than torch has now. AFTER, 0 here: the address of the panels that
+    are read next, if they are others."""
     tiles = tiles_of(num_tokens)
     scratch.grow(0)
     return (
@@ -90,7 +92,27 @@ def multiply_arguments(
         bias,
         scratch.threads.ctypes.data,
         y,
+        0,
     )
+
+
+(
+    S_THREAD,
+    _,
+    S_COUNT,
+    S_BLOCKS,
+    S_SCRATCH,
+    S_NUM_ARGUMENTS,
+) = range(6)
+
+
+def several_arguments(count: int, blocks: int) -> tuple[int, ...]:
+    """What a worker is told that does several products, one after the other without a meeting in
+    between. count: address of their number; blocks: of the arguments of each, [number,
+    I_NUM_ARGUMENTS] to interleave or [number, NUM_ARGUMENTS] to multiply. Threads as in
+    `multiply_arguments`."""
+    scratch.grow(0)
+    return (0, 0, count, blocks, scratch.threads.ctypes.data)
 
 
 class _Scratch:

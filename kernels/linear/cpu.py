@@ -32,6 +32,8 @@ class Layout:
     features_of: Callable[[torch.Tensor], int]
     interleave: Callable[[], Any] | None  # None: inputs are read as they stand
     multiply: Callable[[], Any]
+    interleave_several: Callable[[], Any] | None  # as `arguments.several_arguments` tells
+    multiply_several: Callable[[], Any]
 
 
 WIDE = Layout(
@@ -43,6 +45,8 @@ WIDE = Layout(
     features_of=lambda panels: panels.shape[1],
     interleave=wide.interleave_work,
     multiply=wide.multiply_work,
+    interleave_several=wide.interleave_several_work,
+    multiply_several=wide.multiply_several_work,
 )
 HALF = Layout(
     dtype=torch.float16,
@@ -53,6 +57,8 @@ HALF = Layout(
     features_of=half.features_of,
     interleave=half.interleave_work,
     multiply=half.multiply_work,
+    interleave_several=half.interleave_several_work,
+    multiply_several=half.multiply_several_work,
 )
 PAIRS = Layout(
     dtype=torch.int32,
@@ -63,6 +69,8 @@ PAIRS = Layout(
     features_of=pairs.features_of,
     interleave=None,
     multiply=pairs.multiply_work,
+    interleave_several=None,
+    multiply_several=pairs.multiply_several_work,
 )
 _BY_DTYPE = {layout.dtype: layout for layout in (WIDE, HALF, PAIRS)}
 

@@ -102,11 +102,10 @@ def _power(biased: Any) -> Any:  # pragma: no cover - compiled
     return load(np.uint16(biased << 7))
 
 
-@threads.worker
-def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
+@compiled
+def _interleave(a: Any) -> None:  # pragma: no cover - compiled
     """Takes chunks of tiles' features until none is left, and makes them [runs, rows, RUN] of
     float16 that stand twice side by side."""
-    a = threads.told(pointer, args.I_NUM_ARGUMENTS)
     num_tokens, features, num_tiles = a[args.I_NUM_TOKENS], a[args.I_FEATURES], a[args.I_NUM_TILES]
     tiles = threads.array(a[args.I_TILES], a, (num_tiles, 3))
     all_rows = tiles[num_tiles - 1, 1] + tiles[num_tiles - 1, 2]
@@ -153,17 +152,15 @@ def _store_tile(
                 store(target, k, load(target[k]) + load(bias[k]))
 
 
-@threads.worker
-def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+@compiled
+def _multiply(a: Any, sums_at: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
-    a = threads.told(pointer, args.NUM_ARGUMENTS)
     num_tokens, in_features = a[args.NUM_TOKENS], a[args.IN_FEATURES]
     num_panels, num_tiles = a[args.NUM_PANELS], a[args.NUM_TILES]
     tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
     all_rows = tiles[num_tiles - 1, 1] + tiles[num_tiles - 1, 2]
     padded = (in_features + RUN - 1) // RUN * RUN
     scales = threads.array(a[args.X] + all_rows * padded * 4, FLOATS, (all_rows,))
-    sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
     all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
     y = threads.array(a[args.Y], BITS, (num_tokens, num_panels, PANEL))
     has_bias = a[args.BIAS] != 0
@@ -205,3 +202,34 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
             of_rows = scales[before : before + count]
             sums = all_sums[tile - first_tile]
             _store_tile(sums, count, of_rows, scale, y[:, panel], first, bias[panel], has_bias)
+
+
+@threads.worker
+def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    _interleave(threads.told(pointer, args.I_NUM_ARGUMENTS))
+
+
+@threads.worker
+def interleave_several_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.S_NUM_ARGUMENTS)
+    count = threads.array(a[args.S_COUNT], a, (1,))[0]
+    blocks = threads.array(a[args.S_BLOCKS], a, (count, args.I_NUM_ARGUMENTS))
+    for index in range(count):
+        _interleave(blocks[index])
+
+
+@threads.worker
+def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.NUM_ARGUMENTS)
+    thread = threads.take(a, args.THREAD)
+    _multiply(a, a[args.SCRATCH] + thread * (args.SCRATCH_SIZE * 4))
+
+
+@threads.worker
+def multiply_several_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.S_NUM_ARGUMENTS)
+    thread = threads.take(a, args.S_THREAD)
+    count = threads.array(a[args.S_COUNT], a, (1,))[0]
+    blocks = threads.array(a[args.S_BLOCKS], a, (count, args.NUM_ARGUMENTS))
+    for index in range(count):
+        _multiply(blocks[index], a[args.S_SCRATCH] + thread * (args.SCRATCH_SIZE * 4))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
+from kernels.cpu.compile import compiled
 from kernels.cpu.floats import FLOATS
 from kernels.linear import arguments as args
 from kernels.linear.pair_tile import (
@@ -50,14 +51,12 @@ def features_of(panels: torch.Tensor) -> int:
     return panels.shape[1] * 2
 
 
-@threads.worker
-def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+@compiled
+def _multiply(a: Any, sums_at: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
-    a = threads.told(pointer, args.NUM_ARGUMENTS)
     num_tokens, pairs = a[args.NUM_TOKENS], a[args.IN_FEATURES] // 2
     num_panels, num_tiles = a[args.NUM_PANELS], a[args.NUM_TILES]
     tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
-    sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
     all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
     x_step, y_step = pairs * 4, num_panels * PANEL * 2
     num_groups = (num_tiles + args.GROUP_TILES - 1) // args.GROUP_TILES
@@ -69,6 +68,8 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
         y_at = a[args.Y] + panel * (PANEL * 2)
         bias_at = a[args.BIAS] + panel * (PANEL * 2) if a[args.BIAS] != 0 else 0
         next_at = a[args.WEIGHTS] + following % num_panels * pairs * PANEL * 4
+        if following >= num_panels * num_groups and a[args.AFTER] != 0:
+            next_at = a[args.AFTER]
         first_tile = group * args.GROUP_TILES
         end_tile = min(first_tile + args.GROUP_TILES, num_tiles)
         # While its tiles go through a part they ask for the next one, each for its share.
@@ -101,3 +102,20 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
             count = min(tiles[tile, 1], num_tokens - first)
             of_tile = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
             store_tile(of_tile, y_at + first * y_step, y_step, count, bias_at, PANEL)
+
+
+@threads.worker
+def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.NUM_ARGUMENTS)
+    thread = threads.take(a, args.THREAD)
+    _multiply(a, a[args.SCRATCH] + thread * (args.SCRATCH_SIZE * 4))
+
+
+@threads.worker
+def multiply_several_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.S_NUM_ARGUMENTS)
+    thread = threads.take(a, args.S_THREAD)
+    count = threads.array(a[args.S_COUNT], a, (1,))[0]
+    blocks = threads.array(a[args.S_BLOCKS], a, (count, args.NUM_ARGUMENTS))
+    for index in range(count):
+        _multiply(blocks[index], a[args.S_SCRATCH] + thread * (args.SCRATCH_SIZE * 4))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kernels.cpu import threads
+from kernels.cpu.compile import compiled
 from kernels.cpu.floats import BITS, FLOATS, load
 from kernels.linear import arguments as args
 from kernels.linear.stored import store_tile
@@ -45,10 +46,9 @@ def unpack(panels: torch.Tensor) -> torch.Tensor:
     return panels.transpose(1, 2).reshape(-1, panels.shape[1])
 
 
-@threads.worker
-def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
+@compiled
+def _interleave(a: Any) -> None:  # pragma: no cover - compiled
     """Takes chunks of tiles' features until none is left, and widens them to [features, rows]."""
-    a = threads.told(pointer, args.I_NUM_ARGUMENTS)
     num_tokens, features, num_tiles = a[args.I_NUM_TOKENS], a[args.I_FEATURES], a[args.I_NUM_TILES]
     tiles = threads.array(a[args.I_TILES], a, (num_tiles, 3))
     x = threads.array(a[args.I_X], BITS, (num_tokens, features))
@@ -71,14 +71,12 @@ def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
                     out[k, row] = np.float32(0.0)
 
 
-@threads.worker
-def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+@compiled
+def _multiply(a: Any, sums_at: Any) -> None:  # pragma: no cover - compiled
     """Takes panels, for each group of tiles, until none is left."""
-    a = threads.told(pointer, args.NUM_ARGUMENTS)
     num_tokens, in_features = a[args.NUM_TOKENS], a[args.IN_FEATURES]
     num_panels, num_tiles = a[args.NUM_PANELS], a[args.NUM_TILES]
     tiles = threads.array(a[args.TILES], a, (num_tiles, 3))
-    sums_at = a[args.SCRATCH] + threads.take(a, args.THREAD) * (args.SCRATCH_SIZE * 4)
     wide_at = sums_at + args.SUMS_SIZE * 4
     all_sums = threads.array(sums_at, FLOATS, (args.GROUP_TILES, _LARGEST, PANEL))
     wide = threads.array(wide_at, FLOATS, (args.PART * PANEL,))
@@ -136,3 +134,34 @@ def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
             count = min(tiles[tile, 1], num_tokens - first)
             of_tile = sums_at + (tile - first_tile) * (_LARGEST * PANEL * 4)
             store_tile(of_tile, y_at + first * y_step, y_step, count, bias_at, PANEL)
+
+
+@threads.worker
+def interleave_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    _interleave(threads.told(pointer, args.I_NUM_ARGUMENTS))
+
+
+@threads.worker
+def interleave_several_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.S_NUM_ARGUMENTS)
+    count = threads.array(a[args.S_COUNT], a, (1,))[0]
+    blocks = threads.array(a[args.S_BLOCKS], a, (count, args.I_NUM_ARGUMENTS))
+    for index in range(count):
+        _interleave(blocks[index])
+
+
+@threads.worker
+def multiply_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.NUM_ARGUMENTS)
+    thread = threads.take(a, args.THREAD)
+    _multiply(a, a[args.SCRATCH] + thread * (args.SCRATCH_SIZE * 4))
+
+
+@threads.worker
+def multiply_several_work(pointer: Any) -> None:  # pragma: no cover - compiled
+    a = threads.told(pointer, args.S_NUM_ARGUMENTS)
+    thread = threads.take(a, args.S_THREAD)
+    count = threads.array(a[args.S_COUNT], a, (1,))[0]
+    blocks = threads.array(a[args.S_BLOCKS], a, (count, args.NUM_ARGUMENTS))
+    for index in range(count):
+        _multiply(blocks[index], a[args.S_SCRATCH] + thread * (args.SCRATCH_SIZE * 4))

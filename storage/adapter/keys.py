@@ -46,6 +46,16 @@ _UNSUPPORTED = (
         re.compile(r"\.modules_to_save\b|\.original_module\b|\.token_adapter\.base_layer\b"),
         "the inside of a wrapper: save the adapter without save_embedding_layers=True",
     ),
+    (
+        re.compile(r"\.experts\."),
+        "LoRA on the experts of a mixture: train on attention and the shared expert only, with"
+        " target_modules that name them and without target_parameters",
+    ),
+    (
+        re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_expert_)?gate\."),
+        "LoRA on a router, or on the shared expert's gate: leave it out, as with"
+        " exclude_modules=['gate', 'shared_expert_gate']",
+    ),
     (re.compile(r"norm\.weight$"), "modules_to_save: trained norms"),
 )
 

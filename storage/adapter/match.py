@@ -87,9 +87,11 @@ def _known_module(
             reason="UNKNOWN_MODULE",
             metadata={"module": name[:200], "base_model": spec.name},
         )
+    if layer is not None and module in known and layer not in spec.layers_of(module):
+        known = {each: known[each] for each in spec.modules_of(layer)}
     if module not in known:
         raise AdapterMismatchError(
-            f"the adapter has weights for {excerpt(name)}, which {spec.name} does not have; "
+            f"the adapter has weights for {excerpt(name)}, which {spec.name} does not have there; "
             f"it has {', '.join(sorted(known))}",
             reason="UNKNOWN_MODULE",
             metadata={"module": name[:200], "base_model": spec.name},
@@ -139,8 +141,8 @@ def _check_selection(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
     root = manifest.layers_root
     selected = {
         name
-        for layer in range(spec.num_layers)
         for module in spec.layer_modules
+        for layer in spec.layers_of(module)
         if selector.selects(name := full_name(root, layer, module))
     }
     selected |= {

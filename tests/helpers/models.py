@@ -25,14 +25,20 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PixtralVisionConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SeedOssConfig,
     SeedOssForCausalLM,
     SiglipVisionConfig,
@@ -86,6 +92,17 @@ _GRANITE: dict[str, object] = {
     "attention_multiplier": 0.2,
     "logits_scaling": 3.0,
     "rms_norm_eps": 0.1,  # large enough to matter
+}
+_MOE: dict[str, object] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+}
+_QWEN_MOE: dict[str, object] = {
+    **_MOE,
+    "num_hidden_layers": 4,
+    "decoder_sparse_step": 2,
+    "shared_expert_intermediate_size": 80,
 }
 _VISION: dict[str, object] = {
     "hidden_size": 16,
@@ -152,10 +169,23 @@ def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTra
             model = SmolLM3ForCausalLM(SmolLM3Config(**{**shape, **layers, **changes}))
         case "seed-oss":
             model = SeedOssForCausalLM(SeedOssConfig(**{**shape, "head_dim": 32, **changes}))
+        case "mixtral":
+            experts = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 24}
+            model = MixtralForCausalLM(MixtralConfig(**{**shape, **experts, **changes}))
+        case "qwen2-moe":  # every second layer is dense
+            model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**{**shape, **_QWEN_MOE, **changes}))
+        case "qwen3-moe":
+            experts = {"head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [1]}
+            model = Qwen3MoeForCausalLM(
+                Qwen3MoeConfig(**{**shape, **_MOE, **experts, **changes})
+            )
         case "phi3":
             model = Phi3ForCausalLM(Phi3Config(**{"sliding_window": 24, **shape}))
         case _:
             raise AssertionError(architecture)
+    for name, parameter in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):  # some initialise it to zeros, which tells nothing
+            torch.nn.init.normal_(parameter, std=0.3)
     gemma = architecture.startswith("gemma")  # its norms multiply by 1 + weight
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # initialised to constants: prove they are used

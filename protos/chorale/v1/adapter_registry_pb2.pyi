@@ -414,14 +414,16 @@ class BaseModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., layer_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ..., outer_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
 
 class ModuleShape(_message.Message):
-    __slots__ = ("module", "in_features", "out_features")
+    __slots__ = ("module", "in_features", "out_features", "layers")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     IN_FEATURES_FIELD_NUMBER: _ClassVar[int]
     OUT_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     module: str
     in_features: int
     out_features: int
-    def __init__(self, module: _Optional[str] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ...) -> None: ...
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, module: _Optional[str] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ListBaseModelsRequest(_message.Message):
     __slots__ = ()

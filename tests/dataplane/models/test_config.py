@@ -129,7 +129,7 @@ def test_phi3_has_fused_modules() -> None:
         "mlp.gate_up_proj": (64, 192),
         "mlp.down_proj": (96, 64),
     }
-    assert [len(group.projections) for group in layer_groups(config).values()] == [1, 1, 1, 1]
+    assert [len(group.projections) for group in layer_groups(config, 0).values()] == [1, 1, 1, 1]
 
 
 def test_fingerprints_differ_with_the_shape() -> None:

@@ -165,7 +165,7 @@ def test_an_adapters_shards_together_add_what_it_adds(
         for rank in range(2)
     ]
     assert host.nbytes == 2 * num_bytes <= host.host_bytes
-    groups = layer_groups(config)
+    groups = layer_groups(config, 0)
     blocks = {
         "qkv": (config.q_size, config.kv_size, config.kv_size),
         "gate_up": (config.intermediate_size,) * 2,

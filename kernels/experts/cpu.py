@@ -1,0 +1,267 @@
+"""A mixture of experts on CPU. A step reads the experts that its tokens have chosen and no others,
+each once; what a token gets does not depend on the other tokens.
+
+Where the experts' matrices are in panels (kernels/linear/cpu.py) all of it is one program; elsewhere
+their products are made one expert after the other, by whatever `kernels.linear.op` has.
+"""
+
+from __future__ import annotations
+
+import enum
+from functools import cache
+
+import numpy as np
+import torch
+
+from kernels.cpu.floats import SUPPORTED_DTYPES
+from kernels.cpu.program import Program
+from kernels.experts import cpu_group as group
+from kernels.experts import cpu_route as route
+from kernels.experts.weights import ExpertWeights
+from kernels.fused import cpu as fused
+from kernels.linear import arguments as args
+from kernels.linear import cpu as linear
+from kernels.linear.half_tile import RUN
+from kernels.linear.op import Weight
+from kernels.linear.op import linear as apply_linear
+
+
+class Part(enum.IntEnum):
+    """Of the program: what is run on its own where products are made elsewhere."""
+
+    BEFORE = 0
+    PRODUCTS = 1
+    AFTER = 2
+
+
+class Before(enum.IntEnum):
+    LOGITS = 0
+    CHOOSE = 1
+    GROUP = 2
+    GATHER = 3
+
+
+class Products(enum.IntEnum):
+    SPREAD_GATHERED = 0
+    GATE_UP = 1
+    ACTIVATION = 2
+    SPREAD_ACTIVATED = 3
+    DOWN = 4
+
+
+def supports(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in SUPPORTED_DTYPES
+
+
+def mix_experts(
+    x: torch.Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    shared: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `kernels.experts.op.mix_experts`."""
+    out = torch.empty_like(x)
+    if x.shape[0] == 0:
+        return out
+    panels = weights.panels
+    mixture = _mixture(x.dtype, activation, None if panels is None else panels.layouts)
+    shared = None if shared is None else shared.contiguous()
+    mixture.tell(x, weights, shared, out)
+    if panels is not None:
+        mixture.program.run(Part.BEFORE, Part.AFTER + 1)
+        return out
+    mixture.program.run(Part.BEFORE, Part.PRODUCTS)
+    mixture.multiply_apart(weights)
+    mixture.program.run(Part.AFTER, Part.AFTER + 1)
+    return out
+
+
+def warm_up(dtype: torch.dtype) -> None:
+    """Compiles for this dtype, or loads what an earlier process compiled."""
+    width = 64 if dtype is torch.bfloat16 else 4  # which all layouts have room for
+    x = torch.zeros(1, width, dtype=dtype)
+    matrices = [torch.zeros(2 * width, width, dtype=dtype), torch.zeros(width, width, dtype=dtype)]
+    router, gate = torch.zeros(2, width, dtype=dtype), torch.zeros(1, width, dtype=dtype)
+    weights = ExpertWeights(
+        router, [matrices[0]] * 2, [matrices[1]] * 2, gate, top_k=1, normalizes=True
+    )
+    mix_experts(x, weights, "silu", x)
+    weights.pack()
+    if weights.panels is not None:
+        mix_experts(x, weights, "silu", x)
+
+
+@cache
+def _mixture(
+    dtype: torch.dtype, activation: str, layouts: tuple[linear.Layout, linear.Layout] | None
+) -> _Mixture:
+    return _Mixture(dtype, activation, layouts)
+
+
+class _Mixture:
+    """A program and its buffers, kept between calls (one engine thread) and grown as needed."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        activation: str,
+        layouts: tuple[linear.Layout, linear.Layout] | None,
+    ) -> None:
+        self.program = Program(len(Part), max(len(Before), len(Products)))
+        self._dtype = dtype
+        self._activation = activation
+        self._layouts = layouts
+        self._plan = np.zeros(group.PLAN_SIZE, dtype=np.int64)
+        self._buffers: dict[str, torch.Tensor] = {}
+        workers = self.program.workers
+        workers[Part.BEFORE, Before.LOGITS] = route.logits_worker(dtype)().address
+        workers[Part.BEFORE, Before.CHOOSE] = route.choose_worker(dtype)().address
+        workers[Part.BEFORE, Before.GROUP] = group.group_work().address
+        workers[Part.BEFORE, Before.GATHER] = group.gather_work().address
+        workers[Part.AFTER, 0] = route.combine_worker(dtype)().address
+        if layouts is None:
+            return
+        worker = fused.activation_worker(dtype, activation)
+        workers[Part.PRODUCTS, Products.ACTIVATION] = worker().address
+        for layout, spread, product in (
+            (layouts[0], Products.SPREAD_GATHERED, Products.GATE_UP),
+            (layouts[1], Products.SPREAD_ACTIVATED, Products.DOWN),
+        ):
+            if layout.interleave_several is not None:
+                workers[Part.PRODUCTS, spread] = layout.interleave_several().address
+            workers[Part.PRODUCTS, product] = layout.multiply_several().address
+
+    def tell(
+        self,
+        x: torch.Tensor,
+        weights: ExpertWeights,
+        shared: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """x, shared, out: contiguous, [num_tokens, hidden], num_tokens > 0."""
+        num_tokens, hidden = x.shape
+        num_experts, top_k = weights.num_experts, weights.top_k
+        num_slots = num_tokens * top_k
+        x_at = x.data_ptr()
+        logits = self._buffer("logits", num_tokens * num_experts, self._dtype)
+        shares = self._buffer("shares", num_tokens * num_experts, torch.float32)
+        shares_of_chosen = self._buffer("weights", num_slots, torch.float32)
+        chosen, slots, tokens = (
+            self._buffer(name, num_slots, torch.int64) for name in ("chosen", "slots", "tokens")
+        )
+        gathered = self._buffer("gathered", num_slots * hidden, self._dtype)
+        given = self._buffer("given", num_slots * hidden, self._dtype)
+        self._set(
+            Part.BEFORE,
+            Before.LOGITS,
+            (0, 0, num_tokens, num_experts, hidden, x_at, weights.router.data_ptr(), logits),
+        )
+        normalizes = int(weights.normalizes)
+        told = num_tokens, num_experts, top_k, normalizes, logits, shares, chosen, shares_of_chosen
+        self._set(Part.BEFORE, Before.CHOOSE, (0, 0, *told))
+        self._plan[: group.NUM_FIELDS] = (
+            num_tokens,
+            top_k,
+            num_experts,
+            chosen,
+            slots,
+            tokens,
+            self._buffer("starts", num_experts + 1, torch.int64),
+            self._buffer("count", 1, torch.int64),
+            self._buffer("tiles", 3 * num_slots, torch.int64),
+        )
+        num_products = self._tell_products(weights, num_slots, hidden, gathered, given)
+        plan = self._plan.ctypes.data
+        self._set(Part.BEFORE, Before.GROUP, (0, 0, plan, num_products))
+        words = hidden * x.element_size() // 2
+        self._set(Part.BEFORE, Before.GATHER, (0, 0, num_slots, words, tokens, x_at, gathered))
+        totals = self._buffer("totals", torch.get_num_threads() * hidden, torch.float32)
+        gate, shared_at = 0, 0
+        if shared is not None and weights.shared_gate is not None:
+            gate, shared_at = weights.shared_gate.data_ptr(), shared.data_ptr()
+        sizes = num_tokens, hidden, top_k, slots, shares_of_chosen
+        told = (0, 0, *sizes, given, x_at, gate, shared_at, totals, out.data_ptr())
+        self._set(Part.AFTER, 0, told)
+
+    def _tell_products(
+        self, weights: ExpertWeights, num_slots: int, hidden: int, gathered: int, given: int
+    ) -> int:
+        """Returns how many products are told of."""
+        panels, layouts = weights.panels, self._layouts
+        if panels is None or layouts is None:
+            return 0
+        inter = linear.features_of(_tensor(weights.down[0]))[0]
+        gate_up = self._buffer("gate_up", num_slots * 2 * inter, self._dtype)
+        activated = self._buffer("activated", num_slots * inter, self._dtype)
+        most = min(weights.num_experts, num_slots)  # experts that have slots
+        count = self._buffer("count", 1, torch.int64)
+        # As `args.interleaved_size`: of each row, and what its sums are scaled with.
+        row_words = [-(-features // RUN) * RUN + 1 for features in (hidden, inter)]
+        interleaved = 0
+        if any(each.interleave_several is not None for each in layouts):
+            size = group.most_rows(num_slots) * max(row_words)
+            interleaved = self._buffer("interleaved", size, torch.float32)
+        for index, (phases, name, inputs, outputs, x, y) in enumerate(
+            (
+                (
+                    (Products.SPREAD_GATHERED, Products.GATE_UP),
+                    *("gate_up", hidden, 2 * inter, gathered, gate_up),
+                ),
+                (
+                    (Products.SPREAD_ACTIVATED, Products.DOWN),
+                    *("down", inter, hidden, activated, given),
+                ),
+            )
+        ):
+            multiply = self._buffer(f"multiply {name}", most * args.NUM_ARGUMENTS, torch.int64)
+            interleave = 0
+            if layouts[index].interleave_several is not None:
+                size = most * args.I_NUM_ARGUMENTS
+                interleave = self._buffer(f"interleave {name}", size, torch.int64)
+                told = args.several_arguments(count, interleave)
+                self._set(Part.PRODUCTS, phases[0], told)
+            self._set(Part.PRODUCTS, phases[1], args.several_arguments(count, multiply))
+            start = group.NUM_FIELDS + index * group.PRODUCT_FIELDS
+            self._plan[start : start + group.PRODUCT_FIELDS] = (
+                inputs,
+                outputs,
+                panels.num_panels[index],
+                panels.addresses[index].ctypes.data,
+                x,
+                y,
+                multiply,
+                interleave,
+                interleaved,
+                row_words[index],
+            )
+        told = fused.activation_arguments(num_slots, inter, gate_up, activated)
+        self._set(Part.PRODUCTS, Products.ACTIVATION, told)
+        return 2
+
+    def multiply_apart(self, weights: ExpertWeights) -> None:
+        """The products, of what was gathered, one expert after the other."""
+        num_tokens, top_k = int(self._plan[group.NUM_TOKENS]), int(self._plan[group.TOP_K])
+        num_slots, hidden = num_tokens * top_k, weights.router.shape[1]
+        gathered = self._buffers["gathered"][: num_slots * hidden].view(num_slots, hidden)
+        given = self._buffers["given"][: num_slots * hidden].view(num_slots, hidden)
+        starts = self._buffers["starts"][: weights.num_experts + 1].tolist()
+        for expert, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+            if start < end:
+                gate_up = apply_linear(gathered[start:end], weights.gate_up[expert])
+                activated = fused.gated_activation(gate_up, self._activation)
+                given[start:end] = apply_linear(activated, weights.down[expert])
+
+    def _set(self, part: Part, phase: int, told: tuple[int, ...]) -> None:
+        self.program.arguments[part, phase, : len(told)] = told
+
+    def _buffer(self, name: str, size: int, dtype: torch.dtype) -> int:
+        """The address of at least so many elements."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=dtype)
+        return buffer.data_ptr()
+
+
+def _tensor(weight: Weight) -> torch.Tensor:
+    assert isinstance(weight, torch.Tensor)
+    return weight

@@ -1,0 +1,54 @@
+"""A mixture of experts: plain torch. What runs where nothing is faster."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from kernels.experts.weights import ExpertWeights
+from kernels.fused.naive import gated_activation
+from kernels.linear.op import linear
+
+
+def route(
+    x: torch.Tensor, router: torch.Tensor, top_k: int, *, normalizes: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Semantics: the top_k largest of softmax(x @ router.T), of equal ones those of lower number.
+
+    x: [num_tokens, hidden], router: [experts, hidden]. The softmax is in float32, of logits in x's
+    dtype, as in transformers.
+    Returns [num_tokens, top_k] int64, each row ascending, and their shares, float32, which are
+    divided by their sum if `normalizes`.
+    """
+    shares = F.linear(x, router).float().softmax(-1)
+    order = shares.sort(dim=-1, descending=True, stable=True).indices
+    chosen = order[:, :top_k].sort(-1).values
+    weights = shares.gather(1, chosen)
+    if normalizes:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return chosen, weights
+
+
+def mix_experts(
+    x: torch.Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    shared: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Semantics: sum over a token's experts e, ascending, of
+    share[e] * (act(x @ gate[e].T) * (x @ up[e].T)) @ down[e].T
+    in float32; plus sigmoid(x @ shared_gate.T) * shared where there is a shared expert.
+
+    x, shared: [num_tokens, hidden]; returns the same
+    """
+    chosen, shares = route(x, weights.router, weights.top_k, normalizes=weights.normalizes)
+    total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in chosen.unique().tolist():
+        rows, place = torch.where(chosen == expert)
+        gate_up = linear(x[rows], weights.gate_up[expert])
+        y = linear(gated_activation(gate_up, activation), weights.down[expert])
+        total.index_add_(0, rows, y.float() * shares[rows, place, None])
+    if shared is not None:
+        assert weights.shared_gate is not None
+        total += F.linear(x.float(), weights.shared_gate.float()).sigmoid() * shared.float()
+    return total.to(x.dtype)
