@@ -186,7 +186,8 @@ def closed(setup: Setup) -> Result:
     few = [adapters[index % min(FEW_ADAPTERS, streams)] for index in range(streams)]
     different = f"{streams} adapters"
     adapter_bytes = streams * shape.adapter_bytes(setup.rank)
-    roofline = 1 / (1 + adapter_bytes / shape.base_bytes)
+    base_bytes = shape.step_bytes(streams)
+    roofline = 1 / (1 + adapter_bytes / base_bytes)
     with ExitStack() as stack:
         session = setup.session(stack, adapter_bytes=adapter_bytes)
         result = measured(
@@ -214,7 +215,7 @@ def closed(setup: Setup) -> Result:
                 ),
             ],
             {
-                "base_bytes": shape.base_bytes,
+                "base_bytes": base_bytes,
                 "distinct_adapter_bytes": adapter_bytes,
                 "byte_roofline_share_of_base_only": roofline,
             },

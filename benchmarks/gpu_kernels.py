@@ -1,6 +1,6 @@
 """Each kernel's part of the roofline on the device at hand.
 
-    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora sampling quantized]
+    python -m benchmarks.gpu_kernels [--ops decode prefill kv fused lora sampling quantized experts]
                                      [--device cuda|cpu] [--shapes real|tiny] [--out FILE]
 
 Roofline time of a call: the most of (the bytes it must move at least ÷ the measured copy bandwidth)
@@ -61,6 +61,13 @@ def quantized_cases(
     return kernel_quantized_cases.quantized_cases(shapes, device, dtype)
 
 
+def expert_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[KernelCase]:
+    # As above.
+    from benchmarks import kernel_expert_cases
+
+    return kernel_expert_cases.expert_cases(shapes, device, dtype)
+
+
 OPS = {
     "decode": decode_cases,
     "prefill": prefill_cases,
@@ -69,6 +76,7 @@ OPS = {
     "lora": lora_cases,
     "sampling": sampling_cases,
     "quantized": quantized_cases,
+    "experts": expert_cases,
 }
 
 

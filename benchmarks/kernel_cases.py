@@ -24,6 +24,14 @@ class ModelShape(NamedTuple):
     page_tokens: int = 16
 
 
+class MixtureShape(NamedTuple):
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+    shared: bool
+
+
 @dataclass(frozen=True)
 class Shapes:
     models: dict[str, ModelShape]
@@ -35,6 +43,8 @@ class Shapes:
     sampled: tuple[tuple[int, int], ...]  # rows, vocabulary
     quantized_model: str  # of `models`
     quantized_tokens: tuple[int, ...]
+    mixtures: dict[str, MixtureShape]
+    mixture_tokens: tuple[int, ...]
 
 
 SHAPES = {
@@ -51,6 +61,12 @@ SHAPES = {
         sampled=((1, 128_256), (64, 128_256), (64, 32_000)),
         quantized_model="llama-3-8b",
         quantized_tokens=(1, 16, 64, 512),
+        mixtures={
+            "mixtral-8x7b": MixtureShape(8, 2, 4096, 14336, False),
+            "qwen3-30b-a3b": MixtureShape(128, 8, 2048, 768, False),
+            "qwen1.5-moe-a2.7b": MixtureShape(60, 4, 2048, 1408, True),
+        },
+        mixture_tokens=(1, 16, 64, 512),
     ),
     "tiny": Shapes(
         {"tiny": ModelShape(4, 2, 16, 64, 96, 8)},
@@ -62,6 +78,8 @@ SHAPES = {
         sampled=((3, 50),),
         quantized_model="tiny",
         quantized_tokens=(1, 5),
+        mixtures={"tiny": MixtureShape(4, 2, 16, 24, True)},
+        mixture_tokens=(1, 5),
     ),
 }
 

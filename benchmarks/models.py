@@ -21,14 +21,16 @@ MAX_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-architecture decoder."""
+    """A decoder of Llama's architecture, or of Mixtral's where it has experts."""
 
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of each expert, where there are any
     num_layers: int
     num_heads: int
     num_kv_heads: int
     vocab_size: int
+    num_experts: int = 0
+    top_k: int = 0  # experts of a token
 
     @property
     def head_dim(self) -> int:
@@ -36,10 +38,22 @@ class Shape:
 
     @property
     def base_bytes(self) -> int:
+        """As `step_bytes`, of a step of one token; of any step where there are no experts."""
+        return self.step_bytes(1)
+
+    def step_bytes(self, num_tokens: int) -> int:
         """Of the weights that a decode step reads, bfloat16: all but the embedding, of which it
-        reads a row for each token."""
-        layer = sum(i * o for i, o in self.projections().values())
-        return 2 * (self.num_layers * layer + self.vocab_size * self.hidden_size)
+        reads a row for each token, and the experts that no token has chosen."""
+        layer: float = sum(i * o for i, o in self.projections().values())
+        if self.num_experts:
+            expert = 3 * self.hidden_size * self.intermediate_size
+            layer += self.num_experts * self.hidden_size + self.touched(num_tokens) * expert
+        return int(2 * (self.num_layers * layer + self.vocab_size * self.hidden_size))
+
+    def touched(self, num_tokens: int) -> float:
+        """Experts of a layer that so many tokens choose, if all are chosen equally often."""
+        left_out = 1 - self.top_k / self.num_experts
+        return self.num_experts * (1 - left_out**num_tokens)
 
     def adapter_bytes(self, rank: int, targets: Iterable[str] = ALL_LINEAR) -> int:
         """Of an adapter's matrices, bfloat16."""
@@ -49,14 +63,18 @@ class Shape:
         return 2 * self.num_layers * rank * width
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """Module below a layer -> (in_features, out_features)."""
+        """Module below a layer -> (in_features, out_features), without experts."""
         hidden, inter = self.hidden_size, self.intermediate_size
         kv = self.num_kv_heads * self.head_dim
-        return {
+        attention = {
             "self_attn.q_proj": (hidden, hidden),
             "self_attn.k_proj": (hidden, kv),
             "self_attn.v_proj": (hidden, kv),
             "self_attn.o_proj": (hidden, hidden),
+        }
+        if self.num_experts:
+            return attention
+        return attention | {
             "mlp.gate_proj": (hidden, inter),
             "mlp.up_proj": (hidden, inter),
             "mlp.down_proj": (inter, hidden),
@@ -66,15 +84,23 @@ class Shape:
 SHAPES = {
     "tiny": Shape(64, 176, 4, 4, 2, 512),
     "small": Shape(768, 2048, 12, 12, 4, 8192),
+    "small-moe": Shape(768, 1024, 12, 12, 4, 8192, num_experts=16, top_k=2),
     "tinyllama": Shape(2048, 5632, 22, 32, 4, 32000),
 }
 
 
 def model_fields(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """What config.json says of the shape."""
+    kind: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if shape.num_experts:
+        kind = {
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "num_local_experts": shape.num_experts,
+            "num_experts_per_tok": shape.top_k,
+        }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **kind,
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
@@ -114,6 +140,13 @@ def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat
             tensors[f"{prefix}{name}.weight"] = ones.clone()
         for module, (in_features, out_features) in shape.projections().items():
             tensors[f"{prefix}{module}.weight"] = normal(out_features, in_features)
+        block, hidden, inter = f"{prefix}block_sparse_moe", shape.hidden_size, shape.intermediate_size
+        if shape.num_experts:
+            tensors[f"{block}.gate.weight"] = normal(shape.num_experts, hidden)
+        for expert in range(shape.num_experts):
+            sizes = {"w1": (inter, hidden), "w2": (hidden, inter), "w3": (inter, hidden)}
+            for name, (rows, columns) in sizes.items():
+                tensors[f"{block}.experts.{expert}.{name}.weight"] = normal(rows, columns)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(model_fields(shape, dtype), indent=1))
     write_tokenizer(directory, shape.vocab_size, MAX_TOKENS)

@@ -92,6 +92,7 @@ def parts(bench: Bench) -> list[Part]:
         Part("kernels-lora", 75, partial(kernels, bench, "kernels-lora")),
         Part("kernels-fused", 35, partial(kernels, bench, "kernels-fused")),
         Part("kernels-quantized", 25, partial(kernels, bench, "kernels-quantized")),
+        Part("kernels-experts", 25, partial(kernels, bench, "kernels-experts")),
     ]
 
 

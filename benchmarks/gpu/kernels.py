@@ -13,6 +13,7 @@ GROUPS = {
     "kernels-fused": ("kv", "fused", "sampling"),
     "kernels-lora": ("lora",),
     "kernels-quantized": ("quantized",),
+    "kernels-experts": ("experts",),
 }
 _ROUNDS = 5
 

@@ -58,6 +58,8 @@ def reserved_bytes(
     size, blocks = buckets.most_rows, buckets.contexts[-1]
     logits = 2 * size * config.vocab_size * itemsize
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * config.q_size
+    if config.experts is not None:
+        width += config.experts.activation_elems(config.hidden_size, itemsize)
     splits = min(_MAX_SPLITS, -(-blocks * page_tokens // _SPLIT_TOKENS))
     attention = size * config.q_size * splits * 4
     tables = sum(buckets.contexts) * size * 4

@@ -46,6 +46,7 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
     and samples, in pages of an unused pool that it leaves cleared. Kernels are compiled for dtypes
     and the model's sizes only, so one batch is enough."""
     _compile_quantized(decoder)
+    _compile_experts(decoder)
     last, num_layers = pool.num_pages - 1, decoder.config.num_layers
 
     def integers(*values: int) -> torch.Tensor:
@@ -98,6 +99,14 @@ def _compile_quantized(decoder: Decoder) -> None:
             (weights.head, None),
         ]
     )
+
+
+def _compile_experts(decoder: Decoder) -> None:
+    """Likewise."""
+    from kernels.experts.triton_warm_up import warm_up as compile_experts
+
+    layers = [layer.experts for layer in decoder.weights.layers if layer.experts is not None]
+    compile_experts(layers, decoder.activation)
 
 
 def _empty_segments(device: torch.device) -> LayerSegments:

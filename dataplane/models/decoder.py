@@ -122,6 +122,11 @@ class Decoder:
             )
 
     @property
+    def activation(self) -> str:
+        """As `kernels.fused` names it."""
+        return self._activation
+
+    @property
     def has_lora_stream(self) -> bool:
         return self._lora_stream is not None
 
@@ -205,8 +210,8 @@ class Decoder:
                 if layer.experts is None:
                     h, delta = mlp(h)
                 else:  # which has the MLP as a shared expert, where it has any
-                    some = _Projected(None, None) if layer.down is None else mlp(h)
-                    h, delta = mix_experts(h, layer.experts, self._activation, *some), None
+                    shared = () if layer.down is None else mlp(h)
+                    h, delta = mix_experts(h, layer.experts, self._activation, *shared), None
                 if group is not None:
                     h, delta = group.add_up(h, delta), None
                 if layer.mlp_out_norm is not None:

@@ -13,6 +13,7 @@ from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.families import ExpertsKind
 from dataplane.models.rope import unsupported
 from kernels.experts.weights import ExpertWeights
+from kernels.gpu.dispatch import interpreting
 
 _MOST_EXPERTS = 1024
 
@@ -27,6 +28,14 @@ class Experts:
     shared_intermediate_size: int  # of the expert that every token goes through, too; 0: none
     normalizes: bool  # the shares of a token's experts sum up to 1
     sparse_layers: tuple[bool, ...]  # which layers have one; the others' MLPs are dense
+
+    def activation_elems(self, hidden: int, itemsize: int) -> int:
+        """What a token takes on a GPU while a mixture is computed, of `itemsize` bytes each: of its
+        experts the activations and the outputs, these in float32, and its logits; and what its
+        shared expert takes."""
+        each = self.intermediate_size + hidden * 4 // itemsize
+        shared = 3 * self.shared_intermediate_size + hidden
+        return self.top_k * each + self.num_experts + shared
 
 
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
@@ -197,7 +206,7 @@ class ExpertReader:
     def _matrices(self, rows: int, columns: int) -> list[torch.Tensor] | torch.Tensor:
         """On a GPU in one piece, for its kernels; on a CPU each is packed by itself."""
         count = self._experts.num_experts
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and not interpreting():
             return [self._empty(rows, columns) for _ in range(count)]
         return self._empty(count, rows, columns)
 

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import gpu_kernels
 from benchmarks.kernel_cases import SHAPES, decode_cases, fused_cases, kv_cases, prefill_cases
+from benchmarks.kernel_expert_cases import expert_cases
 from benchmarks.kernel_lora_cases import lora_cases
 from benchmarks.kernel_quantized_cases import quantized_cases
 
@@ -32,6 +33,7 @@ def test_dry_run_writes_every_op(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "gated_activation",
         "lora_apply",
         "linear_quantized",
+        "mix_experts",
         "sample",
     }
     for case in report["cases"]:
@@ -56,6 +58,12 @@ def test_counts_are_those_of_the_tensors() -> None:
     assert next(kv_cases(shapes, CPU, torch.float32)).bytes == 4 * 2 * (8 * 16 + 16)
     norm, add_norm, activation = list(fused_cases(shapes, CPU, torch.float32))[:3]
     assert (norm.bytes, add_norm.bytes, activation.bytes) == (4 * 128, 4 * 256, 4 * 3 * 96)
+    experts = {case.shape: case for case in expert_cases(shapes, CPU, torch.bfloat16)}
+    case = experts["tiny, 5 tokens, 4 experts"]
+    # Router, experts of three matrices and the shared one's gate; tokens, what is shared, and out.
+    assert case.bytes == 2 * (4 * 16 + 4 * 3 * 24 * 16 + 16 + 3 * 5 * 16)
+    assert case.flops == 2 * 5 * 16 * (4 + 2 * 3 * 24 + 1)
+    assert experts["tiny, 5 tokens, 2 experts"].bytes == case.bytes - 2 * 2 * 3 * 24 * 16
     quantized = {case.shape: case for case in quantized_cases(shapes, CPU, torch.bfloat16)}
     case = quantized["tiny down, nf4 of 64, 5 tokens"]
     # [64, 96] in half bytes and a scale for each of 3 groups; inputs and outputs.

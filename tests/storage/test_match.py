@@ -1,10 +1,11 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from storage.adapter.manifest import AdapterManifest, parse_adapter
 from storage.adapter.match import check_base
-from storage.errors import AdapterMismatchError, BadConfigError
+from storage.errors import AdapterMismatchError, BadConfigError, UnsupportedFeatureError
 from tests.storage.samples import (
     SPEC,
     Tensor,
@@ -21,6 +22,48 @@ ALL = tuple(SPEC.layer_modules)
 
 def manifest_of(tensors: dict[str, Tensor] | None = None, **fields: Any) -> AdapterManifest:
     return parse_adapter(config(**fields), safetensors(tensors or lora_tensors())).manifest
+
+
+PARTLY = replace(
+    SPEC,
+    layer_modules={**SPEC.layer_modules, "mlp.shared_expert.gate_proj": (16, 40)},
+    module_layers={"mlp.gate_proj": (0,), "mlp.shared_expert.gate_proj": (1,)},
+)
+
+
+def test_modules_that_some_layers_have() -> None:
+    both = {
+        **lora_tensors(["mlp.gate_proj"], layers=[0]),
+        key(1, "mlp.shared_expert.gate_proj", "A"): tensor((4, 16)),
+        key(1, "mlp.shared_expert.gate_proj", "B"): tensor((40, 4)),
+    }
+    check_base(manifest_of(both, target_modules=["gate_proj"]), PARTLY)
+    check_base(manifest_of(lora_tensors(), target_modules=["q_proj"]), PARTLY)
+    only_dense = lora_tensors(["mlp.gate_proj"], layers=[0])
+    for tensors, reason, named in (
+        (lora_tensors(["mlp.gate_proj"]), "UNKNOWN_MODULE", "layers.1.mlp.gate_proj"),
+        (only_dense, "MISSING_MODULES", "layers.1.mlp.shared_expert.gate_proj"),
+    ):
+        with pytest.raises(AdapterMismatchError) as caught:
+            check_base(manifest_of(tensors, target_modules=["gate_proj"]), PARTLY)
+        assert caught.value.reason == reason and named in caught.value.metadata["module"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.block_sparse_moe.experts.3.w1.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.experts.11.gate_proj.lora_B.weight",
+        "base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.gate.lora_A.weight",
+        "base_model.model.model.layers.0.block_sparse_moe.gate.lora_B.weight",
+        "base_model.model.model.layers.0.mlp.shared_expert_gate.lora_A.weight",
+    ],
+)
+def test_lora_on_experts_and_routers_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedFeatureError, match="leave it out|train on") as caught:
+        manifest_of({**lora_tensors(), name: tensor((4, 16))})
+    assert caught.value.metadata["tensor"] == name
 
 
 def refusal(manifest: AdapterManifest, **options: Any) -> AdapterMismatchError:

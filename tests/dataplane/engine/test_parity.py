@@ -13,6 +13,7 @@ from tests.helpers.engine import Rig
 from tests.helpers.models import (
     ATTENTION,
     FUSED_TARGETS,
+    MLP,
     TARGETS,
     VOCAB,
     add_adapter,
@@ -75,6 +76,28 @@ def test_other_families_equal_peft(architecture: str, device: str, tmp_path: Pat
     model_dir = save_model(model, tmp_path / "model")
     targets = FUSED_TARGETS if architecture == "phi3" else TARGETS
     adapters = [("qv", 3, {}), ("mlp", 8, {}), ("with-head", 16, {})]
+    reference, paths = _with_adapters(model, tmp_path, adapters, targets)
+    _check_batch(reference, model_dir, [None, *paths], device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_mixtures_of_experts_equal_peft(architecture: str, device: str, tmp_path: Path) -> None:
+    model = make_model(architecture)
+    model_dir = save_model(model, tmp_path / "model")
+    # Of the others' MLPs PEFT takes the experts' whatever is asked for.
+    mlp = MLP if architecture == "qwen2-moe" else ["o_proj"]
+    targets: dict[str, list[str] | str] = {
+        "qv": ["q_proj", "v_proj"],
+        "mlp": mlp,
+        "with-head": [*ATTENTION, *mlp, "lm_head"],
+    }
+    adapters = [
+        ("qv", 3, {}),
+        ("mlp", 8, {"use_rslora": True}),
+        ("with-head", 16, {}),
+        ("mlp", 4, {"use_dora": True}),
+    ]
     reference, paths = _with_adapters(model, tmp_path, adapters, targets)
     _check_batch(reference, model_dir, [None, *paths], device)
 
