@@ -1,5 +1,5 @@
-"""What benchmarks/gpu_kernels.py measures of mixtures of experts, and the fewest bytes and operations
-that each must cost."""
+"""What benchmarks/gpu_kernels.py measures of mixtures of experts, and the fewest bytes and
+operations that each must cost."""
 
 from __future__ import annotations
 

@@ -140,7 +140,8 @@ def write_model(directory: Path, shape: Shape, dtype: torch.dtype = torch.bfloat
             tensors[f"{prefix}{name}.weight"] = ones.clone()
         for module, (in_features, out_features) in shape.projections().items():
             tensors[f"{prefix}{module}.weight"] = normal(out_features, in_features)
-        block, hidden, inter = f"{prefix}block_sparse_moe", shape.hidden_size, shape.intermediate_size
+        block = f"{prefix}block_sparse_moe"
+        hidden, inter = shape.hidden_size, shape.intermediate_size
         if shape.num_experts:
             tensors[f"{block}.gate.weight"] = normal(shape.num_experts, hidden)
         for expert in range(shape.num_experts):

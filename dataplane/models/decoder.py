@@ -206,7 +206,9 @@ class Decoder:
                 if layer.attention_out_norm is not None:
                     h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
                 h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
-                mlp = partial(self._mlp, project, layer=layer, pages=pages, lora=lora, affine=affine)
+                mlp = partial(
+                    self._mlp, project, layer=layer, pages=pages, lora=lora, affine=affine
+                )
                 if layer.experts is None:
                     h, delta = mlp(h)
                 else:  # which has the MLP as a shared expert, where it has any

@@ -182,9 +182,7 @@ class ExpertReader:
         if experts.shared_intermediate_size:
             shared_gate = self._empty(1, hidden)
             self._checkpoint.copy_into(shared_gate, f"{block}shared_expert_gate.weight")
-        return ExpertWeights(
-            router, gate_up, down, shared_gate, experts.top_k, experts.normalizes
-        )
+        return ExpertWeights(router, gate_up, down, shared_gate, experts.top_k, experts.normalizes)
 
     def _read_whole(self, matrices: list[torch.Tensor] | torch.Tensor, name: str) -> None:
         shape = torch.Size((len(matrices), *matrices[0].shape))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-
 ExpertsKind = Literal["", "mixtral", "qwen", "qwen shared"]
 """No mixtures of experts, or whose fields and defaults count."""
 

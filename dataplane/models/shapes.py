@@ -30,8 +30,8 @@ class Group(NamedTuple):
 
 LM_HEAD = "lm_head"
 GROUPS = ("qkv", "o", "gate_up", "down")
-"""Names of the projection groups of a layer, in the order of the forward pass. A layer with a mixture
-of experts has the last two only where there is a shared expert, whose they are."""
+"""Names of the projection groups of a layer, in the order of the forward pass. A layer with a
+mixture of experts has the last two only where there is a shared expert, whose they are."""
 
 
 def layer_groups(config: ModelConfig, layer: int) -> Mapping[str, Group]:
@@ -79,9 +79,7 @@ def module_layers(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for group in layer_groups(config, layer).values():
             for projection in group.projections:
                 layers.setdefault(projection.module, []).append(layer)
-    return {
-        module: tuple(some) for module, some in layers.items() if len(some) < config.num_layers
-    }
+    return {module: tuple(some) for module, some in layers.items() if len(some) < config.num_layers}
 
 
 def outer_modules(config: ModelConfig) -> dict[str, tuple[int, int]]:

@@ -251,9 +251,7 @@ class _Loader:
             experts=experts,
         )
 
-    def _group(
-        self, prefix: str, group: Group, whole: Group
-    ) -> tuple[Weight, torch.Tensor | None]:
+    def _group(self, prefix: str, group: Group, whole: Group) -> tuple[Weight, torch.Tensor | None]:
         """The group's projections stacked in one allocation, and their biases. whole: the same,
         where `group` is a shard's."""
         if self._shard is not None:

@@ -1,14 +1,15 @@
 """A mixture of experts on CPU. A step reads the experts that its tokens have chosen and no others,
 each once; what a token gets does not depend on the other tokens.
 
-Where the experts' matrices are in panels (kernels/linear/cpu.py) all of it is one program; elsewhere
-their products are made one expert after the other, by whatever `kernels.linear.op` has.
+Where the experts' matrices are in panels (kernels/linear/cpu.py) all of it is one program;
+elsewhere their products are made one expert after the other, by whatever `kernels.linear.op` has.
 """
 
 from __future__ import annotations
 
 import enum
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -245,7 +246,7 @@ class _Mixture:
         gathered = self._buffers["gathered"][: num_slots * hidden].view(num_slots, hidden)
         given = self._buffers["given"][: num_slots * hidden].view(num_slots, hidden)
         starts = self._buffers["starts"][: weights.num_experts + 1].tolist()
-        for expert, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for expert, (start, end) in enumerate(pairwise(starts)):
             if start < end:
                 gate_up = apply_linear(gathered[start:end], weights.gate_up[expert])
                 activated = fused.gated_activation(gate_up, self._activation)

@@ -132,4 +132,3 @@ def gather_work(pointer: Any) -> None:  # pragma: no cover - compiled
         target = threads.array(a[B_OUT] + slot * width * 2, BITS, (width,))
         for k in range(width):
             target[k] = source[k]
-

@@ -30,8 +30,8 @@ def combine_kernel(
     HAS_SHARED: tl.constexpr,
     HAS_DELTA: tl.constexpr,
 ):
-    """grid (tokens, blocks of HIDDEN). One program: the sum of what a token's experts gave, in order,
-    and sigmoid(x · gate) * (shared + delta); in float32, rounded once.
+    """grid (tokens, blocks of HIDDEN). One program: the sum of what a token's experts gave, in
+    order, and sigmoid(x · gate) * (shared + delta); in float32, rounded once.
 
     given: [tokens, TOP_K, HIDDEN] float32; gate: [HIDDEN]; all others [tokens, HIDDEN]
     """

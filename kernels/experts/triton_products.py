@@ -1,4 +1,5 @@
-"""The products of a mixture of experts in Triton, each one launch over all experts: CUDA and ROCm."""
+"""The products of a mixture of experts in Triton, each one launch over all experts: CUDA and
+ROCm."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ def gate_up_kernel(
     GELU_SCALE: tl.constexpr,
     GELU_CUBIC: tl.constexpr,
 ):
-    """grid (tiles of slots, blocks of INTER). One program: act(x @ gate.T) * (x @ up.T) of one tile,
-    summed in float32; rows of x are read where they are.
+    """grid (tiles of slots, blocks of INTER). One program: act(x @ gate.T) * (x @ up.T) of one
+    tile, summed in float32; rows of x are read where they are.
 
     x: [tokens, HIDDEN]; weights: [experts, 2 * INTER, HIDDEN]; out: [slots in order, INTER]
     """
@@ -108,8 +109,8 @@ def down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """grid (tiles of slots, blocks of HIDDEN). One program: share * (x @ down.T) of one tile, summed
-    in float32, each row to its token's place.
+    """grid (tiles of slots, blocks of HIDDEN). One program: share * (x @ down.T) of one tile,
+    summed in float32, each row to its token's place.
 
     x: [slots in order, INTER]; weights: [experts, HIDDEN, INTER]; shares: [slots] float32;
     out: [slots, HIDDEN] float32
@@ -190,8 +191,8 @@ def activated(
 
 
 def given(x: torch.Tensor, weights: torch.Tensor, routed: Routed) -> torch.Tensor:
-    """[num_slots, hidden] float32, by slot. x: as `activated` returns it; weights: [experts, hidden,
-    intermediate], contiguous."""
+    """[num_slots, hidden] float32, by slot. x: as `activated` returns it; weights: [experts,
+    hidden, intermediate], contiguous."""
     num_experts, hidden, inter = weights.shape
     num_slots = routed.order.numel()
     case = case_of(num_slots, num_experts)

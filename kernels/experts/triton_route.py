@@ -1,5 +1,5 @@
-"""Choosing each token's experts, and bringing the tokens of each expert together, in Triton: CUDA and
-ROCm. Nothing of it goes to the host, and grids depend on shapes alone."""
+"""Choosing each token's experts, and bringing the tokens of each expert together, in Triton: CUDA
+and ROCm. Nothing of it goes to the host, and grids depend on shapes alone."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def choose_kernel(
     TOP_K: tl.constexpr,
     NORMALIZES: tl.constexpr,
 ):
-    """grid (tokens,). One program: one token's softmax, in float32, and its TOP_K largest shares, of
-    equal ones those of lower number; ascending by expert.
+    """grid (tokens,). One program: one token's softmax, in float32, and its TOP_K largest shares,
+    of equal ones those of lower number; ascending by expert.
 
     logits: [tokens, NUM_EXPERTS]; chosen: [tokens, TOP_K] int32; shares: likewise, float32
     """
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK_E)
     real = at < NUM_EXPERTS
-    logits = tl.load(
-        logits_ptr + token * NUM_EXPERTS + at, mask=real, other=float("-inf")
-    ).to(tl.float32)  # [E]
+    logits = tl.load(logits_ptr + token * NUM_EXPERTS + at, mask=real, other=float("-inf")).to(
+        tl.float32
+    )  # [E]
     powers = tl.exp(logits - tl.max(logits, 0))
     shares = powers / tl.sum(tl.where(real, powers, 0.0), 0)
     # Shares that are no numbers count as 0 here, lest fewer than TOP_K are chosen.
@@ -62,8 +62,8 @@ def group_kernel(
 ):
     """grid (experts,). One program: one expert's slots, in order.
 
-    chosen: [num_slots] int32. order: [num_slots] int32, the slots of the first expert, then those of
-    the second, and so on. starts: [experts + 1] int32, where each expert's begin.
+    chosen: [num_slots] int32. order: [num_slots] int32, the slots of the first expert, then those
+    of the second, and so on. starts: [experts + 1] int32, where each expert's begin.
     """
     expert = tl.program_id(0)
     before = 0

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 from kernels.experts.op import mix_experts
 from kernels.experts.triton_products import FEW_SLOTS
 from kernels.experts.weights import ExpertWeights
 
 
 def warm_up(layers: Iterable[ExpertWeights], activation: str) -> None:
-    """Compiles what steps of any number of tokens launch, or loads what an earlier process compiled,
-    once for all layers alike. Seconds the first time ever."""
+    """Compiles what steps of any number of tokens launch, or loads what an earlier process
+    compiled, once for all layers alike. Seconds the first time ever."""
     done: set[object] = set()
     for weights in layers:
         key = (weights.router.shape, weights.shared_gate is None, weights.top_k)

@@ -66,8 +66,8 @@ _HARMLESS = frozenset(
 )
 _WHY_NOT = {
     "layer_replication": "it changes the number of layers",
-    "target_parameters": "LoRA on bare parameters, as of experts, is not applied: train with target_modules of"
-    " attention and of the shared expert",
+    "target_parameters": "LoRA on bare parameters, as of experts, is not applied: train"
+    " with target_modules of attention and of the shared expert",
     "megatron_config": "Megatron modules are not supported",
     "use_qalora": "QALoRA pools its inputs",
     "alora_invocation_tokens": "activated LoRA switches on in mid-sequence",

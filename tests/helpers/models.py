@@ -176,9 +176,7 @@ def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTra
             model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**{**shape, **_QWEN_MOE, **changes}))
         case "qwen3-moe":
             experts = {"head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [1]}
-            model = Qwen3MoeForCausalLM(
-                Qwen3MoeConfig(**{**shape, **_MOE, **experts, **changes})
-            )
+            model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**shape, **_MOE, **experts, **changes}))
         case "phi3":
             model = Phi3ForCausalLM(Phi3Config(**{"sliding_window": 24, **shape}))
         case _:

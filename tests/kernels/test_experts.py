@@ -1,5 +1,5 @@
-"""Mixtures of experts against float64, one token and one expert at a time: on CPU, in the interpreter
-(tests/kernels/test_experts_interpreted.py) and on a GPU."""
+"""Mixtures of experts against float64, one token and one expert at a time: on CPU, in the
+interpreter (tests/kernels/test_experts_interpreted.py) and on a GPU."""
 
 from __future__ import annotations
 
@@ -188,5 +188,3 @@ def test_routing_is_the_same_as_of_transformers() -> None:
         found, found_shares = naive.route(x, router.weight, router.top_k, normalizes=normalizes)
         assert torch.equal(found, chosen.gather(1, order))
         torch.testing.assert_close(found_shares, shares.gather(1, order))
-
-

@@ -1,5 +1,5 @@
-"""The Triton kernels of mixtures of experts with every tuned tile, compiled for GPUs that this machine
-lacks: they fit in shared memory, spill next to nothing, and read whole vectors."""
+"""The Triton kernels of mixtures of experts with every tuned tile, compiled for GPUs that this
+machine lacks: they fit in shared memory, spill next to nothing, and read whole vectors."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def test_routing_and_sums_fit_the_device(target: str) -> None:
                 combine_kernel,
                 target,
                 {"given_ptr": "*fp32:16"} | dict.fromkeys(names, "*bf16:16"),
-                combine_constants(
-                    hidden, top_k, combine["block"], has_shared=True, has_delta=True
-                ),
+                combine_constants(hidden, top_k, combine["block"], has_shared=True, has_delta=True),
                 launch_options(combine),
             ),
         )

@@ -61,7 +61,7 @@ def test_modules_that_some_layers_have() -> None:
     ],
 )
 def test_lora_on_experts_and_routers_is_refused_by_name(name: str) -> None:
-    with pytest.raises(UnsupportedFeatureError, match="leave it out|train on") as caught:
+    with pytest.raises(UnsupportedFeatureError, match=r"leave it out|train on") as caught:
         manifest_of({**lora_tensors(), name: tensor((4, 16))})
     assert caught.value.metadata["tensor"] == name
 

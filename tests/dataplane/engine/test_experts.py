@@ -1,5 +1,5 @@
-"""Mixtures of experts in the engine: on CPU, in bfloat16, an answer has the same bits whatever else is
-computed; and what is refused of adapters."""
+"""Mixtures of experts in the engine: on CPU, in bfloat16, an answer has the same bits whatever
+else is computed; and what is refused of adapters."""
 
 from __future__ import annotations
 

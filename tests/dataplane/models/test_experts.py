@@ -182,8 +182,9 @@ def as_integers(tensors: dict[str, torch.Tensor], name: str) -> None:
 def one_more(tensors: dict[str, torch.Tensor], name: str) -> None:
     before, _, rest = name.partition(".experts.")
     count = 1 + max(
-        int(each.partition(".experts.")[2].split(".")[0]) for each in tensors if before in each
-        and ".experts." in each
+        int(each.partition(".experts.")[2].split(".")[0])
+        for each in tensors
+        if before in each and ".experts." in each
     )
     tensors[f"{before}.experts.{count}.{rest.partition('.')[2]}"] = tensors[name].clone()
 
