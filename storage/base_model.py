@@ -20,7 +20,7 @@ class BaseModelSpec:
     num_layers: int
     layer_modules: Mapping[str, tuple[int, int]]
     outer_modules: Mapping[str, tuple[int, int]]
-    module_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    module_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def layers_of(self, module: str) -> tuple[int, ...] | range:
         """Of one of `layer_modules`."""

@@ -108,7 +108,7 @@ class StepGraphs:
         # Who replaces `forward` later means what is run from then on.
         self._forward = decoder.forward
         self._num_layers = decoder.config.num_layers
-        self._num_slices = dict.fromkeys(GROUPS, 1)
+        self._num_slices: dict[str, int] = dict.fromkeys(GROUPS, 1)
         for layer in range(self._num_layers):
             for name, group in layer_groups(decoder.config, layer).items():
                 self._num_slices[name] = len(group.projections)

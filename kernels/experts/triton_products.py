@@ -172,7 +172,8 @@ def activated(
     settings = tuned("experts", device_name(x.device), "gate_up", case)
     tiles = most_tiles(num_slots, num_experts, settings["block_m"])
     out = x.new_empty(num_slots, inter)
-    gate_up_kernel[(tiles, triton.cdiv(inter, settings["block_n"]))](
+    launch: Any = gate_up_kernel[(tiles, triton.cdiv(inter, settings["block_n"]))]
+    launch(
         x,
         weights,
         routed.order,
@@ -199,7 +200,8 @@ def given(x: torch.Tensor, weights: torch.Tensor, routed: Routed) -> torch.Tenso
     settings = tuned("experts", device_name(x.device), "down", case)
     tiles = most_tiles(num_slots, num_experts, settings["block_m"])
     out = x.new_empty(num_slots, hidden, dtype=torch.float32)
-    down_kernel[(tiles, triton.cdiv(hidden, settings["block_n"]))](
+    launch: Any = down_kernel[(tiles, triton.cdiv(hidden, settings["block_n"]))]
+    launch(
         x,
         weights,
         routed.shares,

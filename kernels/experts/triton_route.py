@@ -70,7 +70,7 @@ def group_kernel(
     for begin in range(0, num_slots, BLOCK):
         at = begin + tl.arange(0, BLOCK)
         each = tl.load(chosen_ptr + at, mask=at < num_slots, other=2147483647)
-        before += tl.sum((each < expert).to(tl.int32), 0)
+        before += tl.sum((each < expert).to(tl.int32), 0)  # pyright: ignore[reportOperatorIssue]
     tl.store(starts_ptr + expert, before)
     for begin in range(0, num_slots, BLOCK):
         at = begin + tl.arange(0, BLOCK)
@@ -78,7 +78,7 @@ def group_kernel(
         is_mine = each == expert
         place = before + tl.cumsum(is_mine.to(tl.int32), 0) - 1
         tl.store(order_ptr + place, at, mask=is_mine)
-        before += tl.sum(is_mine.to(tl.int32), 0)
+        before += tl.sum(is_mine.to(tl.int32), 0)  # pyright: ignore[reportOperatorIssue]
     if expert == tl.num_programs(0) - 1:
         tl.store(starts_ptr + expert + 1, before)
 
@@ -125,7 +125,8 @@ def route(x: torch.Tensor, router: torch.Tensor, top_k: int, *, normalizes: bool
     order = torch.empty_like(chosen)
     starts = chosen.new_empty(len(router) + 1)
     settings = tuned("experts", device_name(x.device), "group", "any")
-    group_kernel[(len(router),)](
+    launch: Any = group_kernel[(len(router),)]
+    launch(
         chosen,
         order,
         starts,

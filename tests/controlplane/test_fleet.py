@@ -14,6 +14,7 @@ from chorale.v1 import fleet_pb2 as pb
 from controlplane.options import ControlPlaneOptions
 from controlplane.store import keys
 from controlplane.store.embedded import EmbeddedRedis
+from storage.base_model import BaseModelSpec
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import (
     AUTHORIZATION,
@@ -198,6 +199,10 @@ async def test_the_fleet_token(plane: ControlPlane, metadata: Any, reason: str) 
     assert not await planes(plane)
 
 
+def some_layers(*layers: int) -> BaseModelSpec:
+    return replace(TINY_BASE, module_layers={"mlp.up_proj": layers})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -213,6 +218,9 @@ async def test_the_fleet_token(plane: ControlPlane, metadata: Any, reason: str) 
         ({"fingerprint": "xyz"}, "BASE_MODEL_INVALID"),
         ({"base": replace(TINY_BASE, num_layers=0)}, "BASE_MODEL_INVALID"),
         ({"base": replace(TINY_BASE, layer_modules={"q": (0, 1)})}, "BASE_MODEL_INVALID"),
+        ({"base": some_layers(0, 0)}, "BASE_MODEL_INVALID"),
+        ({"base": some_layers(1, 0)}, "BASE_MODEL_INVALID"),
+        ({"base": some_layers(0, 10**6)}, "BASE_MODEL_INVALID"),
         ({"base": replace(TINY_BASE, name="a@1")}, "NAME_INVALID"),
     ],
 )

@@ -223,6 +223,18 @@ async def test_base_models_are_listed_and_stay(plane: ControlPlane) -> None:
     assert base.max_context_tokens == base_model(TINY_BASE).max_context_tokens
 
 
+async def test_modules_that_some_layers_have_are_announced_and_checked(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    base = replace(TINY_BASE, module_layers={"self_attn.q_proj": (1,)})
+    await plane.join(base=base)
+    listed = await plane.registry.ListBaseModels(pb.ListBaseModelsRequest())
+    layers = {each.module: tuple(each.layers) for each in listed.base_models[0].layer_modules}
+    assert layers == {**dict.fromkeys(base.layer_modules, ()), "self_attn.q_proj": (1,)}
+    error = await failure(plane.register("voice", make_adapter_dir(tmp_path / "1")))
+    assert error.reason == "UNKNOWN_MODULE" and "layers.0.self_attn.q_proj" in error.message
+
+
 async def test_rollback_never_lands_on_the_current_version(
     plane: ControlPlane, tmp_path: Path
 ) -> None:

@@ -128,7 +128,12 @@ class NotedReservations(Reservations):
 def base_model(spec: BaseModelSpec, fingerprint: str = "f" * 64) -> registry_pb.BaseModel:
     def shapes(modules: Any) -> list[registry_pb.ModuleShape]:
         return [
-            registry_pb.ModuleShape(module=name, in_features=size[0], out_features=size[1])
+            registry_pb.ModuleShape(
+                module=name,
+                in_features=size[0],
+                out_features=size[1],
+                layers=spec.module_layers.get(name, ()),
+            )
             for name, size in modules.items()
         ]
 

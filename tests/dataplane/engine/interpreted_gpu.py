@@ -183,3 +183,47 @@ def test_quantised_weights_stay_so_on_a_gpu(
     for handle, rows in expected.logits.items():
         error = (rig.logits[handle][0] - rows[0]).abs().max()
         assert error < (1e-4 if dtype == "float32" else 0.03) * rows[0].abs().max()
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_mixture_of_experts_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    """Nothing of routing goes by the host; adapters of the shared expert run beside it."""
+    shape = {**SHAPE, "num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]}
+    shape |= {"decoder_sparse_step": 1, "moe_intermediate_size": 16}
+    model = make_model("qwen2-moe", **shape)
+    model_dir = save_model(model, tmp_path / "model")
+    targets = ["q_proj", "shared_expert.gate_proj", "shared_expert.down_proj"]
+    add_adapter(model, "a", tmp_path / "a", rank=8, target_modules=targets, seed=1)
+    gpu = StandInGpu()
+
+    def run(device: str, recorder: Recorder | None = None) -> Rig:
+        gpu.is_serving = False
+        rig = Rig(
+            model_dir,
+            num_pages=48,
+            max_context=24,
+            max_batch_tokens=8,
+            device=device,
+            graphs=recorder.setup(GraphBuckets((4,), (3,), (16,))) if recorder else None,
+            lora_stream=True,
+        )
+        gpu.is_serving = True
+        for handle, path in enumerate([None, tmp_path / "a"]):
+            rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=3, ignore_eos=True)
+        rig.run()
+        assert not rig.failed
+        return rig
+
+    expected = run("cpu")
+    pretend(monkeypatch)
+    recorder = Recorder() if captured else None
+    with gpu:
+        rig = run("cuda", recorder)
+    assert rig.tokens == expected.tokens
+    if recorder is not None:
+        assert recorder.num_replayed == rig.engine.stats().num_graph_steps > 0
+    for handle, rows in expected.logits.items():
+        for mine, others in zip(rig.logits[handle], rows, strict=True):
+            torch.testing.assert_close(mine, others, rtol=0, atol=1e-4)

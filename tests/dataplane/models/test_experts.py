@@ -23,7 +23,7 @@ SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 4,
-    "num_attention_heads": 4,
+    "num_attention_heads": 16,
     "vocab_size": 128,
 }
 
