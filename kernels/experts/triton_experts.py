@@ -49,7 +49,8 @@ def combine_kernel(
             x = tl.load(x_ptr + token * HIDDEN + inputs, mask=there, other=0.0)
             gate = tl.load(gate_ptr + inputs, mask=there, other=0.0)
             products += x.to(tl.float32) * gate.to(tl.float32)
-        share = 1.0 / (1.0 + tl.exp(0.0 - tl.sum(products, 0)))
+        minus = -tl.sum(products, 0)  # pyright: ignore[reportOperatorIssue]
+        share = 1.0 / (1.0 + tl.exp(minus))
         shared = tl.load(shared_ptr + token * HIDDEN + at, mask=real, other=0.0).to(tl.float32)
         if HAS_DELTA:
             shared += tl.load(delta_ptr + token * HIDDEN + at, mask=real, other=0.0).to(tl.float32)
