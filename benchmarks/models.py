@@ -84,7 +84,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(64, 176, 4, 4, 2, 512),
     "small": Shape(768, 2048, 12, 12, 4, 8192),
-    "small-moe": Shape(768, 1024, 12, 12, 4, 8192, num_experts=16, top_k=2),
+    "small-moe": Shape(768, 512, 12, 12, 4, 8192, num_experts=16, top_k=2),
     "tinyllama": Shape(2048, 5632, 22, 32, 4, 32000),
 }
 

@@ -18,7 +18,7 @@ from kernels.cpu.floats import SUPPORTED_DTYPES
 from kernels.cpu.program import Program
 from kernels.experts import cpu_group as group
 from kernels.experts import cpu_route as route
-from kernels.experts.weights import ExpertWeights
+from kernels.experts.weights import ExpertWeights, panels_of
 from kernels.fused import cpu as fused
 from kernels.linear import arguments as args
 from kernels.linear import cpu as linear
@@ -79,16 +79,17 @@ def mix_experts(
 
 def warm_up(dtype: torch.dtype) -> None:
     """Compiles for this dtype, or loads what an earlier process compiled."""
-    width = 64 if dtype is torch.bfloat16 else 4  # which all layouts have room for
+    width = args.WIDEST  # which all layouts have room for
     x = torch.zeros(1, width, dtype=dtype)
-    matrices = [torch.zeros(2 * width, width, dtype=dtype), torch.zeros(width, width, dtype=dtype)]
-    router, gate = torch.zeros(2, width, dtype=dtype), torch.zeros(1, width, dtype=dtype)
-    weights = ExpertWeights(
-        router, [matrices[0]] * 2, [matrices[1]] * 2, gate, top_k=1, normalizes=True
+    gate_up, down = (
+        torch.zeros(2 * width, width, dtype=dtype),
+        torch.zeros(width, width, dtype=dtype),
     )
+    weights = ExpertWeights(x, [gate_up], [down], x, top_k=1, normalizes=True)
     mix_experts(x, weights, "silu", x)
-    weights.pack()
-    if weights.panels is not None:
+    for layout in linear.layouts() if dtype is torch.bfloat16 else ():
+        weights.gate_up, weights.down = [layout.pack(gate_up)], [layout.pack(down)]
+        weights.panels = panels_of(weights.gate_up, weights.down)
         mix_experts(x, weights, "silu", x)
 
 

@@ -45,7 +45,7 @@ class ExpertWeights:
     def pack(self) -> None:
         """On CPU, brings each matrix into the layout that its product is fastest in."""
         self.gate_up, self.down = _packed(self.gate_up), _packed(self.down)
-        self.panels = _panels(self.gate_up, self.down)
+        self.panels = panels_of(self.gate_up, self.down)
 
 
 def _packed(matrices: Matrices) -> Matrices:
@@ -58,7 +58,8 @@ def _packed(matrices: Matrices) -> Matrices:
     return packed
 
 
-def _panels(gate_up: Matrices, down: Matrices) -> Panels | None:
+def panels_of(gate_up: Matrices, down: Matrices) -> Panels | None:
+    """None where not all matrices are in panels."""
     firsts: list[torch.Tensor] = []
     addresses: list[np.ndarray[Any, Any]] = []
     for matrices in (gate_up, down):

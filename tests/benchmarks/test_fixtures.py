@@ -182,3 +182,17 @@ def test_peft_serves_the_same_fixtures(tmp_path: Path) -> None:
         with pytest.raises(BenchError) as failed:
             elsewhere.switching(["nobody"], 6, 3)
     assert failed.value.reason == "PEER_FAILED"
+
+
+def test_a_step_reads_the_experts_that_its_tokens_choose() -> None:
+    dense = SHAPES["small"]
+    assert dense.step_bytes(1) == dense.step_bytes(64) == dense.base_bytes
+    shape = SHAPES["small-moe"]
+    layer = sum(i * o for i, o in shape.projections().values()) + 16 * 768
+    rest = 2 * (12 * layer + 8192 * 768)
+    expert = 2 * 12 * 3 * 768 * 512
+    assert shape.step_bytes(1) == rest + 2 * expert  # top_k
+    two = 16 * (1 - (14 / 16) ** 2)  # 3.75: some are chosen by both
+    assert shape.step_bytes(2) == rest + int(two * expert)
+    assert rest + 15.9 * expert < shape.step_bytes(64) < rest + 16 * expert
+    assert set(shape.projections()) == {f"self_attn.{each}" for each in ATTENTION}

@@ -82,8 +82,8 @@ def test_equal_shares_go_to_experts_of_lower_number(device: str) -> None:
 
 
 def test_rows_that_are_no_numbers_disturb_no_others(device: str) -> None:
-    weights = random_experts(8, 64, 64, 3, dtype=torch.float32, device=device)
-    x = random_rows(6, 64, torch.float32).to(device)
+    weights = random_experts(5, 32, 16, 3, dtype=torch.float32, device=device)
+    x = random_rows(6, 32, torch.float32).to(device)
     expected = mix_experts(x, weights, "silu")
     x[2] = float("nan")
     x[4, 7] = float("inf")
