@@ -4,12 +4,14 @@ else is computed; and what is refused of adapters."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kernels.linear.cpu import is_best
-from storage.errors import StorageError
+from storage.adapter.manifest import parse_adapter
+from storage.errors import UnsupportedFeatureError
 from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig
 from tests.helpers.models import ATTENTION, add_adapter, make_model, save_model
@@ -69,25 +71,26 @@ def test_an_answer_has_the_same_bits_whatever_happens(assets: dict[str, Path]) -
     check(drafted, 1)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "config", "said"),
+    [
+        (
+            "qwen2-moe",
+            {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
+            "target_parameters",
+        ),
+        ("qwen2-moe", {"target_modules": "all-linear"}, "shared_expert_gate"),
+        ("qwen3-moe", {"target_modules": "all-linear"}, "target_parameters"),
+    ],
+)
 def test_adapters_of_experts_and_routers_are_refused_by_name(
-    assets: dict[str, Path], tmp_path: Path
+    architecture: str, config: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     """As the installed peft writes them."""
-    cases = {
-        "experts": {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
-        "gate": {"target_modules": ["q_proj", "shared_expert_gate"]},
-    }
-    for name, config in cases.items():
-        model = make_model("qwen2-moe", num_attention_heads=2, num_key_value_heads=1)
-        add_adapter(model, name, tmp_path / name, rank=4, seed=1, **config)  # pyright: ignore
-    rig = Rig(assets["model"])
-    for handle, (name, said) in enumerate(
-        (("experts", "target_parameters"), ("gate", "shared_expert_gate"))
-    ):
-        try:
-            rig.submit(handle, PROMPT, tmp_path / name, **SAMPLING)
-            rig.run()
-            error = str(rig.failed[handle])
-        except StorageError as refused:
-            error = str(refused)
-        assert "UNSUPPORTED_FEATURE" in error or said in error, error
+    path = tmp_path / "a"
+    add_adapter(make_model(architecture), "a", path, rank=4, seed=1, **config)
+    with pytest.raises(UnsupportedFeatureError, match=said):
+        parse_adapter(
+            (path / "adapter_config.json").read_bytes(),
+            (path / "adapter_model.safetensors").read_bytes(),
+        )
