@@ -16,6 +16,7 @@ from kernels.experts.weights import ExpertWeights
 from kernels.gpu.dispatch import interpreting
 
 _MOST_EXPERTS = 1024
+_MAX_SIZE = 1 << 24  # far beyond any model's
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def _num_experts(fields: Mapping[str, Any], default: int) -> int:
 
 
 def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise unsupported(name, value, "a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_SIZE:
+        raise unsupported(name, value, f"a whole number from 1 to {_MAX_SIZE}")
     return value
 
 
@@ -163,31 +164,50 @@ class ExpertReader:
         block = f"{layer}mlp."
         if self._checkpoint.parts(f"{layer}block_sparse_moe"):
             block = f"{layer}block_sparse_moe."
-        names = ("w1", "w3", "w2") if "block_sparse_moe" in block else _QWEN_NAMES
-        router = self._empty(experts.num_experts, hidden)
-        self._checkpoint.copy_into(router, f"{block}gate.weight")
-        gate_up = self._matrices(2 * inter, hidden)
-        down = self._matrices(hidden, inter)
+        router = self._tensor(f"{block}gate.weight", experts.num_experts, hidden)
         if "gate_up_proj" in self._checkpoint.parts(f"{block}experts"):
-            self._read_whole(gate_up, f"{block}experts.gate_up_proj")
-            self._read_whole(down, f"{block}experts.down_proj")
+            gate_up = self._read_whole(f"{block}experts.gate_up_proj", 2 * inter, hidden)
+            down = self._read_whole(f"{block}experts.down_proj", hidden, inter)
         else:
-            self._refuse_more(f"{block}experts")
-            for expert in range(experts.num_experts):
-                gate, up, out = (f"{block}experts.{expert}.{name}.weight" for name in names)
-                self._checkpoint.copy_into(gate_up[expert][:inter], gate)
-                self._checkpoint.copy_into(gate_up[expert][inter:], up)
-                self._checkpoint.copy_into(down[expert], out)
+            gate_up, down = self._read_apart(f"{block}experts")
         shared_gate = None
         if experts.shared_intermediate_size:
-            shared_gate = self._empty(1, hidden)
-            self._checkpoint.copy_into(shared_gate, f"{block}shared_expert_gate.weight")
+            shared_gate = self._tensor(f"{block}shared_expert_gate.weight", 1, hidden)
         return ExpertWeights(router, gate_up, down, shared_gate, experts.top_k, experts.normalizes)
 
-    def _read_whole(self, matrices: list[torch.Tensor] | torch.Tensor, name: str) -> None:
-        shape = torch.Size((len(matrices), *matrices[0].shape))
+    def _read_apart(self, experts: str) -> tuple[_Matrices, _Matrices]:
+        """gate_up and down."""
+        self._refuse_more(experts)
+        hidden, inter = self._hidden, self._experts.intermediate_size
+        names = ("w1", "w3", "w2") if "block_sparse_moe" in experts else _QWEN_NAMES
+        tensors = [
+            [f"{experts}.{expert}.{name}.weight" for name in names]
+            for expert in range(self._experts.num_experts)
+        ]
+        for gate, up, out in tensors:
+            self._checkpoint.check(gate, (inter, hidden))
+            self._checkpoint.check(up, (inter, hidden))
+            self._checkpoint.check(out, (hidden, inter))
+        gate_up, down = self._matrices(2 * inter, hidden), self._matrices(hidden, inter)
+        for expert, (gate, up, out) in enumerate(tensors):
+            self._checkpoint.copy_into(gate_up[expert][:inter], gate)
+            self._checkpoint.copy_into(gate_up[expert][inter:], up)
+            self._checkpoint.copy_into(down[expert], out)
+        return gate_up, down
+
+    def _read_whole(self, name: str, rows: int, columns: int) -> _Matrices:
+        shape = torch.Size((self._experts.num_experts, rows, columns))
+        self._checkpoint.check(name, shape)
+        matrices = self._matrices(rows, columns)
         for expert, matrix in enumerate(matrices):
             self._checkpoint.copy_item_into(matrix, name, shape, expert)
+        return matrices
+
+    def _tensor(self, name: str, *shape: int) -> torch.Tensor:
+        self._checkpoint.check(name, shape)
+        tensor = self._empty(*shape)
+        self._checkpoint.copy_into(tensor, name)
+        return tensor
 
     def _refuse_more(self, experts: str) -> None:
         count = self._experts.num_experts
@@ -201,7 +221,7 @@ class ExpertReader:
                 {"tensor": tensor},
             )
 
-    def _matrices(self, rows: int, columns: int) -> list[torch.Tensor] | torch.Tensor:
+    def _matrices(self, rows: int, columns: int) -> _Matrices:
         """On a GPU in one piece, for its kernels; on a CPU each is packed by itself."""
         count = self._experts.num_experts
         if self._device.type == "cpu" and not interpreting():
@@ -212,4 +232,5 @@ class ExpertReader:
         return torch.empty(shape, dtype=self._dtype, device=self._device)
 
 
+_Matrices = list[torch.Tensor] | torch.Tensor  # as kernels.experts.weights.Matrices, plain
 _QWEN_NAMES = ("gate_proj", "up_proj", "down_proj")

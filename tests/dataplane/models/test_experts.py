@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -227,6 +228,27 @@ def test_damaged_experts_in_one_piece(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
             load(tmp_path / "model")
         assert (caught.value.reason, caught.value.metadata["tensor"]) == ("TENSOR_SHAPE", name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_sizes_of_experts_in_config_json_alone_take_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fused: bool
+) -> None:
+    make_model("mixtral").save_pretrained(tmp_path, save_original_format=not fused)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "intermediate_size": 1 << 24}))
+    made: list[int] = []
+    empty = torch.empty
+
+    def counting(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made.append(empty(*args, **{**kwargs, "device": "meta"}).numel())
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", counting)
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path)
+    assert caught.value.reason == "TENSOR_SHAPE"
+    assert 0 < max(made) < 1 << 24
 
 
 @pytest.mark.slow
