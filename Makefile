@@ -64,6 +64,8 @@ bench: $(STAMP) ## engine throughput on this machine: base only and mixed adapte
 # GPU_OPTIONS go to the program behind the target; see docs/benchmarks.md.
 GPU_OPTIONS ?=
 GPU_PYTHON ?= 3.12
+# pip takes a wheel only by the very platform that it names.
+GPU_PLATFORMS := manylinux2014_x86_64 $(foreach n,17 24 26 27 28 31 34 35,manylinux_2_$(n)_x86_64)
 
 gpu-check: ## kernels against their twins, and the engine against float32, on the real device
 	PYTHONPATH=.:protos:$(PYTHONPATH) $(PYTHON) -m benchmarks.gpu.check $(GPU_OPTIONS)
@@ -76,8 +78,7 @@ gpu-bench: ## whole models on a GPU, in parts that a second run goes on with
 
 gpu-wheels: ## wheels for a GPU machine without network, in .whl/
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
-		--python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 \
-		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--python-version $(GPU_PYTHON) $(addprefix --platform ,$(GPU_PLATFORMS)) \
 		--dest .whl --requirement benchmarks/gpu/wheels.txt
 
 clean: ## everything that make made

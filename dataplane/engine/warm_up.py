@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from dataplane.channel import Sampling
@@ -72,10 +73,12 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
     if decoder.has_lora_stream:  # what reads both then is compiled for that
         logits = logits_of(_empty_segments(pool.device))
     rows = [
-        Row(_EVERYTHING, [1, 1], 1, banned=[0], unread=0),
+        Row(_EVERYTHING, [1, 1], 1, banned=[0], unread=0, is_constrained=True),
         Row(Sampling(max_tokens=1), [1], 1, banned=[]),
     ]
-    pick(logits, SamplingPlan.of(rows, pool.device), previous_ids=integers(1)).to_host()
+    words = np.full((1, -(-logits.shape[1] // 32)), -1, dtype=np.int32)
+    plan = SamplingPlan.of(rows, pool.device).with_mask(words)
+    pick(logits, plan, previous_ids=integers(1)).to_host()
     # Drawn from logits that nothing has changed: another dtype.
     drawn = Row(Sampling(max_tokens=1, temperature=1.0), [1], 1, banned=[])
     pick(logits, SamplingPlan.of([drawn, drawn], pool.device)).to_host()

@@ -10,7 +10,7 @@ from kernels.gpu.dispatch import device_name
 from kernels.gpu.tuning import tuned
 from kernels.quantized.matrix import QuantizedMatrix
 from kernels.quantized.op import linear
-from kernels.quantized.triton_linear import TILES
+from kernels.quantized.triton_linear import split_inputs, tile_tokens
 
 
 def warm_up(projections: Iterable[tuple[object, torch.Tensor | None]]) -> None:
@@ -30,7 +30,20 @@ def warm_up(projections: Iterable[tuple[object, torch.Tensor | None]]) -> None:
         if key in done:
             continue
         done.add(key)
-        few = tuned("quantized", device_name(weight.device), "regime", "any")["fused_tokens"]
-        for num_tokens in (*(size for size in TILES if size <= few), few + 1):
+        for num_tokens in _numbers_of_tokens(weight):
             x = torch.zeros(num_tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
             linear(x, weight, bias)
+
+
+def _numbers_of_tokens(weight: QuantizedMatrix) -> list[int]:
+    """One for each way that `linear` has: tiles and splits are the kernels' constexprs, and more
+    tiles make for fewer splits."""
+    device, (outputs, inputs) = device_name(weight.device), weight.shape
+    few = tuned("quantized", device, "regime", "any")["fused_tokens"]
+    ways: dict[tuple[int, int], int] = {}
+    for num_tokens in range(1, few + 1):
+        tile = tile_tokens(num_tokens)
+        settings = tuned("quantized", device, "linear", f"{tile}x{weight.bits}")
+        splits, _ = split_inputs(num_tokens, outputs, inputs, settings)
+        ways.setdefault((tile, splits), num_tokens)
+    return [*ways.values(), few + 1]

@@ -11,7 +11,8 @@ import torch
 
 from kernels.gpu.tuning import tuned
 from kernels.linear.op import linear
-from kernels.quantized import triton_linear, triton_weights
+from kernels.quantized import triton_linear, triton_warm_up, triton_weights
+from kernels.quantized.matrix import QuantizedMatrix
 from kernels.quantized.triton_linear import TILES, split_inputs, tile_tokens
 from kernels.quantized.triton_warm_up import warm_up
 from tests.kernels.quantized_cases import random_matrix
@@ -105,3 +106,30 @@ def test_warming_up_launches_whatever_steps_do(launches: Counter[Any]) -> None:
     once = launches.copy()
     warm_up([(matrix, bias)])
     assert launches == once + once  # the two that are alike took the time of one
+
+
+@pytest.mark.parametrize("device", ["default", "sm_80", "sm_90", "gfx942"])
+def test_no_number_of_tokens_compiles_anything_in_a_step(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More tiles of tokens make for fewer splits, which are constexprs."""
+    monkeypatch.setattr(triton_warm_up, "device_name", lambda _: device)
+    warmed: list[int] = []
+    monkeypatch.setattr(triton_warm_up, "linear", lambda x, *_: warmed.append(len(x)))
+    few = tuned("quantized", device, "regime", "any")["fused_tokens"]
+    for outputs, inputs in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (640, 2048)):
+        matrix = QuantizedMatrix(
+            torch.empty(outputs, inputs // 2, dtype=torch.uint8),
+            torch.empty(1, outputs),
+            *(None, None, "nf4", torch.bfloat16),
+        )
+
+        def way(num_tokens: int, outputs: int = outputs, inputs: int = inputs) -> object:
+            tile = tile_tokens(num_tokens)
+            settings = tuned("quantized", device, "linear", f"{tile}x4")
+            return tile, split_inputs(num_tokens, outputs, inputs, settings)[0]
+
+        warmed.clear()
+        warm_up([(matrix, None)])
+        assert {way(n) for n in warmed if n <= few} == {way(n) for n in range(1, few + 1)}
+        assert max(warmed) > few and len(warmed) < 12

@@ -56,6 +56,7 @@ def test_it_runs_all_kernels_and_leaves_no_trace(
     assert all(isinstance(group, LoraGroup) for each in beside for group in each.values())
     plan, unchanged = plans
     assert plan.histories and plan.banned and plan.draws and plan.asked is not None
+    assert plan.mask is not None
     assert None not in vars(plan.draws.filters).values()
     assert unchanged.draws and unchanged.changed is None
     assert not bool(pool.data.any())
