@@ -39,7 +39,7 @@ SANITIZER = "compute-sanitizer"
 _PYTEST = ("-c", os.devnull, "--rootdir=.", "-p", "no:cacheprovider", "-q", "-m", "gpu")
 _SANITIZER_ERROR = 99
 _NO_TESTS = 5  # pytest's exit status
-_MAX_JOBS = 8  # each has a CUDA context of its own
+_MAX_JOBS = 12  # each has a CUDA context of its own
 
 CHECK_GROUPS = {
     "lora": ("tests/kernels/test_lora_gpu.py",),
@@ -116,11 +116,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _default_jobs() -> int:
-    """Compilation takes most of the time, and one core for each test; one where pytest-xdist is
-    not installed."""
+    """Compilation takes most of the time, and one core for each test, while a few cores are left to
+    those that time the host; one where pytest-xdist is not installed."""
     if importlib.util.find_spec("xdist") is None:
         return 1
-    return max(1, min(_MAX_JOBS, len(os.sched_getaffinity(0)) // 2))
+    return max(1, min(_MAX_JOBS, len(os.sched_getaffinity(0)) * 3 // 4))
 
 
 def run_groups(
