@@ -62,7 +62,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int = 0  # 0: torch's default
     cuda_graphs: bool | None = None  # None: where there is a GPU
     tensor_parallel: int = 1  # devices, and processes, that share each layer
-    host_cache_bytes: int = 1 << 30
+    host_cache_bytes: int | None = None  # None: what fits
     disk_cache_bytes: int = 8 << 30
     disk_cache_dir: str = ""
     max_adapter_bytes: int = 4 << 30  # largest weights file

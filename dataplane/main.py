@@ -141,9 +141,13 @@ def data_plane(
         ),
     ] = _DEFAULTS.speculative_tokens,
     host_cache_bytes: Annotated[
-        int,
-        typer.Option(envvar="CHORALE_HOST_CACHE_BYTES", min=0, help="Adapters in host memory."),
-    ] = _DEFAULTS.host_cache_bytes,
+        int | None,
+        typer.Option(
+            envvar="CHORALE_HOST_CACHE_BYTES",
+            min=0,
+            help="Adapters in host memory. Left out: 1 GiB, or what the memory allows.",
+        ),
+    ] = None,
     disk_cache_bytes: Annotated[
         int, typer.Option(envvar="CHORALE_DISK_CACHE_BYTES", min=0, help="Adapters on disk.")
     ] = _DEFAULTS.disk_cache_bytes,
@@ -185,7 +189,8 @@ def data_plane(
         int, typer.Option(envvar="CHORALE_MAX_CONTEXT_TOKENS", min=0, help="0: the model's own.")
     ] = 0,
     num_threads: Annotated[
-        int, typer.Option(envvar="CHORALE_NUM_THREADS", min=0, help="Of the engine; 0: torch's.")
+        int,
+        typer.Option(envvar="CHORALE_NUM_THREADS", min=0, help="Of the engine; 0: one a core."),
     ] = 0,
     tensor_parallel: Annotated[
         int,

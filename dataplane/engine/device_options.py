@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import torch
 
 from dataplane.errors import DataPlaneError, UnsupportedModelError
@@ -15,15 +12,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-DEFAULT_CPU_POOL_BYTES = 1 << 30
 _CUDA_POOL_SHARE = 0.85  # of the memory that is free once the weights are loaded
-
-
-def num_cores() -> int:
-    """That this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def pick_device(name: str, rank: int = 0, size: int = 1) -> torch.device:

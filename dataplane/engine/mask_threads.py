@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from dataplane.engine.device_options import num_cores
+from storage.machine import num_cores
 
 _MOST = 8
 

@@ -14,15 +14,14 @@ import torch
 from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions, ModuleShape, Ready
 from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
 from dataplane.engine.device_options import (
-    DEFAULT_CPU_POOL_BYTES,
     cuda_pool_bytes,
-    num_cores,
     pick_device,
     pick_dtype,
 )
 from dataplane.engine.engine import Engine
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.graphs import Capture, StepGraphs
+from dataplane.engine.memory_sizes import memory_sizes
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.warm_up import compile_adapter_kernels
 from dataplane.engine.warm_up import warm_up as warm_up_forward
@@ -43,6 +42,7 @@ from storage.adapter.manifest import ParsedAdapter
 from storage.adapter.match import check_base
 from storage.base_model import BaseModelSpec
 from storage.limits import AdapterLimits
+from storage.machine import num_cores
 from storage.pace import Pace
 from storage.sources import SourceOptions
 
@@ -99,13 +99,16 @@ def _build(
     model = config = load_config(Path(options.model_dir))
     dtype = pick_dtype(options.dtype, config, device)
     max_context = _max_context(options, config)
+    sizes = memory_sizes(options, config, dtype, device)
     ranks = None
     if size > 1:
-        ranks = FirstRank(options, model, device, on_rank_lost)
+        ranks = FirstRank(options, sizes, model, device, on_rank_lost)
         undo.callback(ranks.kill)
         config = ranks.shard.local
     elif options.num_threads:
         torch.set_num_threads(options.num_threads)
+    else:  # torch does not know of a container's share of the processors
+        torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
     if device.type == "cpu":
         warm_up(
             dtype,
@@ -119,7 +122,7 @@ def _build(
     else:
         weights = load_weights(Path(options.model_dir), model, dtype, device, ranks.shard)
     graphs = graph_setup(options, device, max_context)
-    pool_bytes = _pool_bytes(options, config, dtype, device, graphs)
+    pool_bytes = sizes.pool_bytes or _cuda_pool_bytes(options, config, dtype, device, graphs)
     if ranks is not None:
         pool_bytes = ranks.pool_bytes(options, pool_bytes)
     pool = PagePool(
@@ -139,7 +142,7 @@ def _build(
     block = pinned_block
     if device.type == "cuda" and ranks is None:
         with torch.cuda.device(device):
-            block = PinnedArena(arena_bytes(options.host_cache_bytes)).empty
+            block = PinnedArena(arena_bytes(sizes.host_bytes)).empty
     loader = ThreadedLoader(
         adapter_builder(options.model_name, model, weights, pool, block, ranks),
         sources=SourceOptions(
@@ -150,7 +153,7 @@ def _build(
         limits=AdapterLimits(max_weights_bytes=options.max_adapter_bytes),
         control_plane=options.control_plane,
         fleet_token=options.fleet_token,
-        host_bytes=options.host_cache_bytes,
+        host_bytes=sizes.host_bytes,
         disk_bytes=options.disk_cache_bytes,
         disk_dir=options.disk_cache_dir,
         on_result=on_loaded,
@@ -353,18 +356,14 @@ def _out_of_range(name: str, value: float, limits: str) -> DataPlaneError:
     )
 
 
-def _pool_bytes(
+def _cuda_pool_bytes(
     options: EngineOptions,
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     graphs: GraphSetup | None,
 ) -> int:
-    if options.pool_bytes:
-        return options.pool_bytes
-    if device.type == "cuda":
-        reserved = 0
-        if graphs:
-            reserved = reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
-        return cuda_pool_bytes(device, reserved)
-    return DEFAULT_CPU_POOL_BYTES
+    reserved = 0
+    if graphs:
+        reserved = reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
+    return cuda_pool_bytes(device, reserved)

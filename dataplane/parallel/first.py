@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from dataplane.channel import EngineOptions
-from dataplane.engine.device_options import DEFAULT_CPU_POOL_BYTES
+from dataplane.engine.memory_sizes import MemorySizes
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.pinned_arena import arena_bytes, registered
 from dataplane.models.config import ModelConfig
@@ -29,6 +29,7 @@ class FirstRank:
     def __init__(
         self,
         options: EngineOptions,
+        sizes: MemorySizes,
         model: ModelConfig,
         device: torch.device,
         on_lost: Callable[[str], None],
@@ -41,13 +42,12 @@ class FirstRank:
         self._device = device
         self._shards = [Shard(model, rank, size) for rank in range(size)]
         share_threads(options, device)
-        num_bytes = arena_bytes(options.host_cache_bytes)
+        num_bytes = arena_bytes(sizes.host_bytes)
         if device.type == "cuda":
             torch.cuda.set_device(device)
             self._arena = SharedArena(num_bytes, registered)
         else:  # what has arrived and waits for pages comes on top, by its bound
-            arrived_bytes = options.pool_bytes or DEFAULT_CPU_POOL_BYTES
-            self._arena = SharedArena(num_bytes + arrived_bytes)
+            self._arena = SharedArena(num_bytes + sizes.pool_bytes)
         try:
             self._ranks = Ranks(options, self._arena.descriptor, self._arena.num_bytes, on_lost)
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dataplane.channel import EngineOptions
-from dataplane.engine.device_options import cuda_pool_bytes, num_cores, pick_device, pick_dtype
+from dataplane.engine.device_options import cuda_pool_bytes, pick_device, pick_dtype
 from dataplane.engine.warm_up import compile_adapter_kernels
 from dataplane.engine.warm_up import warm_up as warm_up_forward
 from dataplane.models.config import load_config
@@ -18,6 +18,7 @@ from dataplane.parallel.group import RankGroup
 from dataplane.parallel.shard import Shard
 from dataplane.pool.pool import PagePool
 from kernels.cpu.warm_up import warm_up
+from storage.machine import num_cores
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from dataplane.channel import Adapter, EngineOptions, Sampling, Submit, TokenLogprobs
 from dataplane.engine.engine import Engine
+from dataplane.engine.memory_sizes import MemorySizes
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import GraphSetup, adapter_builder, make_engine
 from dataplane.lora.layout import HostAdapter
@@ -126,7 +127,13 @@ class Rig:
         self.ranks: FirstRank | None = None
         self._num_threads = torch.get_num_threads()
         if tensor_parallel > 1:
-            self.ranks = FirstRank(options, model, place, self.lost.append)
+            self.ranks = FirstRank(
+                options,
+                MemorySizes(pool_bytes=1 << 30, host_bytes=1 << 30),
+                model,
+                place,
+                self.lost.append,
+            )
             config = self.ranks.shard.local
         shard = self.ranks.shard if self.ranks else None
         weights = load_weights(model_dir, model, dtype, place, shard)

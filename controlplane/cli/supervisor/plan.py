@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from chorale.address import bare_host, host_port
 from controlplane.cli.errors import UsageError
 from controlplane.cli.supervisor import demo_assets, ports
 from controlplane.cli.supervisor.process import Part, python_module
+from storage.machine import num_cores
 
 LOOPBACK = "127.0.0.1"
 _MAX_PORT = 65_535
@@ -223,7 +223,7 @@ def _num_threads(options: UpOptions) -> int | None:
     """Several data planes share the processors; one alone takes what its engine likes best."""
     if options.num_threads is not None or options.num_data_planes == 1:
         return options.num_threads
-    return max(1, (os.cpu_count() or 1) // options.num_data_planes)
+    return max(1, num_cores() // options.num_data_planes)
 
 
 def _id_prefix(options: UpOptions) -> str:
