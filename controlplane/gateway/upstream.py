@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,8 +13,9 @@ from grpc_status import rpc_status
 from chorale.errors import ChoraleError, DeadlineExceededError, InternalError, UnavailableError
 from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.status import from_rpc_error
+from controlplane.gateway.repeats import Repeats
 
-log = logging.getLogger(__name__)
+_failures = Repeats(logging.getLogger(__name__))
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -73,7 +75,7 @@ def typed(error: grpc.aio.AioRpcError, *, role: str, name: str) -> ChoraleError:
     """
     if is_typed(error):
         return from_rpc_error(error)
-    log.info("%s: %s: %s", name, error.code().name, error.details())
+    _failures.tell(f"{name}: {error.code().name}: {error.details()}", time.monotonic())
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded()
     if is_lost(error):
