@@ -251,3 +251,17 @@ def test_the_build_gets_what_the_wheel_is_made_of() -> None:
     needed += re.findall(r"^COPY ([\w/.]+\w) ", DOCKERFILE, re.MULTILINE)
     for path in map(PurePosixPath, needed):
         assert {path, *path.parents} & let_in, f".dockerignore leaves {path} out"
+
+
+def test_the_image_alone_takes_the_adapters_that_compose_takes() -> None:
+    roots = re.findall(r"CHORALE_ADAPTER_ROOT=(\S+)", DOCKERFILE)
+    assert roots == [SERVICES["data-plane"]["environment"]["CHORALE_ADAPTER_ROOT"]]
+
+
+def test_the_image_without_a_gpu_is_without_triton() -> None:
+    ((condition, pattern),) = re.findall(
+        r'if \[ "\$DEVICE" = (\w+) \]; then sed -i \'/(\S+)/d\' requirements.txt', DOCKERFILE
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    left_out = [each for each in project["dependencies"] if re.search(pattern, each)]
+    assert condition == "cpu" and [re.match(r"\w+", each)[0] for each in left_out] == ["triton"]  # type: ignore[index]
