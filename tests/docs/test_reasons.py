@@ -18,6 +18,7 @@ NAMES_OF_OTHER_THINGS = {  # files whose literals are keys of Redis, or canonica
 NO_REASONS = {
     # environment variables, and a flag of the operating system
     *("HF_ENDPOINT", "NCCL_SOCKET_IFNAME", "USE_TORCH", "XDG_STATE_HOME", "O_DIRECT"),
+    *("SC_PAGE_SIZE", "SC_PHYS_PAGES"),  # what the operating system is asked
     # who answers
     *("CONTROL_PLANE", "DATA_PLANE"),
     # what Lua scripts answer; `refusals` and `fleet` make reasons of them
