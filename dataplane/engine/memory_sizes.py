@@ -10,7 +10,7 @@ import torch
 
 from dataplane.channel import EngineOptions
 from dataplane.models.config import ModelConfig
-from dataplane.models.shapes import layer_modules
+from dataplane.models.shapes import layer_groups
 from storage.machine import memory_bytes
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,11 @@ def memory_sizes(
 
 def _num_weights(config: ModelConfig) -> int:
     """Without norms and biases, which are few."""
-    layer = sum(inputs * outputs for inputs, outputs in layer_modules(config).values())
+    projections = sum(
+        group.in_features * group.out_features
+        for layer in range(config.num_layers)
+        for group in layer_groups(config, layer).values()
+    )
+    experts = 0 if config.experts is None else config.experts.num_weights(config.hidden_size)
     vocabulary = config.vocab_size * config.hidden_size
-    return config.num_layers * layer + vocabulary * (1 if config.tie_word_embeddings else 2)
+    return projections + experts + vocabulary * (1 if config.tie_word_embeddings else 2)

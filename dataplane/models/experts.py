@@ -30,6 +30,11 @@ class Experts:
     normalizes: bool  # the shares of a token's experts sum up to 1
     sparse_layers: tuple[bool, ...]  # which layers have one; the others' MLPs are dense
 
+    def num_weights(self, hidden: int) -> int:
+        """Of all experts' matrices, but for the shared ones'."""
+        each = 3 * hidden * self.intermediate_size
+        return sum(self.sparse_layers) * self.num_experts * each
+
     def activation_elems(self, hidden: int, itemsize: int) -> int:
         """What a token takes on a GPU while a mixture is computed, of `itemsize` bytes each: of its
         experts the activations and the outputs, these in float32, and its logits; and what its

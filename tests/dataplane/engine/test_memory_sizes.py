@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.models import Shape, write_model
 from dataplane.channel import EngineOptions
 from dataplane.engine.memory_sizes import memory_sizes
 from dataplane.models.config import load_config
@@ -45,6 +46,16 @@ def test_weights_take_their_part_first() -> None:
     itemsize = {"bfloat16": 2, "float16": 2, "float32": 4}[MODEL.dtype]
     saved = 2 * (narrow.pool_bytes - wide.pool_bytes)
     assert saved == pytest.approx(weights // itemsize * 2, rel=0.05)
+
+
+def test_experts_weigh_as_well(tmp_path: Path) -> None:
+    shape = Shape(256, 1024, 4, 8, 8, 256, num_experts=8, top_k=2)
+    write_model(tmp_path, shape)
+    weights = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    config, asked = load_config(tmp_path), EngineOptions(model_dir="", model_name="m")
+    itemsize = {"bfloat16": 2, "float16": 2, "float32": 4}[config.dtype]
+    sizes = memory_sizes(asked, config, torch.bfloat16, CPU, 2 * GIB)
+    assert GIB - 2 * sizes.pool_bytes == pytest.approx(weights // itemsize * 2, rel=0.05)
 
 
 def test_what_is_asked_for_is_given_and_the_other_gets_the_rest(
