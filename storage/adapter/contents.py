@@ -23,6 +23,7 @@ class FileContents:
         self.wrapped: set[str] = set()
         self.tokens: dict[str, TensorRef] = {}  # by module
         self.vision: dict[str, TensorRef] = {}
+        self._needs_vision_root = False
         self._roots: set[str] = set()
         self._head_roots: set[str] = set()
         for name, ref in header.items():
@@ -50,7 +51,7 @@ class FileContents:
                 f"keys mix {_shown([root])} and 'base_model.model.{self._head_roots.pop()}lm_head':"
                 " they are of several models"
             )
-        if self.vision and "language_model." not in root:
+        if self._needs_vision_root and "language_model." not in root:
             raise BadWeightsError(
                 f"tensor {excerpt(min(self.vision))} is of a model that sees, but the file has"
                 f" {_shown([root])}: they are of several models"
@@ -61,6 +62,7 @@ class FileContents:
         key = parse_key(name)
         if isinstance(key, VisionKey):
             self.vision[name] = ref
+            self._needs_vision_root |= not key.is_beside_text
             return
         if not isinstance(key, CopyKey):
             roots = self._head_roots if key.module == LM_HEAD else self._roots

@@ -16,10 +16,11 @@ _ROOT = r"(?P<root>model\.(?:language_model\.)?|language_model\.(?:model\.)?)?"
 _HEAD_ROOT = r"(?P<head_root>language_model\.)?"
 # What only images go through: LoRA in all its parts, and biases that were trained along.
 _VISION = re.compile(
-    _PREFIX + r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.(?:.*\.)?"
+    _PREFIX + r"(?:model\.)?(?:vision_tower|multi_modal_projector|visual)\.(?:.*\.)?"
     r"(?:lora_[AB](?:\.default)?\.(?:weight|bias)|lora_embedding_[AB](?:\.default)?"
     r"|lora_magnitude_vector(?:\.default)?(?:\.weight)?|bias)"
 )
+_BESIDE_TEXT = re.compile(_PREFIX + r"visual\..*")
 _NAME = r"(?!lora_)[A-Za-z_][A-Za-z0-9_]*"
 _PART = (
     r"\.(?:lora_(?P<matrix>[AB])(?:\.default)?\.weight"
@@ -110,13 +111,16 @@ class CopyKey:
 
 @dataclass(frozen=True, slots=True)
 class VisionKey:
-    """Of a part that text does not go through."""
+    """Of a part that text does not go through. is_beside_text: in a model whose layers are named as
+    those of a model of text (Qwen's, before transformers 4.52)."""
+
+    is_beside_text: bool
 
 
 def parse_key(name: str) -> LoraKey | TokensKey | CopyKey | VisionKey:
     """Raises: UnsupportedFeatureError for a known kind we do not apply, else BadWeightsError."""
     if _VISION.fullmatch(name):
-        return VisionKey()
+        return VisionKey(_BESIDE_TEXT.fullmatch(name) is not None)
     for pattern, feature in _UNSUPPORTED:
         if pattern.search(name):
             raise UnsupportedFeatureError(

@@ -27,18 +27,28 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PixtralVisionConfig,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SeedOssConfig,
     SeedOssForCausalLM,
     SiglipVisionConfig,
@@ -112,6 +122,37 @@ _VISION: dict[str, object] = {
     "image_size": 16,
     "patch_size": 4,
 }
+_QWEN_SIGHT: dict[str, object] = {"depth": 2, "num_heads": 2, "patch_size": 4, "in_channels": 3}
+_MROPE: dict[str, object] = {"rope_type": "default", "rope_theta": 100.0}
+_QWEN_VL: dict[str, tuple[type, type, dict[str, object], dict[str, object]]] = {
+    "qwen2-vl": (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        {"rope_parameters": {**_MROPE, "mrope_section": [2, 3, 3]}},
+        {**_QWEN_SIGHT, "embed_dim": 16, "hidden_size": 64},
+    ),
+    "qwen2.5-vl": (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        {"rope_parameters": {**_MROPE, "mrope_section": [2, 3, 3]}},
+        {**_QWEN_SIGHT, "hidden_size": 16, "out_hidden_size": 64, "intermediate_size": 24},
+    ),
+    "qwen3-vl": (
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        {
+            "head_dim": 32,
+            "rope_parameters": {**_MROPE, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        },
+        {
+            **_QWEN_SIGHT,
+            "hidden_size": 16,
+            "out_hidden_size": 64,
+            "intermediate_size": 24,
+            "deepstack_visual_indexes": [0],
+        },
+    ),
+}
 
 
 def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -160,6 +201,20 @@ def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTra
                     tie_word_embeddings=text.tie_word_embeddings,
                 )
             )
+        case "qwen2-vl" | "qwen2.5-vl" | "qwen3-vl":
+            config_class, model_class, text, sight = _QWEN_VL[architecture]
+            whole = config_class(
+                text_config={**shape, **text, **changes},
+                vision_config=sight,
+                tie_word_embeddings=changes.get("tie_word_embeddings", False),
+            )
+            model = model_class(whole)
+        case "olmo2":
+            model = Olmo2ForCausalLM(Olmo2Config(**shape))
+        case "olmo3":
+            kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+            layers = {"layer_types": kinds, "sliding_window": 20}
+            model = Olmo3ForCausalLM(Olmo3Config(**{**shape, **layers, **changes}))
         case "gemma":
             model = GemmaForCausalLM(GemmaConfig(**{**shape, "head_dim": 24, **changes}))
         case "granite":

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-VISION = ("vision_tower.", "multi_modal_projector.")
+VISION = ("vision_tower.", "multi_modal_projector.", "visual.")
 EYES = transformers.PixtralVisionConfig(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=16
 )
@@ -58,6 +58,42 @@ class Earlier(transformers.PreTrainedModel):
         return self.language_model.lm_head
 
 
+class Beside(transformers.PreTrainedModel):
+    """As Qwen's were laid out before that."""
+
+    config_class = transformers.MistralConfig
+    _supports_sdpa = True
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+        self.visual = transformers.PixtralVisionModel(EYES)
+        self.model = transformers.MistralModel(TEXT)
+        self.lm_head = torch.nn.Linear(16, 32, bias=False)
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> Any:
+        return self.lm_head
+
+
+def qwen() -> Any:
+    shape = {name: getattr(TEXT, name) for name in ("vocab_size", "hidden_size", "head_dim")}
+    text = {
+        **shape,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 0]},
+    }
+    sight = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2}
+    config = transformers.Qwen3VLConfig(
+        text_config=text, vision_config={**sight, "out_hidden_size": 16}
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
 def later() -> Any:
     config = transformers.Mistral3Config(
         text_config=TEXT, vision_config=EYES, tie_word_embeddings=False
@@ -81,14 +117,14 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return make
 
 
-@pytest.mark.parametrize("model", [Earlier, later])
+@pytest.mark.parametrize("model", [Earlier, later, Beside, qwen])
 @pytest.mark.parametrize(
     "fields",
     [
         {"target_modules": ["q_proj", "v_proj"], "r": 4},
         {"target_modules": "all-linear", "rank_pattern": {"q_proj": 3, r".*\.1\.mlp\..*": 5}},
         {"target_modules": BY_WORDS},
-        {"target_modules": r".*language_model.*\.layers\.1\..*_proj"},
+        {"target_modules": r".*(language_model|^model).*\.layers\.1\..*_proj"},
         {"target_modules": "all-linear", "exclude_modules": r".*(vision|projector).*"},
         {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
         {"target_modules": ["o_proj", "embed_tokens"], "alpha_pattern": {"o_proj": 3}},
@@ -157,6 +193,8 @@ def renamed(root: str, layers: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
 
 SEEING = "model.language_model."
 EYE = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+QWEN_EYE = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"
+OLD_EYE = "base_model.model.visual.blocks.0.attn.qkv.lora_A.weight"
 PROJECTOR = "base_model.model.multi_modal_projector.linear_1.lora_B.default.weight"
 
 
@@ -177,6 +215,8 @@ def test_the_digest_tells_adapters_apart_that_see_differently() -> None:
     ("tensors", "text"),
     [
         ({**renamed("model."), EYE: tensor([4, 8])}, "several models"),
+        ({**renamed("model."), QWEN_EYE: tensor([4, 8])}, "several models"),
+        ({**renamed("model."), OLD_EYE: tensor([4, 8]), EYE: tensor([4, 8])}, "several models"),
         ({**renamed("model.", (0,)), **renamed(SEEING, (1,))}, "several models"),
         (
             {

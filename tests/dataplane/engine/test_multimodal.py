@@ -15,6 +15,8 @@ from tests.helpers.engine import Rig
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 
 PROMPT = list(range(20, 50))
+SEES = ("model.vision_tower.", "model.multi_modal_projector.", "model.visual.")
+TARGETED = [*TARGETS["with-head"], "qkv", "fc1", "linear_fc1"]
 
 
 def logits_of(rig: Rig, paths: list[Path | None]) -> list[torch.Tensor]:
@@ -31,9 +33,9 @@ def rewritten(path: Path, root: str, *, seeing: bool) -> Path:
     found: dict[str, torch.Tensor] = {}
     for name, value in load_file(file).items():
         new = name.removeprefix("base_model.model.")
-        if new.startswith(("model.vision_tower.", "model.multi_modal_projector.")):
+        if new.startswith(SEES):
             if seeing:
-                found[name.replace("model.vision_tower.", "vision_tower.")] = value
+                found[name.replace("model.model.vi", "model.vi")] = value
             continue
         new = new.replace("model.language_model.", root)
         if root == "language_model.model.":
@@ -46,19 +48,21 @@ def rewritten(path: Path, root: str, *, seeing: bool) -> Path:
     return other
 
 
-@pytest.mark.parametrize("architecture", ["gemma3-vision", "mistral3"])
+@pytest.mark.parametrize(
+    "architecture", ["gemma3-vision", "mistral3", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+)
 def test_names_and_what_sees_make_no_difference(architecture: str, tmp_path: Path) -> None:
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")
     path = tmp_path / "a"
-    reference = add_adapter(model, "a", path, rank=4, target_modules=TARGETS["with-head"], seed=5)
-    seen = sum("vision_tower" in name for name in load_file(path / "adapter_model.safetensors"))
-    assert seen
+    reference = add_adapter(model, "a", path, rank=4, target_modules=TARGETED, seed=5)
+    names = load_file(path / "adapter_model.safetensors")
+    assert any(name.startswith(tuple(f"base_model.model.{each}" for each in SEES)) for name in names)
     others = [
         rewritten(path, root, seeing=seeing)
         for root in ("model.language_model.", "language_model.model.", "model.")
         for seeing in (False, True)
-        if root != "model." or not seeing
+        if root != "model." or not seeing or "qwen" in architecture
     ]
     first, *rest = logits_of(Rig(model_dir), [path, *others])
     reference.set_adapter("a")

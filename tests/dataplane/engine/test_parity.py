@@ -68,7 +68,7 @@ def test_mixed_batch_equals_peft(architecture: str, device: str, tmp_path: Path)
     "architecture",
     [
         *("gemma", "gemma2", "gemma3", "granite", "phi3", "seed-oss", "smollm3"),
-        *("gemma3-vision", "mistral3"),
+        *("gemma3-vision", "mistral3", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"),
     ],
 )
 def test_other_families_equal_peft(architecture: str, device: str, tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from transformers import (
     Mistral3Config,
     MistralConfig,
     Phi3Config,
+    Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen2VLConfig,
     Qwen3Config,
+    Qwen3VLConfig,
     SeedOssConfig,
     SmolLM3Config,
 )
@@ -289,7 +292,14 @@ def test_smollm3_s_layers_without_rope() -> None:
     assert parse_config(family("SmolLM3", no_rope_layers=[1] * 6)).layer_ropes == (0,) * 6
 
 
-SEEING = {"Gemma3": Gemma3Config, "Mistral3": Mistral3Config}
+SEEING = {
+    "Gemma3": Gemma3Config,
+    "Mistral3": Mistral3Config,
+    "Qwen2VL": Qwen2VLConfig,
+    "Qwen2_5_VL": Qwen2_5_VLConfig,
+    "Qwen3VL": Qwen3VLConfig,
+}
+EYES = {"Gemma3": {"model_type": "siglip_vision_model"}, "Mistral3": {"model_type": "pixtral"}}
 
 
 def seeing(name: str, text: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -318,7 +328,7 @@ def seeing(name: str, text: dict[str, Any] | None = None, **fields: Any) -> dict
 def test_a_silent_text_config_means_what_transformers_takes_it_for(
     name: str, text: dict[str, Any]
 ) -> None:
-    full = SEEING[name](text_config=text, vision_config={"model_type": "pixtral"})
+    full = SEEING[name](text_config=text, vision_config=EYES.get(name, {}))
     written = json.loads(full.text_config.to_json_string(use_diff=False))
     ends = {"eos_token_id": [1, 106]}
     config = parse_config(seeing(name, text, **ends))
@@ -351,12 +361,29 @@ def test_the_whole_model_s_dtype_and_quantisation_are_the_text_part_s() -> None:
         (seeing("Mistral3", {"tie_word_embeddings": 0}), "tie_word_embeddings"),
         (seeing("Gemma3", {"hidden_size": -1}), "hidden_size"),
         (seeing("Llava"), "architectures"),
+        (seeing("Qwen3VL", text_config=None), "text_config"),
+        (seeing("Qwen3VL", {"tie_word_embeddings": True}), "tie_word_embeddings"),
+        (seeing("Qwen2VL", {"model_type": "qwen2_5_vl_text"}), "text_config.model_type"),
+        (seeing("Qwen2VL", {"rope_scaling": {"type": "mrope", "odd": 1}}), "rope_parameters.odd"),
     ],
 )
 def test_what_sees_and_is_not_served_exactly_is_refused(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         parse_config(fields)
     assert field in caught.value.metadata["field"]
+
+
+def test_what_text_is_not_asked_makes_no_difference_to_qwen_vl() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    plain = parse_config(seeing("Qwen2_5_VL", {"rope_scaling": rope}))
+    parted = {**rope, "mrope_section": [16, 24, 24]}
+    assert parse_config(seeing("Qwen2_5_VL", {"rope_scaling": parted})) == plain
+    assert plain.ropes[0].kind == "yarn"
+    sliding = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
+    assert parse_config(seeing("Qwen3VL", sliding)) == parse_config(seeing("Qwen3VL"))
+    assert parse_config(seeing("Qwen2_5_VL", sliding)).sliding_windows[0] == 9
+    tied = parse_config(seeing("Qwen2_5_VL", {"tie_word_embeddings": True}))
+    assert (tied.tie_word_embeddings, tied.is_tie_in_doubt) == (True, False)
 
 
 def test_a_head_of_its_own_unties_mistral_3() -> None:

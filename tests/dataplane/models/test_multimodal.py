@@ -35,38 +35,45 @@ def put(model_dir: Path, tensors: Tensors) -> None:
     save_file(tensors, model_dir / "model.safetensors")
 
 
-def spelt_later(tensors: Tensors) -> Tensors:
-    """As modules are named since transformers 4.52."""
+def spelt_otherwise(tensors: Tensors) -> Tensors:
+    """As modules are named since transformers 4.52; Qwen3-VL's, which knows no other, as before."""
     found: Tensors = {}
     for name, value in tensors.items():
-        new = name.replace("language_model.model.", "model.language_model.")
+        if name.startswith("model.language_model."):
+            new = name.replace("model.language_model.", "model.")
+        elif name.startswith("language_model.model."):
+            new = name.replace("language_model.model.", "model.language_model.")
+        else:
+            new = name.replace("model.", "model.language_model.") if name[:6] == "model." else name
         new = new.replace("language_model.lm_head", "lm_head")
-        is_vision = new.startswith(("vision_tower.", "multi_modal_projector."))
+        is_vision = new.startswith(("vision_tower.", "multi_modal_projector.", "visual."))
         found[f"model.{new}" if is_vision else new] = value
     assert found.keys() != tensors.keys()
     return found
 
 
-@pytest.mark.parametrize("architecture", ["gemma3-vision", "mistral3"])
+@pytest.mark.parametrize("architecture", ["gemma3-vision", "mistral3", "qwen2.5-vl", "qwen3-vl"])
 def test_both_spellings_are_the_model(architecture: str, tmp_path: Path) -> None:
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")
     earlier = load(model_dir)
     assert torch.equal(earlier.embed, model.get_input_embeddings().weight)
     assert torch.equal(earlier.lm_head, model.get_output_embeddings().weight)
-    put(model_dir, spelt_later(tensors_of(model_dir)))
+    put(model_dir, spelt_otherwise(tensors_of(model_dir)))
     shard(model_dir, 3)
     for one, other in zip(everything(earlier), everything(load(model_dir)), strict=True):
         assert torch.equal(one, other)
 
 
 def test_names_lead_there_and_back() -> None:
-    for name in ("model.layers.3.mlp.up_proj", "lm_head"):
+    for name, count in (("model.layers.3.mlp.up_proj", 3), ("lm_head", 2)):
         there = whole_names(name)
-        assert len(set(there)) == 2
+        assert len(set(there)) == count
         assert {text_name(f"{each}.weight") for each in there} == {f"{name}.weight"}
     assert text_name("vision_tower.layers.0.mlp.up_proj.weight") is None
     assert text_name("model.vision_tower.layers.0.mlp.up_proj.weight") is None
+    assert text_name("visual.blocks.0.attn.qkv.weight") is None
+    assert text_name("model.visual.blocks.0.attn.qkv.weight") is None
 
 
 def test_what_sees_is_never_read(tmp_path: Path) -> None:
@@ -149,6 +156,45 @@ def test_quantisation_may_name_modules_in_both_ways(
         for group, module in (("o", "self_attn.o_proj"), ("down", "mlp.down_proj")):
             expected = values[f"language_model.model.layers.{index}.{module}.weight"]
             torch.testing.assert_close(layer.group(group)[0], expected, rtol=1e-6, atol=0)
+
+
+def flat(model_dir: Path) -> None:
+    """As Qwen's own files are: no text_config, the older rope's name, the head untold."""
+    path = model_dir / "config.json"
+    fields = json.loads(path.read_text())
+    text = fields.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope["rope_theta"], "model_type": fields["model_type"]}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    path.write_text(json.dumps({**fields, **text}))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl"])
+@pytest.mark.parametrize("tie", [False, True])
+def test_qwen_s_flat_config_is_the_same_model(
+    architecture: str, tie: bool, tmp_path: Path
+) -> None:
+    model = make_model(architecture, tie_word_embeddings=tie)
+    model_dir = save_model(model, tmp_path / "model")
+    config = load_config(model_dir)
+    assert config.ropes[0].theta == 100.0
+    weights = load(model_dir)
+    assert weights.tied == tie
+    assert torch.equal(weights.lm_head, model.get_output_embeddings().weight)
+    flat(model_dir)
+    assert load_config(model_dir) == config
+    for one, other in zip(everything(weights), everything(load(model_dir)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("form", ["nf4-some", "packed-4"])
+def test_quantised_qwen_names_modules_as_its_tensors(form: str, tmp_path: Path) -> None:
+    model_dir = save_model(make_model("qwen2.5-vl", **SHAPE), tmp_path / "model")
+    values = quantize(form, model_dir)
+    weights = load(model_dir)
+    for index, layer in enumerate(weights.layers):
+        expected = values[f"model.layers.{index}.mlp.down_proj.weight"]
+        torch.testing.assert_close(layer.group("down")[0], expected, rtol=1e-6, atol=0)
 
 
 def test_names_that_mean_different_schemes_are_refused(tmp_path: Path) -> None:
