@@ -43,7 +43,7 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool  # RMSNorm of each query and key head (Qwen3, Gemma 3)
+    qk_norm: bool  # RMSNorm of each query and key head (Qwen3, Gemma 3), or of all (OLMo)
     activation: str  # of the gate: "silu" or "gelu_pytorch_tanh"
     fused_projections: bool  # qkv_proj and gate_up_proj are modules of their own (Phi-3)
     unit_offset_norms: bool  # norms multiply by 1 + weight, in float32 (Gemma)
@@ -61,6 +61,9 @@ class ModelConfig:
     quantization: Quantization | None = field(default=None, repr=False)
     logit_divisor: float = field(default=1.0, repr=False)  # 1.0 but for Granite
     rounds_embedding_scale: bool = field(default=True, repr=False)  # to the model's dtype
+    # Of attention and the MLP; without, they have sandwich_norms, which are of outputs (OLMo 2, 3).
+    input_norms: bool = field(default=True, repr=False)
+    whole_qk_norms: bool = field(default=False, repr=False)  # qk_norm is of all heads together
     # Of a multimodal checkpoint.
     is_text_part: bool = field(default=False, repr=False)
     is_tie_in_doubt: bool = field(default=False, repr=False)  # a head of its own unties it
@@ -189,6 +192,8 @@ def parse_config(
             fused_projections=family.fused_projections,
             unit_offset_norms=family.unit_offset_norms,
             sandwich_norms=family.sandwich_norms,
+            input_norms=family.input_norms,
+            whole_qk_norms=family.whole_qk_norms,
             embedding_scale=hidden_size**0.5
             if family.scaled_embeddings
             else multipliers.embedding / multipliers.residual,

@@ -185,7 +185,8 @@ class Decoder:
         last layer's output is added. Returns that output."""
         weights, eps, group = self.weights, self.config.rms_norm_eps, self._group
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
-        h = rms_norm(x, weights.layers[0].input_norm, eps)
+        first_norm = weights.layers[0].input_norm
+        h = x if first_norm is None else rms_norm(x, first_norm, eps)
         delta: torch.Tensor | None = None
         beside: LoraBeside | None = None
         if self._lora_stream is not None and len(x) <= _BESIDE_TOKENS and any(batch.layers):
@@ -205,7 +206,7 @@ class Decoder:
                     h, delta = group.add_up(h, delta), None
                 if layer.attention_out_norm is not None:
                     h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
-                h = add_rms_norm(h, x, layer.mlp_norm, eps, delta)
+                h = _add_norm(h, x, layer.mlp_norm, eps, delta)
                 mlp = partial(
                     self._mlp, project, layer=layer, pages=pages, lora=lora, affine=affine
                 )
@@ -219,7 +220,7 @@ class Decoder:
                 if layer.mlp_out_norm is not None:
                     h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
                 if index + 1 < len(weights.layers):
-                    h = add_rms_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
+                    h = _add_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
         finally:  # without memory, too: a capture ends with no branch left, and says why
             if beside is not None:
                 beside.finish()
@@ -282,6 +283,22 @@ class _Projected(NamedTuple):
 
     y: torch.Tensor
     delta: torch.Tensor | None
+
+
+def _add_norm(
+    h: torch.Tensor,
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    eps: float,
+    delta: torch.Tensor | None,
+) -> torch.Tensor:
+    """Adds h to the residual stream x, in place. Returns what the next projections read, which is
+    x itself where there is no norm."""
+    if norm is not None:
+        return add_rms_norm(h, x, norm, eps, delta)
+    assert delta is None  # the output's norm has taken it
+    x += h
+    return x
 
 
 def _sum(y: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:

@@ -31,6 +31,8 @@ class Family:
     attention_out_bias: bool = False
     mlp_bias: bool = False  # whether the field `mlp_bias` is known
     qk_norm: bool = False
+    whole_qk_norms: bool = False  # of all heads together (OLMo 2 and 3)
+    input_norms: bool = True  # of attention and the MLP
     fused_projections: bool = False  # qkv_proj and gate_up_proj are modules of their own
     # Which layers slide: none; all; those that `layer_types` (or `max_window_layers`) says once
     # `use_sliding_window` is set, or those without rope; those that `layer_types` (or the pattern)
@@ -52,6 +54,7 @@ class Family:
     # Rotary embedding
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None  # sliding layers have a rope of their own
+    local_theta_field: str = ""  # the older field that overrides it
     partial_rotary: bool = False  # whether `partial_rotary_factor` is known
     rope_types: frozenset[str] = frozenset({"default", "linear", "dynamic", "llama3", "yarn"})
     rope_aliases: tuple[tuple[str, str], ...] = ()
@@ -130,6 +133,7 @@ FAMILIES: Mapping[str, Family] = {
         logit_soft_cap_known=True,
         rope_theta=1_000_000.0,
         local_rope_theta=10_000.0,
+        local_theta_field="rope_local_base_freq",
     ),
     "Phi3ForCausalLM": Family(
         4096,
@@ -142,6 +146,27 @@ FAMILIES: Mapping[str, Family] = {
         rope_types=frozenset({"default", "longrope"}),
         rope_aliases=(("su", "longrope"), ("yarn", "longrope")),
         original_context=4096,
+    ),
+    "Olmo2ForCausalLM": Family(
+        2048,
+        rms_norm_eps=1e-5,
+        qk_norm=True,
+        whole_qk_norms=True,
+        input_norms=False,
+        sandwich_norms=True,
+    ),
+    "Olmo3ForCausalLM": Family(
+        2048,
+        rms_norm_eps=1e-5,
+        qk_norm=True,
+        whole_qk_norms=True,
+        input_norms=False,
+        sandwich_norms=True,
+        sliding="pattern",
+        sliding_window=4096,
+        window_pattern=4,
+        rope_theta=500_000.0,
+        local_rope_theta=500_000.0,
     ),
     "GraniteForCausalLM": Family(2048, mlp_bias=True, multipliers=True),
     "SeedOssForCausalLM": Family(

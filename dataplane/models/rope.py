@@ -141,7 +141,8 @@ class RopeReader:
         elif entry.get("type", "default") != "default" and "rope_type" not in entry:
             # transformers merges it into a default rope, whose rope_type wins.
             raise unsupported("rope_scaling.type", entry["type"], "rope_type in its place")
-        local_theta = float(fields.get("rope_local_base_freq") or local_theta)
+        older_field = self._family.local_theta_field
+        local_theta = float(fields.get(older_field) or local_theta)
         full: object = entry
         local: object = {}
         if entry.keys() & {"full_attention", "sliding_attention"}:
@@ -154,6 +155,11 @@ class RopeReader:
         for each in (full, local):
             if not each.get("truncate", True):  # transformers does not look for it there
                 raise unsupported("rope_parameters.truncate", False, "true by layer type")
+        if not older_field and not local.get("rope_theta"):
+            theta = float(fields.get("rope_theta") or local_theta)
+            if theta != local_theta:  # versions of transformers disagree on what it is of
+                wanted = f"{local_theta:g}, or rope_parameters by layer type"
+                raise unsupported("rope_theta", theta, wanted)
         return (
             self._rope(full, "rope_parameters.full_attention", self._family.rope_theta),
             self._rope(local, "rope_parameters.sliding_attention", local_theta, local=True),

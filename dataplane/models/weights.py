@@ -27,15 +27,15 @@ from kernels.quantized.matrix import QuantizedMatrix
 class LayerWeights:
     """One decoder layer, dtype and device of the model; norms float32 if `unit_offset_norms`."""
 
-    input_norm: torch.Tensor  # [hidden]
+    input_norm: torch.Tensor | None  # [hidden]; None without `input_norms`
     qkv: Weight  # [q + 2 kv, hidden]
     qkv_bias: torch.Tensor | None  # [q + 2 kv]
-    q_norm: torch.Tensor | None  # [head_dim]
-    k_norm: torch.Tensor | None  # [head_dim]
+    q_norm: torch.Tensor | None  # [head_dim]; [q] with `whole_qk_norms`
+    k_norm: torch.Tensor | None  # [head_dim]; [kv] with `whole_qk_norms`
     o: Weight  # [hidden, q]
     o_bias: torch.Tensor | None  # [hidden]
     attention_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
-    mlp_norm: torch.Tensor  # [hidden]
+    mlp_norm: torch.Tensor | None  # [hidden]; None without `input_norms`
     # Of the dense MLP, or of the shared expert; None with experts but no shared one.
     gate_up: Weight | None  # [2 intermediate, hidden]
     gate_up_bias: torch.Tensor | None  # [2 intermediate]
@@ -131,6 +131,8 @@ def fingerprint(config: ModelConfig) -> str:
     text = repr(config)
     if config.logit_divisor != 1.0:
         text += f" logit_divisor={config.logit_divisor!r}"
+    if not config.input_norms or config.whole_qk_norms:
+        text += f" input_norms={config.input_norms} whole_qk_norms={config.whole_qk_norms}"
     if config.quantization is not None:
         text += repr(config.quantization)
     if config.experts is not None:
@@ -215,8 +217,12 @@ class _Loader:
 
     def _layer(self, index: int) -> LayerWeights:
         config, prefix = self._config, _layer(index)
-        hidden, head_dim = config.hidden_size, config.head_dim
+        hidden, has_inputs = config.hidden_size, config.input_norms
+        q_width = k_width = config.head_dim
+        if config.whole_qk_norms:
+            q_width, k_width = config.q_size, config.kv_size
         sandwich = config.sandwich_norms
+        before_mlp = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
 
         def norm(name: str, size: int = hidden) -> torch.Tensor:
             return self._norm(f"{prefix}{name}", size)
@@ -232,17 +238,18 @@ class _Loader:
         experts = None
         if self._experts is not None and config.is_sparse(index):
             experts = self._experts.read(prefix)
-        # Gemma's post_attention_layernorm is on attention's output, the others' before the MLP.
+        # Gemma's and OLMo's post_attention_layernorm is on attention's output, the others' before
+        # the MLP.
         return LayerWeights(
-            input_norm=norm("input_layernorm"),
+            input_norm=norm("input_layernorm") if has_inputs else None,
             qkv=qkv,
             qkv_bias=qkv_bias,
-            q_norm=norm("self_attn.q_norm", head_dim) if config.qk_norm else None,
-            k_norm=norm("self_attn.k_norm", head_dim) if config.qk_norm else None,
+            q_norm=norm("self_attn.q_norm", q_width) if config.qk_norm else None,
+            k_norm=norm("self_attn.k_norm", k_width) if config.qk_norm else None,
             o=o,
             o_bias=o_bias,
             attention_out_norm=norm("post_attention_layernorm") if sandwich else None,
-            mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
+            mlp_norm=norm(before_mlp) if has_inputs else None,
             gate_up=gate_up,
             gate_up_bias=gate_up_bias,
             down=down,

@@ -36,6 +36,8 @@ class Shard:
             raise refuse_ranks(self.config.quantization, self.size)
         if self.config.experts is not None and self.size > 1:
             raise refuse_ranks_of_experts(self.size)
+        if self.config.whole_qk_norms and self.size > 1:
+            raise _refuse_whole_norms(self.size)
         for field, count in (
             ("num_key_value_heads", self.config.num_kv_heads),
             ("num_attention_heads", self.config.num_heads),
@@ -114,3 +116,13 @@ class Shard:
     def _share(self, start: int, width: int) -> slice:
         each = width // self.size
         return slice(start + self.rank * each, start + (self.rank + 1) * each)
+
+
+def _refuse_whole_norms(size: int) -> UnsupportedModelError:
+    """They would be one more sum over the ranks in each layer."""
+    return UnsupportedModelError(
+        "TENSOR_PARALLEL_NORMS",
+        f"--tensor-parallel {size}: the norms of the model's q and k are of all heads together,"
+        " which ranks would have to share; use --tensor-parallel 1",
+        {"field": "architectures", "tensor_parallel": str(size)},
+    )

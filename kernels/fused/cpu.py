@@ -88,7 +88,8 @@ def norm_arguments(
     num_rows: int, features: int, x: int, addend: int, weight: int, eps: int, out: int
 ) -> tuple[int, ...]:
     """What a norm worker is told: addresses; addend: 0, or of what is added to x first, in place;
-    eps: of one float32. ROWS, if it is set: of the rows of x and addend (int64, each once) that are
+    weight: 0 for none, `out` is
+    the sum then; eps: of one float32. ROWS, if it is set: of the rows of x and addend (int64, each once) that are
     normed, in the order of `out`; else they are the first."""
     return (0, 0, num_rows, features, 0, x, addend, weight, eps, out)
 
@@ -129,9 +130,9 @@ def norm_worker(dtype: torch.dtype, weight_dtype: torch.dtype) -> Any:
         a = threads.told(pointer, _NUM_ARGUMENTS)
         num_rows, features = a[_NUM_ROWS], a[_FEATURES]
         has_addend = a[ADDEND] != 0
-        has_rows = a[ROWS] != 0
+        has_rows, has_weight = a[ROWS] != 0, a[WEIGHT] != 0
         rows = threads.array(a[ROWS] if has_rows else a[X], a, (num_rows,))
-        weight = threads.array(a[WEIGHT], weight_like, (features,))
+        weight = threads.array(a[WEIGHT] if has_weight else a[X], weight_like, (features,))
         eps = threads.array(a[_EPS], FLOATS, (1,))
         out = threads.array(a[OUT], like, (num_rows, features))
         while True:
@@ -144,7 +145,11 @@ def norm_worker(dtype: torch.dtype, weight_dtype: torch.dtype) -> Any:
                 other = threads.array(a[ADDEND] + at, like, (features,))
                 for k in range(features):
                     store(row, k, load(row[k]) + load(other[k]))
-            _scaled(row, weight, eps[0], out[t])
+            if has_weight:
+                _scaled(row, weight, eps[0], out[t])
+            else:
+                for k in range(features):
+                    out[t, k] = row[k]
 
     return work
 

@@ -44,6 +44,7 @@ def rope_write_kv(
         cos.shape[1],
         page_tokens,
         num_pages,
+        q_norm is not None and len(q_norm) != head_dim,
         qkv.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
@@ -92,6 +93,7 @@ def warm_up(dtype: torch.dtype) -> None:
     _ROTARY,
     _PAGE_TOKENS,
     _NUM_PAGES,
+    _HAS_WHOLE_NORMS,
     _QKV,
     COS,
     SIN,
@@ -105,7 +107,7 @@ def warm_up(dtype: torch.dtype) -> None:
     _EPS,
     _Q,
     _NUM_ARGUMENTS,
-) = range(22)
+) = range(23)
 
 
 def rope_arguments(
@@ -116,6 +118,7 @@ def rope_arguments(
     rotary: int,
     page_tokens: int,
     num_pages: int,
+    has_whole_norms: bool,
     qkv: int,
     cos: int,
     sin: int,
@@ -131,7 +134,7 @@ def rope_arguments(
 ) -> tuple[int, ...]:
     """What a rope worker is told, from `qkv` on addresses. cos, sin: [num_angles, rotary];
     positions: the row of each token in them, or 0 when tokens have their rows in order; norms: 0
-    for none; eps: of one float32."""
+    for none; has_whole_norms: theirs are of all heads together; eps: of one float32."""
     return (
         0,
         0,
@@ -142,6 +145,7 @@ def rope_arguments(
         rotary,
         page_tokens,
         num_pages,
+        int(has_whole_norms),
         qkv,
         cos,
         sin,
@@ -158,17 +162,21 @@ def rope_arguments(
 
 
 @compiled
+def _inverse(row: Any, eps: Any) -> Any:  # pragma: no cover - compiled
+    """Of the root of the mean square."""
+    total = np.float32(0.0)
+    for k in range(row.size):
+        value = load(row[k])
+        total += value * value
+    return np.float32(1.0) / np.sqrt(total / np.float32(row.size) + eps)
+
+
+@compiled
 def _rotate(
-    head: Any, cos: Any, sin: Any, norm: Any, has_norm: Any, eps: Any, out: Any
+    head: Any, cos: Any, sin: Any, norm: Any, has_norm: Any, factor: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
     half = cos.size // 2
-    factor = np.float32(1.0)
     if has_norm:
-        total = np.float32(0.0)
-        for k in range(head.size):
-            value = load(head[k])
-            total += value * value
-        factor /= np.sqrt(total / np.float32(head.size) + eps)
         for k in range(half):
             first = load(head[k]) * factor * load(norm[k])
             second = load(head[half + k]) * factor * load(norm[half + k])
@@ -189,6 +197,7 @@ def _rotate(
 def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
     like = BITS if dtype is torch.bfloat16 else FLOATS
     norm_like = BITS if norm_dtype is torch.bfloat16 else FLOATS
+    item_bytes = dtype.itemsize
 
     @threads.worker
     def work(pointer: Any) -> None:  # pragma: no cover - compiled
@@ -205,8 +214,20 @@ def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
         )
         page_index = threads.array(a[PAGE_INDEX], a, (num_tokens,))
         page_offset = threads.array(a[PAGE_OFFSET], a, (num_tokens,))
-        q_norm = threads.array(a[Q_NORM] if has_norm else a[_EPS], norm_like, (head_dim,))
-        k_norm = threads.array(a[K_NORM] if has_norm else a[_EPS], norm_like, (head_dim,))
+        has_whole_norms = a[_HAS_WHOLE_NORMS] != 0
+        has_head_norms = has_norm and not has_whole_norms
+        step = 1 if has_whole_norms else 0  # from one head's weights to the next one's
+        q_norm = threads.array(
+            a[Q_NORM] if has_norm else a[_EPS],
+            norm_like,
+            (num_heads if has_whole_norms else 1, head_dim),
+        )
+        k_norm = threads.array(
+            a[K_NORM] if has_norm else a[_EPS],
+            norm_like,
+            (num_kv_heads if has_whole_norms else 1, head_dim),
+        )
+        row_bytes = (num_heads + 2 * num_kv_heads) * head_dim * item_bytes
         eps = threads.array(a[_EPS], FLOATS, (1,))[0]
         kv_pages = threads.array(
             a[KV_PAGES],
@@ -220,11 +241,24 @@ def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
                 return
             angle = positions[t] if has_positions else t
             page, slot = page_index[t], page_offset[t]
+            q_factor, k_factor = np.float32(1.0), np.float32(1.0)
+            if has_whole_norms:
+                at = a[_QKV] + t * row_bytes
+                q_factor = _inverse(threads.array(at, like, (num_heads * head_dim,)), eps)
+                at += num_heads * head_dim * item_bytes
+                k_factor = _inverse(threads.array(at, like, (num_kv_heads * head_dim,)), eps)
             for h in range(num_heads):
-                _rotate(qkv[t, h], cos[angle], sin[angle], q_norm, has_norm, eps, q[t, h])
+                query = qkv[t, h]
+                if has_head_norms:
+                    q_factor = _inverse(query, eps)
+                weight = q_norm[h * step]
+                _rotate(query, cos[angle], sin[angle], weight, has_norm, q_factor, q[t, h])
             for h in range(num_kv_heads):
                 key, target = qkv[t, num_heads + h], kv_pages[page, 0, slot, h]
-                _rotate(key, cos[angle], sin[angle], k_norm, has_norm, eps, target)
+                if has_head_norms:
+                    k_factor = _inverse(key, eps)
+                weight = k_norm[h * step]
+                _rotate(key, cos[angle], sin[angle], weight, has_norm, k_factor, target)
                 value = qkv[t, num_heads + num_kv_heads + h]
                 target = kv_pages[page, 1, slot, h]
                 for k in range(head_dim):

@@ -30,7 +30,8 @@ def rope_write_kv(
         rotary_dim elements of each head are rotated
     kv_pages: [num_pages, 2, page_tokens, num_kv_heads, head_dim]
     page_index, page_offset: [num_tokens] int64; slots are distinct
-    q_norm, k_norm: [head_dim]
+    q_norm, k_norm: [head_dim], of each head; or of all of q's and all of k's elements together,
+        [num_heads * head_dim] and [num_kv_heads * head_dim]
     Returns q, [num_tokens, num_heads, head_dim]
     """
     num_kv_heads, head_dim = kv_pages.shape[3:]
@@ -40,10 +41,14 @@ def rope_write_kv(
         for part in qkv.split((qkv.shape[1] - 2 * kv_size, kv_size, kv_size), dim=-1)
     )
     if q_norm is not None and k_norm is not None:
-        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+        q, k = _normed(q, q_norm, eps), _normed(k, k_norm, eps)
     kv_pages[page_index, 0, page_offset] = apply_rope(k, cos, sin)
     kv_pages[page_index, 1, page_offset] = v
     return apply_rope(q, cos, sin)
+
+
+def _normed(heads: torch.Tensor, norm: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm(heads.reshape(len(heads), -1, len(norm)), norm, eps).view_as(heads)
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -42,9 +42,8 @@ def rope_write_kv(
         raise ValueError(f"{cos.shape[1]} rotated elements, pages of strides {kv_pages.stride()}")
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm come together")
-    for norm in (q_norm, k_norm):
-        if norm is not None and (norm.shape != (head_dim,) or not norm.is_contiguous()):
-            raise ValueError(f"norm {tuple(norm.shape)} {norm.stride()}, head_dim {head_dim}")
+    if q_norm is not None and k_norm is not None:
+        _check_norms(q_norm, k_norm, num_heads, num_kv_heads, head_dim)
     if delta is not None:
         check_delta(qkv, delta)
     if uses_triton(qkv):
@@ -73,3 +72,16 @@ def rope_write_kv(
     return implementation.rope_write_kv(
         qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps
     )
+
+
+def _check_norms(
+    q_norm: torch.Tensor, k_norm: torch.Tensor, num_heads: int, num_kv_heads: int, head_dim: int
+) -> None:
+    widths = q_norm.numel(), k_norm.numel()
+    fits = widths in ((head_dim, head_dim), (num_heads * head_dim, num_kv_heads * head_dim))
+    for norm in (q_norm, k_norm):
+        if not fits or norm.dim() != 1 or not norm.is_contiguous():
+            raise ValueError(
+                f"norm {tuple(norm.shape)} {norm.stride()}, head_dim {head_dim}, {num_heads} query"
+                f" and {num_kv_heads} key heads"
+            )

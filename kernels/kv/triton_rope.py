@@ -10,6 +10,7 @@ import triton.language as tl
 
 from kernels.gpu.dispatch import device_name
 from kernels.gpu.tuning import launch_options, tuned
+from kernels.kv.triton_qk_norm import qk_inverse
 
 _CASES = (64, 128, 256)
 
@@ -23,6 +24,7 @@ def rope_write_kernel(
     sin_ptr,
     q_norm_ptr,
     k_norm_ptr,
+    inverse_ptr,
     delta_ptr,
     q_out_ptr,
     kv_ptr,
@@ -39,9 +41,11 @@ def rope_write_kernel(
     HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    HAS_WHOLE_NORM: tl.constexpr,
     HAS_DELTA: tl.constexpr,
 ):
     """grid (tokens, groups of HEADS heads of q, k and v). One program: HEADS heads of one token.
+    HAS_NORM: of each head; HAS_WHOLE_NORM: of all heads, whose sums are in inverse_ptr.
 
     Each element is loaded with the one that it is rotated with; all in f32, rounded once.
     """
@@ -75,6 +79,24 @@ def rope_write_kernel(
         q_weight = tl.load(q_norm_ptr + partners, mask=turned, other=0.0).to(tl.float32)
         k_weight = tl.load(k_norm_ptr + partners, mask=turned, other=0.0).to(tl.float32)
         other = other * inverse * tl.where(is_query[:, None], q_weight[None, :], k_weight[None, :])
+    if HAS_WHOLE_NORM:
+        of_key = heads - NUM_HEADS
+        is_key = (of_key >= 0) & (of_key < NUM_KV_HEADS)
+        inverse = tl.where(
+            is_query, tl.load(inverse_ptr + token * 2), tl.load(inverse_ptr + token * 2 + 1)
+        )[:, None]
+        q_row = q_norm_ptr + heads[:, None] * HEAD_DIM
+        k_row = k_norm_ptr + of_key[:, None] * HEAD_DIM
+        of_q, of_k = real & is_query[:, None], real & is_key[:, None]
+        x *= inverse * (
+            tl.load(q_row + dims[None, :], mask=of_q, other=0.0).to(tl.float32)
+            + tl.load(k_row + dims[None, :], mask=of_k, other=0.0).to(tl.float32)
+        )
+        of_q, of_k = of_q & turned[None, :], of_k & turned[None, :]
+        other *= inverse * (
+            tl.load(q_row + partners[None, :], mask=of_q, other=0.0).to(tl.float32)
+            + tl.load(k_row + partners[None, :], mask=of_k, other=0.0).to(tl.float32)
+        )
     cos = tl.load(cos_ptr + token * ROTARY_DIM + dims, mask=turned, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + token * ROTARY_DIM + dims, mask=turned, other=0.0).to(tl.float32)
     sin = tl.where(dims < HALF, -sin, sin)
@@ -101,7 +123,7 @@ def rope_write_kernel(
 
 def rope_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, page_tokens: int,
-    has_norm: bool, heads: int, has_delta: bool = False,
+    has_norm: bool, heads: int, has_delta: bool = False, has_whole_norm: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """rope_write_kernel's constexprs."""
     return {
@@ -112,7 +134,8 @@ def rope_constants(
         "PAGE_TOKENS": page_tokens,
         "HEADS": heads,
         "BLOCK_D": triton.next_power_of_2(head_dim),
-        "HAS_NORM": has_norm,
+        "HAS_NORM": has_norm and not has_whole_norm,
+        "HAS_WHOLE_NORM": has_whole_norm,
         "HAS_DELTA": has_delta,
     }
 
@@ -151,6 +174,11 @@ def rope_write_kv(
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
     if not num_tokens:
         return q
+    delta = None if delta is None else delta.contiguous()
+    inverse: torch.Tensor | None = None
+    if q_norm is not None and len(q_norm) != head_dim:
+        sizes = num_heads * head_dim, num_kv_heads * head_dim
+        inverse = qk_inverse(qkv, *sizes, eps, delta)
     settings = tuned("kv", device_name(qkv.device), "rope_write_kv", rope_case(head_dim))
     rope_write_kernel[(num_tokens, triton.cdiv(total_heads, settings["heads"]))](
         qkv,
@@ -158,7 +186,8 @@ def rope_write_kv(
         sin.contiguous(),
         q if q_norm is None else q_norm,
         q if k_norm is None else k_norm,
-        q if delta is None else delta.contiguous(),
+        q if inverse is None else inverse,
+        q if delta is None else delta,
         q,
         kv_pages,
         page_index,
@@ -175,6 +204,7 @@ def rope_write_kv(
             q_norm is not None,
             settings["heads"],
             delta is not None,
+            inverse is not None,
         ),
         **launch_options(settings),
     )

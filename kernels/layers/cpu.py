@@ -55,7 +55,8 @@ class LayerStack:
         self._layers, self._norm, self._head, self._ropes = layers, norm, head, ropes
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         first = layers[0]
-        self._hidden = first.input_norm.shape[0]
+        self._hidden = norm.shape[0]
+        self._has_whole_norms = first.q_norm is not None and len(first.q_norm) != head_dim
         assert isinstance(first.down, torch.Tensor)
         self._intermediate = linear.features_of(first.down)[0]
         # Each as the columns of a program's arguments: one address per layer.
@@ -160,8 +161,7 @@ class LayerStack:
 
     def _fixed_workers(self, activation: str) -> None:
         layer, workers = self._layers[0], self._program.workers
-        norm_dtype = layer.input_norm.dtype
-        norm = fused.norm_worker(torch.bfloat16, norm_dtype)().address
+        norm = fused.norm_worker(torch.bfloat16, self._norm.dtype)().address
         head_norm = layer.q_norm.dtype if layer.q_norm is not None else torch.bfloat16
         for phase, worker in (
             (Phase.NORM, norm),
@@ -236,6 +236,7 @@ class LayerStack:
             self._ropes[0][0].shape[1],
             page_tokens,
             pool.shape[1],
+            self._has_whole_norms,
             qkv,
             0,
             0,

@@ -8,6 +8,7 @@ import pytest
 from kernels.fused.triton_activation import activation_constants, gated_activation_kernel
 from kernels.fused.triton_norm import norm_case, norm_constants, rms_norm_kernel
 from kernels.gpu.tuning import launch_options, tuned
+from kernels.kv.triton_qk_norm import OPTIONS, qk_constants, qk_inverse_kernel
 from kernels.kv.triton_rope import rope_case, rope_constants, rope_write_kernel
 from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
 
@@ -57,11 +58,12 @@ def test_activation_compiles(target: str, activation: str, has_delta: bool) -> N
 
 @pytest.mark.parametrize("has_delta", [False, True])
 @pytest.mark.parametrize(
-    ("head_dim", "rotary_dim", "has_norm"), [(64, 64, False), (80, 32, True), (256, 256, True)]
+    ("head_dim", "rotary_dim", "norms"),
+    [(64, 64, ""), (80, 32, "each"), (256, 256, "each"), (128, 128, "whole")],
 )
 @pytest.mark.parametrize("target", TARGETS)
 def test_rope_compiles(
-    target: str, head_dim: int, rotary_dim: int, has_norm: bool, has_delta: bool
+    target: str, head_dim: int, rotary_dim: int, norms: str, has_delta: bool
 ) -> None:
     settings = tuned("kv", target, "rope_write_kv", rope_case(head_dim))
     values = ("qkv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr", "delta_ptr")
@@ -72,8 +74,27 @@ def test_rope_compiles(
             target,
             dict.fromkeys((*values, *outputs), "*bf16:16")
             | dict.fromkeys(("page_index_ptr", "page_offset_ptr"), "*i64")
+            | {"inverse_ptr": "*fp32:16"}
             | {"qkv_stride": "i32:16", "page_stride": "i32:16", "eps": "fp32"},
-            rope_constants(32, 8, head_dim, rotary_dim, 16, has_norm, settings["heads"], has_delta),
+            rope_constants(
+                *(32, 8, head_dim, rotary_dim, 16, norms != ""),
+                *(settings["heads"], has_delta, norms == "whole"),
+            ),
             launch_options(settings),
+        )
+    )
+
+
+@pytest.mark.parametrize("has_delta", [False, True])
+@pytest.mark.parametrize("target", TARGETS)
+def test_sums_of_q_and_k_compile(target: str, has_delta: bool) -> None:
+    check(
+        compile_kernel(
+            qk_inverse_kernel,
+            target,
+            dict.fromkeys(("qkv_ptr", "delta_ptr"), "*bf16:16")
+            | {"out_ptr": "*fp32:16", "qkv_stride": "i32:16", "eps": "fp32"},
+            qk_constants(5120, 1024, has_delta),
+            OPTIONS,
         )
     )

@@ -15,7 +15,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.04}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("norms", [None, "same", "float32"])
+@pytest.mark.parametrize("norms", [None, "same", "float32", "whole"])
 @pytest.mark.parametrize("rotary_dim", [HEAD_DIM, 4])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("num_tokens", [1, 7, 1030])
@@ -42,7 +42,9 @@ def test_rotates_and_stores(
     pages = pages.to(device)
     weights = None
     if norms:
-        weights = [1 + 0.1 * torch.randn(HEAD_DIM, generator=generator) for _ in "qk"]
+        counts = (heads, kv_heads) if norms == "whole" else (1, 1)
+        sizes = [count * HEAD_DIM for count in counts]
+        weights = [1 + 0.1 * torch.randn(size, generator=generator) for size in sizes]
         weights = [w.to(device, torch.float32 if norms == "float32" else dtype) for w in weights]
     before = qkv.clone()
     q_norm, k_norm = weights or (None, None)
@@ -62,7 +64,8 @@ def test_rotates_and_stores(
     q_in, k_in, v_in = wide.split((heads, kv_heads, kv_heads), dim=1)
     if weights:
         q_in, k_in = (
-            rms_norm(x, w.float(), 1e-6) for x, w in zip((q_in, k_in), weights, strict=True)
+            rms_norm(x.reshape(num_tokens, -1, len(w)), w.float(), 1e-6).view_as(x)
+            for x, w in zip((q_in, k_in), weights, strict=True)
         )
     tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
     expected = naive.apply_rope(q_in, cos.float(), sin.float())
@@ -114,5 +117,13 @@ def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match="norm"):
         norm = torch.ones(HEAD_DIM - 1)
         rope_write_kv(good, angles, angles, pages, slot, slot, q_norm=norm, k_norm=norm)
+    for size in (2 * HEAD_DIM, HEAD_DIM):  # q has 2 heads, k as many
+        whole = torch.ones(2 * HEAD_DIM)
+        norms = {"q_norm": whole, "k_norm": torch.ones(size)}
+        if size == HEAD_DIM:
+            with pytest.raises(ValueError, match="norm"):
+                rope_write_kv(good, angles, angles, pages, slot, slot, **norms)
+        else:
+            rope_write_kv(good, angles, angles, pages, slot, slot, **norms)
     with pytest.raises(ValueError, match="together"):
         rope_write_kv(good, angles, angles, pages, slot, slot, q_norm=torch.ones(HEAD_DIM))

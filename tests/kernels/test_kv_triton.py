@@ -24,6 +24,8 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
         (5, 1, 16, 16, "same", torch.bfloat16),
         (3, 3, 24, 8, "float32", torch.float32),
         (4, 1, 32, 32, "float32", torch.bfloat16),
+        (5, 1, 24, 8, "whole", torch.float32),
+        (70, 2, 16, 16, "whole", torch.bfloat16),  # more than a block of q
     ],
 )
 def test_twin(
@@ -57,8 +59,10 @@ def test_twin(
     if norms:
         weight_dtype = torch.float32 if norms == "float32" else dtype
         weights = [
-            (1 + 0.3 * torch.randn(head_dim, generator=generator)).to(triton_device, weight_dtype)
-            for _ in "qk"
+            (1 + 0.3 * torch.randn(count * head_dim, generator=generator)).to(
+                triton_device, weight_dtype
+            )
+            for count in ((heads, kv_heads) if norms == "whole" else (1, 1))
         ]
     q = rope_write_kv(
         qkv,
@@ -78,7 +82,8 @@ def test_twin(
     )
     if norms:
         q_in, k_in = (
-            rms_norm(x, w.float(), 1e-3) for x, w in zip((q_in, k_in), weights, strict=True)
+            rms_norm(x.reshape(num_tokens, -1, len(w)), w.float(), 1e-3).view_as(x)
+            for x, w in zip((q_in, k_in), weights, strict=True)
         )
     expected_q, expected_k = (naive.apply_rope(x, cos.float(), sin.float()) for x in (q_in, k_in))
     tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}

@@ -26,7 +26,7 @@ ADAPTERS = [("q_proj", 3), ("v_proj", 8), ("o_proj", 5), ("down_proj", 64), ("up
     "architecture",
     [
         *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
-        *("granite", "seed-oss", "smollm3"),
+        *("granite", "seed-oss", "smollm3", "olmo2", "olmo3"),
     ],
 )
 def test_equals_ops_one_by_one(architecture: str, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_mixed_batch_equals_peft(architecture: str, device: str, tmp_path: Path)
     "architecture",
     [
         *("gemma", "gemma2", "gemma3", "granite", "phi3", "seed-oss", "smollm3"),
+        *("olmo2", "olmo3"),
         *("gemma3-vision", "mistral3", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"),
     ],
 )
@@ -117,6 +118,18 @@ def test_mixtures_of_experts_equal_peft(architecture: str, device: str, tmp_path
                 "original_max_position_embeddings": 224,
             },
         ),
+        (
+            "olmo3",
+            {
+                "rope_parameters": {
+                    "full_attention": {**YARN, "attention_factor": 1.2},
+                    "sliding_attention": {"rope_type": "default", **ROPE_THETA},
+                },
+                "attention_bias": True,
+                "num_key_value_heads": 1,
+            },
+        ),
+        ("olmo2", {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}),
         ("gemma3", {"num_hidden_layers": 6, "layer_types": None, "tie_word_embeddings": False}),
         ("gemma2", {"layer_types": ["full_attention"] * 4, "attn_logit_softcapping": None}),
     ],
@@ -133,7 +146,7 @@ def test_rope_scalings_and_variants(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "phi3", "granite"])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "phi3", "granite", "olmo3"])
 def test_dora_and_lora_bias_beside_plain_adapters(
     architecture: str, device: str, tmp_path: Path
 ) -> None:

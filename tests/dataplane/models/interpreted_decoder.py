@@ -60,8 +60,11 @@ def logits_of(model_dir: Path) -> list[torch.Tensor]:
     return logits
 
 
-def test_decoder_equals_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model_dir = save_model(make_model("gemma2"), tmp_path / "model")  # windows and soft-caps
+@pytest.mark.parametrize("architecture", ["gemma2", "olmo3"])  # soft-caps; whole norms; windows
+def test_decoder_equals_its_twin(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir = save_model(make_model(architecture), tmp_path / "model")
     by_triton = logits_of(model_dir)
     for op in OPS:
         assert op.uses_triton(by_triton[0])

@@ -17,6 +17,8 @@ from transformers import (
     LlamaConfig,
     Mistral3Config,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen2_5_VLConfig,
     Qwen2Config,
@@ -60,6 +62,8 @@ def family(name: str, **fields: Any) -> dict[str, Any]:
         ("Granite", GraniteConfig),
         ("SeedOss", SeedOssConfig),
         ("SmolLM3", SmolLM3Config),
+        ("Olmo2", Olmo2Config),
+        ("Olmo3", Olmo3Config),
     ],
 )
 def test_silence_means_what_transformers_takes_it_for(name: str, config_class: Any) -> None:
@@ -108,6 +112,19 @@ def test_a_sliding_rope_without_a_base_has_the_older_field_s() -> None:
     kinds = {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}
     config = parse_config(family("Gemma3", rope_local_base_freq=2e4, rope_parameters=kinds))
     assert [rope.theta for rope in config.ropes] == [1e6, 2e4]
+
+
+def test_olmo3_of_the_hub_scales_only_its_full_layers() -> None:
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}
+    config = parse_config(family("Olmo3", rope_theta=5e5, rope_scaling=yarn, rms_norm_eps=1e-6))
+    assert [(rope.kind, rope.theta) for rope in config.ropes] == [("yarn", 5e5), ("default", 5e5)]
+    assert config.layer_ropes == (1, 1, 1, 0, 1, 1)
+    assert config.sliding_windows == (4096, 4096, 4096, None, 4096, 4096)
+    kinds = {"full_attention": yarn, "sliding_attention": {"rope_theta": 1e4}}
+    config = parse_config(family("Olmo3", rope_theta=1e6, rope_parameters=kinds))
+    assert [rope.theta for rope in config.ropes] == [1e6, 1e4]
+    plain = parse_config(family("Olmo3", rope_local_base_freq=2e4))
+    assert [rope.theta for rope in plain.ropes] == [5e5]  # which is Gemma's
 
 
 def test_longrope_is_served_as_far_as_it_is_exact() -> None:
@@ -202,6 +219,8 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]
         ("SmolLM3", {"no_rope_layers": [1, 0, 1, 2, 1, 0]}, "no_rope_layers"),
         ("SmolLM3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
         ("SmolLM3", {"layer_types": ["sliding_attention"] * 6}, "layer_types"),
+        ("Olmo3", {"rope_theta": 1e4}, "rope_theta"),
+        ("Olmo3", {"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
     ],
 )
 def test_what_is_not_served_exactly_is_refused(

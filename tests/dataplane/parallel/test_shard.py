@@ -54,6 +54,14 @@ def parsed(path: Path) -> ParsedAdapter:
     )
 
 
+def test_norms_over_all_heads_are_refused(tmp_path: Path) -> None:
+    config = load_config(save_model(make_model("olmo2"), tmp_path / "model"))
+    Shard(config, 0, 1)
+    with pytest.raises(UnsupportedModelError, match="norms of the model's q and k") as error:
+        Shard(config, 0, 2)
+    assert error.value.reason == "TENSOR_PARALLEL_NORMS"
+
+
 @pytest.mark.parametrize(
     ("field", "changes", "size"),
     [
