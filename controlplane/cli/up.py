@@ -41,6 +41,8 @@ class ToolCallFormat(StrEnum):
     HERMES = "hermes"
     LLAMA3_JSON = "llama3_json"
     MISTRAL = "mistral"
+    MISTRAL_ARGS = "mistral_args"
+    QWEN3_CODER = "qwen3_coder"
 
 
 def up(

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from chorale.tool_formats import ToolCallFormat
+from chorale.tool_formats import NamedCalls, ObjectCalls, TaggedCalls, ToolCallFormat
 from dataplane.constraints.grammar import SPACES, Grammar, of_lark
 from dataplane.constraints.json_schema import checked_schema
 from dataplane.constraints.limits import MAX_TEXT_BYTES
 from dataplane.constraints.refusal import too_complex
+from dataplane.constraints.tagged_tools import tagged_arguments
 
 _MAX_MORE_CALLS = 127
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -20,6 +21,7 @@ _NO_ARGUMENTS: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 _TEXT = r"/(.|\n)*/"
+_TEXT_WITHOUT_TAG = rf"{_TEXT} & ~/(.|\n)*<function=(.|\n)*/"  # which begins a call, too
 _TEXT_WITHOUT_OBJECT = r"/([ \t\r\n]*[^{ \t\r\n](.|\n)*)?/"  # that begins with one
 
 
@@ -50,38 +52,57 @@ def calls_grammar(
     Raises: InvalidArgumentError for parameters that are too large or cannot be enforced.
     """
     schemas = [_schema(each, enforced=required or each.strict) for each in functions]
-    size = sum(map(len, schemas))
+    size = sum(len(json.dumps(each)) for each in schemas)
     if size > MAX_TEXT_BYTES:
         what = f"have parameters of {size} characters, which are to be enforced"
         raise too_complex("tools", f"{what}; at most {MAX_TEXT_BYTES} go")
-    rules = [
-        f"tool_{at}: {json.dumps(_head(form, each))} %json {schema} {json.dumps('}')}"
-        for at, (each, schema) in enumerate(zip(functions, schemas, strict=True))
-    ]
+    rules: list[str] = []
+    for at, (function, schema) in enumerate(zip(functions, schemas, strict=True)):
+        rules += _call(form, f"tool_{at}", function, schema, token_id)
     rules.append(f"tool: {' | '.join(f'tool_{at}' for at in range(len(functions)))}")
     rules += _calls(form, single, token_id)
     rules += ["start: first"] if required else _or_text(form, token_id)
     return Grammar("tools", of_lark("\n".join(rules)))
 
 
-def _head(form: ToolCallFormat, function: Function) -> str:
-    return f'{{"name": {json.dumps(function.name)}, "{form.arguments}": '
+def _call(
+    form: ToolCallFormat,
+    rule: str,
+    function: Function,
+    schema: Mapping[str, Any],
+    token_id: Callable[[str], int | None],
+) -> list[str]:
+    """The rule of one call, without its opener, and rules that it uses."""
+    if isinstance(form, TaggedCalls):
+        field = f"tools[{function.position}].function.parameters"
+        return tagged_arguments(rule, function.name, schema, field)
+    options = {"whitespace_pattern": SPACES}
+    arguments = f"%json {json.dumps({**schema, 'x-guidance': options})}"
+    if isinstance(form, NamedCalls):
+        an_id = f"({_mark(form.id_mark, token_id)} /[A-Za-z0-9]{{9}}/)?"
+        mark = _mark(form.arguments_mark, token_id)
+        return [f"{rule}: {json.dumps(function.name)} {an_id} {mark} {arguments}"]
+    head = f'{{"name": {json.dumps(function.name)}, "{form.arguments}": '
+    return [f"{rule}: {json.dumps(head)} {arguments} {json.dumps('}')}"]
 
 
-def _schema(function: Function, *, enforced: bool) -> str:
+def _schema(function: Function, *, enforced: bool) -> Mapping[str, Any]:
     parameters = _NO_ARGUMENTS if function.parameters is None else function.parameters
     if enforced:
         checked_schema(json.dumps(parameters), f"tools[{function.position}].function.parameters")
     else:
         parameters = _ANY_OBJECT
-    options = {"whitespace_pattern": SPACES}
-    return json.dumps({"type": "object", **parameters, "x-guidance": options})
+    return {"type": "object", **parameters}
 
 
 def _calls(form: ToolCallFormat, single: bool, token_id: Callable[[str], int | None]) -> list[str]:
     """`first`: all calls; `rest`: what follows the opener of the first one."""
-    opener, closer = _mark(form.opener, token_id), _mark(form.closer, token_id)
-    if form.opens_list:
+    opener = _mark(form.opener, token_id)
+    if isinstance(form, NamedCalls):
+        more = "" if single else f"({opener} tool){{0,{_MAX_MORE_CALLS}}}"
+        return [f"first: {opener} rest", f"rest: tool {more}"]
+    closer = _mark(form.closer, token_id)
+    if isinstance(form, ObjectCalls) and form.opens_list:
         more = "" if single else f'(", " tool){{0,{_MAX_MORE_CALLS}}}'
         return [f"first: {opener} rest", f'rest: " "? "[" tool {more} "]"']
     if not form.opener:
@@ -94,7 +115,8 @@ def _or_text(form: ToolCallFormat, token_id: Callable[[str], int | None]) -> lis
     if not form.opener:
         return ["start: first | TEXT", f"TEXT: {_TEXT_WITHOUT_OBJECT}"]
     # A lexeme that is lazy ends at the first opener, so that no TEXT goes beyond it.
-    rules = [f"TEXT: {_TEXT}", f"spelled[lazy]: TEXT {json.dumps(form.opener)}"]
+    text = _TEXT_WITHOUT_TAG if isinstance(form, TaggedCalls) else _TEXT
+    rules = [f"TEXT: {text}", f"spelled[lazy]: TEXT {json.dumps(form.opener)}"]
     if token_id(form.opener) is None:
         return [*rules, "start: TEXT | spelled rest"]
     return [*rules, f"start: TEXT | (TEXT {_mark(form.opener, token_id)} | spelled) rest"]

@@ -29,9 +29,9 @@ _OF_THE_WHOLE = (
 
 @dataclass(frozen=True)
 class TextPart:
-    """architecture: whose decoder it is. model_type: of its text_config. defaults: what transformers
-    takes those for that its text_config does not tell, where a config.json of its own must tell
-    them, or means something else."""
+    """architecture: whose decoder it is. model_type: of its text_config. defaults: what
+    transformers takes those for that its text_config does not tell, where a config.json of its own
+    must tell them, or means something else."""
 
     architecture: str
     model_type: str

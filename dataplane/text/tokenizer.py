@@ -62,7 +62,7 @@ class Tokenizer:
         """None where none is known."""
         self._wants_parts: dict[str, bool] = {}  # by template
         # Tokens that begin and end calls: special ones in some models, but text all the same.
-        marks = {form.opener, form.closer} if form is not None else set[str]()
+        marks = set(form.marks if form is not None else ())
         self._added_ids = {
             token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()
         }

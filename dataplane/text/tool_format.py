@@ -8,13 +8,15 @@ from typing import Literal
 
 from chorale.tool_formats import TOOL_CALL_FORMATS, ToolCallFormat
 
-ToolCallFormatName = Literal["auto", "hermes", "llama3_json", "mistral"]
+ToolCallFormatName = Literal[
+    "auto", "hermes", "llama3_json", "mistral", "mistral_args", "qwen3_coder"
+]
 
 _LLAMA = re.compile(
     r"""\{\s*\\?["']name\\?["']\s*:\s*function name\s*,\s*\\?["']parameters\\?["']"""
 )
 # Of formats that use the same marks for something else.
-_OTHERS = ("<function=", "<arg_key>", "[ARGS]", "[CALL_ID]")
+_OTHERS = ("<function=", "<arg_key>", "[CALL_ID]")
 
 
 def tool_call_format(name: ToolCallFormatName, templates: Iterable[str]) -> ToolCallFormat | None:
@@ -23,6 +25,10 @@ def tool_call_format(name: ToolCallFormatName, templates: Iterable[str]) -> Tool
     if name != "auto":
         return TOOL_CALL_FORMATS[name]
     text = "\n".join(templates)
+    if "[TOOL_CALLS]" in text and "[ARGS]" in text:
+        return TOOL_CALL_FORMATS["mistral_args"]
+    if "<function=" in text and "<parameter=" in text:
+        return TOOL_CALL_FORMATS["qwen3_coder"]
     if any(mark in text for mark in _OTHERS):
         return None
     if "<tool_call>" in text and "arguments" in text:

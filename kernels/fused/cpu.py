@@ -88,9 +88,9 @@ def norm_arguments(
     num_rows: int, features: int, x: int, addend: int, weight: int, eps: int, out: int
 ) -> tuple[int, ...]:
     """What a norm worker is told: addresses; addend: 0, or of what is added to x first, in place;
-    weight: 0 for none, `out` is
-    the sum then; eps: of one float32. ROWS, if it is set: of the rows of x and addend (int64, each once) that are
-    normed, in the order of `out`; else they are the first."""
+    weight: 0 for none, `out` is the sum then; eps: of one float32. ROWS, if it is set: of the rows
+    of x and addend (int64, each once) that are normed, in the order of `out`; else they are the
+    first."""
     return (0, 0, num_rows, features, 0, x, addend, weight, eps, out)
 
 

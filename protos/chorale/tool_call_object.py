@@ -1,4 +1,4 @@
-"""The JSON object of one call, looked through character by character."""
+"""The JSON of one call, looked through character by character."""
 
 from __future__ import annotations
 
@@ -20,6 +20,36 @@ class Found(Enum):
     """That was its last character."""
     BROKEN = auto()
     """That character makes it no call."""
+
+
+class Nesting:
+    """Takes the characters of a JSON object after its `{`, to its end; of its form, it looks at
+    texts and brackets alone."""
+
+    def __init__(self) -> None:
+        self._closers = ["}"]  # of open objects and arrays
+        self._in_string = self._escaped = False
+
+    def push(self, character: str) -> Found:
+        if self._in_string:
+            if self._escaped:
+                self._escaped = False
+            elif character == "\\":
+                self._escaped = True
+            elif character == '"':
+                self._in_string = False
+        elif character == '"':
+            self._in_string = True
+        elif character in _CLOSER_OF:
+            self._closers.append(_CLOSER_OF[character])
+            if len(self._closers) > MAX_DEPTH:
+                return Found.BROKEN
+        elif character in "}]":
+            if self._closers.pop() != character:
+                return Found.BROKEN
+            if not self._closers:
+                return Found.DONE
+        return Found.MORE
 
 
 class _At(Enum):
@@ -50,17 +80,16 @@ class CallObject:
         self._keys: set[str] = set()
         self._key = ""
         self._token: list[str] = []  # of a key or a value that is no arguments
-        self._in_string = self._escaped = self._in_value = False
-        self._closers: list[str] = []  # of the value's open objects and arrays
+        self._in_string = self._escaped = False
+        self._value: Nesting | None = None  # of the arguments, while they last
 
     def push(self, character: str) -> Found:
-        found = self._inside(character) if self._is_inside else self._between(character)
+        if self._value is not None:
+            found = self._in_arguments(self._value, character)
+        else:
+            found = self._in_text(character) if self._in_string else self._between(character)
         self._length += 1
         return found
-
-    @property
-    def _is_inside(self) -> bool:
-        return self._in_string or self._in_value
 
     def _between(self, character: str) -> Found:
         if character in _SPACE and self._at is not _At.BEGINNING:
@@ -89,8 +118,7 @@ class CallObject:
                 return Found.BROKEN
             self.arguments_start = self._length
             self.named_first = bool(self.name)
-            self._in_value = True
-            self._closers = ["}"]
+            self._value = Nesting()
             return Found.MORE
         if character != '"':
             return Found.BROKEN
@@ -98,32 +126,24 @@ class CallObject:
         self._token = ['"']
         return Found.MORE
 
-    def _inside(self, character: str) -> Found:
-        """Of a text, or of the arguments."""
-        if self._in_string:
-            if not self._in_value:
-                self._token.append(character)
-            if self._escaped:
-                self._escaped = False
-            elif character == "\\":
-                self._escaped = True
-            elif character == '"':
-                self._in_string = False
-                return Found.MORE if self._in_value else self._end_text()
-            return Found.MORE
-        if character == '"':
-            self._in_string = True
-        elif character in _CLOSER_OF:
-            self._closers.append(_CLOSER_OF[character])
-            if len(self._closers) > MAX_DEPTH:
-                return Found.BROKEN
-        elif character in "}]":
-            if self._closers.pop() != character:
-                return Found.BROKEN
-            if not self._closers:
-                self._in_value = False
-                self._at = _At.AFTER_VALUE
-                self.arguments_stop = self._length + 1
+    def _in_arguments(self, value: Nesting, character: str) -> Found:
+        found = value.push(character)
+        if found is not Found.DONE:
+            return found
+        self._value = None
+        self._at = _At.AFTER_VALUE
+        self.arguments_stop = self._length + 1
+        return Found.MORE
+
+    def _in_text(self, character: str) -> Found:
+        self._token.append(character)
+        if self._escaped:
+            self._escaped = False
+        elif character == "\\":
+            self._escaped = True
+        elif character == '"':
+            self._in_string = False
+            return self._end_text()
         return Found.MORE
 
     def _end_text(self) -> Found:

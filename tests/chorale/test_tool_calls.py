@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from chorale.tool_call_object import MAX_DEPTH
-from chorale.tool_calls import FoundCall, ToolCallParser, find_tool_calls, gathered
+from chorale.tool_call_pieces import FoundCall, gathered
+from chorale.tool_calls import find_tool_calls, tool_call_parser
 from chorale.tool_formats import TOOL_CALL_FORMATS
 
 NAMES = {"f", "g"}
@@ -56,6 +57,21 @@ WHOLE = [
     ),
     ("mistral", '[TOOL_CALLS][{"name":"f","arguments":{"a": 1}}, {bad', ", {bad", [F_ONE]),
     ("mistral", "[TOOL_CALLS]x", "[TOOL_CALLS]x", []),
+    ("mistral_args", '[TOOL_CALLS]f[ARGS]{"a": 1}', "", [F_ONE]),
+    (
+        "mistral_args",
+        f"ok[TOOL_CALLS]f[CALL_ID]a1B2c3D4e[ARGS] {TRICKY}\n[TOOL_CALLS] g[ARGS]{{}} ",
+        "ok",
+        [FoundCall("f", TRICKY), FoundCall("g", "{}")],
+    ),
+    ("mistral_args", '[TOOL_CALLS]f[ARGS]{"a": 1} bye', " bye", [F_ONE]),
+    ("mistral_args", '[TOOL_CALLS]x[TOOL_CALLS]f[ARGS]{"a": 1}', "[TOOL_CALLS]x", [F_ONE]),
+    ("mistral_args", '[TOOL_CALLS]f[TOOL_CALLS]f[ARGS]{"a": 1}', "[TOOL_CALLS]f", [F_ONE]),
+    ("mistral_args", '[TOOL_CALLS]h[ARGS]{"a": 1}', '[TOOL_CALLS]h[ARGS]{"a": 1}', []),
+    ("mistral_args", "[TOOL_CALLS]f[ARGS]x {", "[TOOL_CALLS]f[ARGS]x {", []),
+    ("mistral_args", "[TOOL_CALLS]f[ARG", "[TOOL_CALLS]f[ARG", []),
+    ("mistral_args", "[TOOL_CALLS][ARGS]{}", "[TOOL_CALLS][ARGS]{}", []),
+    ("mistral_args", f"[TOOL_CALLS]{'f' * 65}[ARGS]{{}}", f"[TOOL_CALLS]{'f' * 65}[ARGS]{{}}", []),
 ]
 # No calls, whatever way they are looked for.
 BROKEN = [
@@ -76,10 +92,15 @@ CUT = [
     ('<tool_call>{"name":"f","arguments":{"a":1} ,"b":2} z', ' ,"b":2} z', '{"a":1}'),
     ('<tool_call>{"name":"f","arguments":{"a":1},"id":"', ',"id":"', '{"a":1}'),
 ]
+CUT_BY_NAME = [
+    ('[TOOL_CALLS]f[ARGS]{"a":1', "", '{"a":1'),
+    ('[TOOL_CALLS]f[ARGS]{"a":tru} z', " z", '{"a":tru}'),
+    ('[TOOL_CALLS]f[ARGS]{"a":1]} z', "]} z", '{"a":1'),
+]
 
 
 def parsed(form: str, parts: Sequence[str], *, eager: bool) -> tuple[str, list[FoundCall]]:
-    parser = ToolCallParser(TOOL_CALL_FORMATS[form], NAMES, eager=eager)
+    parser = tool_call_parser(TOOL_CALL_FORMATS[form], NAMES, eager=eager)
     pieces = [piece for part in parts for piece in parser.push(part)]
     found = gathered([*pieces, *parser.finish()])
     assert parser.num_calls == len(found[1])
@@ -107,22 +128,23 @@ def test_what_is_no_call_is_content(text: str, eager: bool) -> None:
         assert parsed("hermes", parts, eager=eager) == (text, []), parts
 
 
-@pytest.mark.parametrize(("text", "content", "arguments"), CUT)
+@pytest.mark.parametrize(("text", "content", "arguments"), CUT + CUT_BY_NAME)
 def test_a_call_that_breaks_off(text: str, content: str, arguments: str) -> None:
+    form = "mistral_args" if text[0] == "[" else "hermes"
     for parts in cuts(text):
-        assert parsed("hermes", parts, eager=False) == (text, []), parts
-        assert parsed("hermes", parts, eager=True) == (content, [FoundCall("f", arguments)]), parts
+        assert parsed(form, parts, eager=False) == (text, []), parts
+        assert parsed(form, parts, eager=True) == (content, [FoundCall("f", arguments)]), parts
 
 
 def test_arguments_come_in_pieces_as_the_text_does() -> None:
-    parser = ToolCallParser(TOOL_CALL_FORMATS["hermes"], NAMES, eager=True)
+    parser = tool_call_parser(TOOL_CALL_FORMATS["hermes"], NAMES, eager=True)
     shown: list[str] = []
     for character in 'x<tool_call>{"name": "f", "arguments": {"a": "bcd"}}</tool_call>':
         before = len(shown)
         shown += [repr(piece) for piece in parser.push(character)]
         assert len(shown) - before <= 2
     assert len(shown) == 2 + len('{"a": "bcd"}')
-    whole = ToolCallParser(TOOL_CALL_FORMATS["hermes"], NAMES, eager=False)
+    whole = tool_call_parser(TOOL_CALL_FORMATS["hermes"], NAMES, eager=False)
     assert not whole.push('<tool_call>{"name": "f", "arguments": {"a": "bcd"}')
     assert len(whole.push("}")) == 2
 
@@ -134,7 +156,7 @@ def test_depth_and_size_are_bounded() -> None:
 
     assert len(parsed("hermes", [call(MAX_DEPTH)], eager=False)[1]) == 1
     assert parsed("hermes", [call(MAX_DEPTH + 1)], eager=False) == (call(MAX_DEPTH + 1), [])
-    parser = ToolCallParser(TOOL_CALL_FORMATS["hermes"], NAMES, eager=True)
+    parser = tool_call_parser(TOOL_CALL_FORMATS["hermes"], NAMES, eager=True)
     told = parser.push('<tool_call>{"arguments": {"a": "')
     for _ in range(100):
         told += parser.push("x" * 1000)
@@ -145,12 +167,18 @@ def test_depth_and_size_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["<tool_call>", "<tool_call>{", '<tool_call>{"name":"f",', " ", "<"]
+    ("form", "unit"),
+    [
+        *(("hermes", unit) for unit in ("<tool_call>", '<tool_call>{"name":"f",', " ", "<")),
+        *(("mistral_args", unit) for unit in ("[TOOL_CALLS]", "[TOOL_CALLS]f[ARGS]{")),
+        *(("qwen3_coder", unit) for unit in ("<function=", "<function=f>", "<tool_call>", "<")),
+        ("qwen3_coder", "<function=f><parameter=a>"),
+    ],
 )
-def test_time_grows_with_the_text_alone(unit: str) -> None:
-    text = unit * (200_000 // len(unit))
+def test_time_grows_with_the_text_alone(form: str, unit: str) -> None:
+    text = unit * ((200_000 if form == "hermes" else 60_000) // len(unit))
     began_s = time.process_time()
-    content, calls = find_tool_calls(text, "hermes", NAMES)
+    content, calls = find_tool_calls(text, form, NAMES)
     assert (content, calls) == (text, [])
     assert time.process_time() - began_s < 10
 

@@ -135,6 +135,24 @@ async def test_only_calls_and_no_content(sdk: openai.AsyncOpenAI, fleet: FakeFle
     assert re.fullmatch("[A-Za-z0-9]{9}", call.id)  # as its templates demand
 
 
+@pytest.mark.parametrize("size", [1, 1000])
+async def test_values_in_tags_have_their_parameters_types(
+    sdk: openai.AsyncOpenAI, fleet: FakeFleet, size: int
+) -> None:
+    plane = fleet.planes[0]
+    plane.tool_call_format = "qwen3_coder"
+    text = "<tool_call>\n<function=weather>\n<parameter=city>\n7\n</parameter>\n</function>\n"
+    plane.pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    answer = await sdk.chat.completions.create(model="base", messages=[USER], tools=TOOLS)
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert (call.function.name, call.function.arguments) == ("weather", '{"city": "7"}')
+    assert answer.choices[0].finish_reason == "tool_calls"
+    async with sdk.chat.completions.stream(model="base", messages=[USER], tools=TOOLS) as stream:
+        final = await stream.get_final_completion()
+    (call,) = final.choices[0].message.tool_calls or []
+    assert call.function.arguments == '{"city": "7"}'
+
+
 async def test_what_is_cut_off_is_no_whole_call(sdk: openai.AsyncOpenAI, fleet: FakeFleet) -> None:
     plane = fleet.planes[0]
     plane.pieces = [ANSWER[:60]]

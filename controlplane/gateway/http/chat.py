@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from chorale.v1 import inference_pb2 as pb
@@ -23,8 +24,8 @@ def chat_requests(
     Raises: ApiError 400.
     """
     chat = parse_messages(body.messages)
-    names = put_tools(chat, body.tools, body.tool_choice, body.parallel_tool_calls)
-    if names and body.constraint is not None:
+    functions = put_tools(chat, body.tools, body.tool_choice, body.parallel_tool_calls)
+    if functions and body.constraint is not None:
         param = "response_format" if body.structured_outputs is None else "structured_outputs"
         message = f"{param} and tools both say what the answer is to be; leave one of them out"
         raise bad_request(param, message)
@@ -34,7 +35,7 @@ def chat_requests(
     for choice in range(body.num_choices):
         sampling = sampling_of(body, choice=choice, max_tokens=max_tokens, logprobs=logprobs)
         requests.append((0, "", pb.GenerateRequest(chat=chat, sampling=sampling)))
-    return ChatFormat(body, names), requests
+    return ChatFormat(body, functions), requests
 
 
 def _max_tokens(body: ChatBody) -> int | None:
@@ -58,22 +59,22 @@ def _logprobs(body: ChatBody) -> int | None:
 class ChatFormat:
     """chat.completion objects, and chat.completion.chunk objects.
 
-    names: of the functions that may be called.
+    functions: that may be called, as `put_tools` has them.
     """
 
     id_prefix = "chatcmpl"
     object = "chat.completion"
     chunk_suffix = ".chunk"
 
-    def __init__(self, body: ChatBody, names: frozenset[str] = frozenset()) -> None:
+    def __init__(self, body: ChatBody, functions: Mapping[str, Any] | None = None) -> None:
         self._token_ids = bool(body.return_token_ids)
         self._streams = bool(body.stream)
-        self._names = names
+        self._functions = functions or {}
         self._calls: dict[int, AnswerCalls] = {}  # by choice; empty without tools
 
     def accepted(self, choice: Choice) -> None:
-        if self._names and choice.accepted is not None:
-            calls = AnswerCalls(choice.accepted, self._names, streams=self._streams)
+        if self._functions and choice.accepted is not None:
+            calls = AnswerCalls(choice.accepted, self._functions, streams=self._streams)
             self._calls[choice.index] = calls
 
     def hear(self, choice: Choice, response: pb.GenerateResponse) -> None:

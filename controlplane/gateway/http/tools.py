@@ -6,13 +6,14 @@ import json
 import secrets
 import string
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from chorale.errors import UnavailableError
-from chorale.tool_calls import Arguments, CallBegun, Content, Piece, ToolCallParser, gathered
+from chorale.tool_call_pieces import Arguments, CallBegun, Content, Piece, gathered
+from chorale.tool_calls import tool_call_parser
 from chorale.tool_formats import TOOL_CALL_FORMATS
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.failures import bad_request, quoted
@@ -64,9 +65,9 @@ def put_tools(
     tools: Sequence[Tool] | None,
     choice: ToolChoice | None,
     parallel: bool | None,
-) -> frozenset[str]:
-    """Puts into `chat` what a request says of tools; returns the names of those that may be called.
-    With choice "none" the model does not hear of them.
+) -> dict[str, dict[str, Any] | None]:
+    """Puts into `chat` what a request says of tools; returns the parameters of those that may be
+    called, by name. With choice "none" the model does not hear of them.
 
     Raises: ApiError 400.
     """
@@ -74,13 +75,13 @@ def put_tools(
         for param, value in (("tool_choice", choice), ("parallel_tool_calls", parallel)):
             if value is not None and value != "none":
                 raise bad_request(param, f"{param} needs tools; add them, or leave it out")
-        return frozenset()
+        return {}
     names = [tool.function.name for tool in tools]
     for at, name in enumerate(names):
         if name in names[:at]:
             raise bad_request("tools", f"tools[{at}] is a second function {quoted(name)}")
     if choice == "none":
-        return frozenset()
+        return {}
     shown = (tool.model_dump(exclude_none=True) for tool in tools)
     chat.tools.extend(json.dumps(tool, ensure_ascii=False) for tool in shown)
     size = sum(len(text.encode()) for text in chat.tools)
@@ -93,16 +94,18 @@ def put_tools(
             raise bad_request("tool_choice", f"tool_choice names {named}, which is not in tools")
     chat.tool_call_required = choice == "required"
     chat.single_tool_call = parallel is False
-    return frozenset(names)
+    return {tool.function.name: tool.function.parameters for tool in tools}
 
 
 class AnswerCalls:
-    """The calls of one choice, told from its text as it comes.
+    """The calls of one choice, told from its text as it comes. functions: as `put_tools` has them.
 
     Raises: UnavailableError when the data plane has told no format that is known here.
     """
 
-    def __init__(self, accepted: pb.Accepted, names: Collection[str], *, streams: bool) -> None:
+    def __init__(
+        self, accepted: pb.Accepted, functions: Mapping[str, Any], *, streams: bool
+    ) -> None:
         form = TOOL_CALL_FORMATS.get(accepted.tool_call_format)
         if form is None:
             raise UnavailableError(
@@ -112,8 +115,8 @@ class AnswerCalls:
                 " until it is replaced",
                 metadata={"data_plane_id": accepted.data_plane_id},
             )
-        self._parser = ToolCallParser(form, names, eager=streams)
-        self._short_ids = form.name == "mistral"
+        self._parser = tool_call_parser(form, functions, eager=streams)
+        self._short_ids = form.name in ("mistral", "mistral_args")
         self._pieces: list[Piece] = []
 
     @property

@@ -28,7 +28,16 @@ CITY: dict[str, Any] = {
 }
 FUNCTIONS = [Function(0, "city", CITY, True), Function(1, "stop-now", None, False)]
 NAMES = {each.name for each in FUNCTIONS}
-MARKS = {"hermes": ("<tool_call>", "</tool_call>"), "mistral": ("[TOOL_CALLS]",), "llama3_json": ()}
+MARKS = {
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "mistral": ("[TOOL_CALLS]",),
+    "llama3_json": (),
+    "mistral_args": ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+    "qwen3_coder": ("<tool_call>", "</tool_call>"),
+}
+# Plain text has no length that a grammar of tags could hold it to.
+TAGGED = {**CITY, "properties": {**CITY["properties"], "city": {"enum": ["Rome", "1", ""]}}}
+SCHEMAS = {"city": TAGGED, "stop-now": None}
 
 
 @cache
@@ -51,7 +60,10 @@ def grammar(form: str, special: bool | None, **asked: bool) -> str:
     tokenizer, _ = tokens(form, special)
     lookup = tokenizer.token_to_id if special is not None else lambda _: None
     form_ = TOOL_CALL_FORMATS[form]
-    return calls_grammar(form_, FUNCTIONS, **asked, token_id=lookup).text  # type: ignore[arg-type]
+    functions = FUNCTIONS
+    if form == "qwen3_coder":
+        functions = [FUNCTIONS[0]._replace(parameters=TAGGED), FUNCTIONS[1]]
+    return calls_grammar(form_, functions, **asked, token_id=lookup).text  # type: ignore[arg-type]
 
 
 def drawn(
@@ -63,7 +75,7 @@ def drawn(
     words = np.zeros(of_grammars.num_words, dtype=np.int32)
     choose = random.Random(seed)
     ids: list[int] = []
-    while not matcher.is_complete and len(ids) < 200:
+    while not matcher.is_complete and len(ids) < 300:
         matcher.fill(words)
         allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
         if len(ids) < len(begin):
@@ -86,7 +98,7 @@ def test_required_calls_parse_and_match(form: str, special: bool | None, single:
     ended, most = 0, 0
     for seed in range(6):
         answer, complete = drawn(form, special, text, seed, [])
-        content, calls = find_tool_calls(answer, form, NAMES)
+        content, calls = find_tool_calls(answer, form, SCHEMAS)
         ended += complete
         if complete:
             assert calls and not content, answer
@@ -104,7 +116,7 @@ def test_required_calls_parse_and_match(form: str, special: bool | None, single:
 
 
 @pytest.mark.parametrize("special", [True, False, None])
-@pytest.mark.parametrize("form", ["hermes", "mistral"])
+@pytest.mark.parametrize("form", [form for form in MARKS if MARKS[form]])
 def test_after_any_text_a_call_is_held_to_its_schema(form: str, special: bool | None) -> None:
     tokenizer, _ = tokens(form, special)
     text = grammar(form, special, required=False, single=True)
@@ -116,7 +128,7 @@ def test_after_any_text_a_call_is_held_to_its_schema(form: str, special: bool | 
         for answer, complete in answers:
             assert answer.startswith(f"so: {opener}")
             if complete:
-                content, calls = find_tool_calls(answer, form, NAMES)
+                content, calls = find_tool_calls(answer, form, SCHEMAS)
                 assert content == "so: " and len(calls) == 1, answer
         assert any(complete for _, complete in answers)
         wrong = [*begin, tokenizer.token_to_id("x")]
@@ -158,3 +170,87 @@ def test_parameters_that_cannot_be_enforced_are_named() -> None:
     form = TOOL_CALL_FORMATS["hermes"]
     free = [Function(0, "x", bad, False), Function(1, "y", long, False)]
     calls_grammar(form, free, required=False, single=True, token_id=lambda _: None)
+
+
+def tagged(
+    parameters: dict[str, Any] | None, *, required: bool = True, strict: bool = False
+) -> str:
+    form = TOOL_CALL_FORMATS["qwen3_coder"]
+    functions = [Function(0, "f", parameters, strict)]
+    return calls_grammar(
+        form, functions, required=required, single=True, token_id=lambda _: None
+    ).text
+
+
+def allows(text: str, answer: str) -> bool:
+    tokenizer, of_grammars = tokens("qwen3_coder", None)
+    matcher = of_grammars.matcher(text)
+    words = np.zeros(of_grammars.num_words, dtype=np.int32)
+    for token_id in [*tokenizer.encode(answer, add_special_tokens=False).ids, EOS]:
+        if matcher.is_complete:  # it may end by itself
+            return token_id == EOS
+        matcher.fill(words)
+        if not np.unpackbits(words.view(np.uint8), bitorder="little")[token_id]:
+            return False
+        matcher.push([token_id])
+    return matcher.is_complete
+
+
+def in_tags(**values: str) -> str:
+    parts = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
+    return f"<tool_call>\n<function=f>\n{parts}</function>\n</tool_call>"
+
+
+def test_values_in_tags_are_held_to_their_schemas() -> None:
+    schema = {
+        "properties": {
+            "code": {"type": "string"},
+            "unit": {"anyOf": [{"enum": ["c", "f"]}, {"type": "null"}]},
+            "n": {"$ref": "#/$defs/N"},
+            "list": {"type": "array", "items": {"type": "integer"}},
+            "any": {},
+        },
+        "required": ["code", "n"],
+        "$defs": {"N": {"type": "integer", "maximum": 9}},
+    }
+    text = tagged(schema)
+    code = "a < b\n\n</para> {"
+    assert allows(text, in_tags(code=code, n="7"))
+    assert allows(text, in_tags(code="", unit="c", n="7", list="[1,2]", any="x"))
+    assert allows(text, in_tags(code=code, unit="null", n="7"))
+    for wrong in (
+        in_tags(code=code),
+        in_tags(code=code, n="70"),
+        in_tags(code=code, n="x"),
+        in_tags(code=code, unit="k", n="7"),
+        in_tags(code=code, n="7", list="[a]"),
+        in_tags(n="7"),
+        in_tags(code=code, n="7") + in_tags(code=code, n="7"),
+    ):
+        assert not allows(text, wrong), wrong
+    found = find_tool_calls(in_tags(code=code, unit="null", n="7"), "qwen3_coder", {"f": schema})
+    assert json.loads(found[1][0].arguments) == {"code": code, "unit": None, "n": 7}
+    assert allows(tagged(None), in_tags()) and not allows(tagged(None), in_tags(a="1"))
+    assert allows(tagged({}), in_tags(a="1", b="x"))
+    free = tagged(schema, required=False, strict=True)
+    assert allows(free, "no call") and allows(free, f"so {in_tags(code=code, n='7')}")
+    for bare in (in_tags(code="x", n="70"), in_tags(code="x", n="70")[12:]):  # without its opener
+        assert not allows(free, bare)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "what"),
+    [
+        ({"properties": {"a": {"type": "string", "maxLength": 3}}}, "maxLength"),
+        ({"properties": {"a": {"anyOf": [{"type": "string", "pattern": "x"}]}}}, "pattern"),
+        ({"properties": {"a": {"enum": ["1", 1]}}}, "cannot tell"),
+        ({"properties": {"a": {"enum": ["x</parameter>"]}}}, "cannot tell"),
+        ({"properties": {"a>": {"type": "string"}}}, "rename"),
+        ({"properties": {}, "required": ["a"], "additionalProperties": False}, "requires"),
+        ({"anyOf": [{"required": ["a"]}]}, "anyOf"),
+    ],
+)
+def test_what_tags_cannot_be_held_to_is_named(parameters: dict[str, Any], what: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=what) as error:
+        tagged({"type": "object", **parameters})
+    assert error.value.metadata["field"] == "chat.tools[0].function.parameters"

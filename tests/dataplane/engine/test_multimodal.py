@@ -57,7 +57,9 @@ def test_names_and_what_sees_make_no_difference(architecture: str, tmp_path: Pat
     path = tmp_path / "a"
     reference = add_adapter(model, "a", path, rank=4, target_modules=TARGETED, seed=5)
     names = load_file(path / "adapter_model.safetensors")
-    assert any(name.startswith(tuple(f"base_model.model.{each}" for each in SEES)) for name in names)
+    assert any(
+        name.startswith(tuple(f"base_model.model.{each}" for each in SEES)) for name in names
+    )
     others = [
         rewritten(path, root, seeing=seeing)
         for root in ("model.language_model.", "language_model.model.", "model.")

@@ -171,9 +171,7 @@ def flat(model_dir: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl"])
 @pytest.mark.parametrize("tie", [False, True])
-def test_qwen_s_flat_config_is_the_same_model(
-    architecture: str, tie: bool, tmp_path: Path
-) -> None:
+def test_qwen_s_flat_config_is_the_same_model(architecture: str, tie: bool, tmp_path: Path) -> None:
     model = make_model(architecture, tie_word_embeddings=tie)
     model_dir = save_model(model, tmp_path / "model")
     config = load_config(model_dir)
