@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 _BLOCK = 1024
-OPTIONS = {"num_warps": 4, "num_stages": 1}
+OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
