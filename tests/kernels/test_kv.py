@@ -127,3 +127,22 @@ def test_misfits_are_refused() -> None:
             rope_write_kv(good, angles, angles, pages, slot, slot, **norms)
     with pytest.raises(ValueError, match="together"):
         rope_write_kv(good, angles, angles, pages, slot, slot, q_norm=torch.ones(HEAD_DIM))
+
+
+def test_norms_over_all_heads_have_a_twin() -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 8 * HEAD_DIM, generator=generator)  # 4 query heads, 2 key heads
+    angles = torch.randn(3, HEAD_DIM // 2, generator=generator).repeat(1, 2)
+    slots = torch.arange(3)
+    norms = {
+        "q_norm": torch.rand(4 * HEAD_DIM, generator=generator),
+        "k_norm": torch.rand(2 * HEAD_DIM, generator=generator),
+    }
+    found: list[torch.Tensor] = []
+    for rotate in (rope_write_kv, naive.rope_write_kv):
+        pages = torch.zeros(1, 2, PAGE_TOKENS, 2, HEAD_DIM)
+        at = (torch.zeros(3, dtype=torch.int64), slots)
+        q = rotate(qkv, angles.cos(), angles.sin(), pages, *at, **norms, eps=0.1)
+        found += [q, pages]
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[3])
