@@ -49,10 +49,10 @@ def test_weights_take_their_part_first() -> None:
 
 
 def test_experts_weigh_as_well(tmp_path: Path) -> None:
-    shape = Shape(256, 1024, 4, 8, 8, 256, num_experts=8, top_k=2)
-    write_model(tmp_path, shape)
-    weights = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
-    config, asked = load_config(tmp_path), EngineOptions(model_dir="", model_name="m")
+    shape = Shape(256, 1024, 4, 8, 8, 512, num_experts=8, top_k=2)
+    write_model(tmp_path / "model", shape)
+    weights = sum(file.stat().st_size for file in (tmp_path / "model").glob("*.safetensors"))
+    config, asked = load_config(tmp_path / "model"), EngineOptions(model_dir="", model_name="m")
     itemsize = {"bfloat16": 2, "float16": 2, "float32": 4}[config.dtype]
     sizes = memory_sizes(asked, config, torch.bfloat16, CPU, 2 * GIB)
     assert GIB - 2 * sizes.pool_bytes == pytest.approx(weights // itemsize * 2, rel=0.05)
