@@ -260,7 +260,8 @@ class _Mixture:
         """The address of at least so many elements."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # or it could be written to in that mode alone
+                buffer = self._buffers[name] = torch.empty(size, dtype=dtype)
         return buffer.data_ptr()
 
 

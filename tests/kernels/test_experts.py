@@ -1,5 +1,5 @@
 """Mixtures of experts against float64, one token and one expert at a time: on CPU, in the
-interpreter (tests/kernels/test_experts_interpreted.py) and on a GPU."""
+interpreter (tests/kernels/test_interpreted.py) and on a GPU."""
 
 from __future__ import annotations
 
@@ -96,6 +96,15 @@ def test_rows_that_are_no_numbers_disturb_no_others(device: str) -> None:
 def test_no_tokens(device: str) -> None:
     weights = random_experts(4, 32, 32, 2, dtype=torch.float32, device=device)
     assert mix_experts(torch.empty(0, 32, device=device), weights, "silu").shape == (0, 32)
+
+
+@on_cpu
+def test_an_engines_step_leaves_buffers_that_others_can_use() -> None:
+    weights = random_experts(3, 40, 24, 3, dtype=torch.float32)
+    x = random_rows(300, 40, torch.float32)  # more than any other here
+    with torch.inference_mode():
+        expected = mix_experts(x, weights, "silu")
+    assert torch.equal(mix_experts(x, weights, "silu"), expected)
 
 
 @on_cpu

@@ -19,6 +19,8 @@ KERNELS = [
     "tests/kernels/test_lora_extras.py",
     "tests/kernels/test_quantized.py",
     "tests/kernels/interpreted_quantized.py",
+    "tests/kernels/test_experts.py",
+    "tests/kernels/interpreted_experts.py",
     "tests/kernels/test_sample.py",
     "tests/kernels/test_mask.py",
     "tests/benchmarks/interpreted_tune_cases.py",
