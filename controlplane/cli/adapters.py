@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,20 +13,23 @@ from controlplane.cli import (
     directives,
     merging,
     output,
+    registered,
     views,
     waiting,
     whereabouts,
 )
 from controlplane.cli.aliases import aliases, meaning
-from controlplane.cli.directives import DataDir
+from controlplane.cli.connection import connected
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.cli.failures import reported
 from controlplane.cli.fleet_token import find_token
 from controlplane.cli.labels import Labels, labels_of
 from controlplane.cli.options import (
     DEFAULT_ADDRESS,
+    AdapterName,
+    AdapterReference,
     Address,
     AsJson,
+    DataDir,
     KeepCurrent,
     New,
     SourceToken,
@@ -36,12 +37,10 @@ from controlplane.cli.options import (
     Wait,
     WaitTimeout,
 )
-from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 from controlplane.cli.uploading import shown_progress, uploaded
 from controlplane.registry.names import MAX_VERSION
 
 if TYPE_CHECKING:
-    from chorale.client import Adapters, Client
     from chorale.v1 import adapter_registry_pb2 as registry_pb
 
 adapters = typer.Typer(no_args_is_help=True, help="Register, promote, roll back, remove adapters.")
@@ -51,18 +50,16 @@ backup.install(adapters)
 directives.install(adapters)
 merging.install(adapters)
 
-Name = Annotated[str, typer.Argument(help="An adapter's name.")]
-AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or an alias.")]
-
 
 @adapters.command("add")
 def add(
-    name: Name,
+    name: AdapterName,
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="A PEFT directory that the servers see, or a file://, hf://, https://, s3:// or "
-            "gs:// URI of one, blob:DIGEST, or the merge: URI of a merge."
+            "gs:// URI of one, blob:DIGEST, or the merge: URI of a merge.",
         ),
     ],
     upload: Annotated[
@@ -87,62 +84,30 @@ def add(
     With --keep-current only NAME@VERSION and aliases lead to it until it is promoted.
     With --wait it is also brought to host memory of all data planes that serve its base model.
     """
-    with reported(as_json=as_json):
-        labels = labels_of(label or [])  # before a long upload begins
-    with _client(address, timeout, as_json) as client:
-        token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME) if wait else ""
-        response = _registered(
-            client.adapters,
-            name,
-            source,
-            upload,
-            base_model,
-            labels,
-            source_token,
-            new,
-            keep_current,
-        )
-        version = f"{name}@{response.version.version}"
-        view = {"created": response.created, "version": views.version(response.version)}
+    with connected(address, timeout, as_json=as_json) as client:
+        labels = labels_of(label or [])  # wrong ones are told before a long upload begins
+        token = find_token(data_dir) if wait else ""
+        registry = client.adapters
+        with shown_progress() as on_progress:
+            response = registry.register(
+                name,
+                uploaded(registry, source, on_progress) if upload else _absolute(source),
+                base_model=base_model,
+                labels=labels,
+                source_token=source_token,
+                must_be_new=new,
+                keep_current=keep_current,
+                on_progress=on_progress,
+            )
         if not as_json:
-            current = response.adapter.current_version
-            is_current = current == response.version.version
-            before = "was registered before" + ("; current now:" if is_current else ":")
-            after = "" if is_current else f"; current is still {current}"
-            verb = "added" if response.created else before
-            print(f"{verb} {version} {response.version.digest[:12]}{after}", flush=True)
+            print(registered.sentence(response), flush=True)
         if wait:
+            version = f"{name}@{response.version.version}"
             said = waiting.brought(client, version, token, wait_timeout, quiet=as_json)
             if not as_json:
                 print(said)
         if as_json:
-            output.print_json({**view, "adapter": views.adapter(response.adapter)})
-
-
-def _registered(
-    registry: Adapters,
-    name: str,
-    source: str,
-    upload: bool,
-    base_model: str,
-    labels: dict[str, str],
-    source_token: str,
-    new: bool,
-    keep_current: bool,
-) -> registry_pb.RegisterAdapterResponse:
-    with shown_progress() as on_progress:
-        if upload:
-            source = uploaded(registry, source, on_progress)
-        return registry.register(
-            name,
-            source if upload else _absolute(source),
-            base_model=base_model,
-            labels=labels,
-            source_token=source_token,
-            must_be_new=new,
-            keep_current=keep_current,
-            on_progress=on_progress,
-        )
+            output.print_json(views.registered(response))
 
 
 @adapters.command("list")
@@ -153,8 +118,8 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List all adapters with their current version."""
-    with _registry(address, timeout, as_json) as registry:
-        found = list(registry.list(base_model=base_model))
+    with connected(address, timeout, as_json=as_json) as client:
+        found = list(client.adapters.list(base_model=base_model))
         if as_json:
             output.print_json({"adapters": [views.adapter(one) for one in found]})
             return
@@ -169,15 +134,8 @@ def list_(
 
 @adapters.command("show")
 def show(
-    name: AnyName,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="CHORALE_DATA_DIR",
-            help="Of the `chorale up` whose fleet token opens load timings when "
-            "CHORALE_FLEET_TOKEN is not set.",
-        ),
-    ] = None,
+    name: AdapterReference,
+    data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -187,13 +145,12 @@ def show(
     What loads are under way, and what loading took, is asked of the data planes themselves, when
     there is a fleet token.
     """
-    token = (data_dir or default_data_dir()) / FLEET_TOKEN_NAME
-    with _client(address, timeout, as_json) as client:
+    with connected(address, timeout, as_json=as_json) as client:
         response = client.adapters.get(name)
         planes = client.data_planes()
         digests = {version.digest: version.version for version in response.adapter.versions}
         where = whereabouts.residency(planes, digests)
-        inside = whereabouts.inside(planes, digests, token, timeout)
+        inside = whereabouts.inside(planes, digests, data_dir, timeout)
         if as_json:
             view: dict[str, Any] = {"resolved_version": response.resolved_version}
             view |= {"adapter": views.adapter(response.adapter), "residency": where, **inside}
@@ -205,34 +162,37 @@ def show(
 
 @adapters.command("promote")
 def promote(
-    name: Name,
+    name: AdapterName,
     version: Annotated[
-        int, typer.Argument(min=1, max=MAX_VERSION, help="The version to make current.")
+        int,
+        typer.Argument(
+            metavar="VERSION", min=1, max=MAX_VERSION, help="The version to make current."
+        ),
     ],
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Make an existing VERSION the one that the bare NAME means."""
-    with _registry(address, timeout, as_json) as registry:
-        _tell_current(registry.promote(name, version), as_json)
+    with connected(address, timeout, as_json=as_json) as client:
+        _tell_current(client.adapters.promote(name, version), as_json)
 
 
 @adapters.command("rollback")
 def rollback(
-    name: Name,
+    name: AdapterName,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Make the version current again that was so before the present one."""
-    with _registry(address, timeout, as_json) as registry:
-        _tell_current(registry.rollback(name), as_json)
+    with connected(address, timeout, as_json=as_json) as client:
+        _tell_current(client.adapters.rollback(name), as_json)
 
 
 @adapters.command("remove")
 def remove(
-    name: Name,
+    name: AdapterName,
     version: Annotated[
         int,
         typer.Option(
@@ -244,8 +204,8 @@ def remove(
     as_json: AsJson = False,
 ) -> None:
     """Remove an adapter with its versions and aliases, or one version. Running requests finish."""
-    with _registry(address, timeout, as_json) as registry:
-        registry.remove(name, version=version)
+    with connected(address, timeout, as_json=as_json) as client:
+        client.adapters.remove(name, version=version)
         if as_json:
             output.print_json({"removed": name, "version": version})
         else:
@@ -254,15 +214,15 @@ def remove(
 
 @adapters.command("verify")
 def verify(
-    name: AnyName,
+    name: AdapterReference,
     source_token: SourceToken = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Read the source again; exit 4 when it is not any more what was registered."""
-    with _registry(address, timeout, as_json) as registry:
-        found = registry.verify(name, source_token=source_token)
+    with connected(address, timeout, as_json=as_json) as client:
+        found = client.adapters.verify(name, source_token=source_token)
         if as_json:
             view = {"matches": found.matches, "registered_digest": found.registered_digest}
             output.print_json({**view, "found_digest": found.found_digest})
@@ -272,21 +232,6 @@ def verify(
             print(f"{name} has changed: {found.registered_digest} is now {found.found_digest}")
         if not found.matches:
             raise typer.Exit(ExitCode.BLOCKED)
-
-
-@contextmanager
-def _client(address: str, timeout: float, as_json: bool) -> Generator[Client]:
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            yield client
-
-
-@contextmanager
-def _registry(address: str, timeout: float, as_json: bool) -> Generator[Adapters]:
-    with _client(address, timeout, as_json) as client:
-        yield client.adapters
 
 
 def _absolute(source: str) -> str:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from controlplane.cli import bulk
 from controlplane.cli.bulk import Bulk, Done
+from controlplane.cli.connection import connected
 from controlplane.cli.errors import NoSuchFileError, UsageError
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.cli.failures import reported
 from controlplane.cli.labels import Labels, labels_of
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 from controlplane.cli.uploading import shown_count, uploaded
-
-if TYPE_CHECKING:
-    from chorale.client import Client
 
 CONFIG_NAME = "adapter_config.json"
 MAX_ADAPTERS = 1_000_000
@@ -26,7 +23,9 @@ MAX_FOLDERS = 4_000_000
 
 
 def add_all(
-    directory: Annotated[Path, typer.Argument(help="What is searched for PEFT directories.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="What is searched for PEFT directories.")
+    ],
     prefix: Annotated[
         str, typer.Option(help="Put before each name, which is the path below DIRECTORY.")
     ] = "",
@@ -51,13 +50,12 @@ def add_all(
     be run again, after an interruption or with more adapters. Ends with 4 when some were refused,
     whose reasons it tells, and with 5 when nothing answers any more.
     """
-    with reported(as_json=as_json, address=address):
+    with connected(address, timeout, as_json=as_json) as client:
         labels = labels_of(label or [])
         wanted = [(f"{prefix}{name}", str(path)) for name, path in found(directory)]
-        from chorale.client import Client
         from chorale.errors import AlreadyExistsError
 
-        def register(client: Client, name: str, source: str) -> Done:
+        def register(name: str, source: str) -> Done:
             if upload:
                 source = uploaded(client.adapters, source, None)
             try:
@@ -70,12 +68,8 @@ def add_all(
                 return Done("kept")
             return Done("added" if answer.created else "unchanged", answer.version.version)
 
-        with Client(address, timeout=timeout) as client, shown_count(len(wanted)) as ended:
-            outcomes = Bulk(
-                lambda name, source: register(client, name, source),
-                jobs=jobs,
-                ended=lambda _: ended(),
-            ).run(wanted)
+        with shown_count(len(wanted)) as ended:
+            outcomes = Bulk(register, jobs=jobs, ended=lambda _: ended()).run(wanted)
         code = bulk.report(outcomes, "adapters", as_json=as_json)
         if code is not ExitCode.OK:
             raise typer.Exit(code)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controlplane.cli import output, views
+from controlplane.cli.connection import connected
 from controlplane.cli.errors import UsageError
-from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 from controlplane.registry.names import MAX_VERSION
 
@@ -20,7 +20,7 @@ aliases = typer.Typer(no_args_is_help=True, help="Set and remove second names of
 
 @aliases.command("set")
 def set_(
-    name: Annotated[str, typer.Argument(help="The alias.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The alias.")],
     targets: Annotated[
         list[str],
         typer.Argument(
@@ -44,12 +44,8 @@ def set_(
     as long as the weights stay; one whose share grows takes users from the others, and gives none
     back. Weight 0 keeps a target without requests.
     """
-    with reported(as_json=as_json, address=address):
-        weights = _weights(targets, version)
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            alias = client.adapters.set_alias(name, targets=weights)
+    with connected(address, timeout, as_json=as_json) as client:
+        alias = client.adapters.set_alias(name, targets=_weights(targets, version))
         if as_json:
             output.print_json({"alias": views.alias(alias)})
         else:
@@ -58,17 +54,14 @@ def set_(
 
 @aliases.command("remove")
 def remove(
-    name: Annotated[str, typer.Argument(help="The alias.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The alias.")],
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Remove alias NAME; the adapter stays."""
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            client.adapters.remove_alias(name)
+    with connected(address, timeout, as_json=as_json) as client:
+        client.adapters.remove_alias(name)
         if as_json:
             output.print_json({"removed": name})
         else:

@@ -14,9 +14,9 @@ import typer
 from controlplane.cli import bulk
 from controlplane.cli.backup_file import AdapterLine, AliasLine, read_lines, written
 from controlplane.cli.bulk import Bulk, Done, Outcome
+from controlplane.cli.connection import connected
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken, Timeout
 from controlplane.cli.restoring import has_merges, restored, restored_alias
 from controlplane.cli.uploading import shown_count
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="To write; '-' is stdout.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="To write; '-' is stdout.")],
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
 ) -> None:
@@ -34,17 +34,16 @@ def export(
 
     The adapters' own files are not in it, nor which versions were current before.
     """
-    with reported(address=address):
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            num_lines = _write(file, written(client.adapters.list()))
+    with connected(address, timeout) as client:
+        num_lines = _write(file, written(client.adapters.list()))
         if str(file) != "-":
             print(f"{num_lines} adapters and aliases are in {file}")
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="As `export` wrote it; '-' is stdin.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="As `export` wrote it; '-' is stdin.")
+    ],
     source_token: SourceToken = "",
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Adapters at once.")] = 4,
     address: Address = DEFAULT_ADDRESS,
@@ -57,12 +56,9 @@ def import_(
     changed is refused. Nothing that is not in FILE is touched, and the same may be run again. Ends
     with 4 when something could not be restored, and with 5 when nothing answers any more.
     """
-    with reported(as_json=as_json, address=address):
+    with connected(address, timeout, as_json=as_json) as client:
         adapters, aliases = read_lines(file)
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            outcomes = _import(client, adapters, aliases, source_token, jobs)
+        outcomes = _import(client, adapters, aliases, source_token, jobs)
         code = bulk.report(outcomes, "adapters and aliases", as_json=as_json)
         if code is not ExitCode.OK:
             raise typer.Exit(code)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from controlplane.cli.errors import DataPlaneSilentError
+
+if TYPE_CHECKING:
+    from chorale.client import Client
 
 
 @contextmanager
@@ -20,3 +24,12 @@ def asked(data_plane_id: str, endpoint: str) -> Generator[None]:
         yield
     except (UnavailableError, DeadlineExceededError) as error:
         raise DataPlaneSilentError(data_plane_id, endpoint, error.message) from error
+
+
+@contextmanager
+def connected_to(data_plane_id: str, endpoint: str, timeout: float) -> Generator[Client]:
+    """A client of it. Raises: as `asked`."""
+    from chorale.client import Client
+
+    with asked(data_plane_id, endpoint), Client(endpoint, timeout=timeout) as client:
+        yield client

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from controlplane.cli import output, views
-from controlplane.cli.failures import reported
+from controlplane.cli.connection import connected
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 
 
@@ -18,11 +18,8 @@ def demand(
     as_json: AsJson = False,
 ) -> None:
     """Show which adapters are asked for, what tends to follow them, and the predictions."""
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            view = views.demand(client.demand(limit))
+    with connected(address, timeout, as_json=as_json) as client:
+        view = views.demand(client.demand(limit))
     if as_json:
         output.print_json(view)
         return

@@ -8,30 +8,29 @@ from typing import Annotated, Any, Literal
 import typer
 
 from controlplane.cli import output, waiting
-from controlplane.cli.failures import reported
+from controlplane.cli.connection import connected
 from controlplane.cli.fleet_token import find_token
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout, Wait, WaitTimeout
-from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
+from controlplane.cli.options import (
+    DEFAULT_ADDRESS,
+    AdapterReference,
+    Address,
+    AsJson,
+    DataDir,
+    Timeout,
+    Wait,
+    WaitTimeout,
+)
 
 Action = Literal["PREFETCH", "PIN", "UNPIN", "UNLOAD"]
 TierName = Literal["host", "pool"]
-AnyName = Annotated[str, typer.Argument(help="An adapter's name, NAME@VERSION or an alias.")]
 Tier = Annotated[TierName, typer.Option(help="Host memory, or the device's pool as well.")]
 OneDataPlane = Annotated[
     str, typer.Option(help="Id of one data plane; left out, all that serve its base model.")
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="CHORALE_DATA_DIR",
-        help="Of the `chorale up` whose fleet token to use when CHORALE_FLEET_TOKEN is not set. "
-        "Left out: $XDG_STATE_HOME/chorale.",
-    ),
-]
 
 
 def prefetch(
-    name: AnyName,
+    name: AdapterReference,
     tier: Tier = "host",
     data_plane: OneDataPlane = "",
     wait: Wait = False,
@@ -57,7 +56,7 @@ def prefetch(
 
 
 def pin(
-    name: AnyName,
+    name: AdapterReference,
     tier: Tier = "host",
     wait: Wait = False,
     wait_timeout: WaitTimeout = 600.0,
@@ -73,7 +72,7 @@ def pin(
 
 
 def unpin(
-    name: AnyName,
+    name: AdapterReference,
     data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 10.0,
@@ -84,7 +83,7 @@ def unpin(
 
 
 def unload(
-    name: AnyName,
+    name: AdapterReference,
     within: Annotated[
         float, typer.Option(min=0.0, max=3600.0, help="Seconds that running requests may go on.")
     ] = 30.0,
@@ -112,11 +111,10 @@ def _direct(
     within_s: float | None = None,
     wait_s: float | None = None,
 ) -> None:
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
+    with connected(address, timeout, as_json=as_json) as client:
         from chorale.v1 import fleet_pb2 as pb
 
-        token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME)
+        token = find_token(data_dir)
         actions: dict[Action, pb.AdapterAction] = {
             "PREFETCH": pb.ADAPTER_ACTION_PREFETCH,
             "PIN": pb.ADAPTER_ACTION_PIN,
@@ -128,30 +126,29 @@ def _direct(
             "host": pb.ADAPTER_TIER_HOST,
             "pool": pb.ADAPTER_TIER_POOL,
         }
-        with Client(address, timeout=timeout) as client:
-            told = client.direct_adapter(
-                name,
-                actions[action],
-                token,
-                tier=tiers[tier],
-                within_s=within_s,
-                data_plane_id=plane,
+        told = client.direct_adapter(
+            name,
+            actions[action],
+            token,
+            tier=tiers[tier],
+            within_s=within_s,
+            data_plane_id=plane,
+        )
+        planes = list(told.data_plane_ids)
+        view: dict[str, Any] = {"adapter": told.adapter, "action": action.lower()}
+        view["data_planes"] = planes
+        if not as_json:
+            shown = ", ".join(output.sanitized(each, one_line=True) for each in planes)
+            told_whom = shown or "no data plane, as none is live"
+            print(f"{action.lower()} {told.adapter}: told {told_whom}", flush=True)
+        if wait_s is not None:
+            wish = waiting.wish_for(client, told.adapter, tier or "host", action == "PIN")
+            seconds = waiting.wait_until_there(
+                wish, client.data_planes(), planes, token, wait_s, quiet=as_json
             )
-            planes = list(told.data_plane_ids)
-            view: dict[str, Any] = {"adapter": told.adapter, "action": action.lower()}
-            view["data_planes"] = planes
-            if not as_json:
-                shown = ", ".join(output.sanitized(each, one_line=True) for each in planes)
-                told_whom = shown or "no data plane, as none is live"
-                print(f"{action.lower()} {told.adapter}: told {told_whom}", flush=True)
-            if wait_s is not None:
-                wish = waiting.wish_for(client, told.adapter, tier or "host", action == "PIN")
-                seconds = waiting.wait_until_there(
-                    wish, client.data_planes(), planes, token, wait_s, quiet=as_json
-                )
-                view["waited_s"] = round(seconds, 3)
-                if planes and not as_json:
-                    print(waiting.sentence(wish, planes, seconds))
+            view["waited_s"] = round(seconds, 3)
+            if planes and not as_json:
+                print(waiting.sentence(wish, planes, seconds))
     if as_json:
         output.print_json(view)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from chorale.secret_file import read_secret
 from controlplane.cli.errors import BlockedError
+from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 
 VARIABLE = "CHORALE_FLEET_TOKEN"
 FILE_VARIABLE = "CHORALE_FLEET_TOKEN_FILE"
@@ -30,15 +31,16 @@ def write_token(path: Path, token: str) -> None:
     new.replace(path)
 
 
-def find_token(path: Path) -> str:
-    """From the environment, else from the file that the environment names, else the one at `path`.
+def find_token(data_dir: Path | None) -> str:
+    """From the environment, else from the file that the environment names, else the one of the
+    `chorale up` with that data dir; None: the default one.
 
     Raises: BlockedError (FLEET_TOKEN_MISSING) when it is not there.
     """
     if token := os.environ.get(VARIABLE, "").strip():
         return token
-    if named := os.environ.get(FILE_VARIABLE, ""):
-        path = Path(named)
+    named = os.environ.get(FILE_VARIABLE, "")
+    path = Path(named) if named else (data_dir or default_data_dir()) / FLEET_TOKEN_NAME
     with contextlib.suppress(OSError, ValueError):
         return read_secret(path)
     raise BlockedError(

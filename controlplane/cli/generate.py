@@ -22,7 +22,9 @@ MAX_CONSTRAINT_BYTES = 1 << 20  # the server takes less
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue; '-' reads it from stdin.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to continue; '-' reads it from stdin.")
+    ],
     adapter: Annotated[
         str,
         typer.Option(help="Adapter, NAME@VERSION, alias or base model; left out, the base model."),

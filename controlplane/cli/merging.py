@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controlplane.cli import output, views
+from controlplane.cli import output, registered, views
+from controlplane.cli.connection import connected
 from controlplane.cli.errors import UsageError
-from controlplane.cli.failures import reported
 from controlplane.cli.labels import Labels, labels_of
 from controlplane.cli.options import (
     DEFAULT_ADDRESS,
@@ -40,7 +40,7 @@ class Sign(StrEnum):
 
 
 def merge(
-    name: Annotated[str, typer.Argument(help="The merge's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The merge's name.")],
     components: Annotated[
         list[str],
         typer.Argument(
@@ -84,31 +84,22 @@ def merge(
     Components are pinned as they are now; their later versions change nothing. The merge is an
     adapter like any other: chorale adapters merge polite-sql sql=1.0 polite@2=0.4
     """
-    with reported(as_json=as_json, address=address):
-        weights = _weights(components)
-        labels = labels_of(label or [])
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            response = client.adapters.merge(
-                name,
-                weights,
-                strategy=strategy.value,
-                density=density,
-                majority_sign=majority_sign.value if majority_sign else "",
-                seed=seed,
-                labels=labels,
-                must_be_new=new,
-                keep_current=keep_current,
-            )
+    with connected(address, timeout, as_json=as_json) as client:
+        response = client.adapters.merge(
+            name,
+            _weights(components),
+            strategy=strategy.value,
+            density=density,
+            majority_sign=majority_sign.value if majority_sign else "",
+            seed=seed,
+            labels=labels_of(label or []),
+            must_be_new=new,
+            keep_current=keep_current,
+        )
         if as_json:
-            view = {"created": response.created, "version": views.version(response.version)}
-            output.print_json({**view, "adapter": views.adapter(response.adapter)})
-            return
-        verb = "added" if response.created else "was there before:"
-        current, number = response.adapter.current_version, response.version.version
-        after = "" if current == number else f"; current is still {current}"
-        print(f"{verb} {name}@{number} {response.version.digest[:12]}{after}")
+            output.print_json(views.registered(response))
+        else:
+            print(registered.sentence(response))
 
 
 def described(made: registry_pb.Merge) -> list[tuple[str, str]]:

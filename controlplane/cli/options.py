@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="An adapter's name.")]
+AdapterReference = Annotated[
+    str, typer.Argument(metavar="NAME", help="An adapter's name, NAME@VERSION or an alias.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CHORALE_DATA_DIR",
+        help="Of the `chorale up` whose fleet token to use when the environment gives none. "
+        "Left out: $XDG_STATE_HOME/chorale.",
+    ),
+]
 
 Address = Annotated[
     str,

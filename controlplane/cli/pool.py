@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from controlplane.cli import output, views
-from controlplane.cli.data_plane import asked
+from controlplane.cli.connection import connected
+from controlplane.cli.data_plane import connected_to
 from controlplane.cli.errors import NoSuchDataPlaneError
-from controlplane.cli.failures import reported
 from controlplane.cli.fleet_token import find_token
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, DataDir, Timeout
 from controlplane.cli.pool_map import SIGNS, PoolMap, pool_map
-from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
 
 if TYPE_CHECKING:
     from chorale.client import Client
@@ -26,14 +24,7 @@ def pool(
     data_plane: Annotated[
         str, typer.Option(help="Id of the data plane; left out, all of them.")
     ] = "",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="CHORALE_DATA_DIR",
-            help="Of the `chorale up` whose fleet token to use when CHORALE_FLEET_TOKEN is not "
-            "set. Left out: $XDG_STATE_HOME/chorale.",
-        ),
-    ] = None,
+    data_dir: DataDir = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
@@ -43,19 +34,14 @@ def pool(
     The data planes are found through the gateway and asked directly; the fleet token goes to the
     addresses that the gateway names.
     """
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
-
-        token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME)
-        names: dict[str, str] = {}
-        with Client(address, timeout=timeout) as client:
-            planes = _endpoints(client, data_plane)
-            if not as_json:
-                names = _adapter_names(client)
+    with connected(address, timeout, as_json=as_json) as client:
+        token = find_token(data_dir)
+        planes = _endpoints(client, data_plane)
+        names = {} if as_json else _adapter_names(client)
         pools: list[dict[str, Any]] = []
         for plane, endpoint in planes.items():
-            with asked(plane, endpoint), Client(endpoint, timeout=timeout) as client:
-                pools.append(views.pool(client.pool(token)))
+            with connected_to(plane, endpoint, timeout) as its_client:
+                pools.append(views.pool(its_client.pool(token)))
     if as_json:
         output.print_json({"pools": pools})
         return

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from controlplane.cli import output, views
-from controlplane.cli.failures import reported
+from controlplane.cli.connection import connected
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 
 
@@ -15,13 +15,10 @@ def status(
     address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json: AsJson = False
 ) -> None:
     """Show the base models, the data planes, their load, and how many adapters are where."""
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
-            models = [views.base_model(one) for one in client.base_models()]
-            planes = [views.data_plane(one) for one in client.data_planes()]
-            num_adapters = sum(1 for _ in client.adapters.list())
+    with connected(address, timeout, as_json=as_json) as client:
+        models = [views.base_model(one) for one in client.base_models()]
+        planes = [views.data_plane(one) for one in client.data_planes()]
+        num_adapters = sum(1 for _ in client.adapters.list())
     if as_json:
         view = {"base_models": models, "data_planes": planes, "num_adapters": num_adapters}
         output.print_json(view)

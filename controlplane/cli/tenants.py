@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from controlplane.cli import output
-from controlplane.cli.directives import DataDir
-from controlplane.cli.failures import reported
+from controlplane.cli.connection import connected
 from controlplane.cli.fleet_token import find_token
-from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
-from controlplane.cli.supervisor.data_dir import FLEET_TOKEN_NAME, default_data_dir
+from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, DataDir, Timeout
 from controlplane.options import MAX_PRIORITY
 from controlplane.tenants.limits import MAX_PER_MINUTE, MAX_RUNNING
 
@@ -27,7 +25,10 @@ tenants = typer.Typer(
     help="What each tenant may ask for: the request's `tenant`, over HTTP the header "
     "x-chorale-tenant. Needs the fleet token.",
 )
-Name = Annotated[str, typer.Argument(help="The tenant; '*' is each that has no limits of its own.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The tenant; '*' is each that has no limits of its own."),
+]
 _COLUMNS = ("requests/min", "burst", "tokens/min", "token burst", "max priority", "max running")
 
 
@@ -183,12 +184,8 @@ def view(tenant: pb.Tenant) -> dict[str, Any]:
 def _called(
     address: str, timeout: float, data_dir: Path | None, as_json: bool
 ) -> Generator[Tenants]:
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
-
-        token = find_token((data_dir or default_data_dir()) / FLEET_TOKEN_NAME)
-        with Client(address, timeout=timeout) as client:
-            yield client.tenants(token)
+    with connected(address, timeout, as_json=as_json) as client:
+        yield client.tenants(find_token(data_dir))
 
 
 def _sentence(limits: dict[str, int | None]) -> str:

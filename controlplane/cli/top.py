@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from controlplane.cli import output
-from controlplane.cli.failures import reported
+from controlplane.cli.connection import connected
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
 
 if TYPE_CHECKING:
@@ -34,20 +34,21 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Show again and again what each data plane does. With --json a line for each look."""
-    with reported(as_json=as_json, address=address):
-        from chorale.client import Client
+    with (
+        connected(address, timeout, as_json=as_json) as client,
+        _screen(as_json=as_json) as show,
+    ):
         from controlplane.cli.rates import Rates
 
         rates = Rates()
-        with Client(address, timeout=timeout) as client, _screen(as_json=as_json) as show:
-            looks = 0
-            while True:
-                planes = sorted(client.data_planes(), key=lambda each: each.data_plane_id)
-                show(_rows(planes, rates.update(planes)))
-                looks += 1
-                if looks == count:
-                    return
-                time.sleep(every)
+        looks = 0
+        while True:
+            planes = sorted(client.data_planes(), key=lambda each: each.data_plane_id)
+            show(_rows(planes, rates.update(planes)))
+            looks += 1
+            if looks == count:
+                return
+            time.sleep(every)
 
 
 def _rows(planes: Sequence[fleet_pb.DataPlane], rates: Mapping[str, Rate]) -> list[dict[str, Any]]:

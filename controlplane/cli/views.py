@@ -31,6 +31,17 @@ def adapter(value: registry_pb.Adapter) -> dict[str, Any]:
     }
 
 
+def registered(
+    value: registry_pb.RegisterAdapterResponse | registry_pb.MergeAdaptersResponse,
+) -> dict[str, Any]:
+    """created: whether the version is new."""
+    return {
+        "created": value.created,
+        "version": version(value.version),
+        "adapter": adapter(value.adapter),
+    }
+
+
 def version(value: registry_pb.AdapterVersion) -> dict[str, Any]:
     return {
         "version": value.version,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlplane.cli import output, views
-from controlplane.cli.data_plane import asked
+from controlplane.cli.data_plane import connected_to
 from controlplane.cli.errors import BlockedError, DataPlaneSilentError
 from controlplane.cli.fleet_token import find_token
 
@@ -33,17 +33,19 @@ def residency(
 
 
 def inside(
-    planes: Collection[fleet_pb.DataPlane], digests: dict[str, int], token: Path, timeout: float
+    planes: Collection[fleet_pb.DataPlane],
+    digests: dict[str, int],
+    data_dir: Path | None,
+    timeout: float,
 ) -> dict[str, list[dict[str, Any]] | None]:
     """What each data plane itself says of these digests: "loads" that have ended lately, "loading",
     and "waiting_pins"; "silent": those that say nothing, and why. All None without the fleet token,
-    which the environment or the file `token` gives.
+    which is looked for as `find_token` does.
     """
-    from chorale.client import Client
     from chorale.errors import ChoraleError
 
     try:
-        fleet_token = find_token(token)
+        fleet_token = find_token(data_dir)
     except BlockedError:
         return {"loads": None, "loading": None, "waiting_pins": None, "silent": None}
     loads: list[dict[str, Any]] = []
@@ -53,10 +55,7 @@ def inside(
     for plane in planes:
         here = {"data_plane_id": plane.data_plane_id}
         try:
-            with (
-                asked(plane.data_plane_id, plane.endpoint),
-                Client(plane.endpoint, timeout=timeout) as client,
-            ):
+            with connected_to(plane.data_plane_id, plane.endpoint, timeout) as client:
                 answer = client.adapter_loads(fleet_token, list(digests))
         except (DataPlaneSilentError, ChoraleError) as error:
             silent.append({**here, "reason": error.reason, "message": error.message})

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.cli.errors import UsageError
+from controlplane.cli.errors import BlockedError, UsageError
 from controlplane.cli.fleet_token import (
+    FILE_VARIABLE,
     VARIABLE,
     find_token,
     token_to_serve_with,
@@ -98,3 +99,23 @@ def test_the_fleet_token_is_the_environment_s_or_a_new_one(
     assert token_to_serve_with() == find_token(tmp_path / "none") == "given"
     monkeypatch.delenv(VARIABLE)
     assert len({token_to_serve_with() for _ in range(3)}) == 3
+
+
+def test_commands_find_the_fleet_token_of_a_data_dir(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(FILE_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    default, other, named = tmp_path / "chorale", tmp_path / "other", tmp_path / "named"
+    for directory in (default, other):
+        directory.mkdir()
+        write_token(directory / "fleet-token", f"of {directory.name}")
+    assert (find_token(None), find_token(other)) == ("of chorale", "of other")
+    write_token(named, "of the variable")
+    monkeypatch.setenv(FILE_VARIABLE, str(named))
+    assert find_token(other) == "of the variable"
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "none"))
+    with pytest.raises(BlockedError, match="fleet token") as caught:
+        find_token(other)
+    assert caught.value.reason == "FLEET_TOKEN_MISSING"

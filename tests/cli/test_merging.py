@@ -37,7 +37,7 @@ def test_merge_and_show(chorale: Chorale, filled: str) -> None:
     done = chorale("adapters", "merge", "mix", "voice=0.75", "team/other=-1", "--label", "k=v")
     assert done.exit_code == 0 and done.stdout.startswith("added mix@1 "), done.output
     again = chorale("adapters", "merge", "mix", "team/other@1=-1.0", "voice@2=0.75")
-    assert again.stdout.startswith("was there before: mix@1 ")
+    assert again.stdout.startswith("was registered before; current now: mix@1 ")
     kept = chorale(
         "adapters", "merge", "mix", "voice=1", "voice@4=2", "--strategy", "dare_ties",
         "--density", "0.5", "--majority-sign", "frequency", "--seed", "9", "--keep-current",
