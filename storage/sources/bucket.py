@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 from storage import pace
 from storage.errors import (
     AdapterTooLargeError,
-    PickleRefusedError,
     SourceAccessError,
     SourceExtraMissingError,
     SourceNotFoundError,
@@ -20,6 +19,7 @@ from storage.errors import (
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.access import ANYBODY, Access, Progress
+from storage.sources.pickles import PICKLE_NAME, pickle_only
 from storage.sources.policy import SourcePolicy, split
 from storage.sources.retry import Patience, TransientError, patiently
 from storage.sources.slots import origin_of
@@ -27,7 +27,6 @@ from storage.threads import LoneThreads
 
 T = TypeVar("T")
 _CHUNK_BYTES = 8 << 20
-_PICKLE = "adapter_model.bin"
 EXTRAS: Mapping[str, str] = {"s3": "s3", "gs": "gs"}
 """Scheme to the extra of our distribution that installs what fsspec needs for it."""
 # Whatever tells one content from another, as the file systems call it.
@@ -72,12 +71,8 @@ class BucketSource:
                 system, base, WEIGHTS_NAME, self._limits.max_weights_bytes, access
             )
         except SourceNotFoundError:
-            if await self._patiently(base, lambda: system.exists(f"{base}/{_PICKLE}")):
-                raise PickleRefusedError(
-                    f"source {excerpt(uri)} has {_PICKLE} but no {WEIGHTS_NAME}; pickle is never "
-                    "read. Convert it with safetensors.torch.save_file",
-                    metadata={"file": _PICKLE},
-                ) from None
+            if await self._patiently(base, lambda: system.exists(f"{base}/{PICKLE_NAME}")):
+                raise pickle_only(uri) from None
             raise
         return AdapterFiles(bytes(config), weights, base)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from storage.adapter.config import parse_config
 from storage.errors import (
     AdapterFormatError,
-    PickleRefusedError,
     SourceAccessError,
     SourceNotFoundError,
     excerpt,
@@ -14,9 +13,8 @@ from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.access import ANYBODY, Access
 from storage.sources.download import Downloader
+from storage.sources.pickles import PICKLE_NAME, pickle_only
 from storage.sources.policy import SourcePolicy, split
-
-_PICKLE = "adapter_model.bin"
 
 
 class HttpSource:
@@ -53,13 +51,9 @@ class HttpSource:
                 check=check,
             )
         except SourceNotFoundError:
-            pickle = f"{base}/{_PICKLE}"
+            pickle = f"{base}/{PICKLE_NAME}"
             if await self._downloader.head(pickle, access=access, check=check) < 400:
-                raise PickleRefusedError(
-                    f"source {excerpt(uri)} has {_PICKLE} but no {WEIGHTS_NAME}; pickle is never "
-                    "read. Convert it with safetensors.torch.save_file",
-                    metadata={"file": _PICKLE},
-                ) from None
+                raise pickle_only(uri) from None
             raise
         return AdapterFiles(config=bytes(config), weights=weights, uri=base)
 

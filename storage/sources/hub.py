@@ -13,7 +13,6 @@ import msgspec
 
 from storage.errors import (
     AdapterTooLargeError,
-    PickleRefusedError,
     SourceAccessError,
     SourceNotAllowedError,
     SourceNotFoundError,
@@ -26,6 +25,7 @@ from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.access import ANYBODY, Access
 from storage.sources.download import Downloader
 from storage.sources.exchange import refuse
+from storage.sources.pickles import PICKLE_NAME, pickle_only
 from storage.sources.policy import SourcePolicy, split
 
 _MAX_INFO_BYTES = 16 << 20
@@ -37,7 +37,6 @@ _URI = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PICKLE = "adapter_model.bin"
 
 
 class _Place(NamedTuple):
@@ -145,12 +144,8 @@ class HubSource:
         ):
             path = place.file(name)
             if path not in info.sizes:
-                if name == WEIGHTS_NAME and place.file(_PICKLE) in info.sizes:
-                    raise PickleRefusedError(
-                        f"source {excerpt(uri)} has {_PICKLE} but no {WEIGHTS_NAME}; pickle is "
-                        "never read. Convert it with safetensors.torch.save_file",
-                        metadata={"file": _PICKLE},
-                    )
+                if name == WEIGHTS_NAME and place.file(PICKLE_NAME) in info.sizes:
+                    raise pickle_only(uri)
                 hint = "" if info.card.is_lora else "; the hub does not tag it as a LoRA adapter"
                 raise SourceNotFoundError(
                     f"source {excerpt(uri)} has no {path} at commit {info.commit}{hint}",

@@ -14,7 +14,6 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from storage.errors import (
     AdapterTooLargeError,
     OutsideRootsError,
-    PickleRefusedError,
     SourceNotFoundError,
     SourceTimeoutError,
     SourceUnreadableError,
@@ -23,12 +22,13 @@ from storage.errors import (
 from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.access import ANYBODY, Access, Progress
+from storage.sources.pickles import PICKLE_NAME, pickle_only
 from storage.sources.slots import origin_of
 from storage.threads import LoneThreads
 
 _MAX_PATH_CHARS = 4096
 _CHUNK_BYTES = 8 << 20
-_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+_PICKLES = (PICKLE_NAME, "adapter_model.pt", "adapter_model.pth")
 # O_NONBLOCK: opening a FIFO must not wait for its writer. O_NOFOLLOW: the path was resolved, so a
 # link found while opening was put there since.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -103,12 +103,7 @@ class LocalDirectorySource:
         if not os.path.lexists(directory / WEIGHTS_NAME):
             for name in _PICKLES:
                 if os.path.lexists(directory / name):
-                    raise PickleRefusedError(
-                        f"source {excerpt(path)} has {name} but no {WEIGHTS_NAME}; pickle is "
-                        "never read. Convert it with safetensors.torch.save_file, or save the "
-                        "adapter again with safe_serialization=True",
-                        metadata={"file": name},
-                    )
+                    raise pickle_only(path, name)
         return directory
 
     def _inside(self, path: str) -> Path:
