@@ -138,7 +138,8 @@ def control_plane(
 ) -> None:
     """Run one control plane: registry, fleet, admission, prefetch. Any number may share a Redis."""
     with _serving(log_level, host_port(host, port)):
-        from controlplane.main import ControlPlaneOptions, run
+        from controlplane.main import run
+        from controlplane.options import ControlPlaneOptions
 
         run(
             ControlPlaneOptions(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import controlplane.main
 from controlplane.cli.main import app
-from controlplane.main import ControlPlaneOptions
+from controlplane.options import ControlPlaneOptions
 
 
 @pytest.fixture

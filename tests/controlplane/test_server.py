@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admission_pb2, fleet_pb2
 from controlplane.errors import OptionError, StoreUnavailableError
-from controlplane.main import ControlPlaneOptions
+from controlplane.options import ControlPlaneOptions
 from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import TOKEN, ControlPlane, failure, running
@@ -28,7 +28,8 @@ from tests.helpers.waiting import eventually
 
 _MAIN = """
 import os, sys
-from controlplane.main import ControlPlaneOptions, run
+from controlplane.main import run
+from controlplane.options import ControlPlaneOptions
 if "torch" in sys.modules: raise SystemExit("torch was imported")
 run(
     ControlPlaneOptions(

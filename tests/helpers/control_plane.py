@@ -22,7 +22,8 @@ from chorale.v1.adapter_registry_pb2_grpc import AdapterRegistryServiceStub
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from chorale.v1.fleet_pb2_grpc import FleetServiceStub
 from controlplane.admission.reservations import Reservations
-from controlplane.main import ControlPlaneOptions, serve
+from controlplane.main import serve
+from controlplane.options import ControlPlaneOptions
 from controlplane.prefetch.batch import DemandBatch
 from controlplane.store.client import Store
 from storage.base_model import BaseModelSpec
@@ -167,7 +168,7 @@ async def running(redis_url: str, **options: Any) -> AsyncIterator[ControlPlane]
         return exporters[0]
 
     with (
-        mock.patch("controlplane.main.Reservations", noted),
+        mock.patch("controlplane.parts.Reservations", noted),
         mock.patch("controlplane.main.Exporter", kept),
     ):
         task = asyncio.create_task(
