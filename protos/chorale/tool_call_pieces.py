@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from chorale.tool_call_object import read_json
+
 SPACE = " \t\r\n"
 MAX_HELD = 1 << 16
 
@@ -143,6 +145,16 @@ class CallParser(ABC):
     def _tell(self, text: str) -> None:
         """More arguments, of the call that has begun."""
         self._pieces.append(Arguments(self._num_calls - 1, text))
+
+    def _told_whole(self, name: str, arguments: str) -> bool:
+        """Tells a call that was kept to its end; it is given up where its arguments turn out to be
+        no JSON object."""
+        if not isinstance(read_json(arguments), dict):
+            self._give_up("")
+            return False
+        self._begin(name)
+        self._tell(arguments)
+        return True
 
     def _end_call(self) -> None:
         self._begun = False

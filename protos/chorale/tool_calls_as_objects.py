@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from chorale.tool_call_object import CallObject, Found, read_json
+from chorale.tool_call_object import CallObject, Found
 from chorale.tool_call_pieces import MAX_HELD, SPACE, CallParser
 from chorale.tool_formats import ObjectCalls
 
@@ -114,12 +114,7 @@ class ObjectCallParser(CallParser):
             self._arguments.append(part)
 
     def _end_object(self) -> None:
-        if not self._begun:
-            arguments = "".join(self._arguments)
-            if not isinstance(read_json(arguments), dict):
-                self._give_up("")
-                return
-            self._begin(self._object.name)
-            self._tell(arguments)
+        if not (self._begun or self._told_whole(self._object.name, "".join(self._arguments))):
+            return
         self._end_call()
         self._step = self._after_object

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from chorale.tool_call_object import Found, Nesting, read_json
+from chorale.tool_call_object import Found, Nesting
 from chorale.tool_call_pieces import MAX_HELD, SPACE, CallParser
 from chorale.tool_formats import NamedCalls
 
@@ -75,7 +75,10 @@ class NamedCallParser(CallParser):
                 continue
             end = at + (found is Found.DONE)
             self._read(text[:end])
-            self._end_object(is_whole=found is Found.DONE)
+            if found is Found.DONE or self._begun:
+                self._end_object()
+            else:
+                self._give_up("")
             return text[end:]
         self._read(text)
         return ""
@@ -88,13 +91,8 @@ class NamedCallParser(CallParser):
         self._keep(text)
         self._arguments.append(text)
 
-    def _end_object(self, *, is_whole: bool) -> None:
-        if not self._begun:
-            arguments = "".join(self._arguments)
-            if not is_whole or not isinstance(read_json(arguments), dict):
-                self._give_up("")
-                return
-            self._begin(self._name)
-            self._tell(arguments)
+    def _end_object(self) -> None:
+        if not (self._begun or self._told_whole(self._name, "".join(self._arguments))):
+            return
         self._end_call()
         self._step = self._outside
