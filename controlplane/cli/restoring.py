@@ -10,7 +10,7 @@ from controlplane.cli.errors import BlockedError
 from storage.merge.recipe import is_merge
 
 if TYPE_CHECKING:
-    from chorale.client import Adapters
+    from chorale.adapters import Adapters
     from chorale.errors import ChoraleError
     from chorale.v1 import adapter_registry_pb2 as registry_pb
 

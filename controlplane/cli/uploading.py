@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from controlplane.cli.errors import NoSuchFileError, UsageError
 
 if TYPE_CHECKING:
-    from chorale.client import Adapters
+    from chorale.adapters import Adapters
     from chorale.upload import OnProgress
 
 

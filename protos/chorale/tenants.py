@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, TypedDict, Unpack
 
+from chorale.calls import async_call, call
 from chorale.errors import InvalidArgumentError
 from chorale.v1 import tenant_pb2 as pb
 
@@ -38,58 +38,48 @@ def _set_request(name: str, limits: Limits) -> pb.SetTenantRequest:
 class Tenants:
     """`client.tenants(fleet_token)`. Methods raise the errors of `chorale.errors`."""
 
-    def __init__(
-        self, stub: Any, call: Callable[..., Any], timeout: float | None, metadata: Metadata
-    ) -> None:
+    def __init__(self, stub: Any, timeout: float | None, metadata: Metadata) -> None:
         self._stub = stub
-        self._call = call
         self._rest = timeout, metadata
 
     def set(self, name: str, **limits: Unpack[Limits]) -> pb.Tenant:
         """Replaces all limits of tenant `name`; "*": of those that have none of their own."""
-        return self._call(self._stub.SetTenant, _set_request(name, limits), *self._rest).tenant
+        return call(self._stub.SetTenant, _set_request(name, limits), *self._rest).tenant
 
     def get(self, name: str) -> pb.GetTenantResponse:
         """The limits that hold for it, and what it may ask for now."""
-        return self._call(self._stub.GetTenant, pb.GetTenantRequest(name=name), *self._rest)
+        return call(self._stub.GetTenant, pb.GetTenantRequest(name=name), *self._rest)
 
     def list(self) -> list[pb.Tenant]:
         """All that have limits, in order of name."""
-        return [*self._call(self._stub.ListTenants, pb.ListTenantsRequest(), *self._rest).tenants]
+        return [*call(self._stub.ListTenants, pb.ListTenantsRequest(), *self._rest).tenants]
 
     def remove(self, name: str) -> None:
         """Removes its own limits."""
-        self._call(self._stub.RemoveTenant, pb.RemoveTenantRequest(name=name), *self._rest)
+        call(self._stub.RemoveTenant, pb.RemoveTenantRequest(name=name), *self._rest)
 
 
 class AsyncTenants:
     """As Tenants, to be awaited."""
 
-    def __init__(
-        self,
-        stub: Any,
-        call: Callable[..., Awaitable[Any]],
-        timeout: float | None,
-        metadata: Metadata,
-    ) -> None:
+    def __init__(self, stub: Any, timeout: float | None, metadata: Metadata) -> None:
         self._stub = stub
-        self._call = call
         self._rest = timeout, metadata
 
     async def set(self, name: str, **limits: Unpack[Limits]) -> pb.Tenant:
         """See Tenants.set."""
         request = _set_request(name, limits)
-        return (await self._call(self._stub.SetTenant, request, *self._rest)).tenant
+        return (await async_call(self._stub.SetTenant, request, *self._rest)).tenant
 
     async def get(self, name: str) -> pb.GetTenantResponse:
         """See Tenants.get."""
-        return await self._call(self._stub.GetTenant, pb.GetTenantRequest(name=name), *self._rest)
+        return await async_call(self._stub.GetTenant, pb.GetTenantRequest(name=name), *self._rest)
 
     async def list(self) -> list[pb.Tenant]:
         """See Tenants.list."""
         request = pb.ListTenantsRequest()
-        return [*(await self._call(self._stub.ListTenants, request, *self._rest)).tenants]
+        return [*(await async_call(self._stub.ListTenants, request, *self._rest)).tenants]
 
     async def remove(self, name: str) -> None:
         """See Tenants.remove."""
-        await self._call(self._stub.RemoveTenant, pb.RemoveTenantRequest(name=name), *self._rest)
+        await async_call(self._stub.RemoveTenant, pb.RemoveTenantRequest(name=name), *self._rest)

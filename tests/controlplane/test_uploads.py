@@ -129,7 +129,7 @@ async def test_a_line_that_breaks_often_ends_no_upload_that_moves(
 ) -> None:
     made = make_adapter_dir(tmp_path / "a")
     size = (made / WEIGHTS_NAME).stat().st_size
-    monkeypatch.setattr("chorale.aio.pause_before_retry_s", without_pause)
+    monkeypatch.setattr("chorale.aio_adapters.pause_before_retry_s", without_pause)
     async with AsyncClient(plane.address) as client:
         stub: Any = client.adapters._stub
         upload = stub.UploadAdapter
