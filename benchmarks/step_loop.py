@@ -19,6 +19,7 @@ from dataplane.engine import process_settings
 from dataplane.engine.setup import build_engine
 
 _IDLE_S = 0.05
+_TIER_S = 60.0  # within which a tier takes in or lets go of an adapter
 
 
 def settle() -> None:
@@ -84,7 +85,7 @@ class StepLoop:
 
     def run_until(self, done: Callable[[list[Output]], bool], timeout_s: float = 300.0) -> None:
         """Steps until `done` of a step's outputs. Raises: BenchError when that takes too long."""
-        until_s = time.monotonic() + timeout_s
+        until_s = time.monotonic() + _TIER_S
         while not done(self.step()):
             if time.monotonic() > until_s:
                 raise BenchError("TOO_SLOW", f"not done after {timeout_s:g} s")
@@ -135,9 +136,9 @@ class StepLoop:
 
         setattr(owner, name, timed)
 
-    def _until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        until_s = time.monotonic() + timeout_s
+    def _until(self, condition: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + _TIER_S
         while not condition():
             if time.monotonic() > until_s:
-                raise BenchError("TOO_SLOW", f"a tier did not follow in {timeout_s:g} s")
+                raise BenchError("TOO_SLOW", f"a tier did not follow in {_TIER_S:g} s")
             time.sleep(0.002)

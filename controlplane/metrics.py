@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,13 +36,11 @@ class ControlPlaneMetrics(Collector):
         fleet: Fleet,
         demand: Demand,
         predictor: Predictor,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._adapters = adapters
         self._fleet = fleet
         self._demand = demand
         self._predictor = predictor
-        self._clock = clock
         self._admissions: Counter[tuple[str, str]] = Counter()
         self._tenants = TenantAdmissions()
         self._prefixes: Counter[str] = Counter()
@@ -59,7 +57,7 @@ class ControlPlaneMetrics(Collector):
     @contextmanager
     def admission(self, tenant: str) -> Generator[None]:
         """Around one; how it is left is what was decided. tenant: as the request has it."""
-        began_s = self._clock()
+        began_s = time.perf_counter()
         outcome, reason = "admitted", ""
         try:
             yield
@@ -73,7 +71,7 @@ class ControlPlaneMetrics(Collector):
             self._admissions[outcome, reason] += 1
             if is_tenant(tenant or DEFAULT_TENANT):
                 self._tenants.count(tenant or DEFAULT_TENANT, outcome, reason)
-            self._admission_s.observe(self._clock() - began_s)
+            self._admission_s.observe(time.perf_counter() - began_s)
 
     def placed(self, choice: Choice) -> None:
         """A request. Counts for prefixes where they were compared."""

@@ -90,15 +90,12 @@ class TieredLoader(Generic[T]):
         max_concurrent_loads: int = 16,
         max_claim_wait_s: float = 30.0,
         executor: Executor | None = None,
-        costs: ReloadCosts | None = None,
         on_store: Callable[[], None] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """build: makes the value and says its size in bytes; called in a thread, may raise.
         max_concurrent_loads: fetches from one origin, and reads with builds, at once.
         max_claim_wait_s: how long another process's fetch of the same adapter is waited for.
-        executor: whose threads parse and build; None: the event loop's. costs: told what each load
-        took; the host tier may ask them.
+        executor: whose threads parse and build; None: the event loop's.
         on_store: called on the loop when disk has taken in another adapter."""
         self._router = router
         self._disk = disk
@@ -106,17 +103,17 @@ class TieredLoader(Generic[T]):
         self._build = build
         self._limits = limits
         self._on_store = on_store
-        self._clock = clock
+        self._clock = time.perf_counter
         self._max_claim_wait_s = max_claim_wait_s
         # Apart, so that sources that hang do not hold up what the disk or another source has.
         self._fetch_slots = OriginSlots(max_concurrent_loads)
         self._work_slots = PrioritySlots(max_concurrent_loads)
         self._executor = executor
-        self._costs = costs or ReloadCosts()
+        self._costs = ReloadCosts()
         self._writes: set[asyncio.Task[None]] = set()
         self._flights: dict[str, Flight[T]] = {}
         self._recent: deque[LoadTimings] = deque(maxlen=_KEPT_TIMINGS)
-        self.history = LoadHistory(clock)
+        self.history = LoadHistory(self._clock)
         self._closed = False
 
     async def load(self, ref: AdapterRef, *, priority: float = 0.0, speculative: bool = False) -> T:

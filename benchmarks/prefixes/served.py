@@ -16,7 +16,7 @@ WITHOUT, WITH = "without", "with"
 
 
 async def rounds(
-    client: AsyncClient, traffic: Traffic, *, num_rounds: int, num_at_once: int, seed: int = 0
+    client: AsyncClient, traffic: Traffic, *, num_rounds: int, num_at_once: int
 ) -> dict[str, Any]:
     """Rounds without and with prefixes in turn; each has system prompts and conversations of its
     own, of which `num_at_once` run at a time."""
@@ -24,10 +24,10 @@ async def rounds(
     planes = {name: AsyncClient(endpoint) for name, endpoint in endpoints.items()}
     try:
         found: dict[str, list[dict[str, float]]] = {WITHOUT: [], WITH: []}
-        await _round(client, planes, traffic, WITHOUT, num_at_once, seed)  # measures steps
+        await _round(client, planes, traffic, WITHOUT, num_at_once, 0)  # measures steps
         for number in range(2 * num_rounds):
             mode = (WITHOUT, WITH)[number % 2]
-            figures = await _round(client, planes, traffic, mode, num_at_once, seed + number + 1)
+            figures = await _round(client, planes, traffic, mode, num_at_once, number + 1)
             found[mode].append(figures)
     finally:
         for plane in planes.values():

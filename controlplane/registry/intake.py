@@ -17,6 +17,7 @@ from storage.merge.recipe import MAX_RECIPE_CHARS, Component, is_merge, parse_re
 from storage.sources import Access, AdapterFiles, OriginSlots, SourceRouter
 
 MAX_SOURCE_CHARS = 4096
+_MAX_OF_ONE_ORIGIN = 2
 
 
 class Found(NamedTuple):
@@ -31,18 +32,16 @@ class Found(NamedTuple):
 
 
 class Intake:
-    """Fetches and checks adapters; at most `max_concurrent` of one origin are in memory at once, so
-    that a source that hangs holds up no other's adapters.
+    """Fetches and checks adapters; few of one origin are in memory at once, so that a source that
+    hangs holds up no other's adapters.
 
     Parsing, hashing and matching run in threads: the event loop never waits for them.
     """
 
-    def __init__(
-        self, sources: SourceRouter, limits: AdapterLimits, *, max_concurrent: int = 2
-    ) -> None:
+    def __init__(self, sources: SourceRouter, limits: AdapterLimits) -> None:
         self._sources = sources
         self._limits = limits
-        self._slots = OriginSlots(max_concurrent)
+        self._slots = OriginSlots(_MAX_OF_ONE_ORIGIN)
 
     async def read(self, source: str, access: Access) -> Found:
         """The adapter at `source`. Raises: InvalidRequestError, SourceError, AdapterFormatError."""

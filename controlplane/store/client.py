@@ -64,7 +64,6 @@ class Store:
         password: str = "",
         timeout_s: float = 2.0,
         max_connections: int = 32,
-        max_waiting: int = _MAX_WAITING,
     ) -> None:
         try:
             pool = cast("Any", ConnectionPool).from_url(
@@ -82,7 +81,7 @@ class Store:
             raise OptionError("redis_url", f"not a Redis URL: {error}") from error
         self._redis: Redis = Redis.from_pool(pool)
         self._scripts: dict[str, AsyncScript] = {}
-        self._slots = Slots(max_connections, patience_s=timeout_s, max_waiting=max_waiting)
+        self._slots = Slots(max_connections, patience_s=timeout_s, max_waiting=_MAX_WAITING)
 
     async def run(self, name: str, *args: str | int) -> Any:
         """The reply of script `name`. Raises: StoreUnavailableError, StoreBusyError."""

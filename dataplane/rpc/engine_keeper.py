@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -23,10 +23,6 @@ _QUICK_S = 30.0
 _FIRST_DELAY_S = 0.1
 
 
-def _restart_policy() -> RestartPolicy:
-    return RestartPolicy(quick_s=_QUICK_S, first_delay_s=_FIRST_DELAY_S)
-
-
 @dataclass(frozen=True, kw_only=True)
 class KeeperOptions:
     """engine: what every engine is started with.
@@ -39,8 +35,6 @@ class KeeperOptions:
     hang_timeout_s: float
     first: EngineProcess | None = None
     spawn: Callable[[], EngineProcess] = EngineProcess
-    policy: RestartPolicy = field(default_factory=_restart_policy)
-    clock: Callable[[], float] = time.monotonic
 
 
 class EngineKeeper:
@@ -56,6 +50,7 @@ class EngineKeeper:
         self._ready: channel.Ready | None = None
         self._vocabulary: channel.Vocabulary | None = None
         self._ready_at_s = 0.0
+        self._restarts = RestartPolicy(quick_s=_QUICK_S, first_delay_s=_FIRST_DELAY_S)
         self._client = self._new_client(options.first or options.spawn())
 
     @property
@@ -77,7 +72,7 @@ class EngineKeeper:
     async def wait_ready(self) -> channel.Ready:
         """What the first engine announces. Raises: as EngineClient.wait_ready."""
         self._ready = await self._client.wait_ready()
-        self._ready_at_s = self._options.clock()
+        self._ready_at_s = time.monotonic()
         return self._ready
 
     async def teach(self, vocabulary: channel.Vocabulary) -> None:
@@ -85,7 +80,7 @@ class EngineKeeper:
         EngineClient.teach."""
         self._vocabulary = vocabulary
         await self._client.teach(vocabulary)
-        self._ready_at_s = self._options.clock()
+        self._ready_at_s = time.monotonic()
 
     async def wait_lost(self) -> None:
         """Until the engine of the moment is lost."""
@@ -93,10 +88,10 @@ class EngineKeeper:
 
     async def restart(self) -> bool:
         """Replaces the lost engine by a new one that is ready. False: it is of no use."""
-        served_s = self._options.clock() - self._ready_at_s
+        served_s = time.monotonic() - self._ready_at_s
         while True:
             await self._client.stop()
-            delay_s = self._options.policy.after_end(served_s)
+            delay_s = self._restarts.after_end(served_s)
             if delay_s is None:
                 log.error("the engine was lost again and again; giving up")
                 return False
@@ -109,7 +104,7 @@ class EngineKeeper:
             if _model(ready) != _model(self.ready):
                 log.error("the model's files have changed; a data plane serves one model only")
                 return False
-            self._ready, self._ready_at_s = ready, self._options.clock()
+            self._ready, self._ready_at_s = ready, time.monotonic()
             log.info("the engine serves again (pid %d)", self._client.pid)
             return True
 

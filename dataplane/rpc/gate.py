@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from chorale import tickets
 from chorale.errors import PermissionDeniedError, UnauthenticatedError
@@ -13,17 +13,11 @@ _MAX_REMEMBERED_TICKETS = 1 << 18
 
 
 class TicketGate:
-    """Verifies tickets with the keys that the control plane hands out.
+    """Verifies tickets with the keys that the control plane hands out."""
 
-    clock: seconds since the Unix epoch, which tickets expire by.
-    """
-
-    def __init__(
-        self, data_plane_id: str, base_model: str, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, data_plane_id: str, base_model: str) -> None:
         self._data_plane_id = data_plane_id
         self._base_model = base_model
-        self._clock = clock
         self._keys: dict[str, bytes] = {}
         self._used = tickets.TicketReplayGuard(_MAX_REMEMBERED_TICKETS)
 
@@ -38,7 +32,7 @@ class TicketGate:
         Raises: UnauthenticatedError for the ticket; PermissionDeniedError when it was signed for
         another tenant; ResourceExhaustedError when too many used tickets have yet to expire.
         """
-        now = self._clock()
+        now = time.time()
         claims = tickets.verify(ticket, self._keys, data_plane_id=self._data_plane_id, now=now)
         if claims.base_model != self._base_model:
             raise UnauthenticatedError(

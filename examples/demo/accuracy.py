@@ -24,14 +24,13 @@ def held_out_accuracy(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerFast,
     voice: Callable[[int], str],
-    prefix: str = "",
 ) -> tuple[float, list[tuple[int, str]]]:
     """Share of held-out numbers answered exactly (0 to 1), and the wrong answers."""
     numbers = [n for n in NUMBERS if is_held_out(n)]
     wrong: list[tuple[int, str]] = []
     for width in sorted({len(str(n)) for n in numbers}):
         group = [n for n in numbers if len(str(n)) == width]
-        answers = _greedy(model, tokenizer, [prefix + PROMPT.format(n=n) for n in group])
+        answers = _greedy(model, tokenizer, [PROMPT.format(n=n) for n in group])
         expected = [f" {voice(n)}{tokenizer.eos_token}" for n in group]
         wrong += [
             (n, answer)
