@@ -14,8 +14,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+
+from chorale.v1 import inference_pb2, inference_pb2_grpc
 from tests.helpers import fake_engine
-from tests.helpers.fake_control_plane import TOKEN
+from tests.helpers.fake_control_plane import TOKEN, make_ticket
 from tests.helpers.fake_engine import FakeScript
 from tests.helpers.waiting import PATIENCE_S
 
@@ -56,6 +59,13 @@ class DataPlane:
     async def stop(self) -> tuple[int, str, str]:
         self.process.send_signal(signal.SIGTERM)
         return await self.end()
+
+
+async def generated(channel: grpc.aio.Channel) -> list[inference_pb2.GenerateResponse]:
+    """The events of one request with a ticket of its own. Raises: grpc.RpcError."""
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
+    return [event async for event in stub.Generate(request)]
 
 
 @contextlib.asynccontextmanager

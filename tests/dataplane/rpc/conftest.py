@@ -14,6 +14,7 @@ from dataplane.rpc.engine_process import EngineProcess
 from tests.helpers import fake_engine
 from tests.helpers.fake_engine import FakeScript
 from tests.helpers.rig import EngineLog, Rig, open_rig
+from tests.helpers.tokenizers import byte_level, write_tokenizer
 
 StartEngine = Callable[..., contextlib.AbstractAsyncContextManager[EngineClient]]
 StartRig = Callable[..., contextlib.AbstractAsyncContextManager[Rig]]
@@ -71,3 +72,17 @@ def start_rig(start_engine: StartEngine, engine_log: EngineLog) -> StartRig:
             yield rig
 
     return start
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """The option that names a model, of which a frontend reads no more than the tokenizer."""
+    write_tokenizer(tmp_path / "base", byte_level())
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return f"--model={tmp_path / 'base'}"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where fake engines write what they are told."""
+    return tmp_path / "engine.jsonl"

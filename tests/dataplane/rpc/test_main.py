@@ -4,7 +4,6 @@ import asyncio
 import signal
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chorale.errors import ChoraleError
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2, inference_pb2_grpc
 from dataplane.errors import UnsupportedModelError
 from dataplane.main import main, run
 from dataplane.rpc.lifecycle import endpoint_of
-from tests.helpers.data_plane import data_plane
+from tests.helpers.data_plane import data_plane, generated
 from tests.helpers.fake_control_plane import (
     TOKEN,
     FakeControlPlane,
@@ -30,23 +28,10 @@ from tests.helpers.fake_control_plane import (
 from tests.helpers.fake_engine import FakeScript, environment, go_on
 from tests.helpers.prometheus import Metrics
 from tests.helpers.rig import EngineLog
-from tests.helpers.tokenizers import byte_level, write_tokenizer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ADDRESS = "127.0.0.1:9"  # discard: nobody listens
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    write_tokenizer(tmp_path / "base", byte_level())
-    (tmp_path / "base" / "config.json").write_text("{}")
-    return f"--model={tmp_path / 'base'}"
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "engine.jsonl"
 
 
 async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
@@ -75,9 +60,7 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
             for service in ("", "chorale.v1.InferenceService"):
                 answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
-            events = [event async for event in stub.Generate(request)]
+            events = await generated(channel)
             assert events[-1].finished.usage.num_completion_tokens == 2
         async with httpx.AsyncClient() as http:
             seen = Metrics((await http.get(f"http://{metrics}/metrics")).text)
@@ -124,150 +107,11 @@ async def test_goes_on_serving_while_the_control_plane_is_down(model: str, log: 
     try:
         await asyncio.sleep(0.2)
         async with grpc.aio.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
-            events = [event async for event in stub.Generate(request)]
+            events = await generated(channel)
             assert events[-1].WhichOneof("event") == "finished"
         assert (await running.stop())[0] == 0
     finally:
         await context.__aexit__(None, None, None)
-
-
-@pytest.mark.parametrize("mishap", ["crash_after", "freeze_after", "garbage_after"])
-async def test_a_lost_engine_is_replaced(model: str, log: Path, mishap: str) -> None:
-    plane = FakeControlPlane()
-    script = FakeScript(tokens=[20, 21, 22], mishap_lives=1)
-    setattr(script, mishap, 1)
-    async with (
-        serving(plane) as server,
-        data_plane(
-            script,
-            log,
-            model,
-            f"--control-plane={server.address}",
-            "--data-plane-id=dp-1",
-            *(["--engine-timeout=2"] if mishap == "freeze_after" else []),
-        ) as running,
-    ):
-        address = await running.ready()
-        async with grpc.aio.insecure_channel(address) as channel:
-            statuses = await _watch_health(channel)
-            failure = await _failed_generation(channel)
-            assert failure.reason == "ENGINE_LOST" and failure.retry_after_s == 1.0
-            await eventually(lambda: len(plane.joins) == 2)
-            first, second = plane.joins
-            assert [leave.incarnation for leave in plane.leaves] == [first.incarnation]
-            assert second.incarnation > first.incarnation
-            second.incarnation = first.incarnation
-            assert second == first
-            await eventually(lambda: statuses.seen[-1] == SERVING)
-            assert statuses.seen == [SERVING, NOT_SERVING, SERVING]
-            statuses.task.cancel()
-            told = EngineLog(log).of("Vocabulary")
-            assert len(told) == 2 and told[0] == told[1], "each is taught before it serves"
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
-            events = [event async for event in stub.Generate(request)]
-            assert events[-1].finished.usage.num_completion_tokens == 3
-        status, out, err = await running.stop()
-        assert (status, out) == (0, ""), err
-        assert "Traceback" not in err
-    assert log.read_text().count('"type":"Start"') == 2
-
-
-async def test_requests_are_refused_while_there_is_no_engine(model: str, log: Path) -> None:
-    plane = FakeControlPlane()
-    script = FakeScript(crash_after=0, mishap_lives=1)
-    async with (
-        serving(plane) as server,
-        data_plane(
-            script, log, model, f"--control-plane={server.address}", "--data-plane-id=dp-1"
-        ) as running,
-    ):
-        async with grpc.aio.insecure_channel(await running.ready()) as channel:
-            script.ready_delay_s = 600.0  # of the next one
-            environment(script, log)
-            await _failed_generation(channel)
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
-            call = stub.Generate(request)
-            with pytest.raises(grpc.RpcError) as raised:
-                await call.read()
-            failure = from_rpc_error(raised.value)
-            assert (failure.code, failure.reason) == (
-                grpc.StatusCode.UNAVAILABLE,
-                "ENGINE_LOST",
-            ), "refused before it is accepted"
-            await eventually(lambda: len(EngineLog(log).of("Start")) == 2)
-        # Told to stop while an engine is starting, it leaves nothing behind.
-        status, _, err = await running.stop()
-        assert status == 0 and "Traceback" not in err
-
-
-@pytest.mark.parametrize("changed", [False, True])
-async def test_an_engine_of_no_use_ends_it_with_status_1(
-    model: str, log: Path, changed: bool
-) -> None:
-    plane = FakeControlPlane()
-    script = FakeScript(crash_after=0)
-    async with (
-        serving(plane) as server,
-        data_plane(
-            script, log, model, f"--control-plane={server.address}", "--data-plane-id=dp-1"
-        ) as running,
-    ):
-        async with grpc.aio.insecure_channel(await running.ready()) as channel:
-            if changed:
-                script.ready = {"fingerprint": "0" * 64}
-            else:
-                script.exit_before_ready = 9
-            environment(script, log)
-            await _failed_generation(channel)
-        status, _, err = await running.end()
-        assert status == 1 and "ENGINE_LOST" in err
-        assert ("have changed" if changed else "status 9") in err
-        await eventually(lambda: len(plane.leaves) == 1)
-
-
-async def test_an_engine_that_is_lost_while_it_starts_is_status_1(model: str, log: Path) -> None:
-    """Not 2, which tells a supervisor that another try cannot help."""
-    async with (
-        serving(FakeControlPlane()) as server,
-        data_plane(
-            FakeScript(exit_before_ready=9), log, model, f"--control-plane={server.address}"
-        ) as running,
-    ):
-        status, _, err = await running.end()
-    assert status == 1 and "error: ENGINE_LOST: " in err.splitlines()[-1]
-
-
-@dataclass
-class _Statuses:
-    seen: list[int]
-    task: asyncio.Task[None]
-
-
-async def _watch_health(channel: grpc.aio.Channel) -> _Statuses:
-    """Collects every health of the server from now on."""
-    call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-    seen: list[int] = []
-
-    async def collect() -> None:
-        async for answer in call:
-            seen.append(answer.status)
-
-    statuses = _Statuses(seen, asyncio.create_task(collect()))
-    await eventually(lambda: seen)
-    return statuses
-
-
-async def _failed_generation(channel: grpc.aio.Channel) -> ChoraleError:
-    stub = inference_pb2_grpc.InferenceServiceStub(channel)
-    request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
-    with pytest.raises(grpc.RpcError) as raised:
-        async for _ in stub.Generate(request):
-            pass
-    return from_rpc_error(raised.value)
 
 
 async def test_start_failures_are_one_line_and_status_2(
