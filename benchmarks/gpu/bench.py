@@ -23,6 +23,7 @@ from benchmarks.step_loop import StepLoop
 from dataplane.channel import EngineOptions
 from dataplane.engine import setup
 from dataplane.models.config import ModelConfig
+from dataplane.parallel.shard import Shard
 
 _CPU_POOL_BYTES = 32 << 20
 _MAX_BATCH_TOKENS = 4096  # so that prompts are through in a few steps
@@ -127,8 +128,13 @@ def _made_here(
     build_engine has further `keywords`."""
 
     def weights(
-        path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
+        path: Path,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        shard: Shard | None,
     ) -> object:
+        assert shard is None, "one rank"
         assert path == model.folder and dtype == model.dtype and device.type == model.device.type
         return model.weights()
 

@@ -7,21 +7,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions, ModuleShape, Ready
-from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
 from dataplane.engine.device_options import (
     cuda_pool_bytes,
     pick_device,
     pick_dtype,
 )
 from dataplane.engine.engine import Engine
-from dataplane.engine.graph_buckets import GraphBuckets
-from dataplane.engine.graphs import Capture, StepGraphs
-from dataplane.engine.memory_sizes import memory_sizes
+from dataplane.engine.graph_setup import GraphSetup, graph_setup
+from dataplane.engine.graphs import StepGraphs
+from dataplane.engine.memory_sizes import MemorySizes, memory_sizes
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.warm_up import compile_adapter_kernels
 from dataplane.engine.warm_up import warm_up as warm_up_forward
@@ -105,10 +103,10 @@ def _build(
         ranks = FirstRank(options, sizes, model, device, on_rank_lost)
         undo.callback(ranks.kill)
         config = ranks.shard.local
-    elif options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    else:  # torch does not know of a container's share of the processors
-        torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
+    else:
+        # torch does not know of a container's share of the processors.
+        most = min(torch.get_num_threads(), num_cores())
+        torch.set_num_threads(options.num_threads or most)
     if device.type == "cpu":
         warm_up(
             dtype,
@@ -117,12 +115,13 @@ def _build(
             config.head_dim,
             has_experts=config.experts is not None,
         )
-    if ranks is None:
-        weights = load_weights(Path(options.model_dir), model, dtype, device)
-    else:
-        weights = load_weights(Path(options.model_dir), model, dtype, device, ranks.shard)
+    shard = ranks.shard if ranks is not None else None
+    weights = load_weights(Path(options.model_dir), model, dtype, device, shard)
     graphs = graph_setup(options, device, max_context)
-    pool_bytes = sizes.pool_bytes or _cuda_pool_bytes(options, config, dtype, device, graphs)
+    pool_bytes = sizes.pool_bytes
+    if not pool_bytes:
+        taken = graphs.reserved_bytes(config, options.page_tokens, dtype) if graphs else 0
+        pool_bytes = cuda_pool_bytes(device, taken)
     if ranks is not None:
         pool_bytes = ranks.pool_bytes(options, pool_bytes)
     pool = PagePool(
@@ -143,22 +142,8 @@ def _build(
     if device.type == "cuda" and ranks is None:
         with torch.cuda.device(device):
             block = PinnedArena(arena_bytes(sizes.host_bytes)).empty
-    loader = ThreadedLoader(
-        adapter_builder(options.model_name, model, weights, pool, block, ranks),
-        sources=SourceOptions(
-            roots=[Path(root) for root in options.adapter_roots],
-            allowed=options.allowed_sources,
-            private_hosts=options.private_hosts,
-        ),
-        limits=AdapterLimits(max_weights_bytes=options.max_adapter_bytes),
-        control_plane=options.control_plane,
-        fleet_token=options.fleet_token,
-        host_bytes=sizes.host_bytes,
-        disk_bytes=options.disk_cache_bytes,
-        disk_dir=options.disk_cache_dir,
-        on_result=on_loaded,
-        pace=pace,
-    )
+    build = adapter_builder(options.model_name, model, weights, pool, block, ranks)
+    loader = _loader(options, sizes, build, on_loaded, pace)
     engine = make_engine(
         options,
         config,
@@ -174,25 +159,63 @@ def _build(
     )
     if pace is not None:
         pace.is_needed = lambda: engine.is_running
-    partly = module_layers(model)
-    ready = Ready(
+    ready = _ready(options, model, pool, device, max_context)
+    return EngineParts(engine, ready, loader, ranks)
+
+
+def _loader(
+    options: EngineOptions,
+    sizes: MemorySizes,
+    build: Callable[[ParsedAdapter], HostAdapter],
+    on_loaded: Callable[[], None],
+    pace: Pace | None,
+) -> ThreadedLoader:
+    return ThreadedLoader(
+        build,
+        sources=SourceOptions(
+            roots=[Path(root) for root in options.adapter_roots],
+            allowed=options.allowed_sources,
+            private_hosts=options.private_hosts,
+        ),
+        limits=AdapterLimits(max_weights_bytes=options.max_adapter_bytes),
+        control_plane=options.control_plane,
+        fleet_token=options.fleet_token,
+        host_bytes=sizes.host_bytes,
+        disk_bytes=options.disk_cache_bytes,
+        disk_dir=options.disk_cache_dir,
+        on_result=on_loaded,
+        pace=pace,
+    )
+
+
+def _ready(
+    options: EngineOptions,
+    model: ModelConfig,
+    pool: PagePool,
+    device: torch.device,
+    max_context: int,
+) -> Ready:
+    """model: the whole one, also where `pool` is of one rank of several."""
+    some_layers = module_layers(model)
+    dtype = pool.data.dtype
+    return Ready(
         model_name=options.model_name,
         fingerprint=fingerprint(model),
-        num_layers=config.num_layers,
+        num_layers=model.num_layers,
         layer_modules=[
-            ModuleShape(n, i, o, partly.get(n, ())) for n, (i, o) in layer_modules(model).items()
+            ModuleShape(name, wide, high, some_layers.get(name, ()))
+            for name, (wide, high) in layer_modules(model).items()
         ],
         outer_modules=[ModuleShape(n, i, o) for n, (i, o) in outer_modules(model).items()],
-        vocab_size=config.vocab_size,
+        vocab_size=model.vocab_size,
         max_context_tokens=max_context,
-        eos_token_ids=list(config.eos_token_ids),
+        eos_token_ids=list(model.eos_token_ids),
         num_pages=pool.num_pages,
-        page_bytes=config.num_layers * page_elems(model, options.page_tokens) * dtype.itemsize,
+        page_bytes=model.num_layers * page_elems(model, options.page_tokens) * dtype.itemsize,
         max_running=options.max_running,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
     )
-    return EngineParts(engine, ready, loader, ranks)
 
 
 def make_engine(
@@ -249,46 +272,6 @@ def make_engine(
         graphs=captured,
         on_grammar=on_grammar,
     )
-
-
-class GraphSetup(NamedTuple):
-    """Which graphs there are to be, and how they are captured."""
-
-    buckets: GraphBuckets
-    capture: Capture
-
-
-def graph_setup(
-    options: EngineOptions, device: torch.device, max_context: int
-) -> GraphSetup | None:
-    """None: every step runs eagerly.
-
-    Raises: DataPlaneError for graphs where there is no GPU to capture them.
-    """
-    wanted = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    if not wanted:
-        return None
-    if options.tensor_parallel > 1 and options.cuda_graphs is None:
-        log.warning("--tensor-parallel %d: steps run eagerly", options.tensor_parallel)
-        return None
-    if options.tensor_parallel > 1:
-        raise DataPlaneError(
-            "GRAPHS_NEED_ONE_DEVICE",
-            f"--cuda-graphs with --tensor-parallel {options.tensor_parallel}: steps of several"
-            " devices are not captured; use --no-cuda-graphs",
-            {"tensor_parallel": str(options.tensor_parallel)},
-        )
-    if device.type != "cuda":
-        raise DataPlaneError(
-            "GRAPHS_NEED_CUDA",
-            f"--cuda-graphs on device {device}: only a GPU has them; leave the option out, or use"
-            " --no-cuda-graphs",
-            {"device": str(device)},
-        )
-    buckets = GraphBuckets.of(
-        options.max_running, max_context, options.page_tokens, options.max_batch_tokens
-    )
-    return GraphSetup(buckets, cuda_capture(device))
 
 
 def adapter_builder(
@@ -354,16 +337,3 @@ def _out_of_range(name: str, value: float, limits: str) -> DataPlaneError:
         f"{name} is {value}; it must be {limits}",
         {"field": name, "value": str(value)},
     )
-
-
-def _cuda_pool_bytes(
-    options: EngineOptions,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    graphs: GraphSetup | None,
-) -> int:
-    reserved = 0
-    if graphs:
-        reserved = reserved_bytes(config, graphs.buckets, options.page_tokens, dtype.itemsize)
-    return cuda_pool_bytes(device, reserved)

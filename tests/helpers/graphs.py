@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from dataplane.engine.graph_buckets import GraphBuckets
+from dataplane.engine.graph_setup import GraphSetup
 from dataplane.engine.graphs import Capture
-from dataplane.engine.setup import GraphSetup
 
 
 class Recorder:

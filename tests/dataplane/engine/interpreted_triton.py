@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dataplane.engine.graph_buckets import GraphBuckets
-from dataplane.engine.setup import GraphSetup
+from dataplane.engine.graph_setup import GraphSetup
 from dataplane.engine.warm_up import warm_up
 from dataplane.models.config import load_config
 from dataplane.models.decoder import Decoder

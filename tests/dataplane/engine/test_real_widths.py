@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from dataplane.engine.cuda_graphs import cuda_capture
 from dataplane.engine.graph_buckets import GraphBuckets
-from dataplane.engine.setup import GraphSetup
+from dataplane.engine.graph_setup import GraphSetup
 from tests.helpers.engine import Rig
 from tests.helpers.graphs import Recorder
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
