@@ -13,6 +13,12 @@ MAX_URI_CHARS = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _ALLOWED = re.compile(r"(hf|https?|s3|gs)://([^/?#@\s]*)(/[^?#\s]*)?", re.IGNORECASE)
 
+_SECRETS = (
+    (re.compile(r"([?#]).+", re.DOTALL), r"\1…"),
+    (re.compile(r"//.*@", re.DOTALL), "//…@"),  # a user's name and password
+    (re.compile(r"(//[^/?#@]*?):(?!\d*(?:[/?#]|$))[^/?#@]*"), r"\1:…"),  # whose host is cut off
+)
+
 
 class _Rule(NamedTuple):
     scheme: str
@@ -66,7 +72,7 @@ def split(uri: str) -> SplitResult:
     """
     if len(uri) > MAX_URI_CHARS:
         raise SourceUnreadableError(
-            f"source {excerpt(uri)} has {len(uri)} characters; the limit is {MAX_URI_CHARS}"
+            f"source {excerpt(_shown(uri))} has {len(uri)} characters; the limit is {MAX_URI_CHARS}"
         )
     try:
         parts = urlsplit(uri)
@@ -117,4 +123,11 @@ def _host_matches(pattern: str, host: str) -> bool:
 
 
 def _malformed(uri: str, problem: str) -> SourceUnreadableError:
-    return SourceUnreadableError(f"source {excerpt(uri)} cannot be read: {problem}")
+    return SourceUnreadableError(f"source {excerpt(_shown(uri))} cannot be read: {problem}")
+
+
+def _shown(uri: str) -> str:
+    """Without what may be secret: messages go to logs."""
+    for pattern, shown in _SECRETS:
+        uri = pattern.sub(shown, uri)
+    return uri
