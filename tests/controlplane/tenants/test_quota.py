@@ -243,7 +243,7 @@ async def test_what_is_refused_is_no_demand(plane: ControlPlane, redis: Redis) -
     assert redis.hget(keys.DATA_PLANE + "dp-0", "num_placed") == "1"
     assert redis.zscore(keys.DEMAND + "1", ":tiny/llama") is not None
     fields = redis.hgetall(keys.ADMISSIONS)
-    assert fields.get("begun", "1") == "1"
+    assert fields["begun"] == "1"
 
 
 async def test_a_request_that_goes_on_is_charged_once(plane: ControlPlane, tmp_path: Path) -> None:
