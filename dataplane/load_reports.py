@@ -9,18 +9,17 @@ REPORTED_LOADS = 32
 
 
 class TierCounters(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One tier. num_adapters and num_bytes are of now; hits, misses, evictions and damaged
-    entries, which were dropped, are since the start. A lookup that misses goes on in the next
-    tier: "pool", "host", "disk"."""
+    """As TierCounters in fleet.proto: a lookup that misses goes on in the next tier, of "pool",
+    "host", "disk"."""
 
     tier: str
     num_adapters: int
-    num_bytes: int
+    size_bytes: int
     max_bytes: int
-    hits: int
-    misses: int
-    evictions: int
-    damaged: int = 0
+    num_hits: int
+    num_misses: int
+    num_evictions: int
+    num_damaged: int = 0
 
 
 class LoadUnderWay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -58,10 +58,10 @@ class DiskTierStats:
 
     entry_bytes: int
     num_entries: int
-    hits: int
-    misses: int
-    evictions: int
-    damaged: int
+    num_hits: int
+    num_misses: int
+    num_evictions: int
+    num_damaged: int
 
 
 class DiskTier:
@@ -173,10 +173,10 @@ class DiskTier:
         return DiskTierStats(
             entry_bytes=sum(sizes),
             num_entries=len(sizes),
-            hits=self._hits,
-            misses=self._misses,
-            evictions=self._evictions,
-            damaged=self._damaged,
+            num_hits=self._hits,
+            num_misses=self._misses,
+            num_evictions=self._evictions,
+            num_damaged=self._damaged,
         )
 
     def _read(self, digest: str) -> AdapterFiles | None:

@@ -18,9 +18,9 @@ class HostTierStats:
 
     entry_bytes: int
     num_entries: int
-    hits: int
-    misses: int
-    evictions: int
+    num_hits: int
+    num_misses: int
+    num_evictions: int
 
 
 @dataclass(slots=True)
@@ -119,9 +119,9 @@ class HostTier(Generic[T]):
         return HostTierStats(
             entry_bytes=self._entry_bytes,
             num_entries=len(self._entries),
-            hits=self._hits,
-            misses=self._misses,
-            evictions=self._evictions,
+            num_hits=self._hits,
+            num_misses=self._misses,
+            num_evictions=self._evictions,
         )
 
     def _victims(

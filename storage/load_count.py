@@ -13,8 +13,8 @@ class LoadCount:
 
     origin: str
     outcome: str
-    num: int = 0
-    num_bytes: int = 0
+    num_loads: int = 0
+    size_bytes: int = 0
     queue_s: float = 0.0
     read_s: float = 0.0
     parse_s: float = 0.0

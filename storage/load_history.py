@@ -96,14 +96,14 @@ class LoadHistory:
         self,
         origin: str,
         *,
-        num_bytes: int,
+        size_bytes: int,
         queue_s: float,
         read_s: float,
         parse_s: float,
         build_s: float,
     ) -> None:
         count = self._count(origin, "OK")
-        count.num_bytes += num_bytes
+        count.size_bytes += size_bytes
         count.queue_s += queue_s
         count.read_s += read_s
         count.parse_s += parse_s
@@ -130,7 +130,7 @@ class LoadHistory:
 
     def _count(self, origin: str, outcome: str) -> LoadCount:
         count = self._counts.setdefault((origin, outcome), LoadCount(origin, outcome))
-        count.num += 1
+        count.num_loads += 1
         return count
 
 

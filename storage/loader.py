@@ -317,7 +317,7 @@ class TieredLoader(Generic[T]):
         self._recent.append(timings)
         self.history.ended(
             timings.origin,
-            num_bytes=made.size_bytes,
+            size_bytes=made.size_bytes,
             queue_s=queue_s,
             read_s=timings.read_s,
             parse_s=timings.parse_s,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import structs
 
 from chorale.v1 import fleet_pb2 as pb
 from controlplane.fleet.counters import (
@@ -14,37 +16,15 @@ from controlplane.fleet.counters import (
     word,
 )
 
+T = TypeVar("T", TierCounters, LoadCount)
+
 
 def counters_from_pb(load: pb.Load) -> Counters:
     return Counters(
         num_loading=load.num_loading,
         num_waiting_pins=load.num_waiting_pins,
-        tiers=[
-            TierCounters(
-                tier=word(each.tier),
-                num_adapters=each.num_adapters,
-                size_bytes=each.size_bytes,
-                max_bytes=each.max_bytes,
-                num_hits=each.num_hits,
-                num_misses=each.num_misses,
-                num_evictions=each.num_evictions,
-                num_damaged=each.num_damaged,
-            )
-            for each in load.tiers[:MAX_TIERS]
-        ],
-        load_counts=[
-            LoadCount(
-                origin=word(each.origin),
-                outcome=word(each.outcome),
-                num_loads=each.num_loads,
-                size_bytes=each.size_bytes,
-                queue_s=each.queue_s,
-                read_s=each.read_s,
-                parse_s=each.parse_s,
-                build_s=each.build_s,
-            )
-            for each in load.load_counts[:MAX_LOAD_COUNTS]
-        ],
+        tiers=[_taken(TierCounters, each) for each in load.tiers[:MAX_TIERS]],
+        load_counts=[_taken(LoadCount, each) for each in load.load_counts[:MAX_LOAD_COUNTS]],
     )
 
 
@@ -52,9 +32,14 @@ def add_counters(load: pb.Load, counters: Counters) -> None:
     """Fills them into `load`."""
     load.num_loading = counters.num_loading
     load.num_waiting_pins = counters.num_waiting_pins
-    load.tiers.extend(pb.TierCounters(**_fields(each)) for each in counters.tiers)
-    load.load_counts.extend(pb.LoadCount(**_fields(each)) for each in counters.load_counts)
+    load.tiers.extend(pb.TierCounters(**structs.asdict(each)) for each in counters.tiers)
+    load.load_counts.extend(pb.LoadCount(**structs.asdict(each)) for each in counters.load_counts)
 
 
-def _fields(value: TierCounters | LoadCount) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__struct_fields__}
+def _taken(kind: type[T], message: pb.TierCounters | pb.LoadCount) -> T:
+    """The message's fields have the same names."""
+    fields: dict[str, Any] = {}
+    for name in kind.__struct_fields__:
+        value = getattr(message, name)
+        fields[name] = word(value) if isinstance(value, str) else value
+    return kind(**fields)

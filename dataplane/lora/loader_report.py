@@ -86,10 +86,10 @@ def _tier(name: str, stats: HostTierStats | DiskTierStats, max_bytes: int) -> Ti
     return TierCounters(
         tier=name,
         num_adapters=stats.num_entries,
-        num_bytes=stats.entry_bytes,
+        size_bytes=stats.entry_bytes,
         max_bytes=max_bytes,
-        hits=stats.hits,
-        misses=stats.misses,
-        evictions=stats.evictions,
-        damaged=stats.damaged if isinstance(stats, DiskTierStats) else 0,
+        num_hits=stats.num_hits,
+        num_misses=stats.num_misses,
+        num_evictions=stats.num_evictions,
+        num_damaged=stats.num_damaged if isinstance(stats, DiskTierStats) else 0,
     )

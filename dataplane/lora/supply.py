@@ -289,11 +289,11 @@ class AdapterSupply:
         return TierCounters(
             tier="pool",
             num_adapters=len(adapters),
-            num_bytes=sum(each.nbytes for each in adapters),
+            size_bytes=sum(each.nbytes for each in adapters),
             max_bytes=self._max_arrived_bytes,
-            hits=counters.hits,
-            misses=counters.misses,
-            evictions=counters.evictions,
+            num_hits=counters.hits,
+            num_misses=counters.misses,
+            num_evictions=counters.evictions,
         )
 
     def waiting_pins(self) -> list[WaitingPin]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from google.protobuf import duration_pb2
+from msgspec import structs
 
 from chorale.outlooks import outlook_to_pb
 from chorale.v1 import adapter_registry_pb2, fleet_pb2
@@ -48,34 +51,10 @@ def load_of(ready: Ready, stats: Stats | None) -> fleet_pb2.Load:
         num_available_pages=stats.num_available_pages,
         num_generated_tokens=stats.num_generated_tokens,
         prefetches=_prefetches(stats),
-        tiers=[
-            fleet_pb2.TierCounters(
-                tier=each.tier,
-                num_adapters=each.num_adapters,
-                size_bytes=each.num_bytes,
-                max_bytes=each.max_bytes,
-                num_hits=each.hits,
-                num_misses=each.misses,
-                num_evictions=each.evictions,
-                num_damaged=each.damaged,
-            )
-            for each in stats.tiers
-        ],
+        tiers=[fleet_pb2.TierCounters(**structs.asdict(each)) for each in stats.tiers],
         num_loading=stats.num_loading,
         num_waiting_pins=stats.num_waiting_pins,
-        load_counts=[
-            fleet_pb2.LoadCount(
-                origin=each.origin,
-                outcome=each.outcome,
-                num_loads=each.num,
-                size_bytes=each.num_bytes,
-                queue_s=each.queue_s,
-                read_s=each.read_s,
-                parse_s=each.parse_s,
-                build_s=each.build_s,
-            )
-            for each in stats.loads
-        ],
+        load_counts=[fleet_pb2.LoadCount(**dataclasses.asdict(each)) for each in stats.loads],
         outlook=outlook_to_pb(stats.outlook) if stats.outlook else None,
     )
 

@@ -62,7 +62,7 @@ async def check_root(root: Path, max_bytes: int) -> None:
     assert on_disk(root) == tier.digests()
     for digest in tier.digests():
         assert await tier.get(digest) is not None
-    assert tier.stats().damaged == 0
+    assert tier.stats().num_damaged == 0
     assert tier.stats().entry_bytes <= max_bytes
 
 

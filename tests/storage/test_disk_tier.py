@@ -48,7 +48,7 @@ async def test_what_was_put_comes_back(tmp_path: Path) -> None:
     )
     assert tier.digests() == {DIGESTS[0]}
     stats = tier.stats()
-    assert (stats.hits, stats.misses, stats.num_entries) == (1, 1, 1)
+    assert (stats.num_hits, stats.num_misses, stats.num_entries) == (1, 1, 1)
     assert stats.entry_bytes == SAMPLES[DIGESTS[0]].size_bytes
 
 
@@ -64,7 +64,7 @@ async def test_least_recently_used_leaves_first(tmp_path: Path) -> None:
     await tier.get(DIGESTS[0])
     await fill(tier, 3)
     assert tier.digests() == on_disk(tmp_path) == {DIGESTS[i] for i in (0, 2, 3)}
-    assert tier.stats().evictions == 1
+    assert tier.stats().num_evictions == 1
     assert await tier.get(DIGESTS[1]) is None
 
 
@@ -120,7 +120,7 @@ async def test_damaged_entries_are_dropped_not_served(
             (tmp_path / "elsewhere").write_bytes(b"x")
             path.symlink_to(tmp_path / "elsewhere")
     assert await tier.get(DIGESTS[0]) is None
-    assert tier.stats().damaged == 1
+    assert tier.stats().num_damaged == 1
     assert on_disk(tmp_path / "root") == set()
     await fill(tier, 0)
     assert await tier.get(DIGESTS[0]) is not None
@@ -153,11 +153,11 @@ async def test_what_is_made_while_files_are_proven_counts_only_if_they_are_sound
 
     if damaged:
         assert await tier.get_and(make, DIGESTS[0]) is None
-        assert tier.stats().damaged == tier.stats().misses == 1
+        assert tier.stats().num_damaged == tier.stats().num_misses == 1
     elif fails:
         with pytest.raises(LookupError):
             await tier.get_and(make, DIGESTS[0])
-        assert tier.stats().damaged == 0
+        assert tier.stats().num_damaged == 0
     else:
         assert await tier.get_and(make, DIGESTS[0]) == files(0).size_bytes
     assert made.is_set()
@@ -289,7 +289,7 @@ def _work(root: str, seed: int) -> int:
             await fill(tier, index)
             found = await tier.get(DIGESTS[(index + step) % 6])
             assert found is None or found.weights == SAMPLES[DIGESTS[(index + step) % 6]].weights
-        return tier.stats().damaged
+        return tier.stats().num_damaged
 
     return asyncio.run(run())
 

@@ -105,7 +105,7 @@ def test_peek_counts_nothing() -> None:
     assert tier.peek("a") == 1 and tier.peek("x") is None
     tier.put("c", 3, 1)
     assert tier.digests() == {"b", "c"}
-    assert (tier.stats().hits, tier.stats().misses) == (0, 0)
+    assert (tier.stats().num_hits, tier.stats().num_misses) == (0, 0)
 
 
 def test_the_order_is_that_of_the_formula() -> None:

@@ -14,7 +14,7 @@ def test_least_recently_used_leaves_first() -> None:
     assert tier.get("b") is None
     stats = tier.stats()
     assert (stats.entry_bytes, stats.num_entries) == (30, 3)
-    assert (stats.hits, stats.misses, stats.evictions) == (1, 1, 1)
+    assert (stats.num_hits, stats.num_misses, stats.num_evictions) == (1, 1, 1)
 
 
 def test_contains_does_not_count_as_use() -> None:
@@ -24,7 +24,7 @@ def test_contains_does_not_count_as_use() -> None:
     assert tier.peek("a") is not None
     tier.put("c", 3, 1)
     assert tier.peek("a") is None
-    assert tier.stats().hits == 0
+    assert tier.stats().num_hits == 0
 
 
 def test_pinned_entries_stay() -> None:

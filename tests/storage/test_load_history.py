@@ -62,7 +62,7 @@ def test_the_last_failures_are_kept_and_all_are_counted() -> None:
     assert len(failures) == 64 and failures[-1].digest == "odd"
     assert (failures[-1].reason, failures[-1].message) == ("INTERNAL", "")
     assert failures[0].reason == "SOURCE_NOT_FOUND" and len(failures[0].message) == 300
-    assert [(each.origin, each.outcome, each.num) for each in history.counts()] == [
+    assert [(each.origin, each.outcome, each.num_loads) for each in history.counts()] == [
         ("file", "INTERNAL", 1),
         ("hf", "SOURCE_NOT_FOUND", 100),
     ]
@@ -81,22 +81,22 @@ async def test_a_load_is_seen_while_it_runs(bench: Bench) -> None:
     await task
     assert bench.loader.under_way() == []
     (count,) = bench.loader.history.counts()
-    assert (count.origin, count.outcome, count.num) == ("other", "OK", 1)
+    assert (count.origin, count.outcome, count.num_loads) == ("other", "OK", 1)
     (timings,) = bench.loader.recent_timings()
     assert (count.read_s, count.parse_s) == (timings.read_s, timings.parse_s)
-    assert (count.build_s, count.num_bytes) == (timings.build_s, timings.size_bytes)
+    assert (count.build_s, count.size_bytes) == (timings.build_s, timings.size_bytes)
     assert timings.origin == "other" and timings.ended_s > under_way.began_s
     await bench.loader.flush()
     bench.host.discard(DIGEST)
     await bench.loader.load(REF)
-    assert [(each.origin, each.num) for each in bench.loader.history.counts()] == [
+    assert [(each.origin, each.num_loads) for each in bench.loader.history.counts()] == [
         ("disk", 1),
         ("other", 1),
     ]
     host, disk = bench.loader.tier_stats()
     assert disk is not None
-    assert (host.hits, host.misses) == (0, 2)
-    assert (disk.hits, disk.misses) == (1, 1), "two looks of one load are one miss"
+    assert (host.num_hits, host.num_misses) == (0, 2)
+    assert (disk.num_hits, disk.num_misses) == (1, 1), "two looks of one load are one miss"
 
 
 async def test_cancelled_and_failed_loads_are_told_apart(bench: Bench) -> None:
@@ -110,7 +110,7 @@ async def test_cancelled_and_failed_loads_are_told_apart(bench: Bench) -> None:
     with pytest.raises(SourceNotFoundError):
         await bench.loader.load(AdapterRef(DIGEST, "mem://nowhere"))
     await eventually(lambda: bench.loader.history.failures())
-    assert [(each.outcome, each.num) for each in bench.loader.history.counts()] == [
+    assert [(each.outcome, each.num_loads) for each in bench.loader.history.counts()] == [
         ("CANCELLED", 1),
         ("SOURCE_NOT_FOUND", 1),
     ]

@@ -96,7 +96,7 @@ def test_host_memory_counts_the_blocks_that_adapters_take(bench: Bench) -> None:
     bench.loader.request(bench.adapter(1))
     assert [each.error for each in bench.results(1)] == [None]
     tiers = {each.tier: each for each in bench.loader.report().tiers}
-    assert tiers["host"].num_bytes == 128
+    assert tiers["host"].size_bytes == 128
 
 
 def test_builders_use_one_core_and_give_way(tmp_path: Path) -> None:
@@ -185,14 +185,14 @@ def test_progress_and_failures_are_reported(bench: Bench) -> None:
     until(lambda: len(bench.loader.report().loads) == 2)
     report = bench.loader.report()
     assert (report.loading, report.num_loading) == ([], 0)
-    assert [(each.origin, each.outcome, each.num) for each in report.loads] == [
+    assert [(each.origin, each.outcome, each.num_loads) for each in report.loads] == [
         ("file", "OK", 1),
         ("file", "SOURCE_NOT_FOUND", 1),
     ]
     host, disk = report.tiers
-    assert (host.tier, host.num_adapters, host.num_bytes) == ("host", 1, 96)
-    assert (host.max_bytes, host.misses, host.hits) == (1 << 20, 2, 0)
-    assert (disk.tier, disk.max_bytes, disk.misses) == ("disk", 1 << 20, 2)
+    assert (host.tier, host.num_adapters, host.size_bytes) == ("host", 1, 96)
+    assert (host.max_bytes, host.num_misses, host.num_hits) == (1 << 20, 2, 0)
+    assert (disk.tier, disk.max_bytes, disk.num_misses) == ("disk", 1 << 20, 2)
     ended, failed = bench.loader.recent_loads()
     assert (ended.digest, ended.reason) == (wanted.digest, "")
     assert (failed.digest, failed.reason) == (missing.digest, "SOURCE_NOT_FOUND")

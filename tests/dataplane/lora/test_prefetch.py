@@ -295,16 +295,16 @@ def test_the_pool_counts_hits_misses_evictions_and_copies() -> None:
         simulation.submit(handle, adapter=name)
         simulation.run()
     tier = simulation.supply.pool_tier()
-    assert (tier.hits, tier.misses, tier.evictions, tier.num_adapters) == (1, 2, 0, 2)
-    assert tier.num_bytes == 2 * 3 * 2 * 4 and tier.max_bytes == 16 * 2 * 4
+    assert (tier.num_hits, tier.num_misses, tier.num_evictions, tier.num_adapters) == (1, 2, 0, 2)
+    assert tier.size_bytes == 2 * 3 * 2 * 4 and tier.max_bytes == 16 * 2 * 4
     copier = simulation.supply.resident.copier
     simulation.step()
     assert copier.num_copied == 2 and copier.copied_s > 0
     assert 0 < simulation.supply.resident.copy_s("a") < copier.copied_s
     assert simulation.supply.resident.copy_s("z") == 0
     assert simulation.pool.make_free(16)
-    assert simulation.supply.pool_tier().evictions == 2
+    assert simulation.supply.pool_tier().num_evictions == 2
     simulation.submit(9, adapter="a")
     simulation.run()
     simulation.supply.unload("a", simulation.now_s)
-    assert simulation.supply.pool_tier().evictions == 2, "it was told to go"
+    assert simulation.supply.pool_tier().num_evictions == 2, "it was told to go"

@@ -62,16 +62,16 @@ def test_each_figure_of_the_engine_is_shown() -> None:
     pool = TierCounters(
         tier="pool",
         num_adapters=1,
-        num_bytes=2,
+        size_bytes=2,
         max_bytes=3,
-        hits=4,
-        misses=5,
-        evictions=6,
-        damaged=7,
+        num_hits=4,
+        num_misses=5,
+        num_evictions=6,
+        num_damaged=7,
     )
     parts = {"queue_s": 0.1, "read_s": 0.2, "parse_s": 0.3, "build_s": 0.4}
-    loaded = LoadCount(origin="disk", outcome="OK", num=7, num_bytes=70, **parts)
-    failed = LoadCount(origin="hf", outcome="SOURCE_TIMEOUT", num=1, num_bytes=0, **parts)
+    loaded = LoadCount(origin="disk", outcome="OK", num_loads=7, size_bytes=70, **parts)
+    failed = LoadCount(origin="hf", outcome="SOURCE_TIMEOUT", num_loads=1, size_bytes=0, **parts)
     loading = LoadUnderWay(
         digest="d",
         origin="hf",
