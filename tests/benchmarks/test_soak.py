@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,15 @@ from benchmarks.soak.__main__ import soak
 from benchmarks.soak.leaks import MAX_TABLE, table_sizes
 from dataplane.engine.scheduler import Scheduler
 from dataplane.lora.supply import AdapterSupply
+
+
+@pytest.fixture(autouse=True)
+def out_of_sight() -> Iterator[None]:
+    """What other tests have left in this process, all of which a soak looks through at its end."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def run(folder: Path, **changes: Any) -> dict[str, Any]:
