@@ -75,10 +75,7 @@ class NamedCallParser(CallParser):
                 continue
             end = at + (found is Found.DONE)
             self._read(text[:end])
-            if found is Found.DONE or self._begun:
-                self._end_object()
-            else:
-                self._give_up("")
+            self._end_object()
             return text[end:]
         self._read(text)
         return ""

@@ -22,8 +22,8 @@ def test_many_adapters_through_small_tiers(tmp_path: Path, monkeypatch: pytest.M
     assert report["right"] + report["aborted"] == 120 and report["aborted"]
     assert report["distinct_touched"] == 40
     for tier in ("host", "disk"):
-        assert report[tier]["evictions"] > 0 and report[tier]["hits"] > 0
-    assert report["disk"]["damaged"] == 0
+        assert report[tier]["num_evictions"] > 0 and report[tier]["num_hits"] > 0
+    assert report["disk"]["num_damaged"] == 0
     assert 0 < report["read_back"] <= report["disk"]["num_entries"]
 
 

@@ -167,8 +167,9 @@ async def test_pickle_is_never_an_alternative(root: Path, name: str) -> None:
     directory.mkdir()
     (directory / CONFIG_NAME).write_bytes(b"{}")
     (directory / name).write_bytes(b"\x80\x02")
-    with pytest.raises(PickleRefusedError, match="safetensors"):
+    with pytest.raises(PickleRefusedError, match="safetensors") as caught:
         await LocalDirectorySource([root]).fetch(str(directory))
+    assert caught.value.metadata == {"file": name}
 
 
 async def test_pickle_beside_safetensors_is_ignored(root: Path) -> None:
