@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import grpc
 
 from benchmarks.errors import RequestFailed, TargetError
 from benchmarks.load.target import Chunk, TargetInfo
@@ -12,9 +15,16 @@ from chorale.events import Finished, Tokens
 
 
 class GrpcTarget:
-    def __init__(self, address: str, *, model: str = "") -> None:
-        self.url = f"grpc://{address}"
-        self._client = AsyncClient(address)
+    """address: HOST:PORT, grpc://HOST:PORT, or grpcs://HOST:PORT for TLS."""
+
+    def __init__(
+        self, address: str, *, model: str = "", api_key: str = "", tls_ca_file: Path | None = None
+    ) -> None:
+        self.url = address if "://" in address else f"grpc://{address}"
+        trusted = None
+        if tls_ca_file is not None:
+            trusted = grpc.ssl_channel_credentials(tls_ca_file.read_bytes())
+        self._client = AsyncClient(address, api_key=api_key, credentials=trusted)
         self._model = model
 
     async def describe(self) -> TargetInfo:

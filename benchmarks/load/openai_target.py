@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,13 +23,23 @@ class OpenAITarget:
     """Tokens are counted by `token_ids` where the server sends them, else by the usage at the end,
     the events with text standing for the times."""
 
-    def __init__(self, url: str, *, model: str = "", extensions: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "",
+        extensions: bool = True,
+        api_key: str = "",
+        tls_ca_file: Path | None = None,
+    ) -> None:
         parts = urlsplit(url)
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._model = model
         self._extensions = extensions
         self._client = httpx2.AsyncClient(
             base_url=url.rstrip("/"),
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            verify=True if tls_ca_file is None else ssl.create_default_context(cafile=tls_ca_file),
             # How long a request may take is the driver's business.
             timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),

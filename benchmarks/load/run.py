@@ -6,6 +6,7 @@ import asyncio
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import TargetError, WorkloadError
@@ -32,6 +33,8 @@ class RunOptions:
     seed: of the prompts. Two runs of one seed send the same prompts, which a server with a prefix
     cache has seen the second time: take another seed for each run against one server.
     vocab_size: 0 takes the endpoint's own, or 256 where it does not say.
+    api_key: what the endpoint asks for; it is in no report.
+    tls_ca_file: PEM of the authorities to trust over TLS; None: gRPC's or Python's own.
     """
 
     url: str
@@ -43,11 +46,19 @@ class RunOptions:
     timeout_s: float = 300.0
     max_in_flight: int = 4096
     extensions: bool = True
+    api_key: str = ""
+    tls_ca_file: Path | None = None
 
 
 async def run(workload: Workload, options: RunOptions, show: ShowPhase) -> dict[str, Any]:
     """Runs all phases; the report (see docs/benchmarks.md). Raises: BenchError."""
-    target = open_target(options.url, model=options.model, extensions=options.extensions)
+    target = open_target(
+        options.url,
+        model=options.model,
+        extensions=options.extensions,
+        api_key=options.api_key,
+        tls_ca_file=options.tls_ca_file,
+    )
     try:
         info = await target.describe()
         vocab_size = _vocab_size(options, info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -50,8 +51,15 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
 
-def open_target(url: str, *, model: str = "", extensions: bool = True) -> Target:
-    """The target at grpc://HOST:PORT or http(s)://HOST:PORT/v1; made inside the event loop.
+def open_target(
+    url: str,
+    *,
+    model: str = "",
+    extensions: bool = True,
+    api_key: str = "",
+    tls_ca_file: Path | None = None,
+) -> Target:
+    """The target at grpc(s)://HOST:PORT or http(s)://HOST:PORT/v1; made inside the event loop.
 
     model: what the base model is called there; empty asks the endpoint.
     extensions: send ignore_eos and return_token_ids, which vLLM and Chorale know and OpenAI's API
@@ -59,14 +67,17 @@ def open_target(url: str, *, model: str = "", extensions: bool = True) -> Target
     Raises: TargetError.
     """
     parts = urlsplit(url)
-    if parts.scheme == "grpc" and parts.netloc and parts.path in ("", "/"):
+    if parts.scheme in ("grpc", "grpcs") and parts.netloc and parts.path in ("", "/"):
         from benchmarks.load.grpc_target import GrpcTarget
 
-        return GrpcTarget(parts.netloc, model=model)
+        address = f"{parts.scheme}://{parts.netloc}"
+        return GrpcTarget(address, model=model, api_key=api_key, tls_ca_file=tls_ca_file)
     if parts.scheme in ("http", "https") and parts.netloc:
         from benchmarks.load.openai_target import OpenAITarget
 
-        return OpenAITarget(url, model=model, extensions=extensions)
+        return OpenAITarget(
+            url, model=model, extensions=extensions, api_key=api_key, tls_ca_file=tls_ca_file
+        )
     raise TargetError(
         "TARGET_INVALID",
         f"target {url[:200]!r}: give grpc://HOST:PORT, or http://HOST:PORT/v1 for an OpenAI API",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Target = Annotated[
     str,
-    typer.Option("--target", help="grpc://HOST:PORT of a gateway, or http://HOST:PORT/v1."),
+    typer.Option("--target", help="grpc(s)://HOST:PORT of a gateway, or http(s)://HOST:PORT/v1."),
 ]
 Adapters = Annotated[
     str,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from controlplane.cli import connection
 from controlplane.cli.bench_options import Shared
 from controlplane.cli.errors import NoSuchFileError, TargetUnusableError, UsageError
 from controlplane.cli.exit_codes import ExitCode
@@ -51,12 +52,14 @@ def measure(make: Callable[[list[str]], Workload], shared: Shared) -> None:
         options = run.RunOptions(
             url=shared.target,
             model=shared.model,
-            sources=sources if shared.target.startswith("grpc:") else {},
+            sources=sources if shared.target.startswith(("grpc:", "grpcs:")) else {},
             seed=shared.seed,
             vocab_size=shared.vocab_size,
             ttft_objective_s=shared.ttft_slo,
             timeout_s=shared.timeout,
             extensions=shared.extensions,
+            api_key=connection.api_key(),
+            tls_ca_file=connection.tls_ca_file(),
         )
         with live_view(Console(stderr=True), f"bench {workload.name}") as show_phase:
             report = asyncio.run(run.run(workload, options, show_phase))

@@ -1,23 +1,108 @@
-"""The connection that a command makes to the gateway."""
+"""How commands reach the gateway: the API key that they show, and whose certificates they trust."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from controlplane.cli.errors import UsageError
 from controlplane.cli.failures import reported
 
 if TYPE_CHECKING:
+    import grpc
+
     from chorale.client import Client
+
+KEY_VARIABLE = "CHORALE_API_KEY"
+
+
+@dataclass(frozen=True)
+class _Given:
+    api_key_file: Path | None = None
+    tls_ca_file: Path | None = None
+
+
+_given: ContextVar[_Given] = ContextVar("given")
+
+
+def common(
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_API_KEY_FILE",
+            help="File with the API key that a gateway asks for; $CHORALE_API_KEY goes before it.",
+        ),
+    ] = None,
+    tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_TLS_CA_FILE",
+            help="Certificates in PEM of the authorities to trust, for a gateway with TLS. Left "
+            "out: gRPC's own list, where --address is grpcs://…",
+        ),
+    ] = None,
+) -> None:
+    """Takes the options that stand before the command."""
+    _given.set(_Given(api_key_file, tls_ca_file))
 
 
 @contextmanager
 def connected(address: str, timeout: float, *, as_json: bool = False) -> Generator[Client]:
     """A client, for the whole of a command: what fails inside is `reported`."""
     with reported(as_json=as_json, address=address):
-        # Here, as gRPC takes longer to import than most commands to run.
-        from chorale.client import Client
-
-        with Client(address, timeout=timeout) as client:
+        with connect(address, timeout=timeout) as client:
             yield client
+
+
+def connect(address: str, *, timeout: float | None = 60.0, tenant: str = "") -> Client:
+    """A client of the gateway at `address`. Raises: UsageError, InvalidArgumentError."""
+    # Here, as gRPC takes longer to import than most commands to run.
+    from chorale.client import Client
+
+    return Client(
+        address, tenant=tenant, timeout=timeout, api_key=api_key(), credentials=credentials()
+    )
+
+
+def api_key() -> str:
+    """Empty for none. Raises: UsageError (API_KEY_FILE_INVALID)."""
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        return key
+    path = _given.get(_Given()).api_key_file
+    if path is None:
+        return ""
+    from chorale.secret_file import read_secret
+
+    try:
+        return read_secret(path)
+    except (OSError, ValueError) as error:
+        raise _unusable("API_KEY_FILE_INVALID", "--api-key-file", path, error) from error
+
+
+def tls_ca_file() -> Path | None:
+    return _given.get(_Given()).tls_ca_file
+
+
+def credentials() -> grpc.ChannelCredentials | None:
+    """Of TLS, None where the address decides. Raises: UsageError (TLS_CA_FILE_INVALID)."""
+    path = tls_ca_file()
+    if path is None:
+        return None
+    import grpc
+
+    try:
+        return grpc.ssl_channel_credentials(path.read_bytes())
+    except OSError as error:
+        raise _unusable("TLS_CA_FILE_INVALID", "--tls-ca-file", path, error) from error
+
+
+def _unusable(reason: str, option: str, path: Path, error: OSError | ValueError) -> UsageError:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return UsageError(reason, f"{option} {path}: {why}", metadata={"path": str(path)})

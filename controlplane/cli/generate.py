@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controlplane.cli import output, views
+from controlplane.cli.connection import connect
 from controlplane.cli.errors import UsageError
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, AsJson, SourceToken
@@ -99,8 +100,6 @@ def generate(
             if value is not None and not as_json:
                 raise UsageError("OPTION_CONFLICT", f"{name} is shown only with --json: give both")
         text = _prompt(prompt)
-        from chorale.client import Client
-
         options: GenerateOptions = {
             "model": adapter,
             "max_tokens": max_tokens,
@@ -131,7 +130,7 @@ def generate(
         if chat:
             options["messages"] = [{"role": "user", "content": text}]
         with (
-            Client(address, tenant=tenant) as client,
+            connect(address, tenant=tenant) as client,
             client.generate(None if chat else text, **options) as events,
         ):
             _show(events, as_json)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from controlplane.cli import demand, generate, health, pool, roles, status, top, up
+from controlplane.cli import connection, demand, generate, health, pool, roles, status, top, up
 from controlplane.cli.adapters import adapters
 from controlplane.cli.bench import bench
 from controlplane.cli.exit_codes import help_text
+from controlplane.cli.keys import keys
 from controlplane.cli.tenants import tenants
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     # Every option has its variable: those without one of their own CHORALE_COMMAND_OPTION.
     context_settings={"auto_envvar_prefix": "CHORALE"},
 )
+app.callback()(connection.common)
 up.install(app)
 roles.install(app)
 generate.install(app)
@@ -31,6 +33,7 @@ health.install(app)
 pool.install(app)
 app.add_typer(adapters, name="adapters")
 app.add_typer(tenants, name="tenants")
+app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 
 

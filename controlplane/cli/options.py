@@ -24,7 +24,11 @@ DataDir = Annotated[
 
 Address = Annotated[
     str,
-    typer.Option("--address", envvar="CHORALE_ADDRESS", help="HOST:PORT of the gateway's gRPC."),
+    typer.Option(
+        "--address",
+        envvar="CHORALE_ADDRESS",
+        help="HOST:PORT of the gateway's gRPC; grpcs://HOST:PORT over TLS.",
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout; errors too.")
@@ -86,6 +90,32 @@ AllowHost = Annotated[
         help="Name that HTTP requests may be for besides localhost, as chorale.example.com, "
         "*.example.com or *; repeatable. Checked where --host is a loopback address or this is "
         "given.",
+    ),
+]
+ApiKeysFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-keys-file",
+        envvar="CHORALE_API_KEYS_FILE",
+        help="File of the API keys that callers must have, as `chorale keys` writes it; read again "
+        "when it changes. Left out: everybody may do everything.",
+    ),
+]
+TlsCertFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert-file",
+        envvar="CHORALE_TLS_CERT_FILE",
+        help="Certificate chain in PEM, for gRPC and HTTP; read again when it changes. Left out: "
+        "plaintext.",
+    ),
+]
+TlsKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key-file",
+        envvar="CHORALE_TLS_KEY_FILE",
+        help="Its private key in PEM, without a passphrase.",
     ),
 ]
 DrainTimeout = Annotated[

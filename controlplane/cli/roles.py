@@ -20,11 +20,14 @@ from controlplane.cli.options import (
     AllowHost,
     AllowPrivateHost,
     AllowSource,
+    ApiKeysFile,
     DrainTimeout,
     GrpcPort,
     HttpPort,
     HttpRegistry,
     Prefetch,
+    TlsCertFile,
+    TlsKeyFile,
 )
 
 
@@ -183,6 +186,9 @@ def gateway(
     ] = 1024,
     http_registry: HttpRegistry = None,
     allow_host: AllowHost = None,
+    api_keys_file: ApiKeysFile = None,
+    tls_cert_file: TlsCertFile = None,
+    tls_key_file: TlsKeyFile = None,
     http_timeout: Annotated[
         float,
         typer.Option(
@@ -216,6 +222,9 @@ def gateway(
                 max_concurrent_requests=max_concurrent_requests,
                 http_registry=http_registry,
                 allowed_hosts=allow_host or [],
+                api_keys_file=api_keys_file,
+                tls_cert_file=tls_cert_file,
+                tls_key_file=tls_key_file,
                 http_timeout_s=http_timeout,
                 drain_s=drain_timeout,
                 ready=ready,

@@ -14,11 +14,14 @@ from controlplane.cli.options import (
     AllowHost,
     AllowPrivateHost,
     AllowSource,
+    ApiKeysFile,
     DrainTimeout,
     GrpcPort,
     HttpPort,
     HttpRegistry,
     Prefetch,
+    TlsCertFile,
+    TlsKeyFile,
 )
 from controlplane.cli.supervisor.data_dir import default_data_dir
 
@@ -87,6 +90,9 @@ def up(
     http_port: HttpPort = 8000,
     http_registry: HttpRegistry = None,
     allow_host: AllowHost = None,
+    api_keys_file: ApiKeysFile = None,
+    tls_cert_file: TlsCertFile = None,
+    tls_key_file: TlsKeyFile = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -192,6 +198,9 @@ def up(
                 http_port=http_port,
                 http_registry=http_registry,
                 allowed_hosts=allow_host or [],
+                api_keys_file=api_keys_file,
+                tls_cert_file=tls_cert_file,
+                tls_key_file=tls_key_file,
                 metrics_port=metrics_port,
                 num_data_planes=data_planes,
                 redis_url=redis,

@@ -23,6 +23,7 @@ from chorale.v1 import (
 )
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.data_planes import DataPlanes
+from controlplane.gateway.door import Door, admit_for_caller
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.app import make_app
@@ -55,9 +56,10 @@ async def serve(
     """Serves until `stop` is set or the task is cancelled; ends within a second of what running
     requests then get to finish, or of `hurry` being set.
 
-    Raises: OSError when an address cannot be bound.
+    Raises: OSError when an address cannot be bound; OptionError for files that do not serve.
     """
     async with AsyncExitStack() as stack:
+        door = Door(options)
         control_plane = grpc.aio.insecure_channel(
             options.control_plane, options=CONTROL_PLANE_OPTIONS
         )
@@ -67,7 +69,7 @@ async def serve(
         stack.push_async_callback(channels.close)
         stack.push_async_callback(links.close)
         gate = Gate(options.max_concurrent_requests, "generations")
-        metrics = GatewayMetrics(control_plane)
+        metrics = GatewayMetrics(control_plane, [door])
         relay = Relay(control_plane, channels, links, gate, metrics.requests, options.recovery)
         stack.push_async_callback(relay.close)
 
@@ -76,20 +78,23 @@ async def serve(
         texts = Gate(max_texts, "texts to cut into tokens")
         tokenizing = Tokenizing(DataPlanes(control_plane), channels, texts)
         inference = InferenceServicer(relay, tokenizing)
-        grpc_server = await _start_grpc(options, inference, control_plane, calls)
+        grpc_server = await _start_grpc(options, inference, control_plane, calls, door)
         stack.push_async_callback(grpc_server.stop, 0)
         health = ControlPlaneHealth(control_plane, grpc_server.set_serving)
         http_server = HttpServer(
-            make_app(relay, tokenizing, control_plane, health, metrics, calls, options),
+            make_app(relay, tokenizing, control_plane, health, metrics, calls, options, door.guard),
             host=options.host,
             port=options.http_port,
             max_connections=2 * options.max_concurrent_requests,
+            tls=door.http_context(),
         )
         await http_server.start()
         stack.push_async_callback(http_server.kill)
 
         watcher = asyncio.create_task(health.watch(), name="control-plane-health")
         stack.push_async_callback(_cancel, watcher)
+        reader = asyncio.create_task(door.watch(), name="watched-files")
+        stack.push_async_callback(_cancel, reader)
         options.ready(grpc_server.port, http_server.port)
         try:
             await (stop or asyncio.Event()).wait()
@@ -120,6 +125,7 @@ async def _start_grpc(
     servicer: InferenceServicer,
     control_plane: grpc.aio.Channel,
     calls: Gate,
+    door: Door,
 ) -> Server:
     def add_inference(server: grpc.aio.Server) -> None:
         stubs: Any = inference_pb2_grpc
@@ -130,17 +136,20 @@ async def _start_grpc(
     admission = admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"]
     fleet = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
     tenants = tenant_pb2.DESCRIPTOR.services_by_name["TenantService"]
+    rewrites = {"Admit": admit_for_caller} if door.guard else {}
     return await start_server(
         host=options.host,
         port=options.grpc_port,
         services=[
             (inference.full_name, add_inference),
             proxied(registry, control_plane, calls),
-            proxied(admission, control_plane, calls),
+            proxied(admission, control_plane, calls, rewrites=rewrites),
             proxied(fleet, control_plane, calls, methods=_FLEET_METHODS),
             proxied(tenants, control_plane, calls),
         ],
         error_table={},
+        guard=door.guard.call if door.guard else None,
+        credentials=door.grpc_credentials(),
     )
 
 

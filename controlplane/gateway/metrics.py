@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import grpc
@@ -99,13 +99,17 @@ class FleetView(Collector):
 
 
 class GatewayMetrics:
-    def __init__(self, control_plane: grpc.aio.Channel) -> None:
+    """beside: what else the gateway shows."""
+
+    def __init__(self, control_plane: grpc.aio.Channel, beside: Iterable[Collector] = ()) -> None:
         self.requests = GatewayRequests()
         self._view = FleetView(control_plane)
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(self.requests)
         self._registry.register(self._view)
+        for collector in beside:
+            self._registry.register(collector)
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type, for the request header `accept`."""

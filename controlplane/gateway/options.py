@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from controlplane.gateway.recovery import RecoveryLimits
 
@@ -25,6 +26,9 @@ class GatewayOptions:
     listens on a loopback address, as HTTP is often opened to those who may only generate.
     allowed_hosts: names that HTTP requests may be for besides this machine's own and addresses, as
     AllowedHosts takes them. Checked where there are some, and on a loopback address.
+    api_keys_file: the API keys that callers must have, as controlplane.gateway.access.key_file
+    reads it; None: everybody may do everything.
+    tls_cert_file, tls_key_file: of both servers, in PEM; None: they speak plaintext.
     http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.
     drain_s: how long running requests may go on once it is to stop. Of that, new ones are taken
     for the first tenth, up to 5 s: what is in front needs a moment to see that it does not serve.
@@ -39,6 +43,9 @@ class GatewayOptions:
     max_body_bytes: int = 8 * 1024 * 1024
     http_registry: bool | None = None
     allowed_hosts: Sequence[str] = ()
+    api_keys_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
     http_timeout_s: float = 600.0
     drain_s: float = 2.0
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)

@@ -7,6 +7,7 @@ import grpc
 from chorale.errors import ChoraleError
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
+from controlplane.gateway.access.caller import tenant_for
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.generation import Generation, Means
@@ -39,7 +40,11 @@ class Relay:
     def start(
         self, request: pb.GenerateRequest, *, timeout_s: float | None, metadata: Metadata = ()
     ) -> Generation:
-        """A generation that begins when its `events` are first asked for."""
+        """A generation that begins when its `events` are first asked for.
+
+        Raises: PermissionDeniedError for a tenant that is not the caller's.
+        """
+        request.tenant = tenant_for(request.tenant)
         return Generation(self._means, request, timeout_s, metadata)
 
     def end_all(self, error: ChoraleError) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
+from chorale.api_key import KEY as API_KEY
 from chorale.errors import ChoraleError, DeadlineExceededError, InternalError, UnavailableError
 from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.status import from_rpc_error
@@ -21,8 +22,8 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 _rich_status: Any = rpc_status  # it carries no types
 _TYPED_DETAILS = "grpc-status-details-bin"
-_HOP_BY_HOP = frozenset({"user-agent", "content-type", "te", "host", "connection"})
-# What a client proves to the gateway and the control plane is not a data plane's business.
+# Of this hop alone. What else a client proves is the control plane's business, and no data plane's.
+_HOP_BY_HOP = frozenset({"user-agent", "content-type", "te", "host", "connection", API_KEY})
 _NOT_FOR_DATA_PLANES = frozenset({"authorization", "cookie", SOURCE_TOKEN})
 _ANSWER_S = 30.0  # what reads or writes the store alone is done long before
 _LONGEST_DEADLINE_S = 10 * 365 * 86_400.0

@@ -10,9 +10,10 @@ from typing import Any, Self, Unpack
 import grpc
 
 from chorale.aio_adapters import AsyncAdapters
+from chorale.api_key import api_key_metadata
 from chorale.bearer import bearer_metadata
 from chorale.calls import async_call
-from chorale.channel import CHANNEL_OPTIONS
+from chorale.connection import carrying, open_aio_channel
 from chorale.events import Completion, CompletionBuilder, Event, event_of
 from chorale.requests import (
     AdmitOptions,
@@ -49,21 +50,20 @@ class AsyncClient:
         *,
         tenant: str = "",
         timeout: float | None = 60.0,
+        api_key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._channel = (
-            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-        )
+        key = api_key_metadata(api_key)
+        self._channel = open_aio_channel(address, credentials)
+        channel = carrying(self._channel, key)
         self._tenant = tenant
         self._timeout = timeout
-        self._inference = InferenceServiceStub(self._channel)
-        self._admission = AdmissionServiceStub(self._channel)
-        self._fleet = FleetServiceStub(self._channel)
-        self._admin: Any = DataPlaneAdminServiceStub(self._channel)
-        self._tenants: Any = TenantServiceStub(self._channel)
-        self._registry = AdapterRegistryServiceStub(self._channel)
+        self._inference = InferenceServiceStub(channel)
+        self._admission = AdmissionServiceStub(channel)
+        self._fleet = FleetServiceStub(channel)
+        self._admin: Any = DataPlaneAdminServiceStub(channel)
+        self._tenants: Any = TenantServiceStub(channel)
+        self._registry = AdapterRegistryServiceStub(channel)
         self.adapters = AsyncAdapters(self._registry, timeout)
 
     async def __aenter__(self) -> Self:

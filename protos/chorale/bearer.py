@@ -1,4 +1,4 @@
-"""The fleet token in a call's metadata: `authorization: Bearer TOKEN`."""
+"""A bearer token in a call's metadata, `authorization: Bearer TOKEN`: the fleet token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Iterable
 
 from chorale.errors import UnauthenticatedError
+from chorale.metadata_token import values_of
 
 _KEY = "authorization"
 _SCHEME = "bearer"
@@ -21,10 +22,8 @@ def check_bearer(metadata: Iterable[tuple[str, str | bytes]] | None, token: str)
 
     Raises: UnauthenticatedError (FLEET_TOKEN_MISSING, FLEET_TOKEN_WRONG).
     """
-    values = [value for key, value in metadata or () if key == _KEY]
-    scheme, _, given = _text(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
-    given = given.strip()
-    if scheme.lower() != _SCHEME or not given:
+    given = bearer_of(metadata)
+    if not given:
         raise UnauthenticatedError(
             "FLEET_TOKEN_MISSING",
             "metadata must hold one entry 'authorization: Bearer TOKEN' with the fleet token "
@@ -36,6 +35,13 @@ def check_bearer(metadata: Iterable[tuple[str, str | bytes]] | None, token: str)
             "the fleet token is not this server's: use the CHORALE_FLEET_TOKEN that it was "
             "started with",
         )
+
+
+def bearer_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The token of a call; empty when it has none, or several."""
+    values = values_of(metadata, _KEY)
+    scheme, _, given = _text(values[0]).partition(" ") if len(values) == 1 else ("", "", "")
+    return given.strip() if scheme.lower() == _SCHEME else ""
 
 
 def _text(value: str | bytes) -> str:

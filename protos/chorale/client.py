@@ -9,9 +9,10 @@ from typing import Any, Self, Unpack
 import grpc
 
 from chorale.adapters import Adapters
+from chorale.api_key import api_key_metadata
 from chorale.bearer import bearer_metadata
 from chorale.calls import call
-from chorale.channel import CHANNEL_OPTIONS
+from chorale.connection import carrying, open_channel
 from chorale.events import Completion, Event, completion_of, event_of
 from chorale.requests import (
     AdmitOptions,
@@ -39,11 +40,12 @@ from chorale.v1.tenant_pb2_grpc import TenantServiceStub
 class Client:
     """Calls a gateway (or a data plane, with tickets from `admit`).
 
-    address: HOST:PORT.
+    address: HOST:PORT; as grpcs://HOST:PORT it is reached over TLS.
     tenant: whom requests are counted for; empty is the server's "default".
     timeout: seconds for each call but generations, which take theirs as an argument; None waits
     for ever.
-    credentials: TLS credentials; left out, the connection is plain.
+    api_key: what a gateway with --api-keys-file asks for; it is sent as it is, so over TLS.
+    credentials: of TLS, for other authorities than gRPC's own; left out, the address decides.
 
     Safe to use from several threads. Methods raise the errors of `chorale.errors`.
     """
@@ -54,21 +56,20 @@ class Client:
         *,
         tenant: str = "",
         timeout: float | None = 60.0,
+        api_key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._channel = (
-            grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-        )
+        key = api_key_metadata(api_key)
+        self._channel = open_channel(address, credentials)
+        channel = carrying(self._channel, key)
         self._tenant = tenant
         self._timeout = timeout
-        self._inference = InferenceServiceStub(self._channel)
-        self._admission = AdmissionServiceStub(self._channel)
-        self._fleet = FleetServiceStub(self._channel)
-        self._admin: Any = DataPlaneAdminServiceStub(self._channel)
-        self._tenants: Any = TenantServiceStub(self._channel)
-        self._registry = AdapterRegistryServiceStub(self._channel)
+        self._inference = InferenceServiceStub(channel)
+        self._admission = AdmissionServiceStub(channel)
+        self._fleet = FleetServiceStub(channel)
+        self._admin: Any = DataPlaneAdminServiceStub(channel)
+        self._tenants: Any = TenantServiceStub(channel)
+        self._registry = AdapterRegistryServiceStub(channel)
         self.adapters = Adapters(self._registry, timeout)
 
     def __enter__(self) -> Self:

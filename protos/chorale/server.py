@@ -37,6 +37,11 @@ MAX_PENDING_S = 3600
 after 30 s in the same way."""
 
 
+Guard = Callable[[str, Sequence[tuple[str, str | bytes]]], None]
+"""Called with the method and the metadata of each call before it is handled, in the call's own
+context; raises a domain error to refuse it."""
+
+
 def translate(error: Exception, table: ErrorTable) -> ChoraleError:
     """The ChoraleError that a client is to see. Unknown exceptions tell nothing but INTERNAL."""
     if isinstance(error, ChoraleError):
@@ -55,10 +60,14 @@ def translate(error: Exception, table: ErrorTable) -> ChoraleError:
 
 
 class TypedErrors(grpc.aio.ServerInterceptor):
-    """Ends every failed handler with a rich status; nothing leaves as UNKNOWN."""
+    """Ends every failed handler with a rich status; nothing leaves as UNKNOWN.
 
-    def __init__(self, table: ErrorTable) -> None:
+    guard: whose refusals end calls in the same way.
+    """
+
+    def __init__(self, table: ErrorTable, guard: Guard | None = None) -> None:
         self._table = table
+        self._guard = guard
 
     async def intercept_service(
         self,
@@ -97,6 +106,7 @@ class TypedErrors(grpc.aio.ServerInterceptor):
     def _wrap_unary(self, method: str, call: Callable[..., Awaitable[Any]]) -> Any:
         async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
+                self._let_in(method, context)
                 return await call(_well_formed(request), context)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
@@ -110,6 +120,7 @@ class TypedErrors(grpc.aio.ServerInterceptor):
             request: Any, context: grpc.aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
             try:
+                self._let_in(method, context)
                 async for response in call(_well_formed(request), context):
                     yield response
             except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
@@ -118,6 +129,10 @@ class TypedErrors(grpc.aio.ServerInterceptor):
                 await self._abort(method, error, context)
 
         return stream
+
+    def _let_in(self, method: str, context: Any) -> None:
+        if self._guard is not None:
+            self._guard(method, context.invocation_metadata() or ())
 
     async def _abort(
         self, method: str, error: Exception, context: grpc.aio.ServicerContext[Any, Any]
@@ -204,14 +219,18 @@ async def start_server(
     services: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]],
     error_table: ErrorTable,
     max_concurrent_rpcs: int | None = None,
+    guard: Guard | None = None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> Server:
     """Starts a server on `host`:`port` (0 picks a free port); its health is NOT_SERVING at first.
 
     services: (full service name, function that adds the servicer to the server).
+    guard: lets calls in, but of health and reflection, which are for everybody.
+    credentials: for TLS; None: the server speaks plaintext.
     Raises: OSError when the address cannot be bound.
     """
     grpc_server = grpc.aio.server(
-        interceptors=(TypedErrors(error_table),),
+        interceptors=(TypedErrors(error_table, guard),),
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -236,7 +255,11 @@ async def start_server(
     )
     address = host_port(host, port)
     try:
-        server.port = grpc_server.add_insecure_port(address)
+        server.port = (
+            grpc_server.add_insecure_port(address)
+            if credentials is None
+            else grpc_server.add_secure_port(address, credentials)
+        )
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: {error}") from error
     await server.set_serving(False)

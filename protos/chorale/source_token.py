@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from chorale.errors import InvalidArgumentError
+from chorale.metadata_token import check_token, values_of
 
 KEY = "x-chorale-source-token"
-_MAX_CHARS = 4096
+_REASON = "SOURCE_TOKEN_INVALID"
 
 
 def source_token_metadata(token: str) -> tuple[tuple[str, str], ...]:
     """What a caller sends; nothing for an empty token.
 
-    Raises: InvalidArgumentError (SOURCE_TOKEN_INVALID), as the server would: gRPC sends no
-    metadata with other characters, and does not say which.
+    Raises: InvalidArgumentError (SOURCE_TOKEN_INVALID), as the server would.
     """
-    return ((KEY, _checked(token)),) if token else ()
+    return ((KEY, check_token(KEY, _REASON, [token])),) if token else ()
 
 
 def source_token_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
@@ -24,23 +23,5 @@ def source_token_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
 
     Raises: InvalidArgumentError (SOURCE_TOKEN_INVALID).
     """
-    values = [value for key, value in metadata or () if key == KEY]
-    return _checked(*values) if values else ""
-
-
-def _checked(*tokens: str | bytes) -> str:
-    token = tokens[0]
-    if (
-        len(tokens) > 1
-        or not isinstance(token, str)
-        or len(token) > _MAX_CHARS
-        or not (token.isascii() and token.isprintable())
-        or " " in token
-    ):
-        raise InvalidArgumentError(
-            "SOURCE_TOKEN_INVALID",
-            f"{KEY} must be one token of at most {_MAX_CHARS} printable ASCII characters "
-            "without spaces",
-            metadata={"field": KEY},
-        )
-    return token
+    values = values_of(metadata, KEY)
+    return check_token(KEY, _REASON, values) if any(values) or len(values) > 1 else ""

@@ -86,9 +86,9 @@ def test_an_address_of_another_machine_says_so() -> None:
 def test_ipv6_addresses_are_written_in_brackets(host: str) -> None:
     addresses = plan.Addresses(host, 1, 2, 3)
     assert (addresses.grpc, addresses.http) == ("[::1]:1", "[::1]:2")
-    assert addresses.grpc_from_here == "[::1]:1"
+    assert addresses.http_from_here == "[::1]:2"
 
 
 @pytest.mark.parametrize("host", ["::", "[::]"])
 def test_all_interfaces_are_reached_by_the_loopback_one(host: str) -> None:
-    assert plan.Addresses(host, 1, 2, 3).grpc_from_here == "[::1]:1"
+    assert plan.Addresses(host, 1, 2, 3).http_from_here == "[::1]:2"

@@ -30,6 +30,9 @@ class UpOptions:
     http_port: int
     http_registry: bool | None = None
     allowed_hosts: Sequence[str] = ()
+    api_keys_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
     metrics_port: int | None = None
     num_data_planes: int
     redis_url: str | None
@@ -77,10 +80,10 @@ class Addresses:
         return host_port(self.host, self.http_port)
 
     @property
-    def grpc_from_here(self) -> str:
+    def http_from_here(self) -> str:
         """An address that listens on every interface is reached by the loopback one."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(bare_host(self.host), self.host)
-        return host_port(host, self.grpc_port)
+        return host_port(host, self.http_port)
 
 
 def claim_addresses(options: UpOptions) -> Addresses:
@@ -161,6 +164,12 @@ def gateway(options: UpOptions, addresses: Addresses) -> Part:
     if options.http_registry is not None:
         command.append("--http-registry" if options.http_registry else "--no-http-registry")
     command += [f"--allow-host={name}" for name in options.allowed_hosts]
+    files = {
+        "--api-keys-file": options.api_keys_file,
+        "--tls-cert-file": options.tls_cert_file,
+        "--tls-key-file": options.tls_key_file,
+    }
+    command += [f"{flag}={path.absolute()}" for flag, path in files.items() if path is not None]
     command.append(f"--drain-timeout={options.drain_s}")
     return Part("gateway", command, stop_phase=EDGE, drain_s=options.drain_s)
 

@@ -1,8 +1,10 @@
-"""Whether the whole of `chorale up` answers, asked the way a client would."""
+"""Whether the whole of `chorale up` answers."""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
+import ssl
 from collections.abc import Collection
 from typing import Any, cast
 
@@ -10,11 +12,15 @@ POLL_S = 0.05
 CALL_TIMEOUT_S = 2.0
 
 
-async def wait_until_serving(grpc_address: str, data_plane_ids: Collection[str]) -> None:
-    """Returns when the gateway is SERVING and all these data planes have joined."""
+async def wait_until_serving(
+    control_plane: str, gateway: str, data_plane_ids: Collection[str], *, tls: bool
+) -> None:
+    """Returns when all these data planes have joined and the gateway serves.
+
+    control_plane: HOST:PORT of its gRPC. gateway: of its HTTP, over TLS or not.
+    """
     # Only here: importing grpc takes longer than starting every part.
     import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from chorale.v1 import fleet_pb2, fleet_pb2_grpc
 
@@ -23,19 +29,34 @@ async def wait_until_serving(grpc_address: str, data_plane_ids: Collection[str])
         ("grpc.max_reconnect_backoff_ms", 100),
         ("grpc.enable_http_proxy", 0),
     ]
-    async with grpc.aio.insecure_channel(grpc_address, options=options) as channel:
-        health = cast("Any", health_pb2_grpc.HealthStub(channel))
+    async with grpc.aio.insecure_channel(control_plane, options=options) as channel:
         fleet = cast("Any", fleet_pb2_grpc.FleetServiceStub(channel))
-        serving = health_pb2.HealthCheckResponse.SERVING
         while True:
             try:
-                check = await health.Check(health_pb2.HealthCheckRequest(), timeout=CALL_TIMEOUT_S)
-                if check.status == serving:
-                    found = await fleet.ListDataPlanes(
-                        fleet_pb2.ListDataPlanesRequest(), timeout=CALL_TIMEOUT_S
-                    )
-                    if set(data_plane_ids) <= {one.data_plane_id for one in found.data_planes}:
-                        return
+                found = await fleet.ListDataPlanes(
+                    fleet_pb2.ListDataPlanesRequest(), timeout=CALL_TIMEOUT_S
+                )
+                joined = {one.data_plane_id for one in found.data_planes}
+                if set(data_plane_ids) <= joined and await asyncio.to_thread(_serves, gateway, tls):
+                    return
             except grpc.aio.AioRpcError:
                 pass
             await asyncio.sleep(POLL_S)
+
+
+def _serves(gateway: str, tls: bool) -> bool:
+    """Nothing secret is asked or told, so that its certificate need not name this machine."""
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(gateway, timeout=CALL_TIMEOUT_S, context=context)
+    else:
+        connection = http.client.HTTPConnection(gateway, timeout=CALL_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

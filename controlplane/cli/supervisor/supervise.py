@@ -54,7 +54,12 @@ def up(options: UpOptions) -> None:
         fleet_token.write_token(data_dir.fleet_token, token[fleet_token.VARIABLE])
 
         async def announce() -> None:
-            await wait_until_serving(addresses.grpc_from_here, list(data_planes))
+            await wait_until_serving(
+                addresses.control_plane,
+                addresses.http_from_here,
+                list(data_planes),
+                tls=options.tls_cert_file is not None,
+            )
             print(f"ready grpc={addresses.grpc} http={addresses.http}", flush=True)
 
         try:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chorale.errors import ChoraleError
+from controlplane.gateway.access.guard import Guard, KeyCheck
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.body import Bodies
@@ -42,8 +43,10 @@ def make_app(
     metrics: GatewayMetrics,
     calls: Gate,
     options: GatewayOptions,
+    guard: Guard | None,
 ) -> Starlette:
-    """The ASGI application. calls: those that change the registry, as over gRPC."""
+    """The ASGI application. calls: those that change the registry, as over gRPC. guard: None: no
+    keys are asked for."""
     serving = Serving(relay, options.http_timeout_s)
     bodies = Bodies(options.max_body_bytes)
     lorax = Lorax(serving, bodies)
@@ -96,9 +99,13 @@ def make_app(
         HTTPException: _not_routed,
         Exception: _faulted,
     }
-    hosts = [Middleware(HostCheck, AllowedHosts(options.allowed_hosts))]
+    middleware: list[Middleware] = []
+    if options.checks_host:
+        middleware.append(Middleware(HostCheck, AllowedHosts(options.allowed_hosts)))
+    if guard is not None:
+        middleware.append(Middleware(KeyCheck, guard))
     return Starlette(
-        middleware=hosts if options.checks_host else [],
+        middleware=middleware,
         routes=[
             Route("/health", get_health),
             Route("/metrics", get_metrics),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -20,9 +21,18 @@ class HttpServer:
     """Serves `app` on `host`:`port` (0 picks a free port) until it is stopped.
 
     max_connections: what is over it is answered 503 at once. One that asks nothing is closed soon.
+    tls: None: plaintext.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, max_connections: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        max_connections: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._host = host
         self.port = port
         config = uvicorn.Config(
@@ -36,6 +46,8 @@ class HttpServer:
             limit_concurrency=max_connections,
             backlog=_BACKLOG,
         )
+        config.load()
+        config.ssl = tls
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
 
