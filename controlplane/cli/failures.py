@@ -112,7 +112,7 @@ def _is_chorale_error(error: Exception) -> bool:
 def _of_the_call(error: ChoraleError, address: str) -> tuple[str, str]:
     """Reason and message for a failure that no server of ours gave a reason for."""
     match error.code.name:
-        case "UNAVAILABLE" if "CERTIFICATE_VERIFY_FAILED" in error.message:
+        case "UNAVAILABLE" if "certificate_verify_failed" in error.message.lower():
             return "CERTIFICATE_NOT_TRUSTED", (
                 f"the certificate of {address} is by no trusted authority, or for another name: "
                 "name its authority with `chorale --tls-ca-file FILE …`"

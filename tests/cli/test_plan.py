@@ -48,6 +48,23 @@ def test_whether_http_changes_the_registry_reaches_the_gateway(
     assert [word for word in command if "registry" in word] == flags
 
 
+def test_keys_and_certificates_reach_the_gateway() -> None:
+    files = {
+        "api_keys_file": Path("/etc/keys.json"),
+        "tls_cert_file": Path("cert.pem"),
+        "tls_key_file": Path("/etc/key.pem"),
+    }
+    command = plan.gateway(replace(OPTIONS, **files), ADDRESSES).command
+    here = Path.cwd()
+    assert command[-4:-1] == [
+        "--api-keys-file=/etc/keys.json",
+        f"--tls-cert-file={here}/cert.pem",
+        "--tls-key-file=/etc/key.pem",
+    ]
+    bare = plan.gateway(OPTIONS, ADDRESSES).command
+    assert not any("keys" in flag or "tls" in flag for flag in bare)
+
+
 def test_allowed_hosts_reach_the_gateway() -> None:
     command = plan.gateway(replace(OPTIONS, allowed_hosts=["a.example", "*"]), ADDRESSES).command
     assert [word for word in command if "host=" in word and "allow" in word] == [

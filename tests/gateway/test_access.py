@@ -60,7 +60,9 @@ async def refusal(call: Callable[[AsyncClient], Any], address: str, key: str) ->
     return ""
 
 
-async def http_status(gateway: RunningGateway, key: str, method: str, path: str, **rest: Any) -> int:
+async def http_status(
+    gateway: RunningGateway, key: str, method: str, path: str, **rest: Any
+) -> int:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=gateway.http_url, headers=headers, timeout=60) as http:
         return (await http.request(method, path, **rest)).status_code
@@ -153,7 +155,7 @@ async def test_the_key_says_the_tenant(guarded: RunningGateway, fleet: FakeFleet
     assert [admit.tenant for admit in fleet.admits] == ["acme"] * 4
     async with AsyncClient(guarded.address, api_key="user-key", tenant="other") as client:
         for call in (client.complete("x"), client.admit("x")):
-            with pytest.raises(PermissionDeniedError, match="'other'.*'acme'") as raised:
+            with pytest.raises(PermissionDeniedError, match=r"'other'.*'acme'") as raised:
                 await call
             assert raised.value.reason == "TENANT_NOT_YOURS"
     assert len(fleet.admits) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -12,9 +13,12 @@ import httpx
 import pytest
 import pytest_asyncio
 import trustme
+from typer.testing import CliRunner
 
 from chorale import AsyncClient, Client
 from chorale.errors import UnavailableError
+from controlplane.cli.main import app
+from controlplane.cli.supervisor.readiness import wait_until_serving
 from controlplane.errors import OptionError
 from controlplane.gateway.access import watched
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
@@ -69,6 +73,24 @@ async def test_http(secure: RunningGateway) -> None:
         body = {"model": "pirate", "prompt": "x", "max_tokens": 3, "stream": True}
         answer = await http.post("/v1/completions", json=body)
         assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_up_sees_it_serve(secure: RunningGateway, fleet: FakeFleet) -> None:
+    assert fleet.server is not None
+    gateway = secure.http_url.removeprefix("http://")
+    ids = [plane.data_plane_id for plane in fleet.planes]
+    waiting = partial(wait_until_serving, fleet.server.address, gateway)
+    await waiting(ids, tls=True)
+    for wrong in (waiting(ids, tls=False), waiting(["absent"], tls=True)):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wrong, 0.3)
+
+
+async def test_a_command_says_that_it_does_not_trust_it(secure: RunningGateway) -> None:
+    invoke = partial(CliRunner().invoke, app)
+    address = f"--address=grpcs://{secure.address}"
+    result = await asyncio.to_thread(invoke, ["status", address, "--timeout=20"])
+    assert "CERTIFICATE_NOT_TRUSTED" in result.stderr and "--tls-ca-file" in result.stderr
 
 
 async def test_what_does_not_trust_it_or_speaks_plaintext(secure: RunningGateway) -> None:

@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class TenantServiceStub:
     """Limits of tenants. They are in Redis: all control planes hold to them together, and Admit charges a
-    request for them in the round trip that places it. Nobody authenticates tenants: limits bind those
-    whose tenant somebody else sets.
+    request for them in the round trip that places it. A tenant is whom the caller's API key names, where
+    the gateway asks for one; elsewhere callers name any, and limits bind those whose tenant somebody else
+    sets.
     Each call asks for the fleet token in the metadata entry `authorization: Bearer TOKEN`
     (UNAUTHENTICATED otherwise). A tenant's name is 1 to 128 printable ASCII characters without spaces
     (INVALID_ARGUMENT / TENANT_INVALID).
@@ -64,8 +65,9 @@ class TenantServiceStub:
 
 class TenantServiceServicer:
     """Limits of tenants. They are in Redis: all control planes hold to them together, and Admit charges a
-    request for them in the round trip that places it. Nobody authenticates tenants: limits bind those
-    whose tenant somebody else sets.
+    request for them in the round trip that places it. A tenant is whom the caller's API key names, where
+    the gateway asks for one; elsewhere callers name any, and limits bind those whose tenant somebody else
+    sets.
     Each call asks for the fleet token in the metadata entry `authorization: Bearer TOKEN`
     (UNAUTHENTICATED otherwise). A tenant's name is 1 to 128 printable ASCII characters without spaces
     (INVALID_ARGUMENT / TENANT_INVALID).
@@ -137,8 +139,9 @@ def add_TenantServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TenantService:
     """Limits of tenants. They are in Redis: all control planes hold to them together, and Admit charges a
-    request for them in the round trip that places it. Nobody authenticates tenants: limits bind those
-    whose tenant somebody else sets.
+    request for them in the round trip that places it. A tenant is whom the caller's API key names, where
+    the gateway asks for one; elsewhere callers name any, and limits bind those whose tenant somebody else
+    sets.
     Each call asks for the fleet token in the metadata entry `authorization: Bearer TOKEN`
     (UNAUTHENTICATED otherwise). A tenant's name is 1 to 128 printable ASCII characters without spaces
     (INVALID_ARGUMENT / TENANT_INVALID).
