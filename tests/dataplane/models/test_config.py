@@ -347,7 +347,7 @@ def seeing(name: str, text: dict[str, Any] | None = None, **fields: Any) -> dict
 def test_a_silent_text_config_means_what_transformers_takes_it_for(
     name: str, text: dict[str, Any]
 ) -> None:
-    full = SEEING[name](text_config=text, vision_config=EYES.get(name, {}))
+    full = SEEING[name](text_config=dict(text), vision_config=EYES.get(name, {}))
     written = json.loads(full.text_config.to_json_string(use_diff=False))
     ends = {"eos_token_id": [1, 106]}
     config = parse_config(seeing(name, text, **ends))
