@@ -56,9 +56,8 @@ def common(
 @contextmanager
 def connected(address: str, timeout: float, *, as_json: bool = False) -> Generator[Client]:
     """A client, for the whole of a command: what fails inside is `reported`."""
-    with reported(as_json=as_json, address=address):
-        with connect(address, timeout=timeout) as client:
-            yield client
+    with reported(as_json=as_json, address=address), connect(address, timeout=timeout) as client:
+        yield client
 
 
 def connect(address: str, *, timeout: float | None = 60.0, tenant: str = "") -> Client:
