@@ -11,8 +11,9 @@ from dataplane.constraints.grammar import SPACES
 from dataplane.constraints.refusal import refused
 
 _DEFINITIONS = ("$defs", "definitions")
+_TO_DEFINITIONS = tuple(f"#/{each}/" for each in _DEFINITIONS)
 # That say more of a text than that it is one.
-_OF_TEXTS = frozenset({"allOf", "format", "maxLength", "minLength", "pattern"})
+_OF_TEXTS = frozenset({"allOf", "anyOf", "format", "maxLength", "minLength", "oneOf", "pattern"})
 _OF_OBJECTS = ("maxProperties", "minProperties", "patternProperties", "allOf", "anyOf", "oneOf")
 _END = "\n</parameter>\n"
 _MAX_NAME = 128
@@ -25,6 +26,7 @@ def tagged_arguments(rule: str, name: str, schema: Mapping[str, Any], field: str
     Raises: InvalidArgumentError for what cannot be enforced where values are plain text.
     """
     properties: Mapping[str, Any] = schema.get("properties") or {}
+    _check_references(schema, field)
     for each in (*_OF_OBJECTS, "$ref", "enum", "const"):
         if each in schema:
             raise refused(
@@ -63,14 +65,36 @@ def tagged_arguments(rule: str, name: str, schema: Mapping[str, Any], field: str
 
 
 def _text(rule: str) -> str:
-    # A lexeme that is lazy ends where its end first is.
-    return f"{rule}_text[lazy]: /(.|\\n)*/ {json.dumps(_END)}"
+    # A lexeme that is lazy ends where its end first is. Who reads it takes any closing tag for one.
+    body = r"/(.|\n)*/ & ~/(.|\n)*<\/parameter>(.|\n)*/"
+    return f"{rule.upper()}: {body}\n{rule}_text[lazy]: {rule.upper()} {json.dumps(_END)}"
+
+
+def _check_references(schema: object, field: str) -> None:
+    """Each value is held to a schema of its own, which has the definitions and nothing above it."""
+    waiting = [schema]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += each.values()
+            reference = each.get("$ref", "#/$defs/")
+            if isinstance(reference, str) and not reference.startswith(_TO_DEFINITIONS):
+                what = f"has $ref {reference[:64]!r}, which tags cannot keep to"
+                raise refused(field, f'{what}; let it go to "#/$defs/NAME"')
+        elif isinstance(each, list):
+            waiting += each
 
 
 def _value(rule: str, key: str, root: Mapping[str, Any], field: str) -> tuple[str, bool]:
     """With its end, and whether it is the rule's text."""
     ways, kinds, texts = alternatives(root, key), kinds_of(root, key), list[str]()
     end, others = json.dumps(_END), list[Mapping[str, Any]]()
+    schema = root["properties"][key]
+    if kinds and "string" not in kinds:
+        ways, others = [], [schema]
+    elif not ways and schema is not True:
+        what = f"has a schema of {key[:64]!r} that plain text cannot be held to"
+        raise refused(field, f"{what}: it allows nothing, contradicts itself or is too large")
     for each in ways:
         values, own = listed(each), kinds_of_one(each)
         if own and "string" not in own:
@@ -82,7 +106,7 @@ def _value(rule: str, key: str, root: Mapping[str, Any], field: str) -> tuple[st
             raise refused(field, f"{what}; leave it out")
         else:
             return f"{rule}_text", True
-    if not ways:
+    if not ways and not others:
         return f"{rule}_text", True
     spelt = [json.dumps(each) for each in texts]
     if others:

@@ -52,6 +52,35 @@ class Nesting:
         return Found.MORE
 
 
+class Strings:
+    """Takes the characters of a value that may be JSON in brackets.
+
+    is_open: whether they end within one of its strings. One that goes beyond a line's end is no
+    JSON, and nor is the value.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._in_brackets: bool | None = None
+        self._escaped = False
+
+    def push(self, text: str) -> None:
+        if self._in_brackets is None and (bare := text.lstrip(_SPACE)):
+            self._in_brackets = bare[0] in _CLOSER_OF
+        for character in text if self._in_brackets else "":
+            if character == "\n":
+                self._in_brackets = not self.is_open
+                if self.is_open:
+                    self.is_open = False
+                    return
+            elif self._escaped:
+                self._escaped = False
+            elif character == '"':
+                self.is_open = not self.is_open
+            elif character == "\\":
+                self._escaped = self.is_open
+
+
 class _At(Enum):
     BEGINNING = auto()
     FIRST_KEY = auto()

@@ -11,6 +11,14 @@ from chorale.tool_call_object import read_json
 TEXT = frozenset({"string"})
 _MAX_STEPS = 64
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+# That limit no value.
+_NOTES = frozenset(
+    {
+        *("title", "description", "default", "example", "examples", "deprecated", "discriminator"),
+        *("readOnly", "writeOnly", "$comment", "$schema", "$id", "id", "$defs", "definitions"),
+    }
+)
+_LEAD_ON = frozenset({"$ref", "anyOf", "oneOf"})
 _PYTHON = {"True": "true", "False": "false", "None": "null"}  # as chat templates write them
 
 
@@ -29,24 +37,28 @@ def kinds_of(parameters: object, name: str) -> frozenset[str]:
 
 
 def alternatives(parameters: object, name: str) -> list[Mapping[str, Any]]:
-    """Of the schema of an argument, with references followed; empty where they are too many, or
-    what should be a schema is none."""
+    """Of the schema of an argument, with references followed, and what stands beside these; empty
+    where they are too many, contradict that, or what should be a schema is none."""
     properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
     if not isinstance(parameters, Mapping) or not isinstance(properties, Mapping):
         return []
     found: list[Mapping[str, Any]] = []
-    waiting: list[object] = [properties.get(name)]
+    waiting: list[tuple[object, Mapping[str, Any]]] = [(properties.get(name), {})]
     for _ in range(_MAX_STEPS):
         if not waiting:
             return found
-        schema = waiting.pop(0)
+        schema, beside = waiting.pop(0)
         if not isinstance(schema, Mapping):
             return []
+        if any(beside[each] != schema[each] for each in beside.keys() & schema.keys()):
+            return []
+        schema = {**beside, **schema}
+        beside = {each: schema[each] for each in schema.keys() - _LEAD_ON - _NOTES}
         several = schema.get("anyOf") or schema.get("oneOf")
         if isinstance(schema.get("$ref"), str):
-            waiting.append(_referred(schema["$ref"], parameters))
+            waiting.append((_referred(schema["$ref"], parameters), beside))
         elif isinstance(several, list) and "type" not in schema:
-            waiting += several
+            waiting += [(each, beside) for each in several]
         else:
             found.append(schema)
     return []
@@ -69,10 +81,11 @@ def listed(schema: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _referred(reference: str, root: Mapping[str, Any]) -> object:
-    """Within the same schema, by the names that its definitions have."""
+    """Within the same schema, by the names that its definitions have (a JSON pointer, RFC 6901)."""
     at: object = root
-    for part in reference.removeprefix("#/").split("/")[:8]:
-        at = at.get(part) if isinstance(at, Mapping) else None
+    for part in reference.removeprefix("#/").split("/", _MAX_STEPS):
+        name = part.replace("~1", "/").replace("~0", "~")
+        at = at.get(name) if isinstance(at, Mapping) else None
     return at
 
 

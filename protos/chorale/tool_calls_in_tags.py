@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import copy
 from typing import Any
 
+from chorale.tool_call_object import Strings
 from chorale.tool_call_pieces import MAX_HELD, SPACE, CallParser, length_of_beginning
 from chorale.tool_call_values import TEXT, as_json, kinds_of, quoted
 from chorale.tool_formats import TaggedCalls
@@ -12,10 +14,12 @@ from chorale.tool_formats import TaggedCalls
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
 _MAX_NAME = 256  # characters of a tag
+_IN_BRACKETS = frozenset({"array", "object"})
 
 
 class TaggedCallParser(CallParser):
-    """Arguments are told as JSON. Values that are texts come as they are written, others whole."""
+    """Arguments are told as JSON. Values that are texts come as they are written, others whole. Of
+    those with one name the last counts, as in JSON."""
 
     def __init__(self, form: TaggedCalls, names: Collection[str], *, eager: bool) -> None:
         super().__init__(eager=eager)
@@ -24,10 +28,11 @@ class TaggedCallParser(CallParser):
         self._schemas: Mapping[str, Any] = names if isinstance(names, Mapping) else {}
         self._name = ""
         self._arguments: list[str] = []  # as JSON, not told yet
-        self._known: set[str] = set()  # of this call's arguments
+        self._has_arguments = False  # this call
         self._kinds: frozenset[str] = frozenset()
         self._value: list[str] = []
         self._is_first = False  # nothing of the value has come
+        self._strings: Strings | None = None  # of the value, where it may be JSON in brackets
 
     def _outside(self, text: str) -> str:
         text = self._find(text, self._form.opener, _FUNCTION)
@@ -59,7 +64,7 @@ class TaggedCallParser(CallParser):
             self._keep(_FUNCTION)
             return self._give_up(text.removeprefix(_FUNCTION))
         self._keep(text[: end + 1])
-        self._arguments, self._known = [], set()
+        self._arguments, self._has_arguments = [], False
         self._step = self._in_function
         return text[end + 1 :]
 
@@ -67,7 +72,7 @@ class TaggedCallParser(CallParser):
         bare = self._past_space(text)
         if bare.startswith(_END_FUNCTION):
             self._keep(_END_FUNCTION)
-            self._add("}" if self._known else "{}")
+            self._add("}" if self._has_arguments else "{}")
             self._end()
             return bare.removeprefix(_END_FUNCTION)
         end = bare.find(">", 0, _MAX_NAME)
@@ -76,7 +81,7 @@ class TaggedCallParser(CallParser):
         else:
             can_be = end < 0 and len(bare) < _MAX_NAME
             name = bare[len(_PARAMETER) : max(end, 0)].strip()
-            if name and name not in self._known:
+            if name:
                 self._keep(bare[: end + 1])
                 self._begin_value(name)
                 return bare[end + 1 :]
@@ -86,9 +91,10 @@ class TaggedCallParser(CallParser):
         return self._give_up(bare)
 
     def _begin_value(self, name: str) -> None:
-        separator = ", " if self._known else "{"
-        self._known.add(name)
+        separator = ", " if self._has_arguments else "{"
+        self._has_arguments = True
         self._kinds = kinds_of(self._schemas.get(self._name), name)
+        self._strings = None if self._kinds.isdisjoint(_IN_BRACKETS) else Strings()
         self._value, self._is_first = [f"{separator}{quoted(name)}: "], True
         if self._kinds == TEXT:
             self._add(f'{self._value.pop()}"')
@@ -100,7 +106,7 @@ class TaggedCallParser(CallParser):
             self._keep("\n")
             self._is_first = False
             return text[1:]
-        end = text.find(_END_PARAMETER)
+        end = self._end_of_value(text)
         if end < 0:
             lengths = (length_of_beginning(text, f"{each}{_END_PARAMETER}") for each in ("", "\n"))
             kept = len(text) - max(lengths)
@@ -116,10 +122,25 @@ class TaggedCallParser(CallParser):
         self._step = self._in_function
         return text[end + len(_END_PARAMETER) :]
 
+    def _end_of_value(self, text: str) -> int:
+        """-1: it is not in `text`. The tag may stand in a string of JSON, where it ends nothing."""
+        end = text.find(_END_PARAMETER)
+        if self._strings is None or end < 0:
+            return end
+        strings, seen = copy(self._strings), 0
+        while end >= 0:
+            strings.push(text[seen:end])
+            if not strings.is_open:
+                break
+            seen, end = end, text.find(_END_PARAMETER, end + 1)
+        return end
+
     def _read(self, text: str) -> None:
         if not text:
             return
         self._is_first = False
+        if self._strings is not None:
+            self._strings.push(text)
         self._keep(text)
         if self._kinds == TEXT:
             self._add(quoted(text)[1:-1])

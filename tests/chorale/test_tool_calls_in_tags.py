@@ -35,6 +35,7 @@ def arguments(**values: Any) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
+END = "</parameter>"
 CODE = 'if a < b:\n\n  print("é</para>\t")\n'
 # The text, its content and its calls.
 WHOLE = [
@@ -57,6 +58,16 @@ WHOLE = [
         "",
         [FoundCall("f", arguments(code="x"))],
     ),
+    (  # in JSON the last one counts, too
+        "<function=f><parameter=n>1</parameter><parameter=n>2</parameter></function> z",
+        " z",
+        [FoundCall("f", '{"n": 1, "n": 2}')],
+    ),
+    (call(list=f'["{END}", 1]', n="1"), "", [FoundCall("f", arguments(list=[END, 1], n=1))]),
+    (call(list=f'["\\"{END}"]'), "", [FoundCall("f", arguments(list=[f'"{END}']))]),
+    (call(list=' ["a', n="1"), "", [FoundCall("f", arguments(list=' ["a', n=1))]),  # no JSON
+    (call(list=f'["a\n{END[:5]}', n="1"), "", [FoundCall("f", arguments(list='["a\n</par', n=1))]),
+    (call(list='"a', n="1"), "", [FoundCall("f", arguments(list='"a', n=1))]),
     (f"so {call(n='1')[12:]}", "so ", [FoundCall("f", arguments(n=1))]),  # as models forget it
     (f"{call(n='1')[:-12]} bye", "\n bye", [FoundCall("f", arguments(n=1))]),
     (
@@ -84,11 +95,6 @@ CUT = [
     ("<function=f>\n<parameter=code>\na\nb\n", "", '{"code": "a\\nb'),
     ("<function=f>\n<parameter=code>\na</par", "</par", '{"code": "a'),
     ("<function=f><parameter=code>a</parameter><parameter=n>1", "<parameter=n>1", '{"code": "a"'),
-    (
-        "<function=f><parameter=code>a</parameter><parameter=code>b</parameter></function> z",
-        "<parameter=code>b</parameter></function> z",
-        '{"code": "a"',
-    ),
 ]
 
 
@@ -141,6 +147,9 @@ def test_texts_come_in_pieces_and_other_values_whole() -> None:
         ({"oneOf": [{"type": ["string", "null"]}, {"$ref": "#/$defs/L"}]}, None),
         ({"$ref": "#/properties/x"}, set()),  # itself
         ({"$ref": "#/nowhere"}, set()),
+        ({"$ref": "#/$defs/a~1b~01"}, {"null"}),
+        ({"$ref": "#/$defs/L", "minItems": 2, "title": "x"}, {"array", "number"}),
+        ({"$ref": "#/$defs/L", "type": "string"}, set()),  # which nothing is
         ({"anyOf": [{"type": "string"}, {}]}, set()),
         ({"anyOf": [{"type": "string"}] * 100}, set()),
         ("string", set()),
@@ -148,7 +157,8 @@ def test_texts_come_in_pieces_and_other_values_whole() -> None:
     ],
 )
 def test_kinds_of_strangers_schemas(schema: object, kinds: set[str] | None) -> None:
-    found = kinds_of({"properties": {"x": schema}, "$defs": SCHEMA["$defs"]}, "x")
+    definitions = {**SCHEMA["$defs"], "a/b~1": {"type": "null"}}
+    found = kinds_of({"properties": {"x": schema}, "$defs": definitions}, "x")
     if kinds is None:
         assert {"string", "null", "array", "number"} <= found
     else:

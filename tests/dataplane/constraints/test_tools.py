@@ -37,6 +37,7 @@ MARKS = {
 }
 # Plain text has no length that a grammar of tags could hold it to.
 TAGGED = {**CITY, "properties": {**CITY["properties"], "city": {"enum": ["Rome", "1", ""]}}}
+TEXTS = {"$defs": {"S": {"type": "string"}}}
 SCHEMAS = {"city": TAGGED, "stop-now": None}
 
 
@@ -238,10 +239,47 @@ def test_values_in_tags_are_held_to_their_schemas() -> None:
         assert not allows(free, bare)
 
 
+def test_what_is_allowed_in_tags_is_read_back() -> None:
+    end = "</parameter>"
+    texts = {"properties": {"a": {"type": "string"}, "b": {}}, "required": ["a"]}
+    for wrong in (f"x{end}y", f"{end}", f"x\n{end}\n</function>\n</tool_call>"):
+        assert not allows(tagged(texts), in_tags(a=wrong))
+        assert not allows(tagged({}), in_tags(a=wrong))
+    lists = {"properties": {"a": {"type": ["array", "object"]}}, "required": ["a"]}
+    answer = in_tags(a=f'["{end}", {{"{end}": "\\"{end}"}}]')
+    assert allows(tagged(lists), answer)
+    _, calls = find_tool_calls(answer, "qwen3_coder", {"f": lists})
+    assert json.loads(calls[0].arguments) == {"a": [end, {end: f'"{end}'}]}
+    twice = in_tags(a="1") + in_tags(a="2")
+    twice = twice.replace("</function>\n</tool_call><tool_call>\n<function=f>\n", "")
+    assert allows(tagged({}), twice)
+    _, calls = find_tool_calls(twice, "qwen3_coder", {"f": None})
+    assert json.loads(calls[0].arguments) == {"a": 2}
+
+
+def test_limits_beside_references_and_alternatives_hold_in_tags() -> None:
+    number = {"$defs": {"a/b": {"type": "integer"}}, "required": ["a"]}
+    for value in (
+        {"$ref": "#/$defs/a~1b", "minimum": 5},
+        {"anyOf": [{"$ref": "#/$defs/a~1b"}, {"type": "null"}], "minimum": 5},
+        {"anyOf": [{"$ref": "#/$defs/a~1b"}, {"const": "x"}], "minimum": 5},
+    ):
+        text = tagged({"properties": {"a": value}, **number})
+        assert allows(text, in_tags(a="5"))
+        assert not allows(text, in_tags(a="4")) and not allows(text, in_tags(a="y"))
+
+
 @pytest.mark.parametrize(
     ("parameters", "what"),
     [
         ({"properties": {"a": {"type": "string", "maxLength": 3}}}, "maxLength"),
+        ({"properties": {"a": {"$ref": "#/$defs/S", "maxLength": 3}}, **TEXTS}, "maxLength"),
+        ({"properties": {"a": {"type": "string", "anyOf": [{"maxLength": 3}]}}}, "anyOf"),
+        ({"properties": {"a": {"$ref": "#/$defs/S", "type": "null"}}, **TEXTS}, "contradicts"),
+        ({"properties": {"a": {"oneOf": [{"const": str(n)} for n in range(70)]}}}, "too large"),
+        ({"properties": {"a": False}}, "allows nothing"),
+        ({"properties": {"a": {"items": {"$ref": "#"}}}}, "NAME"),
+        ({"properties": {"a": {"$ref": "#/properties/b"}, "b": {}}}, "NAME"),
         ({"properties": {"a": {"anyOf": [{"type": "string", "pattern": "x"}]}}}, "pattern"),
         ({"properties": {"a": {"enum": ["1", 1]}}}, "cannot tell"),
         ({"properties": {"a": {"enum": ["x</parameter>"]}}}, "cannot tell"),
