@@ -87,7 +87,7 @@ class LocalDirectorySource:
         directory = self._resolve_directory(path)
         config = self._read(directory, CONFIG_NAME, self._limits.max_config_bytes, told)
         weights = self._read(directory, WEIGHTS_NAME, self._limits.max_weights_bytes, told)
-        return AdapterFiles(config=config, weights=weights, uri=uri)
+        return AdapterFiles(config=bytes(config), weights=weights, uri=uri)
 
     def _resolve_directory(self, path: str) -> Path:
         directory = self._inside(path)
@@ -123,7 +123,8 @@ class LocalDirectorySource:
 
     def _read(
         self, directory: Path, name: str, limit: int, told: Callable[[Progress], None]
-    ) -> bytes:
+    ) -> memoryview:
+        """In the room that it takes and no more, as it may be most of what there is."""
         path = str(directory / name)
         try:
             with open(path, "rb", buffering=0, opener=self._open) as file:
@@ -133,17 +134,17 @@ class LocalDirectorySource:
                         f"source file {excerpt(path)} has {size} bytes; the limit is {limit}",
                         metadata={"size_bytes": str(size), "limit_bytes": str(limit)},
                     )
-                chunks: list[bytes] = []
+                data = memoryview(bytearray(size))
                 received = 0
-                while chunk := file.read(min(_CHUNK_BYTES, size + 1 - received)):
-                    chunks.append(chunk)
-                    received += len(chunk)
+                while count := file.readinto(data[received : received + _CHUNK_BYTES]):
+                    received += count
                     told(Progress(name, received, size))
+                has_more = bool(file.read(1))
         except OSError as problem:
             raise _source_error(path, problem) from None
-        if received != size:
+        if received != size or has_more:
             raise SourceUnreadableError(f"source file {excerpt(path)} changed while it was read")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return data.toreadonly()
 
     def _open(self, path: str, _: int) -> int:
         """A descriptor of a regular file under a root."""

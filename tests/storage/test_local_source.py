@@ -2,6 +2,7 @@ import asyncio
 import errno
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 from urllib.parse import quote
 
@@ -261,3 +262,36 @@ async def test_router_picks_by_scheme_and_lists_what_it_has() -> None:
         with pytest.raises(UnsupportedSchemeError, match="file://, s3://") as caught:
             await router.fetch(uri)
         assert caught.value.reason == "UNSUPPORTED_SCHEME"
+
+
+async def test_a_file_takes_the_room_that_it_has(root: Path) -> None:
+    size = 32 << 20
+    write_adapter(root)
+    os.truncate(root / WEIGHTS_NAME, size)
+    tracemalloc.start()
+    try:
+        files = await LocalDirectorySource([root]).fetch(str(root))
+        assert len(files.weights) == size
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [3, 9])
+async def test_a_file_that_changes_meanwhile_is_refused(root: Path, size: int) -> None:
+    write_adapter(root, weights=b"1234567")
+
+    source, real = LocalDirectorySource([root]), os.fstat
+    told: list[int] = []
+
+    def stale(fd: int) -> os.stat_result:
+        found = real(fd)
+        told.append(found.st_size)
+        if told.count(7) == 2:  # of what it is, and of how much
+            os.truncate(root / WEIGHTS_NAME, size)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fstat", stale)
+        error = await refusal(source, str(root))
+    assert isinstance(error, SourceUnreadableError) and "changed" in str(error)
