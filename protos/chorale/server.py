@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from chorale.address import host_port
 from chorale.errors import BY_CODE, ChoraleError, InternalError, InvalidArgumentError
+from chorale.frames import forget_frames
 from chorale.status import to_status
 
 log = logging.getLogger(__name__)
@@ -104,29 +105,28 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         )
 
     def _wrap_unary(self, method: str, call: Callable[..., Awaitable[Any]]) -> Any:
-        async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def unary(request: Any, context: Any) -> Any:
             try:
                 self._let_in(method, context)
                 return await call(_well_formed(request), context)
-            except (grpc.aio.AbortError, asyncio.CancelledError):
-                raise
             except Exception as error:
-                await self._abort(method, error, context)
+                ends = [self._end(method, error, context)]
+                request = context = None
+            await ends.pop()
 
         return unary
 
     def _wrap_stream(self, method: str, call: Callable[..., AsyncIterator[Any]]) -> Any:
-        async def stream(
-            request: Any, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 self._let_in(method, context)
                 async for response in call(_well_formed(request), context):
                     yield response
-            except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
-                raise
+                return
             except Exception as error:
-                await self._abort(method, error, context)
+                ends = [self._end(method, error, context)]
+                request = context = None
+            await ends.pop()
 
         return stream
 
@@ -134,20 +134,34 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         if self._guard is not None:
             self._guard(method, context.invocation_metadata() or ())
 
-    async def _abort(
-        self, method: str, error: Exception, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    def _end(self, method: str, error: Exception, context: Any) -> Awaitable[None]:
+        """Raises what ends the call, when awaited.
+
+        grpc keeps that with the call, so no frame that the exception passes may have the call or
+        its request: it would be a cycle, of megabytes that are in use until the garbage collector
+        comes by.
+        """
+        if isinstance(error, grpc.aio.AbortError):
+            forget_frames(error)
+            return _raised(error)
         known = translate(error, self._table)
         if isinstance(known, InternalError):
             log.error("%s failed", method, exc_info=error)
-        # The stubs of grpc.aio lack it.
-        abort = cast("Any", context).abort_with_status
-        try:
-            await abort(rpc_status.to_status(to_status(known)))
-        except grpc.aio.InternalError:
-            # The client is gone, or its deadline has passed, and grpc does not know that yet. It
-            # would log this with a traceback, for each such request.
-            raise asyncio.CancelledError from None
+        forget_frames(error)
+        return _aborted([context.abort_with_status(rpc_status.to_status(to_status(known)))])
+
+
+async def _raised(error: Exception) -> None:
+    raise error
+
+
+async def _aborted(abort: list[Awaitable[None]]) -> None:
+    try:
+        await abort.pop()
+    except grpc.aio.InternalError:
+        # The client is gone, or its deadline has passed, and grpc does not know that yet. It would
+        # log this with a traceback, for each such request.
+        raise asyncio.CancelledError from None
 
 
 def _checked(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:

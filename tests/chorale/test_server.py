@@ -13,12 +13,16 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from chorale.errors import InvalidArgumentError
 from chorale.server import TypedErrors, start_server
-from chorale.status import from_rpc_error
+from chorale.status import from_rpc_error, to_status
 from chorale.v1 import adapter_registry_pb2_grpc as registry_grpc
+from chorale.v1 import inference_pb2 as pb
 from chorale.v1 import inference_pb2_grpc, relay_pb2_grpc
+from tests.helpers.garbage import no_collections
+from tests.helpers.waiting import eventually
 
 MALFORMED = [b"\xff\xff\xff", b"\x0a\x05"]  # no field; less than it says
 
@@ -27,6 +31,22 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         raise AssertionError("reached")
         yield
+
+
+class _Failing(inference_pb2_grpc.InferenceServiceServicer):
+    """By itself, or as a proxy does with another server's status."""
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise InvalidArgumentError("SAMPLE", request.prompt)
+        yield
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:
+        try:
+            raise ValueError(request.text)
+        except ValueError as error:
+            status = to_status(InvalidArgumentError("SAMPLE", "sample"))
+            await context.abort_with_status(rpc_status.to_status(status))
+            raise AssertionError("not aborted") from error
 
 
 class _Registry(registry_grpc.AdapterRegistryServiceServicer):
@@ -85,6 +105,37 @@ async def test_malformed_messages_are_invalid_never_unknown(
     await server.stop(0)
     error = from_rpc_error(seen.value)
     assert isinstance(error, InvalidArgumentError) and error.reason == "REQUEST_MALFORMED"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "request_type"),
+    [
+        ("unary_stream", "Generate", pb.GenerateRequest),
+        ("unary_unary", "Tokenize", pb.TokenizeRequest),
+    ],
+)
+async def test_a_request_that_failed_is_gone_with_its_call(
+    kind: str, method: str, request_type: Any
+) -> None:
+    inference: Any = inference_pb2_grpc
+
+    def add(server: grpc.aio.Server) -> None:
+        inference.add_InferenceServiceServicer_to_server(_Failing(), server)
+
+    server = await start_server(
+        host="127.0.0.1",
+        port=0,
+        services=[("chorale.v1.InferenceService", add)],
+        error_table={},
+    )
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = getattr(channel, kind)(f"/chorale.v1.InferenceService/{method}")
+        with no_collections(request_type) as num_left:
+            answer = call(b"", timeout=60)
+            with pytest.raises(grpc.aio.AioRpcError, match="INVALID_ARGUMENT"):
+                await (answer if kind == "unary_unary" else anext(aiter(answer)))
+            await eventually(lambda: num_left() == 0, within_s=5)
+    await server.stop(0)
 
 
 @pytest.mark.parametrize(

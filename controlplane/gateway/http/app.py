@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from chorale.errors import ChoraleError
 from controlplane.gateway.access.guard import Guard, KeyCheck
+from chorale.frames import forget_frames
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.body import Bodies
@@ -126,10 +127,12 @@ def make_app(
 
 
 async def _failed(_: Request, error: ApiError) -> Response:
+    forget_frames(error)
     return json_response(error.body, status=error.status, headers=error.headers)
 
 
 async def _upstream_failed(request: Request, error: ChoraleError) -> Response:
+    forget_frames(error)
     return await _failed(request, api_error(error))
 
 

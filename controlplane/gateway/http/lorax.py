@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chorale.errors import ChoraleError
+from chorale.frames import forget_frames
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.body import Bodies
 from controlplane.gateway.http.choices import Choice, Choices
@@ -90,8 +91,10 @@ async def failing_as_lorax(answer: Awaitable[Response]) -> Response:
     try:
         return await answer
     except ChoraleError as failure:
+        forget_frames(failure)
         error = api_error(failure)
     except ApiError as failure:
+        forget_frames(failure)
         error = failure
     return json_response(lorax_error(error), status=error.status, headers=error.headers)
 

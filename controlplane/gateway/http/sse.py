@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chorale.errors import ChoraleError
+from chorale.frames import forget_frames
 from controlplane.gateway.http.disconnect import while_connected
 from controlplane.gateway.http.failures import ApiError, api_error
 
@@ -74,6 +75,7 @@ class EventStream(Response):
                 async for value in objects:
                     yield event_of(value)
         except ChoraleError as error:
+            forget_frames(error)
             yield event_of(self._failure(api_error(error)))
         except Exception:
             log.exception("a stream failed")
