@@ -128,14 +128,16 @@ async def test_a_request_that_failed_is_gone_with_its_call(
         services=[("chorale.v1.InferenceService", add)],
         error_table={},
     )
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        call = getattr(channel, kind)(f"/chorale.v1.InferenceService/{method}")
-        with no_collections(request_type) as num_left:
-            answer = call(b"", timeout=60)
-            with pytest.raises(grpc.aio.AioRpcError, match="INVALID_ARGUMENT"):
-                await (answer if kind == "unary_unary" else anext(aiter(answer)))
-            await eventually(lambda: num_left() == 0, within_s=5)
-    await server.stop(0)
+    try:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            call = getattr(channel, kind)(f"/chorale.v1.InferenceService/{method}")
+            with no_collections(request_type) as num_left:
+                answer = call(b"", timeout=60)
+                with pytest.raises(grpc.aio.AioRpcError, match="INVALID_ARGUMENT"):
+                    await (answer if kind == "unary_unary" else anext(aiter(answer)))
+                await eventually(lambda: num_left() == 0, within_s=5)
+    finally:
+        await server.stop(0)
 
 
 @pytest.mark.parametrize(
