@@ -228,6 +228,7 @@ class ModuleShape(msgspec.Struct, frozen=True):
     in_features: int
     out_features: int
     layers: tuple[int, ...] = ()  # that have it; empty: all
+    num_experts: int = 0  # of a part of mixtures
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -238,6 +239,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_layers: int
     layer_modules: list[ModuleShape]
     outer_modules: list[ModuleShape]
+    mixture_modules: list[ModuleShape]
     vocab_size: int
     max_context_tokens: int
     eos_token_ids: list[int]

@@ -7,10 +7,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class MixtureModule:
+    """A part of mixtures of experts: in and out features of one expert's matrix, how many experts
+    there are (0: a router, which maps to as many outputs), and the layers that have it."""
+
+    in_features: int
+    out_features: int
+    num_experts: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BaseModelSpec:
     """`layer_modules`: name within a decoder layer → (in, out), e.g. {"mlp.up_proj": (64, 256)}.
 
     `module_layers`: the same name → the layers that have it; all have those that are not in it.
+
+    `mixture_modules`: parts of mixtures of experts, in both forms that adapters know them in
+    (storage.adapter.experts): "mlp.experts.gate_up_proj", all experts' in one, and, with a number
+    in place of the star, "mlp.experts.*.up_proj"; and the router, "mlp.gate".
 
     `outer_modules`: name outside the layers → (in, out), e.g. {"lm_head": (hidden, vocab)}.
     Names are those of the Hugging Face implementation that adapters were trained on.
@@ -21,6 +36,7 @@ class BaseModelSpec:
     layer_modules: Mapping[str, tuple[int, int]]
     outer_modules: Mapping[str, tuple[int, int]]
     module_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    mixture_modules: Mapping[str, MixtureModule] = field(default_factory=dict[str, MixtureModule])
 
     def layers_of(self, module: str) -> tuple[int, ...] | range:
         """Of one of `layer_modules`."""

@@ -12,7 +12,7 @@ class AdapterLimits:
     max_config_bytes: int = 1 << 20
     max_weights_bytes: int = 4 << 30
     max_header_bytes: int = 16 << 20
-    max_tensors: int = 16_384
+    max_tensors: int = 40_960  # of 128 experts in 48 layers, each by itself: 36,864
     max_rank: int = 256
 
 

@@ -14,6 +14,7 @@ MAX_ID_CHARS = 128
 MAX_ENDPOINT_CHARS = 255
 MAX_MODULES = 1024
 MAX_MODULE_CHARS = 200
+MAX_EXPERTS = 1024  # a data plane serves no more
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ID = re.compile(r"[!-~]+", re.ASCII)
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
@@ -59,6 +60,7 @@ def check_base_model(base: BaseModelRecord) -> None:
     for field, modules in (
         ("layer_modules", base.layer_modules),
         ("outer_modules", base.outer_modules),
+        ("mixture_modules", base.mixture_modules),
     ):
         names = [module.module for module in modules]
         if len(names) > MAX_MODULES or len(set(names)) != len(names):
@@ -68,7 +70,11 @@ def check_base_model(base: BaseModelRecord) -> None:
                 raise _base_model(field, f"names have 1 to {MAX_MODULE_CHARS} characters")
             if not module.in_features or not module.out_features:
                 raise _base_model(field, f"{module.module[:80]!r} has a size of 0")
-            _check_layers(field, module, base.num_layers if field == "layer_modules" else 0)
+            if module.num_experts > (MAX_EXPERTS if field == "mixture_modules" else 0):
+                raise _base_model(
+                    field, f"{module.module[:80]!r} has {module.num_experts} experts, too many"
+                )
+            _check_layers(field, module, 0 if field == "outer_modules" else base.num_layers)
 
 
 def _check_layers(field: str, module: ModuleRecord, num_layers: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from storage.base_model import BaseModelSpec
+from storage.base_model import BaseModelSpec, MixtureModule
 
 
 class VersionRecord(msgspec.Struct, frozen=True):
@@ -29,6 +29,7 @@ class ModuleRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     in_features: int
     out_features: int
     layers: tuple[int, ...] = ()  # that have it, ascending; empty: all
+    num_experts: int = 0  # of a part of mixtures; 0: a router
 
 
 class BaseModelRecord(msgspec.Struct, frozen=True):
@@ -41,6 +42,7 @@ class BaseModelRecord(msgspec.Struct, frozen=True):
     outer_modules: tuple[ModuleRecord, ...]
     max_context_tokens: int
     vocab_size: int
+    mixture_modules: tuple[ModuleRecord, ...] = ()
 
     def spec(self) -> BaseModelSpec:
         return BaseModelSpec(
@@ -49,6 +51,15 @@ class BaseModelRecord(msgspec.Struct, frozen=True):
             layer_modules=_shapes(self.layer_modules),
             outer_modules=_shapes(self.outer_modules),
             module_layers={each.module: each.layers for each in self.layer_modules if each.layers},
+            mixture_modules={
+                each.module: MixtureModule(
+                    each.in_features,
+                    each.out_features,
+                    each.num_experts,
+                    each.layers or tuple(range(self.num_layers)),
+                )
+                for each in self.mixture_modules
+            },
         )
 
 

@@ -319,7 +319,7 @@ def _record(manifest: AdapterManifest, base: BaseModelRecord, size_bytes: int) -
         digest=manifest.digest,
         base_model=base.name,
         rank=manifest.max_rank,
-        target_modules=tuple(sorted({module.module for module in manifest.modules})),
+        target_modules=tuple(sorted({module.name for module in manifest.modules})),
         size_bytes=size_bytes,
         created_at_ms=time.time_ns() // 1_000_000,
     )

@@ -111,6 +111,7 @@ def base_model_to_pb(base: BaseModelRecord) -> registry_pb.BaseModel:
         num_layers=base.num_layers,
         layer_modules=[_module_to_pb(module) for module in base.layer_modules],
         outer_modules=[_module_to_pb(module) for module in base.outer_modules],
+        mixture_modules=[_module_to_pb(module) for module in base.mixture_modules],
         max_context_tokens=base.max_context_tokens,
         vocab_size=base.vocab_size,
     )
@@ -123,6 +124,7 @@ def base_model_from_pb(base: registry_pb.BaseModel) -> BaseModelRecord:
         num_layers=base.num_layers,
         layer_modules=_modules_from_pb(base.layer_modules),
         outer_modules=_modules_from_pb(base.outer_modules),
+        mixture_modules=_modules_from_pb(base.mixture_modules),
         max_context_tokens=base.max_context_tokens,
         vocab_size=base.vocab_size,
     )
@@ -255,6 +257,7 @@ def _module_to_pb(module: ModuleRecord) -> registry_pb.ModuleShape:
         in_features=module.in_features,
         out_features=module.out_features,
         layers=module.layers,
+        num_experts=module.num_experts,
     )
 
 
@@ -263,7 +266,11 @@ def _modules_from_pb(modules: Iterable[registry_pb.ModuleShape]) -> tuple[Module
         sorted(
             (
                 ModuleRecord(
-                    shape.module, shape.in_features, shape.out_features, tuple(shape.layers)
+                    shape.module,
+                    shape.in_features,
+                    shape.out_features,
+                    tuple(shape.layers),
+                    shape.num_experts,
                 )
                 for shape in modules
             ),

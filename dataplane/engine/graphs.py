@@ -30,7 +30,7 @@ from dataplane.engine.graph_inputs import StepInputs
 from dataplane.engine.step_adapters import lora_spans
 from dataplane.lora.resident import ResidentAdapter, ResidentAdapters
 from dataplane.models.decoder import Decoder, LayerSegments
-from dataplane.models.shapes import GROUPS, layer_groups
+from dataplane.models.shapes import group_names, layer_groups, mixture_groups
 from dataplane.pool.pool import PagePool
 from kernels.gpu.staging import staged
 from kernels.lora.bucket import LoraBucket
@@ -108,9 +108,11 @@ class StepGraphs:
         # Who replaces `forward` later means what is run from then on.
         self._forward = decoder.forward
         self._num_layers = decoder.config.num_layers
-        self._num_slices: dict[str, int] = dict.fromkeys(GROUPS, 1)
+        self._group_names = group_names(decoder.config)
+        self._num_slices: dict[str, int] = dict.fromkeys(self._group_names, 1)
         for layer in range(self._num_layers):
-            for name, group in layer_groups(decoder.config, layer).items():
+            mixture = mixture_groups(decoder.config, layer)
+            for name, group in (layer_groups(decoder.config, layer) | mixture).items():
                 self._num_slices[name] = len(group.projections)
         device, most = pool.device, buckets.most_rows
         self._inputs = {
@@ -134,7 +136,7 @@ class StepGraphs:
                 alignment=_ALIGNMENT,
             ),
             self._num_layers,
-            len(GROUPS),
+            len(self._group_names),
             device,
             regime=self._tiles.decode,
         )
@@ -233,10 +235,10 @@ class StepGraphs:
                 variant.num_adapters,
                 self._regime(variant),
             )
-            for name in GROUPS
+            for name in self._group_names
         ]
         return [
-            {name: lora[at].group(layer, at) for at, name in enumerate(GROUPS)}
+            {name: lora[at].group(layer, at) for at, name in enumerate(self._group_names)}
             for layer in range(self._num_layers)
         ]
 

@@ -29,7 +29,7 @@ from dataplane.lora.loader import AdapterLoader, ThreadedLoader
 from dataplane.lora.pinned_arena import HostBlock, PinnedArena, arena_bytes, pinned_block
 from dataplane.models.config import ModelConfig, load_config
 from dataplane.models.decoder import Decoder
-from dataplane.models.shapes import layer_modules, module_layers, outer_modules
+from dataplane.models.shapes import layer_modules, mixture_modules, module_layers, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.parallel.first import FirstRank
 from dataplane.parallel.group import RankGroup
@@ -207,6 +207,10 @@ def _ready(
             for name, (wide, high) in layer_modules(model).items()
         ],
         outer_modules=[ModuleShape(n, i, o) for n, (i, o) in outer_modules(model).items()],
+        mixture_modules=[
+            ModuleShape(name, each.in_features, each.out_features, each.layers, each.num_experts)
+            for name, each in mixture_modules(model).items()
+        ],
         vocab_size=model.vocab_size,
         max_context_tokens=max_context,
         eos_token_ids=list(model.eos_token_ids),
@@ -291,6 +295,7 @@ def adapter_builder(
         layer_modules(config),
         outer_modules(config),
         module_layers(config),
+        mixture_modules(config),
     )
 
     # What DoRA and frozen copies are held against is read from the device: on the stream of steps

@@ -19,7 +19,7 @@ from dataplane.lora.resident import ResidentAdapter
 from dataplane.lora.vocabulary_segments import embedding_segments, head_segments
 from dataplane.models.config import ModelConfig
 from dataplane.models.decoder import HeadSlice, LayerAffine, LayerSegments
-from dataplane.models.shapes import GROUPS
+from dataplane.models.shapes import group_names
 from dataplane.pool.pool import PagePool
 from kernels.gpu.dispatch import uses_triton
 from kernels.lora.layered import LayeredSegments
@@ -62,6 +62,7 @@ class StepAdapters:
 
     def __init__(self, config: ModelConfig, pool: PagePool, resident: HeldAdapters) -> None:
         self._pool = pool
+        self._group_names = group_names(config)
         self._head_columns = head_columns(config)
         self._none = LayerParts([{}] * config.num_layers, ())
         self._layers = _Kept(resident, self._make_layers)
@@ -82,15 +83,18 @@ class StepAdapters:
             return LayerParts(self._on_device(common, adapters), affine, embedding)
         plans = np.stack([each.layout.plan_rows for each in adapters], axis=2)
         layers = [each.layout.layers for each in adapters]
-        return LayerParts(LayeredSegments(common, GROUPS, plans, layers), affine, embedding)
+        return LayerParts(
+            LayeredSegments(common, self._group_names, plans, layers), affine, embedding
+        )
 
     def _on_device(self, common: LoraSpans, adapters: Seq[ResidentAdapter]) -> Seq[LayerSegments]:
         """As a GPU's launches read them."""
+        names = self._group_names
         rows = [each.layout.device_rows for each in adapters]
         metadata = LoraBatchMetadata.of(common, rows, self._pool.device)
         ranks = np.bitwise_or.reduce([each.rows[:, :, 0] for each in rows])
         return [
-            {name: metadata.group(layer, at) for at, name in enumerate(GROUPS) if ranks[layer, at]}
+            {name: metadata.group(layer, at) for at, name in enumerate(names) if ranks[layer, at]}
             for layer in range(len(ranks))
         ]
 

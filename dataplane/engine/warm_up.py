@@ -47,7 +47,7 @@ def warm_up(decoder: Decoder, pool: PagePool) -> None:
     and samples, in pages of an unused pool that it leaves cleared. Kernels are compiled for dtypes
     and the model's sizes only, so one batch is enough."""
     _compile_quantized(decoder)
-    _compile_experts(decoder)
+    _compile_experts(decoder, pool)
     last, num_layers = pool.num_pages - 1, decoder.config.num_layers
 
     def integers(*values: int) -> torch.Tensor:
@@ -104,12 +104,12 @@ def _compile_quantized(decoder: Decoder) -> None:
     )
 
 
-def _compile_experts(decoder: Decoder) -> None:
+def _compile_experts(decoder: Decoder, pool: PagePool) -> None:
     """Likewise."""
     from kernels.experts.triton_warm_up import warm_up as compile_experts
 
     layers = [layer.experts for layer in decoder.weights.layers if layer.experts is not None]
-    compile_experts(layers, decoder.activation)
+    compile_experts(layers, decoder.activation, pool.data[0])
 
 
 def _empty_segments(device: torch.device) -> LayerSegments:

@@ -2,8 +2,9 @@
 
 In every layer's flat array: first that layer's share of the modules outside the layers (lm_head,
 split by columns evenly over the layers), then for each projection group its A rows and its B rows,
-and then the vectors of DoRA and biases, where the adapter has any; behind the longest of the
-layers, in all of them at the same place, its rows of the embedding and the head (vocabulary.py).
+those of a mixture of experts (mixtures.py), and then the vectors of DoRA and biases, where the
+adapter has any; behind the longest of the layers, in all of them at the same place, its rows of the
+embedding and the head (vocabulary.py).
 See kernels/lora/plan.py for the order within a group, kernels/lora/extras.py for the vectors.
 """
 
@@ -19,17 +20,19 @@ import torch
 
 from dataplane.errors import AdapterRefusedError, PoolTooSmallError
 from dataplane.lora.affine import AffinePlan, AffineVectors
+from dataplane.lora.mixtures import MixturePlan
 from dataplane.lora.pinned_arena import HostBlock
 from dataplane.lora.tensors import stored_tensor
 from dataplane.lora.vocabulary import VocabularyLayout, pack_vocabulary, plan_vocabulary
 from dataplane.lora.vocabulary_parts import VocabularyParts, vocabulary_parts
 from dataplane.models.config import ModelConfig
-from dataplane.models.shapes import GROUPS, LM_HEAD, layer_groups
+from dataplane.models.shapes import GROUPS, LM_HEAD, group_names, layer_groups
 from dataplane.models.weights import ModelWeights
 from kernels.lora.bucket import AdapterRows
 from kernels.lora.extras import AffineSlice
 from kernels.lora.plan import PLAN_ROW, ExpandSlice, GroupPlan, plan_row
 from storage import pace
+from storage.adapter.experts import is_of_mixture
 from storage.adapter.manifest import AdapterManifest, LoraModule, ParsedAdapter
 from storage.adapter.vocabulary import EMBED_TOKENS
 
@@ -62,12 +65,13 @@ class AdapterLayout:
     # Per layer, over that layer's Columns; empty unless the head rescales or shifts.
     head_affine: tuple[tuple[AffineSlice, ...], ...] = ()
     vocabulary: VocabularyLayout | None = None  # None: embedding and head but for LoRA on it
+    group_names: tuple[str, ...] = GROUPS  # that a layer of this model may have
 
     @cached_property
     def plan_rows(self) -> np.ndarray[Any, Any]:
         """[num_layers, num_groups, PLAN_FIELDS] int64, groups in the order of the forward pass."""
         return np.array(
-            [[plan_row(plans.get(name)) for name in GROUPS] for plans in self.layers],
+            [[plan_row(plans.get(name)) for name in self.group_names] for plans in self.layers],
             dtype=np.int64,
         )
 
@@ -135,6 +139,7 @@ def plan_layout(
     head = modules.get((None, LM_HEAD))
     head_plans, head_elems = _plan_head(config, head.rank) if head else ((), 0)
     affine = AffinePlan(config, manifest)
+    mixtures = MixturePlan(config, manifest)
     widths = [columns.out_end - columns.out_start for columns in head_columns(config)]
     head_affine, head_elems = affine.head(widths, head_elems)
     head_elems = _whole(head_elems)
@@ -166,6 +171,8 @@ def plan_layout(
                 rank_start += rank
                 offset += rank * projection.out_features
             plans[name] = GroupPlan(total_rank, group.in_features, a_offset, tuple(slices))
+        of_mixture, offset = mixtures.layer(layer, offset)
+        plans |= of_mixture
         slices_by_group, offset = affine.layer(layer, offset)
         layers.append(plans)
         affine_layers.append(slices_by_group)
@@ -180,6 +187,7 @@ def plan_layout(
         tuple(affine_layers) if any(affine_layers) else (),
         head_affine,
         vocabulary,
+        group_names(config),
     )
 
 
@@ -230,7 +238,12 @@ def pack(
         raise AdapterRefusedError(
             "ADAPTER_TOO_LARGE",
             f"the adapter has {layout.elems} elements in each of {config.num_layers} layers; the"
-            f" limit is {_MAX_LAYER_ELEMS}: train embedding and head as LoRA",
+            f" limit is {_MAX_LAYER_ELEMS}: "
+            + (
+                "train experts at a lower rank"
+                if manifest.has_mixtures
+                else "train embedding and head as LoRA"
+            ),
             {"digest": manifest.digest, "elements": str(layout.elems)},
         )
     if pool_pages is not None and num_pages >= pool_pages:
@@ -249,6 +262,11 @@ def pack(
         for layer in range(config.num_layers)
     ]
     vectors = AffineVectors(config, base, adapter)
+    mixtures = MixturePlan(config, manifest)
+
+    def write(layer: int, offset: int, matrix: torch.Tensor) -> None:
+        _write(flat[layer], offset, matrix)
+
     for module in manifest.modules:
         if module.module == EMBED_TOKENS:
             continue  # with the vocabulary
@@ -264,6 +282,9 @@ def pack(
                 _write(flat[layer], plan.a_offset, a[:, part.in_start : part.in_end])
                 part_b = b[:, part.out_start : part.out_end]
                 _write(flat[layer], plan.slices[0].b_offset, part_b)
+            continue
+        if is_of_mixture(module.module):
+            mixtures.pack(module, layout.layers[module.layer], a, b, write)
             continue
         name, index, group = groups[module.layer][module.module]
         plan = layout.layers[module.layer][name]

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from dataplane.models.config import ModelConfig
+from dataplane.models.shapes import EXPERTS_DOWN, EXPERTS_GATE_UP, ROUTER
 from dataplane.models.weights import LayerWeights, ModelWeights
 from dataplane.parallel.group import RankGroup
 from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
+from kernels.experts.lora import ExpertLora
 from kernels.experts.op import mix_experts
 from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
 from kernels.gpu.side_stream import SideStream
@@ -214,7 +216,9 @@ class Decoder:
                     h, delta = mlp(h)
                 else:  # which has the MLP as a shared expert, where it has any
                     shared = () if layer.down is None else mlp(h)
-                    h, delta = mix_experts(h, layer.experts, self._activation, *shared), None
+                    added = _expert_lora(pages, lora)
+                    h = mix_experts(h, layer.experts, self._activation, *shared, lora=added)
+                    delta = None
                 if group is not None:
                     h, delta = group.add_up(h, delta), None
                 if layer.mlp_out_norm is not None:
@@ -299,6 +303,13 @@ def _add_norm(
     assert delta is None  # the output's norm has taken it
     x += h
     return x
+
+
+def _expert_lora(layer_pages: torch.Tensor, lora: LayerSegments) -> ExpertLora | None:
+    groups = [lora.get(name) for name in (ROUTER, EXPERTS_GATE_UP, EXPERTS_DOWN)]
+    if all(each is None for each in groups):
+        return None
+    return ExpertLora(layer_pages, *groups)
 
 
 def _sum(y: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:

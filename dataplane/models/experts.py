@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Experts:
     shared_intermediate_size: int  # of the expert that every token goes through, too; 0: none
     normalizes: bool  # the shares of a token's experts sum up to 1
     sparse_layers: tuple[bool, ...]  # which layers have one; the others' MLPs are dense
+    has_mixtral_names: bool = field(default=False, repr=False)  # else Qwen's
 
     def num_weights(self, hidden: int) -> int:
         """Of all experts' matrices, but for the shared ones'."""
@@ -37,9 +38,10 @@ class Experts:
 
     def activation_elems(self, hidden: int, itemsize: int) -> int:
         """What a token takes on a GPU while a mixture is computed, of `itemsize` bytes each: of its
-        experts the activations and the outputs, these in float32, and its logits; and what its
-        shared expert takes."""
-        each = self.intermediate_size + hidden * 4 // itemsize
+        experts the activations and the outputs, these in float32, what adapters add and a copy of
+        the inputs for these, and its logits; and what its shared expert takes."""
+        adapters = 2 * self.intermediate_size + 2 * hidden
+        each = self.intermediate_size + hidden * 4 // itemsize + adapters
         shared = 3 * self.shared_intermediate_size + hidden
         return self.top_k * each + self.num_experts + shared
 
@@ -87,7 +89,7 @@ def read_experts(fields: Mapping[str, Any], kind: ExpertsKind, num_layers: int) 
         raise unsupported("num_experts_per_tok", top_k, f"at most the {num_experts} experts")
     if kind == "mixtral":
         inter = count("intermediate_size")
-        return Experts(num_experts, top_k, inter, 0, True, (True,) * num_layers)
+        return Experts(num_experts, top_k, inter, 0, True, (True,) * num_layers, True)
     _refuse_windows(fields)
     normalizes = fields.get("norm_topk_prob", False)
     if not isinstance(normalizes, bool):

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dataplane.models.config import ModelConfig
+from storage.adapter.experts import DOWN as WHOLE_DOWN
+from storage.adapter.experts import GATE_UP as WHOLE_GATE_UP
+from storage.adapter.experts import ROUTER as WHOLE_ROUTER
+from storage.base_model import MixtureModule
 
 
 class Projection(NamedTuple):
@@ -29,9 +33,26 @@ class Group(NamedTuple):
 
 
 LM_HEAD = "lm_head"
+ROUTER, EXPERTS_GATE_UP, EXPERTS_DOWN = "router", "experts_gate_up", "experts_down"
 GROUPS = ("qkv", "o", "gate_up", "down")
 """Names of the projection groups of a layer, in the order of the forward pass. A layer with a
 mixture of experts has the last two only where there is a shared expert, whose they are."""
+
+MIXTURE_GROUPS = (ROUTER, EXPERTS_GATE_UP, EXPERTS_DOWN)
+"""Of a layer with a mixture: adapters' groups alone, as the base model computes these otherwise."""
+
+
+# As transformers 4 names them: gate, up and down of an expert, and the router.
+_MIXTRAL = (
+    *(f"block_sparse_moe.experts.*.{each}" for each in ("w1", "w3", "w2")),
+    "block_sparse_moe.gate",
+)
+_QWEN = (*(f"mlp.experts.*.{each}_proj" for each in ("gate", "up", "down")), "mlp.gate")
+
+
+def group_names(config: ModelConfig) -> tuple[str, ...]:
+    """Groups that adapters may have in layers of this model."""
+    return GROUPS if config.experts is None else (*GROUPS, *MIXTURE_GROUPS)
 
 
 def layer_groups(config: ModelConfig, layer: int) -> Mapping[str, Group]:
@@ -80,6 +101,44 @@ def module_layers(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             for projection in group.projections:
                 layers.setdefault(projection.module, []).append(layer)
     return {module: tuple(some) for module, some in layers.items() if len(some) < config.num_layers}
+
+
+def mixture_groups(config: ModelConfig, layer: int) -> Mapping[str, Group]:
+    """Those of MIXTURE_GROUPS, of one expert; empty where the layer has no mixture. Projections are
+    of experts by themselves, a star in place of their number, as transformers 4 has them."""
+    experts = config.experts
+    if experts is None or not config.is_sparse(layer):
+        return {}
+    hidden, inter = config.hidden_size, experts.intermediate_size
+    gate, up, down, router = _MIXTRAL if experts.has_mixtral_names else _QWEN
+    return {
+        ROUTER: _group(hidden, False, (router, experts.num_experts)),
+        EXPERTS_GATE_UP: _group(hidden, False, (gate, inter), (up, inter)),
+        EXPERTS_DOWN: _group(inter, False, (down, hidden)),
+    }
+
+
+def mixture_modules(config: ModelConfig) -> dict[str, MixtureModule]:
+    """By all names that adapters have for them."""
+    layers = tuple(layer for layer in range(config.num_layers) if mixture_groups(config, layer))
+    if not layers or config.experts is None:
+        return {}
+    groups, count = mixture_groups(config, layers[0]), config.experts.num_experts
+    modules: dict[str, MixtureModule] = {}
+    for name, group in groups.items():
+        for projection in group.projections:
+            num_experts = 0 if name == ROUTER else count
+            modules[projection.module] = MixtureModule(
+                group.in_features, projection.out_features, num_experts, layers
+            )
+    for name, whole, num_experts in (
+        (ROUTER, WHOLE_ROUTER, 0),
+        (EXPERTS_GATE_UP, WHOLE_GATE_UP, count),
+        (EXPERTS_DOWN, WHOLE_DOWN, count),
+    ):
+        group = groups[name]
+        modules[whole] = MixtureModule(group.in_features, group.out_features, num_experts, layers)
+    return modules
 
 
 def outer_modules(config: ModelConfig) -> dict[str, tuple[int, int]]:

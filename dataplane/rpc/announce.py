@@ -30,6 +30,7 @@ def base_model_of(ready: Ready) -> adapter_registry_pb2.BaseModel:
         num_layers=ready.num_layers,
         layer_modules=[_shape(module) for module in ready.layer_modules],
         outer_modules=[_shape(module) for module in ready.outer_modules],
+        mixture_modules=[_shape(module) for module in ready.mixture_modules],
         max_context_tokens=ready.max_context_tokens,
         vocab_size=ready.vocab_size,
     )
@@ -108,4 +109,5 @@ def _shape(module: ModuleShape) -> adapter_registry_pb2.ModuleShape:
         in_features=module.in_features,
         out_features=module.out_features,
         layers=module.layers,
+        num_experts=module.num_experts,
     )

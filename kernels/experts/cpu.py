@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from functools import cache
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from kernels.cpu.floats import SUPPORTED_DTYPES
 from kernels.cpu.program import Program
 from kernels.experts import cpu_group as group
 from kernels.experts import cpu_route as route
+from kernels.experts.lora import ExpertLora, plain_segments
 from kernels.experts.weights import ExpertWeights, panels_of
 from kernels.fused import cpu as fused
 from kernels.linear import arguments as args
@@ -25,29 +27,34 @@ from kernels.linear import cpu as linear
 from kernels.linear.half_tile import RUN
 from kernels.linear.op import Weight
 from kernels.linear.op import linear as apply_linear
+from kernels.lora.cpu import lora_apply_blocks, lora_arguments, lora_worker
+from kernels.lora.op import lora_apply
+from kernels.lora.plan import BLOCK_FIELDS, SegmentGroup
 
 
 class Part(enum.IntEnum):
     """Of the program: what is run on its own where products are made elsewhere."""
 
-    BEFORE = 0
-    PRODUCTS = 1
-    AFTER = 2
+    LOGITS = 0
+    BEFORE = 1
+    PRODUCTS = 2
+    AFTER = 3
 
 
 class Before(enum.IntEnum):
-    LOGITS = 0
-    CHOOSE = 1
-    GROUP = 2
-    GATHER = 3
+    CHOOSE = 0
+    GROUP = 1
+    GATHER = 2
 
 
 class Products(enum.IntEnum):
     SPREAD_GATHERED = 0
     GATE_UP = 1
-    ACTIVATION = 2
-    SPREAD_ACTIVATED = 3
-    DOWN = 4
+    GATE_UP_LORA = 2
+    ACTIVATION = 3
+    SPREAD_ACTIVATED = 4
+    DOWN = 5
+    DOWN_LORA = 6
 
 
 def supports(x: torch.Tensor) -> bool:
@@ -59,6 +66,7 @@ def mix_experts(
     weights: ExpertWeights,
     activation: str,
     shared: torch.Tensor | None = None,
+    lora: ExpertLora | None = None,
 ) -> torch.Tensor:
     """As `kernels.experts.op.mix_experts`."""
     out = torch.empty_like(x)
@@ -68,11 +76,22 @@ def mix_experts(
     mixture = _mixture(x.dtype, activation, None if panels is None else panels.layouts)
     shared = None if shared is None else shared.contiguous()
     mixture.tell(x, weights, shared, out)
-    if panels is not None:
-        mixture.program.run(Part.BEFORE, Part.AFTER + 1)
+    if panels is not None and lora is None:
+        mixture.program.run(Part.LOGITS, Part.AFTER + 1)
         return out
-    mixture.program.run(Part.BEFORE, Part.PRODUCTS)
-    mixture.multiply_apart(weights)
+    start = Part.LOGITS
+    if lora is not None and lora.router is not None:
+        start = Part.BEFORE
+        mixture.program.run(Part.LOGITS, start)
+        logits = mixture.logits(len(x), weights.num_experts)
+        lora_apply(logits, x, lora.layer_pages, lora.router)
+    mixture.program.run(start, Part.PRODUCTS)
+    added = mixture.find_lora(weights, lora)
+    if panels is not None:
+        mixture.tell_lora(added)
+        mixture.program.run(Part.PRODUCTS, Part.AFTER + 1)
+        return out
+    mixture.multiply_apart(weights, added)
     mixture.program.run(Part.AFTER, Part.AFTER + 1)
     return out
 
@@ -116,7 +135,7 @@ class _Mixture:
         self._plan = np.zeros(group.PLAN_SIZE, dtype=np.int64)
         self._buffers: dict[str, torch.Tensor] = {}
         workers = self.program.workers
-        workers[Part.BEFORE, Before.LOGITS] = route.logits_worker(dtype)().address
+        workers[Part.LOGITS, 0] = route.logits_worker(dtype)().address
         workers[Part.BEFORE, Before.CHOOSE] = route.choose_worker(dtype)().address
         workers[Part.BEFORE, Before.GROUP] = group.group_work().address
         workers[Part.BEFORE, Before.GATHER] = group.gather_work().address
@@ -154,8 +173,8 @@ class _Mixture:
         gathered = self._buffer("gathered", num_slots * hidden, self._dtype)
         given = self._buffer("given", num_slots * hidden, self._dtype)
         self._set(
-            Part.BEFORE,
-            Before.LOGITS,
+            Part.LOGITS,
+            0,
             (0, 0, num_tokens, num_experts, hidden, x_at, weights.router.data_ptr(), logits),
         )
         normalizes = int(weights.normalizes)
@@ -238,20 +257,94 @@ class _Mixture:
             )
         told = fused.activation_arguments(num_slots, inter, gate_up, activated)
         self._set(Part.PRODUCTS, Products.ACTIVATION, told)
+        workers = self.program.workers
+        workers[Part.PRODUCTS, Products.GATE_UP_LORA] = 0
+        workers[Part.PRODUCTS, Products.DOWN_LORA] = 0
         return 2
 
-    def multiply_apart(self, weights: ExpertWeights) -> None:
+    @property
+    def _num_slots(self) -> int:
+        return int(self._plan[group.NUM_TOKENS] * self._plan[group.TOP_K])
+
+    def _rows(self, name: str, width: int) -> torch.Tensor:
+        """[num_slots, width]: a buffer that was told of."""
+        return self._buffers[name][: self._num_slots * width].view(-1, width)
+
+    def logits(self, num_tokens: int, num_experts: int) -> torch.Tensor:
+        return self._buffers["logits"][: num_tokens * num_experts].view(num_tokens, num_experts)
+
+    def find_lora(self, weights: ExpertWeights, lora: ExpertLora | None) -> list[_Added]:
+        """What adapters add to the products, in the order of these; slots must be grouped."""
+        if lora is None:
+            return []
+        hidden, inter = weights.router.shape[1], weights.intermediate_size
+        starts = self._buffers["starts"][: weights.num_experts + 1].numpy()
+        tokens = self._buffers["tokens"][: self._num_slots].numpy()
+        added: list[_Added] = []
+        for phase, segments, names, widths in (
+            (Products.GATE_UP_LORA, lora.gate_up, ("gathered", "gate_up"), (hidden, 2 * inter)),
+            (Products.DOWN_LORA, lora.down, ("activated", "given"), (inter, hidden)),
+        ):
+            if segments is None:
+                continue
+            adapters = SegmentGroup.of(plain_segments(segments, widths[0]))
+            blocks = np.empty((self._num_slots, BLOCK_FIELDS), dtype=np.int64)
+            count = group.lora_blocks(starts, tokens, adapters.common.spans, blocks)
+            if count > 0:
+                told = phase, lora.layer_pages, adapters, blocks[:count], names, widths
+                added.append(_Added(*told))
+        return added
+
+    def tell_lora(self, added: list[_Added]) -> None:
+        """The program's phases for it. added: kept by the caller until the program has run."""
+        max_rank = max((each.max_rank for each in added), default=0)
+        width = max((max(each.widths) for each in added), default=0)
+        for each in added:
+            x, y = (self._rows(*told) for told in zip(each.names, each.widths, strict=True))
+            pages, plans = each.layer_pages, each.adapters.plans
+            assert plans.flags.c_contiguous
+            told = lora_arguments(
+                each.adapters.common,
+                max_rank,
+                width,
+                *(len(x), x.shape[1], y.stride(0), x.stride(0), *pages.shape),
+                *(y.data_ptr(), x.data_ptr(), pages.data_ptr(), plans.ctypes.data),
+                each.blocks,
+            )
+            self._set(Part.PRODUCTS, each.phase, told)
+            worker = lora_worker(self._dtype)
+            self.program.workers[Part.PRODUCTS, each.phase] = worker().address
+
+    def multiply_apart(self, weights: ExpertWeights, added: list[_Added]) -> None:
         """The products, of what was gathered, one expert after the other."""
-        num_tokens, top_k = int(self._plan[group.NUM_TOKENS]), int(self._plan[group.TOP_K])
-        num_slots, hidden = num_tokens * top_k, weights.router.shape[1]
-        gathered = self._buffers["gathered"][: num_slots * hidden].view(num_slots, hidden)
-        given = self._buffers["given"][: num_slots * hidden].view(num_slots, hidden)
+        hidden, inter = weights.router.shape[1], weights.intermediate_size
+        gathered, given = self._rows("gathered", hidden), self._rows("given", hidden)
         starts = self._buffers["starts"][: weights.num_experts + 1].tolist()
-        for expert, (start, end) in enumerate(pairwise(starts)):
-            if start < end:
+        spans = [
+            (expert, *span) for expert, span in enumerate(pairwise(starts)) if span[0] < span[1]
+        ]
+        if not added:
+            for expert, start, end in spans:
                 gate_up = apply_linear(gathered[start:end], weights.gate_up[expert])
                 activated = fused.gated_activation(gate_up, self._activation)
                 given[start:end] = apply_linear(activated, weights.down[expert])
+            return
+        self._buffer("gate_up", self._num_slots * 2 * inter, self._dtype)
+        self._buffer("activated", self._num_slots * inter, self._dtype)
+        gate_up, activated = self._rows("gate_up", 2 * inter), self._rows("activated", inter)
+        for expert, start, end in spans:
+            gate_up[start:end] = apply_linear(gathered[start:end], weights.gate_up[expert])
+        self._add_apart(added, Products.GATE_UP_LORA)
+        activated.copy_(fused.gated_activation(gate_up, self._activation))
+        for expert, start, end in spans:
+            given[start:end] = apply_linear(activated[start:end], weights.down[expert])
+        self._add_apart(added, Products.DOWN_LORA)
+
+    def _add_apart(self, added: list[_Added], phase: Products) -> None:
+        for each in added:
+            if each.phase == phase:
+                x, y = (self._rows(*told) for told in zip(each.names, each.widths, strict=True))
+                lora_apply_blocks(y, x, each.layer_pages, each.adapters, each.blocks)
 
     def _set(self, part: Part, phase: int, told: tuple[int, ...]) -> None:
         self.program.arguments[part, phase, : len(told)] = told
@@ -263,6 +356,21 @@ class _Mixture:
             with torch.inference_mode(False):  # or it could be written to in that mode alone
                 buffer = self._buffers[name] = torch.empty(size, dtype=dtype)
         return buffer.data_ptr()
+
+
+class _Added(NamedTuple):
+    """What adapters add to one product of all slots."""
+
+    phase: Products
+    layer_pages: torch.Tensor
+    adapters: SegmentGroup  # over tokens
+    blocks: np.ndarray[Any, Any]  # of slots, as `LoraSpans.blocks`
+    names: tuple[str, str]  # of the buffers of inputs and outputs
+    widths: tuple[int, int]
+
+    @property
+    def max_rank(self) -> int:
+        return int(self.adapters.plans[:, 0].max())
 
 
 def _tensor(weight: Weight) -> torch.Tensor:

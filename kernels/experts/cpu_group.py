@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from kernels.cpu import threads
+from kernels.cpu.compile import compiled
 from kernels.cpu.floats import BITS
 from kernels.linear import arguments as args
 from kernels.linear.tiling import cut, most_tiles
+from kernels.lora.plan import BLOCK_TOKENS
 
 (
     NUM_TOKENS,
@@ -113,6 +115,36 @@ def group_work(pointer: Any) -> None:  # pragma: no cover - compiled
 def most_rows(num_slots: int) -> int:
     """Of all tiles together, however the slots are shared out."""
     return 2 * num_slots
+
+
+@compiled
+def lora_blocks(
+    starts: Any, tokens: Any, spans: Any, blocks: Any
+) -> Any:  # pragma: no cover - compiled
+    """Tells LoRA of slots, as `LoraSpans.blocks` does of tokens, and returns how many blocks there
+    are. Within one expert, slots of one adapter are adjacent, as tokens are in order.
+
+    starts: [experts + 1]; tokens: [slots], of each slot; spans: [n, 2] in order; blocks: room for
+    one for each slot.
+    """
+    count = 0
+    for expert in range(starts.size - 1):
+        slot, end, span = starts[expert], starts[expert + 1], 0
+        while slot < end:
+            while span < len(spans) and spans[span, 1] <= tokens[slot]:
+                span += 1
+            if span == len(spans):
+                break
+            if tokens[slot] < spans[span, 0]:
+                slot += 1
+                continue
+            first = slot
+            while slot < end and slot < first + BLOCK_TOKENS and tokens[slot] < spans[span, 1]:
+                slot += 1
+            block = blocks[count]
+            block[0], block[1], block[2], block[3] = span, first, slot - first, expert
+            count += 1
+    return count
 
 
 B_NEXT, _, B_NUM_SLOTS, B_ROW_WORDS, B_TOKENS, B_X, B_OUT, B_NUM_ARGUMENTS = range(8)

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from kernels.experts import cpu, naive
+from kernels.experts.lora import ExpertLora
 from kernels.experts.weights import ExpertWeights
 from kernels.fused.op import ACTIVATIONS
 from kernels.gpu.dispatch import uses_triton
+from kernels.lora.checks import check_launch, check_segments, check_tensors
+from kernels.lora.metadata import LoraGroup
 
 
 def mix_experts(
@@ -18,13 +21,14 @@ def mix_experts(
     activation: str,
     shared: torch.Tensor | None = None,
     delta: torch.Tensor | None = None,
+    lora: ExpertLora | None = None,
 ) -> torch.Tensor:
     """As `kernels.experts.naive.mix_experts`. On CPU a token's result does not depend on the
     others.
 
     x: [num_tokens, hidden], contiguous. shared: the shared expert's output, of x's shape; where
     weights have a shared_gate, and only there. delta: of x's shape, what `shared` still lacks:
-    added on the way; by Triton kernels alone.
+    added on the way; by Triton kernels alone. lora: of x's dtype and device.
 
     Raises: ValueError for shapes, dtypes or an activation that do not fit.
     """
@@ -41,9 +45,24 @@ def mix_experts(
             raise ValueError(f"x {x.dtype} {tuple(x.shape)}, {name} {each.dtype} {each.shape}")
     if delta is not None and (shared is None or not uses_triton(x)):
         raise ValueError(f"delta on {x.device}: only with shared, and by Triton kernels")
-    if delta is not None:
-        return _of(x).mix_experts(x, weights, activation, shared, delta)
-    return _of(x).mix_experts(x, weights, activation, shared)
+    if lora is not None:
+        _check_lora(x, weights, lora)
+    if uses_triton(x):
+        return _of(x).mix_experts(x, weights, activation, shared, delta, lora)
+    return _of(x).mix_experts(x, weights, activation, shared, lora)
+
+
+def _check_lora(x: torch.Tensor, weights: ExpertWeights, lora: ExpertLora) -> None:
+    check_tensors(x, lora.layer_pages)
+    for group, in_features in (
+        (lora.router, x.shape[1]),
+        (lora.gate_up, x.shape[1]),
+        (lora.down, weights.intermediate_size),
+    ):
+        if isinstance(group, LoraGroup):
+            check_launch(x, lora.layer_pages, group.metadata)
+        elif group is not None:
+            check_segments(group, len(x), in_features)
 
 
 def _of(x: torch.Tensor) -> Any:

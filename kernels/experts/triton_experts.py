@@ -8,12 +8,16 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.experts.lora import ExpertLora
 from kernels.experts.triton_products import activated, given
-from kernels.experts.triton_route import route
+from kernels.experts.triton_route import Routed, route
+from kernels.experts.triton_slots import added, slot_metadata
 from kernels.experts.weights import ExpertWeights, Matrices
 from kernels.fused.triton_activation import activation_constants
 from kernels.gpu.dispatch import device_name
 from kernels.gpu.tuning import launch_options, tuned
+from kernels.lora.metadata import LoraBatchMetadata, LoraGroup
+from kernels.lora.op import LoraSegments
 
 
 @triton.jit
@@ -64,6 +68,7 @@ def mix_experts(
     activation: str,
     shared: torch.Tensor | None = None,
     delta: torch.Tensor | None = None,
+    lora: ExpertLora | None = None,
 ) -> torch.Tensor:
     """As `kernels.experts.op.mix_experts`.
 
@@ -74,10 +79,12 @@ def mix_experts(
     out = x.new_empty(num_tokens, hidden)
     if not num_tokens:
         return out
-    routed = route(x, weights.router, weights.top_k, normalizes=weights.normalizes)
+    routed = route(x, weights.router, weights.top_k, normalizes=weights.normalizes, lora=lora)
+    adapters = _Slots(x, routed, lora)
     constants = activation_constants(0, activation, 0)
     kept = {name: constants[name] for name in ("SILU", "GELU_SCALE", "GELU_CUBIC")}
-    parts = given(activated(x, gate_up, routed, kept), down, routed)
+    inner = activated(x, gate_up, routed, kept, adapters.add_to_gate_up(gate_up.shape[1]))
+    parts = given(inner, down, routed, adapters.add_to_down(inner, hidden))
     settings = tuned("experts", device_name(x.device), "combine", "any")
     combine_kernel[(num_tokens, triton.cdiv(hidden, settings["block"]))](
         parts,
@@ -96,6 +103,40 @@ def mix_experts(
         **launch_options(settings),
     )
     return out
+
+
+class _Slots:
+    """What adapters add, by slot in order."""
+
+    def __init__(self, x: torch.Tensor, routed: Routed, lora: ExpertLora | None) -> None:
+        """x: [num_tokens, hidden]"""
+        self._x, self._routed, self._lora = x, routed, lora
+        first = None if lora is None else lora.gate_up or lora.down
+        self._metadata: LoraBatchMetadata | None = None
+        if first is not None:  # both are of one step
+            self._metadata = slot_metadata(_group(first).metadata, routed)
+
+    def add_to_gate_up(self, out_features: int) -> torch.Tensor | None:
+        if self._lora is None or self._lora.gate_up is None:
+            return None
+        tokens = self._routed.order.flatten() // self._routed.order.shape[1]
+        return self._added(self._x[tokens], out_features, self._lora.gate_up)
+
+    def add_to_down(self, inner: torch.Tensor, out_features: int) -> torch.Tensor | None:
+        if self._lora is None or self._lora.down is None:
+            return None
+        return self._added(inner, out_features, self._lora.down)
+
+    def _added(self, x: torch.Tensor, out_features: int, group: LoraSegments) -> torch.Tensor:
+        assert self._lora is not None and self._metadata is not None
+        pages = self._lora.layer_pages
+        return added(x, out_features, pages, _group(group), self._metadata)
+
+
+def _group(segments: LoraSegments) -> LoraGroup:
+    if not isinstance(segments, LoraGroup):
+        raise ValueError("lora: on a GPU, groups of a LoraBatchMetadata")
+    return segments
 
 
 def combine_constants(

@@ -42,7 +42,9 @@ def gate_up_kernel(
     weights_ptr,
     order_ptr,
     starts_ptr,
+    delta_ptr,
     out_ptr,
+    HAS_DELTA: tl.constexpr,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
@@ -58,7 +60,8 @@ def gate_up_kernel(
     """grid (tiles of slots, blocks of INTER). One program: act(x @ gate.T) * (x @ up.T) of one
     tile, summed in float32; rows of x are read where they are.
 
-    x: [tokens, HIDDEN]; weights: [experts, 2 * INTER, HIDDEN]; out: [slots in order, INTER]
+    x: [tokens, HIDDEN]; weights: [experts, 2 * INTER, HIDDEN]; out: [slots in order, INTER];
+    delta: [slots in order, 2 * INTER], added to the products, with HAS_DELTA
     """
     expert, first, end = tile_of(starts_ptr, tl.program_id(0), NUM_EXPERTS, BLOCK_E, BLOCK_M)
     if expert >= NUM_EXPERTS:
@@ -84,13 +87,16 @@ def gate_up_kernel(
         of_up = tl.load(up_ptr + inputs[:, None], mask=inside, other=0.0)
         gate = tl.dot(x, of_gate, gate, input_precision="ieee")
         up = tl.dot(x, of_up, up, input_precision="ieee")
+    kept = present[:, None] & wanted[None, :]
+    if HAS_DELTA:
+        delta_ptr += rows.to(tl.int64)[:, None] * (2 * INTER) + features[None, :]
+        gate += tl.load(delta_ptr, mask=kept, other=0.0).to(tl.float32)
+        up += tl.load(delta_ptr + INTER, mask=kept, other=0.0).to(tl.float32)
     # GELU's tanh form is a sigmoid of this, as in kernels/fused/triton_activation.py.
     slope = gate if SILU else GELU_SCALE * (gate + GELU_CUBIC * gate * gate * gate)
     value = gate / (1.0 + tl.exp(-slope)) * up
     at = rows.to(tl.int64)[:, None] * INTER + features[None, :]
-    tl.store(
-        out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=present[:, None] & wanted[None, :]
-    )
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -100,7 +106,9 @@ def down_kernel(
     shares_ptr,
     order_ptr,
     starts_ptr,
+    delta_ptr,
     out_ptr,
+    HAS_DELTA: tl.constexpr,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
@@ -113,7 +121,8 @@ def down_kernel(
     summed in float32, each row to its token's place.
 
     x: [slots in order, INTER]; weights: [experts, HIDDEN, INTER]; shares: [slots] float32;
-    out: [slots, HIDDEN] float32
+    out: [slots, HIDDEN] float32; delta: [slots in order, HIDDEN], added to the product, with
+    HAS_DELTA
     """
     expert, first, end = tile_of(starts_ptr, tl.program_id(0), NUM_EXPERTS, BLOCK_E, BLOCK_M)
     if expert >= NUM_EXPERTS:
@@ -135,8 +144,12 @@ def down_kernel(
         inside = there[:, None] & wanted[None, :]
         weights = tl.load(weights_ptr + inputs[:, None], mask=inside, other=0.0)  # [K, N]
         total = tl.dot(x, weights, total, input_precision="ieee")
+    kept = present[:, None] & wanted[None, :]
+    if HAS_DELTA:
+        delta_ptr += rows.to(tl.int64)[:, None] * HIDDEN + features[None, :]
+        total += tl.load(delta_ptr, mask=kept, other=0.0).to(tl.float32)
     at = slots.to(tl.int64)[:, None] * HIDDEN + features[None, :]
-    tl.store(out_ptr + at, total * shares[:, None], mask=present[:, None] & wanted[None, :])
+    tl.store(out_ptr + at, total * shares[:, None], mask=kept)
 
 
 def case_of(num_slots: int, num_experts: int) -> str:
@@ -163,9 +176,11 @@ def activated(
     weights: torch.Tensor,
     routed: Routed,
     activation: dict[str, Any],
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[num_slots, intermediate], in `routed.order`. weights: [experts, 2 * intermediate, hidden],
-    contiguous. activation: gate_up_kernel's constexprs for it."""
+    contiguous. activation: gate_up_kernel's constexprs for it. delta: [num_slots, 2 * intermediate]
+    in order, contiguous, of x's dtype: added to the products."""
     num_experts, inter, hidden = weights.shape[0], weights.shape[1] // 2, weights.shape[2]
     num_slots = routed.order.numel()
     case = case_of(num_slots, num_experts)
@@ -178,7 +193,9 @@ def activated(
         weights,
         routed.order,
         routed.starts,
+        x if delta is None else delta,
         out,
+        HAS_DELTA=delta is not None,
         HIDDEN=hidden,
         INTER=inter,
         NUM_EXPERTS=num_experts,
@@ -191,9 +208,12 @@ def activated(
     return out
 
 
-def given(x: torch.Tensor, weights: torch.Tensor, routed: Routed) -> torch.Tensor:
+def given(
+    x: torch.Tensor, weights: torch.Tensor, routed: Routed, delta: torch.Tensor | None = None
+) -> torch.Tensor:
     """[num_slots, hidden] float32, by slot. x: as `activated` returns it; weights: [experts,
-    hidden, intermediate], contiguous."""
+    hidden, intermediate], contiguous. delta: [num_slots, hidden] in order, contiguous, of x's
+    dtype: added to the product."""
     num_experts, hidden, inter = weights.shape
     num_slots = routed.order.numel()
     case = case_of(num_slots, num_experts)
@@ -207,7 +227,9 @@ def given(x: torch.Tensor, weights: torch.Tensor, routed: Routed) -> torch.Tenso
         routed.shares,
         routed.order,
         routed.starts,
+        x if delta is None else delta,
         out,
+        HAS_DELTA=delta is not None,
         HIDDEN=hidden,
         INTER=inter,
         NUM_EXPERTS=num_experts,

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from kernels.experts.lora import ExpertLora
 from kernels.gpu.dispatch import device_name
 from kernels.gpu.tuning import launch_options, tuned
+from kernels.lora.op import lora_apply
 
 
 @triton.jit
@@ -89,6 +91,7 @@ class Routed(NamedTuple):
     shares: torch.Tensor  # [num_slots] float32
     order: torch.Tensor  # [num_slots] int32: slots by expert
     starts: torch.Tensor  # [experts + 1] int32: where each expert's begin in `order`
+    chosen: torch.Tensor  # [num_tokens, top_k] int32: each slot's expert
 
 
 def choose(
@@ -119,9 +122,19 @@ def choose_constants(num_experts: int, top_k: int, *, normalizes: bool) -> dict[
     }
 
 
-def route(x: torch.Tensor, router: torch.Tensor, top_k: int, *, normalizes: bool) -> Routed:
+def route(
+    x: torch.Tensor,
+    router: torch.Tensor,
+    top_k: int,
+    *,
+    normalizes: bool,
+    lora: ExpertLora | None = None,
+) -> Routed:
     """x: [num_tokens, hidden], num_tokens > 0; router: [experts, hidden]."""
-    chosen, shares = choose(F.linear(x, router), top_k, normalizes=normalizes)
+    logits = F.linear(x, router)
+    if lora is not None and lora.router is not None:
+        lora_apply(logits, x, lora.layer_pages, lora.router)
+    chosen, shares = choose(logits, top_k, normalizes=normalizes)
     order = torch.empty_like(chosen)
     starts = chosen.new_empty(len(router) + 1)
     settings = tuned("experts", device_name(x.device), "group", "any")
@@ -134,4 +147,4 @@ def route(x: torch.Tensor, router: torch.Tensor, top_k: int, *, normalizes: bool
         BLOCK=settings["block"],
         **launch_options(settings),
     )
-    return Routed(shares, order, starts)
+    return Routed(shares, order, starts, chosen)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import torch
+
+from kernels.experts.lora import ExpertLora
 from kernels.experts.op import mix_experts
 from kernels.experts.triton_products import FEW_SLOTS
 from kernels.experts.weights import ExpertWeights
+from kernels.lora.metadata import LoraBatchMetadata, LoraBucket
+from kernels.lora.tuning import lora_tiles
+
+_ANY_LENGTH = 1 << 20
 
 
-def warm_up(layers: Iterable[ExpertWeights], activation: str) -> None:
+def warm_up(
+    layers: Iterable[ExpertWeights], activation: str, layer_pages: torch.Tensor | None = None
+) -> None:
     """Compiles what steps of any number of tokens launch, or loads what an earlier process
-    compiled, once for all layers alike. Seconds the first time ever."""
+    compiled, once for all layers alike. Seconds the first time ever.
+
+    layer_pages: one layer of the pool, neither read nor written; None: without adapters.
+    """
     done: set[object] = set()
     for weights in layers:
         key = (weights.router.shape, weights.shared_gate is None, weights.top_k)
@@ -24,3 +36,17 @@ def warm_up(layers: Iterable[ExpertWeights], activation: str) -> None:
             for delta in (None,) if weights.shared_gate is None else (None, x):
                 shared = None if weights.shared_gate is None else x
                 mix_experts(x, weights, activation, shared, delta)
+            for lora in () if layer_pages is None else _adapters(layer_pages):
+                shared = None if weights.shared_gate is None else x
+                mix_experts(x, weights, activation, shared, lora=lora)
+
+
+def _adapters(layer_pages: torch.Tensor) -> Iterator[ExpertLora]:
+    """In all regimes, aligned or not."""
+    shared = lora_tiles(layer_pages.device).shared
+    for alignment in (1, 8):
+        for max_segment_tokens in (1, shared.block_tokens, _ANY_LENGTH):
+            bucket = LoraBucket(1, 1, 1, 1, max_segment_tokens, alignment)
+            # Never filled: its tiles are empty, and each program of them ends at once.
+            group = LoraBatchMetadata(bucket, 1, 1, layer_pages.device).group(0, 0)
+            yield ExpertLora(layer_pages, group, group, group)

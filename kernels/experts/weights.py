@@ -42,6 +42,13 @@ class ExpertWeights:
     def num_experts(self) -> int:
         return self.router.shape[0]
 
+    @property
+    def intermediate_size(self) -> int:
+        first = self.down[0]
+        if isinstance(first, torch.Tensor) and first.dim() == 3:
+            return linear.features_of(first)[0]
+        return first.shape[1]
+
     def pack(self) -> None:
         """On CPU, brings each matrix into the layout that its product is fastest in."""
         self.gate_up, self.down = _packed(self.gate_up), _packed(self.down)

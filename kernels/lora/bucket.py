@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.lora.plan import LoraSpans, RowFormat
 
-TILE_FIELDS = 3
+TILE_FIELDS = 4
 _MAX_ALIGNMENT = 8  # 16 bytes of 2-byte elements: the widest load of a thread
 
 
@@ -76,13 +76,15 @@ def max_tiles(bucket: LoraBucket, block_tokens: int) -> int:
 
 
 def tile_map(spans: np.ndarray[Any, Any], block_tokens: int) -> np.ndarray[Any, Any]:
-    """[num_tiles, TILE_FIELDS]: segments cut into at most block_tokens tokens each, in order."""
+    """[num_tiles, TILE_FIELDS]: segments cut into at most block_tokens tokens each, in order. The
+    last field, an expert, is 0."""
     starts, ends = spans[:, 0], spans[:, 1]
     counts = -(-(ends - starts) // block_tokens)
     segment = np.repeat(np.arange(len(spans)), counts)
     within = np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)
     first = starts[segment] + within * block_tokens
-    return np.stack([segment, first, np.minimum(block_tokens, ends[segment] - first)], axis=1)
+    counts = np.minimum(block_tokens, ends[segment] - first)
+    return np.stack([segment, first, counts, np.zeros_like(first)], axis=1)
 
 
 def row_alignment(rows: np.ndarray[Any, Any], row_format: RowFormat) -> int:

@@ -18,7 +18,9 @@ from kernels.cpu.floats import BITS, FLOATS, SUPPORTED_DTYPES
 from kernels.cpu.scratch import Scratch
 from kernels.lora.cpu_products import expand, scratch_size, shrink
 from kernels.lora.plan import (
+    BLOCK_FIELDS,
     MAX_SLICES,
+    PLAN_EXPERT_ELEMS,
     PLAN_FIELDS,
     PLAN_SLICE_FIELDS,
     ExpandSlice,
@@ -67,6 +69,17 @@ def lora_apply(
     y: torch.Tensor, x: torch.Tensor, layer_pages: torch.Tensor, group: SegmentGroup
 ) -> None:
     """As `kernels.lora.op.lora_apply`."""
+    lora_apply_blocks(y, x, layer_pages, group, group.common.blocks)
+
+
+def lora_apply_blocks(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    layer_pages: torch.Tensor,
+    group: SegmentGroup,
+    blocks: np.ndarray[Any, Any],
+) -> None:
+    """Of other rows than tokens: blocks, as `LoraSpans.blocks`, say what each is of."""
     plans = np.ascontiguousarray(group.plans)
     arguments = lora_arguments(
         group.common,
@@ -82,6 +95,7 @@ def lora_apply(
         x.data_ptr(),
         layer_pages.data_ptr(),
         plans.ctypes.data,
+        blocks,
     )
     threads.run(lora_worker(x.dtype), np.array(arguments))
 
@@ -100,16 +114,19 @@ def lora_arguments(
     x: int,
     pages: int,
     plans: int,
+    blocks: np.ndarray[Any, Any] | None = None,
 ) -> tuple[int, ...]:
     """What a LoRA worker is told. max_rank, width: at least each segment's total rank, and its
-    inputs and outputs; from `y` on addresses. Once these are made, no more threads may run than
-    torch has now, and what is told for greater ones moves the scratch of these."""
+    inputs and outputs; from `y` to `plans` addresses. blocks: in place of `common.blocks`, told by
+    address: who calls keeps them. Once these are made, no more threads may run than torch has now,
+    and what is told for greater ones moves the scratch of these."""
     num_threads = torch.get_num_threads()
-    few = len(common.blocks) < _BLOCKS_A_THREAD * num_threads
+    blocks = common.blocks if blocks is None else blocks
+    few = len(blocks) < _BLOCKS_A_THREAD * num_threads
     return (
         0,
         0,
-        len(common.blocks),
+        len(blocks),
         MAX_SLICES if few else 1,
         len(common.spans),
         num_tokens,
@@ -123,7 +140,7 @@ def lora_arguments(
         y,
         x,
         pages,
-        common.blocks.ctypes.data,
+        blocks.ctypes.data,
         common.page_indptr.ctypes.data,
         common.page_ids.ctypes.data,
         plans,
@@ -158,7 +175,7 @@ def lora_worker(dtype: torch.dtype) -> Any:
         y = threads.array(a[_Y], like, (a[_NUM_TOKENS] * a[_Y_STRIDE],))
         x = threads.array(a[_X], like, (a[_NUM_TOKENS] * a[_X_STRIDE],))
         pages = threads.array(a[PAGES], like, (a[_NUM_PAGES], a[_PAGE_ELEMS]))
-        blocks = threads.array(a[_BLOCKS], a, (a[_NUM_BLOCKS], 3))
+        blocks = threads.array(a[_BLOCKS], a, (a[_NUM_BLOCKS], BLOCK_FIELDS))
         page_indptr = threads.array(a[_PAGE_INDPTR], a, (num_segments + 1,))
         page_ids = threads.array(a[_PAGE_IDS], a, (page_indptr[num_segments],))
         plans = threads.array(a[PLANS], a, (num_segments, PLAN_FIELDS))
@@ -171,6 +188,7 @@ def lora_worker(dtype: torch.dtype) -> Any:
             segment, start, num_tokens = blocks[block, 0], blocks[block, 1], blocks[block, 2]
             plan = plans[segment]
             total_rank, num_slices = plan[0], plan[2]
+            shift = blocks[block, 3] * plan[PLAN_EXPERT_ELEMS]
             if total_rank == 0:
                 continue
             first_slice, end_slice, first_rank, end_rank = 0, num_slices, 0, total_rank
@@ -188,7 +206,7 @@ def lora_worker(dtype: torch.dtype) -> Any:
                 a[_X_STRIDE],
                 pages,
                 ids,
-                plan[1],
+                plan[1] + shift,
                 first_rank,
                 end_rank,
                 in_features,
@@ -205,7 +223,7 @@ def lora_worker(dtype: torch.dtype) -> Any:
                     a[_Y_STRIDE],
                     pages,
                     ids,
-                    plan[field + 2],
+                    plan[field + 2] + shift,
                     plan[field],
                     plan[field + 1],
                     plan[field + 4],

@@ -90,6 +90,7 @@ class LoraBatchMetadata:
         self.regime = regime or lora_tiles(device).regime(bucket.max_segment_tokens)
         self.num_tiles = max_tiles(bucket, self.regime.block_tokens)
         self.max_total_rank = _whole(bucket.max_total_rank)
+        self.is_of_experts = False
         self.num_tokens = 0
         self.max_adapter_pages = 0
         self._num_groups = num_groups
@@ -100,7 +101,7 @@ class LoraBatchMetadata:
         sizes = (*head, bucket.max_segments * self._row_ints)
         self._buffer = torch.full((sum(sizes),), -1, dtype=torch.int32, device=device)
         host_tiles, self.page_indptr, self.page_ids, rows = self._buffer.split(sizes)
-        # [num_tiles, TILE_FIELDS]: segment (-1: nothing to do), first token, number of tokens
+        # [num_tiles, TILE_FIELDS]: segment (-1: nothing to do), first token, tokens, expert
         self.tiles = host_tiles.view(self.num_tiles, TILE_FIELDS)
         by_group = rows.view(bucket.max_segments, num_layers * num_groups, row_format.num_fields)
         self._rows = by_group.unbind(1)
@@ -186,6 +187,15 @@ class LoraBatchMetadata:
         narrow.tiles = self.tiles[: narrow.num_tiles]
         narrow.max_total_rank = _whole(max_total_rank)
         return narrow
+
+    def over(self, tiles: torch.Tensor, regime: Regime) -> LoraBatchMetadata:
+        """The same adapters, over other rows than tokens, of experts: for launches only. tiles:
+        [num_tiles, TILE_FIELDS] int32, on the device, which launches find there when they run."""
+        made = object.__new__(LoraBatchMetadata)
+        made.__dict__.update(self.__dict__)
+        made.tiles, made.num_tiles, made.regime = tiles, len(tiles), regime
+        made.is_of_experts = True
+        return made
 
     def _stage(
         self, spans: LoraSpans, adapters: Sequence[AdapterRows], block_tokens: int

@@ -8,6 +8,9 @@ end to end, so one product computes all of its intermediates:
 
     a_offset: A, [total_rank, in_features], row-major; rows of the first projection first
     b_offset: for each projection, scaling * B transposed, [rank, out_features], row-major
+
+Of a mixture of experts a group has as many of these as there are experts, expert_elems apart; the
+offsets are those of the first.
 """
 
 from __future__ import annotations
@@ -38,6 +41,13 @@ class GroupPlan(NamedTuple):
     in_features: int
     a_offset: int
     slices: tuple[ExpandSlice, ...]
+    expert_elems: int = 0  # from one expert's matrices to the next one's; 0: there are no experts
+
+    def of_expert(self, expert: int) -> GroupPlan:
+        """That one's alone."""
+        shift = expert * self.expert_elems
+        slices = tuple(each._replace(b_offset=each.b_offset + shift) for each in self.slices)
+        return self._replace(a_offset=self.a_offset + shift, slices=slices, expert_elems=0)
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,10 @@ class Segment(NamedTuple):
 MAX_SLICES = 3
 BLOCK_TOKENS = 16
 """What one processor core takes of a segment at once."""
+BLOCK_FIELDS = 4
 PLAN_SLICE_FIELDS = 5
-PLAN_FIELDS = 3 + MAX_SLICES * PLAN_SLICE_FIELDS
+PLAN_EXPERT_ELEMS = 3 + MAX_SLICES * PLAN_SLICE_FIELDS
+PLAN_FIELDS = PLAN_EXPERT_ELEMS + 1
 
 
 class RowFormat(NamedTuple):
@@ -82,7 +94,11 @@ class RowFormat(NamedTuple):
 
 PLAN_ROW = RowFormat(
     PLAN_FIELDS,
-    (1, *(3 + each * PLAN_SLICE_FIELDS + at for each in range(MAX_SLICES) for at in (2, 3, 4))),
+    (
+        1,
+        *(3 + each * PLAN_SLICE_FIELDS + at for each in range(MAX_SLICES) for at in (2, 3, 4)),
+        PLAN_EXPERT_ELEMS,
+    ),
     False,
     0,
     tuple(3 + each * PLAN_SLICE_FIELDS + 1 for each in range(MAX_SLICES)),
@@ -91,14 +107,15 @@ PLAN_ROW = RowFormat(
 
 def plan_row(plan: GroupPlan | None) -> list[int]:
     """A plan as integers, for kernels: total_rank, a_offset, number of slices, then rank_start,
-    rank, b_offset, out_start, out_features of each. None, an adapter without this group, is 0s."""
+    rank, b_offset, out_start, out_features of each, and expert_elems. None, an adapter without this
+    group, is 0s."""
     if plan is None:
         return [0] * PLAN_FIELDS
     assert len(plan.slices) <= MAX_SLICES
     row = [plan.total_rank, plan.a_offset, len(plan.slices)]
     for part in plan.slices:
         row += part[:PLAN_SLICE_FIELDS]
-    return row + [0] * (PLAN_FIELDS - len(row))
+    return row + [0] * (PLAN_EXPERT_ELEMS - len(row)) + [plan.expert_elems]
 
 
 @dataclass(frozen=True)
@@ -113,15 +130,16 @@ class LoraSpans:
 
     @cached_property
     def blocks(self) -> np.ndarray[Any, Any]:
-        """[num_blocks, 3] int64: span, first token of the block, tokens: at most BLOCK_TOKENS."""
+        """[num_blocks, BLOCK_FIELDS] int64: span, first token of the block, tokens: at most
+        BLOCK_TOKENS, and the expert, 0."""
         return np.array(
             [
-                (span, first, min(BLOCK_TOKENS, end - first))
+                (span, first, min(BLOCK_TOKENS, end - first), 0)
                 for span, (start, end) in enumerate(self.spans.tolist())
                 for first in range(start, end, BLOCK_TOKENS)
             ],
             dtype=np.int64,
-        ).reshape(-1, 3)
+        ).reshape(-1, BLOCK_FIELDS)
 
     @staticmethod
     def of(spans: list[tuple[int, int]], runs: list[PageRun]) -> LoraSpans:
@@ -149,6 +167,16 @@ class SegmentGroup(Sequence[Segment]):
         self.common = common
         self.plans = plans
         self.group_plans = group_plans
+
+    @staticmethod
+    def of(segments: Sequence[Segment]) -> SegmentGroup:
+        """segments: disjoint, in order of start."""
+        if isinstance(segments, SegmentGroup):
+            return segments
+        common = LoraSpans.of([each[:2] for each in segments], [each.pages for each in segments])
+        plans = [each.plan for each in segments]
+        rows = np.array([plan_row(plan) for plan in plans], dtype=np.int64)
+        return SegmentGroup(common, rows.reshape(-1, PLAN_FIELDS), plans)
 
     @cached_property
     def segments(self) -> list[Segment]:

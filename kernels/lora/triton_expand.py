@@ -10,7 +10,7 @@ import triton.language as tl
 
 from kernels.lora.bucket import TILE_FIELDS
 from kernels.lora.metadata import METADATA_ARGUMENTS, LoraGroup
-from kernels.lora.plan import MAX_SLICES, PLAN_SLICE_FIELDS
+from kernels.lora.plan import MAX_SLICES, PLAN_EXPERT_ELEMS, PLAN_SLICE_FIELDS
 from kernels.lora.triton_paging import aligned, paged_tile, slice_of_block
 from kernels.lora.tuning import tile_width
 
@@ -35,6 +35,7 @@ def expand_kernel(
     hidden_stride,
     split_stride,
     TILE_FIELDS: tl.constexpr,
+    EXPERT_FIELD: tl.constexpr,
     SLICE_FIELDS: tl.constexpr,
     PAGE_ELEMS: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -49,7 +50,8 @@ def expand_kernel(
     One program: adds BLOCK_OUT columns of one projection for one tile of one segment's tokens,
     in float32, to y. h stays float32: a bfloat16 B is multiplied by h's upper and lower half,
     another by h in PRECISION. h's parts are read several at a time: one after the other, they would
-    take longer than B. Programs past a segment's projections, and empty tiles, end at once.
+    take longer than B. EXPERT_FIELD: as shrink's. Programs past a segment's projections, and empty
+    tiles, end at once.
     """
     segment = tl.load(tiles + tl.program_id(0) * TILE_FIELDS)
     if segment < 0:
@@ -68,6 +70,9 @@ def expand_kernel(
     rank_start = tl.load(part)
     rank = tl.load(part + 1)
     b_offset = tl.load(part + 2)
+    if EXPERT_FIELD >= 0:
+        expert = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 3)
+        b_offset += expert * tl.load(plans + segment * row_stride + EXPERT_FIELD)
     out_start = aligned(tl.load(part + 3), ALIGN)
     out_features = aligned(out_features, ALIGN)
     ids = page_ids + tl.load(page_indptr + segment)
@@ -161,6 +166,7 @@ def expand(
         hidden.stride(1),
         hidden.stride(0),
         TILE_FIELDS=TILE_FIELDS,
+        EXPERT_FIELD=PLAN_EXPERT_ELEMS if metadata.is_of_experts else -1,
         SLICE_FIELDS=PLAN_SLICE_FIELDS,
         PAGE_ELEMS=page_elems,
         ALIGN=align,

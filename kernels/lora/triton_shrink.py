@@ -10,6 +10,7 @@ import triton.language as tl
 
 from kernels.lora.bucket import TILE_FIELDS
 from kernels.lora.metadata import METADATA_ARGUMENTS, LoraGroup
+from kernels.lora.plan import PLAN_EXPERT_ELEMS
 from kernels.lora.triton_paging import paged_tile
 from kernels.lora.tuning import tile_width
 
@@ -29,6 +30,7 @@ def shrink_kernel(
     hidden_stride,
     split_stride,
     TILE_FIELDS: tl.constexpr,
+    EXPERT_FIELD: tl.constexpr,
     PAGE_ELEMS: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -42,7 +44,9 @@ def shrink_kernel(
     One program: its split's part of h for one tile of one segment's tokens and BLOCK_RANK of its
     ranks, in float32. A tile of one token is a product with a vector, bound by the reading of A;
     others go through tl.dot. Splits are stored apart and added up in order by who reads h, so that
-    results do not depend on timing. Programs past a segment's ranks, and empty tiles, end at once.
+    results do not depend on timing. EXPERT_FIELD: of a plan's row, how far experts are apart, -1
+    where there are none; a tile is of one expert, too. Programs past a segment's ranks, and empty
+    tiles, end at once.
     """
     segment = tl.load(tiles + tl.program_id(0) * TILE_FIELDS)
     if segment < 0:
@@ -54,6 +58,9 @@ def shrink_kernel(
     token_begin = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 1).to(tl.int64)
     num_tokens = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 2)
     a_offset = tl.load(plans + segment * row_stride + 1)
+    if EXPERT_FIELD >= 0:
+        expert = tl.load(tiles + tl.program_id(0) * TILE_FIELDS + 3)
+        a_offset += expert * tl.load(plans + segment * row_stride + EXPERT_FIELD)
     ids = page_ids + tl.load(page_indptr + segment)
 
     ranks = rank_begin + tl.arange(0, BLOCK_RANK)
@@ -144,6 +151,7 @@ def shrink(
         hidden.stride(1),
         hidden.stride(0),
         TILE_FIELDS=TILE_FIELDS,
+        EXPERT_FIELD=PLAN_EXPERT_ELEMS if metadata.is_of_experts else -1,
         PAGE_ELEMS=page_elems,
         ALIGN=align,
         BLOCK_TOKENS=metadata.regime.block_tokens,

@@ -27,6 +27,7 @@ _READ = frozenset(
         "r",
         "lora_alpha",
         "target_modules",
+        "target_parameters",
         "exclude_modules",
         "rank_pattern",
         "alpha_pattern",
@@ -66,8 +67,6 @@ _HARMLESS = frozenset(
 )
 _WHY_NOT = {
     "layer_replication": "it changes the number of layers",
-    "target_parameters": "LoRA on bare parameters, as of experts, is not applied: train"
-    " with target_modules of attention and of the shared expert",
     "megatron_config": "Megatron modules are not supported",
     "use_qalora": "QALoRA pools its inputs",
     "alora_invocation_tokens": "activated LoRA switches on in mid-sequence",
@@ -79,7 +78,9 @@ class AdapterConfig:
     """The fields of a LoraConfig that decide what is computed.
 
     `target_modules`: a regex (matched whole), the word "all-linear", or names matched as suffixes;
-    `exclude_modules` likewise. Patterns keep the file's order: the first that matches counts.
+    `exclude_modules` likewise. `target_parameters`: names of bare parameters, as of experts,
+    matched as suffixes; nothing else of the config has a part in their choice. Patterns keep the
+    file's order: the first that matches counts.
     bias: which base biases were trained along: "none", "lora_only" (those of the selected modules)
     or "all". lora_bias: each lora_B has a bias of its own. modules_to_save, trained_tokens: as
     storage.adapter.vocabulary reads them; no module is in both. ensure_weight_tying: what is done
@@ -90,6 +91,7 @@ class AdapterConfig:
     lora_alpha: float
     use_rslora: bool
     target_modules: str | tuple[str, ...]
+    target_parameters: tuple[str, ...]
     exclude_modules: str | tuple[str, ...]
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
@@ -120,7 +122,12 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
     )
     _refuse_unsupported(fields)
     targets = _names(fields, "target_modules")
-    if not targets:
+    parameters = _names(fields, "target_parameters")
+    if isinstance(parameters, str):
+        raise BadConfigError(
+            f"target_parameters must be a list of parameters' names, not {excerpt(parameters)}"
+        )
+    if not targets and not parameters:
         raise BadConfigError(
             "target_modules is missing or empty: name the modules that the adapter was trained on"
         )
@@ -146,6 +153,7 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         lora_alpha=_alpha("lora_alpha", fields.get("lora_alpha", 8)),
         use_rslora=_flag(fields, "use_rslora"),
         target_modules=targets,
+        target_parameters=parameters,
         exclude_modules=_names(fields, "exclude_modules"),
         rank_pattern={
             key: _rank(f"rank_pattern[{excerpt(key)}]", value, limits)

@@ -49,6 +49,8 @@ def adapter_digest(
         },
         "tensors": [[name, ref.dtype, list(ref.shape)] for name, ref in tensors],
     }
+    if config.target_parameters:
+        description["target_parameters"] = _unordered(config.target_parameters)
     if config.bias != "none":  # left out of plain LoRA, whose digests are older than the field
         description["bias"] = config.bias
     if config.modules_to_save:

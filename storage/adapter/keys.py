@@ -22,6 +22,8 @@ _VISION = re.compile(
 )
 _BESIDE_TEXT = re.compile(_PREFIX + r"visual\..*")
 _NAME = r"(?!lora_)[A-Za-z_][A-Za-z0-9_]*"
+# Of a mixture, with transformers 4.
+_EXPERT = r"(?:\.experts\.(?:0|[1-9][0-9]{0,3})\." + _NAME + r")"
 _PART = (
     r"\.(?:lora_(?P<matrix>[AB])(?:\.default)?\.weight"
     r"|(?P<lora_bias>lora_B(?:\.default)?\.bias)"
@@ -31,7 +33,7 @@ _PART = (
 )
 _LAYER = re.compile(
     _PREFIX + _ROOT + r"layers\.(?P<layer>0|[1-9][0-9]{0,4})"
-    r"\.(?P<module>" + _NAME + r"(?:\." + _NAME + r")*?)" + _PART
+    r"\.(?P<module>" + _NAME + r"(?:\." + _NAME + r")*?" + _EXPERT + r"?)" + _PART
 )
 _HEAD = re.compile(_PREFIX + _HEAD_ROOT + r"lm_head" + _PART)
 _OUTER = r"(?:" + _ROOT + r"(?P<embed>embed_tokens)|" + _HEAD_ROOT + r"lm_head)"
@@ -48,14 +50,9 @@ _UNSUPPORTED = (
         "the inside of a wrapper: save the adapter without save_embedding_layers=True",
     ),
     (
-        re.compile(r"\.experts\."),
-        "LoRA on the experts of a mixture: train on attention and the shared expert only, with"
-        " target_modules that name them and without target_parameters",
-    ),
-    (
-        re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_expert_)?gate\."),
-        "LoRA on a router, or on the shared expert's gate: leave it out, as with"
-        " exclude_modules=['gate', 'shared_expert_gate']",
+        re.compile(r"\.mlp\.shared_expert_gate\."),
+        "LoRA on the shared expert's gate: leave it out, as with"
+        " exclude_modules=['shared_expert_gate']",
     ),
     (re.compile(r"norm\.weight$"), "modules_to_save: trained norms"),
 )

@@ -10,6 +10,14 @@ from mmap import mmap
 from storage.adapter.config import AdapterConfig, parse_config
 from storage.adapter.contents import FileContents
 from storage.adapter.digest import adapter_digest
+from storage.adapter.experts import (
+    is_of_mixture,
+    is_old_form,
+    is_whole,
+    name_parameters,
+    parameter_name,
+    split_expert,
+)
 from storage.adapter.keys import CopyKey, head_root, parse_key
 from storage.adapter.selection import ModuleSelector
 from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD, SavedModule, TrainedTokens
@@ -27,7 +35,9 @@ class LoraModule:
 
     layer: index, or None outside the layers. module: e.g. "self_attn.q_proj" or "lm_head"; of
     "embed_tokens", x is the token as a unit vector, so that in is the vocabulary.
-    a: [rank, in]. b: [out, rank]. lora_bias: [out], with config.lora_bias.
+    a: [rank, in]. b: [out, rank]. num_experts: where the module is all experts of a layer in one
+    (storage.adapter.experts), and then a: [num_experts * rank, in], expert by expert, and
+    b: [out, rank * num_experts], rank by rank; else 0. lora_bias: [out], with config.lora_bias.
     magnitude: [out], with config.use_dora: the rows of W + scaling * B @ A are rescaled to it.
     """
 
@@ -39,6 +49,12 @@ class LoraModule:
     b: TensorRef
     lora_bias: TensorRef | None = None
     magnitude: TensorRef | None = None
+    num_experts: int = 0
+
+    @property
+    def name(self) -> str:
+        """The module, a star in place of an expert's number."""
+        return split_expert(self.module)[0]
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
@@ -88,6 +104,15 @@ class AdapterManifest:
     saved_modules: tuple[SavedModule, ...]
     trained_tokens: tuple[TrainedTokens, ...]
     vision: Mapping[str, TensorRef]
+
+    @property
+    def is_old_form(self) -> bool:
+        """Whether it has parts of mixtures as transformers 4 names them."""
+        return is_old_form(self.config, (each.module for each in self.modules))
+
+    @property
+    def has_mixtures(self) -> bool:
+        return any(is_of_mixture(each.module) for each in self.modules)
 
     def full_name(self, module: LoraModule) -> str:
         """The module's name in the model that was trained."""
@@ -171,6 +196,7 @@ def _parse_structure(
     if (None, EMBED_TOKENS) in pairs:
         _check_embedding(config)
     selector = ModuleSelector(config)
+    name_parameters(config, selector, f"{root}layers.", pairs)
     modules = tuple(
         _module(config, selector, root, layer, module, pairs[layer, module])
         for layer, module in sorted(pairs, key=_position)
@@ -278,11 +304,14 @@ def _module(
                 "(a sharded checkpoint must be gathered before saving)",
                 metadata={"module": name},
             )
-    rank = selector.rank(name)
-    if a.shape[0] != rank or b.shape[1] != rank:
+    pattern_name = parameter_name(config, name, module)
+    rank = selector.rank(pattern_name)
+    num_experts = a.shape[0] // rank if is_whole(module) else 0
+    ranks = (num_experts or 1) * rank
+    if a.shape[0] != ranks or b.shape[1] != ranks:
         raise BadWeightsError(
             f"{name} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but adapter_config.json"
-            f" (r, rank_pattern) gives it rank {rank}",
+            f" (r, rank_pattern) gives it rank {rank}{' for each expert' if num_experts else ''}",
             metadata={"module": name, "rank": str(rank)},
         )
     for part, what, field, wanted in (
@@ -294,11 +323,12 @@ def _module(
         layer,
         module,
         rank,
-        selector.scaling(name),
+        selector.scaling(pattern_name),
         a,
         b,
         parts.get("lora_bias"),
         parts.get("magnitude"),
+        num_experts,
     )
 
 

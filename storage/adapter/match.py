@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from storage.adapter.manifest import AdapterManifest, frozen_base_name, full_name
+from storage.adapter.experts import (
+    OLD_ROUTER,
+    ROUTER,
+    is_of_mixture,
+    parameter_name,
+    split_expert,
+)
+from storage.adapter.manifest import AdapterManifest, LoraModule, frozen_base_name, full_name
 from storage.adapter.selection import ModuleSelector
 from storage.adapter.vocabulary import EMBED_TOKENS, LM_HEAD
 from storage.base_model import BaseModelSpec
@@ -30,7 +37,10 @@ def check_base(
         _check_name(manifest.config.base_model_name_or_path, spec)
     for module in manifest.modules:
         name = manifest.full_name(module)
-        num_in, num_out = _known_module(name, module.layer, module.module, spec)
+        if is_of_mixture(module.module):
+            num_in, num_out = _known_mixture(name, module, spec)
+        else:
+            num_in, num_out = _known_module(name, module.layer, module.module, spec)
         if module.a.shape[1] != num_in or module.b.shape[0] != num_out:
             raise AdapterMismatchError(
                 f"{name} maps {module.a.shape[1]} to {module.b.shape[0]} in the adapter, "
@@ -99,6 +109,29 @@ def _known_module(
     return known[module]
 
 
+def _known_mixture(name: str, module: LoraModule, spec: BaseModelSpec) -> tuple[int, int]:
+    """In and out features of one expert's part, or of the router."""
+    key, expert = split_expert(module.module)
+    known = spec.mixture_modules.get(key)
+    if known is None or module.layer not in known.layers:
+        has = sorted(n for n, each in spec.mixture_modules.items() if module.layer in each.layers)
+        raise AdapterMismatchError(
+            f"the adapter has weights for {excerpt(name)}, which {spec.name} does not have there; "
+            + (f"its mixtures of experts have {', '.join(has)}" if has else "it has no mixture"),
+            reason="UNKNOWN_MODULE",
+            metadata={"module": name[:200], "base_model": spec.name},
+        )
+    if expert >= known.num_experts > 0 or module.num_experts not in (0, known.num_experts):
+        count = module.num_experts or expert + 1
+        raise AdapterMismatchError(
+            f"{name} is of {'at least ' if expert >= 0 else ''}{count} experts in the adapter, "
+            f"{spec.name} has {known.num_experts}",
+            reason="SHAPE_MISMATCH",
+            metadata={"module": name[:200], "base_model": spec.name},
+        )
+    return known.in_features, known.out_features
+
+
 def _check_vocabulary(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
     """Embedding, head and tokens must be of the base's vocabulary and width."""
     if spec.embedding is None:
@@ -153,6 +186,7 @@ def _check_selection(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
     embedding = full_name(root, None, EMBED_TOKENS)
     if spec.embedding is not None and selector.selects(embedding, linear=False):
         selected.add(embedding)
+    selected |= _selected_of_mixtures(manifest, spec, selector)
     present = {manifest.full_name(module) for module in manifest.modules}
     if missing := selected - present:
         raise AdapterMismatchError(
@@ -168,6 +202,31 @@ def _check_selection(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
             reason="UNSELECTED_MODULES",
             metadata={"count": str(len(extra)), "module": min(extra)},
         )
+
+
+def _selected_of_mixtures(
+    manifest: AdapterManifest, spec: BaseModelSpec, selector: ModuleSelector
+) -> set[str]:
+    """As the version of transformers saw them that wrote the file."""
+    config, root = manifest.config, manifest.layers_root
+    is_old = manifest.is_old_form
+    if not is_old and not config.target_parameters:
+        return set()
+    router = OLD_ROUTER if is_old and OLD_ROUTER in spec.mixture_modules else ROUTER
+    selected: set[str] = set()
+    for module, known in spec.mixture_modules.items():
+        if module != router if known.num_experts == 0 else ("*" in module) != is_old:
+            continue
+        for layer in known.layers:
+            for expert in range(known.num_experts if "*" in module else 1):
+                name = full_name(root, layer, module.replace("*", str(expert)))
+                if is_old:
+                    is_selected = selector.selects(name)
+                else:
+                    is_selected = selector.selects_parameter(parameter_name(config, name, module))
+                if is_selected:
+                    selected.add(name)
+    return selected
 
 
 def _some(names: Iterable[str]) -> str:

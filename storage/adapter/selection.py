@@ -51,6 +51,12 @@ class ModuleSelector:
             return True  # PEFT does not look at layers_to_transform then
         return self._target.match(name) and self._in_layers(name)
 
+    def selects_parameter(self, name: str) -> bool:
+        """Whether PEFT would put a LoRA on this parameter of a module that is not linear. Neither
+        exclude_modules nor layers_to_transform count."""
+        listed = self._config.target_parameters
+        return name in listed or name.endswith(tuple(f".{each}" for each in listed))
+
     def rank(self, name: str) -> int:
         found = _first(self._ranks, "rank_pattern", name, self._budget)
         return self._config.r if found is None else self._config.rank_pattern[found]

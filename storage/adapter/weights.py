@@ -26,7 +26,7 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _EXPONENT_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 _MAX_DIMS = 8
 _MAX_NAME_CHARS = 512
-_MARKS_PER_TENSOR = 32  # four times what a matrix has; __metadata__ may have some, too
+_MAX_MARKS = 1 << 19  # a matrix has eight; __metadata__ may have some, too
 _CHUNK_BYTES = 1 << 20
 
 
@@ -82,7 +82,7 @@ def parse_header(
         raw,
         what="safetensors header",
         max_depth=4,
-        max_marks=_MARKS_PER_TENSOR * (limits.max_tensors + 1),
+        max_marks=_MAX_MARKS,
         error=BadWeightsError,
     )
     _check_metadata(header.pop("__metadata__", None))

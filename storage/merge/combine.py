@@ -87,6 +87,7 @@ def _refuse_unmergeable(component: Component, parsed: ParsedAdapter) -> None:
         (config.use_dora, "is a DoRA adapter (use_dora), whose factor depends on the sum"),
         (config.lora_bias, "has biases of lora_B (lora_bias)"),
         (config.bias != "none" or manifest.biases, "has trained base biases (bias)"),
+        (manifest.has_mixtures, "changes a mixture of experts"),
         (manifest.saved_modules, "has an embedding or head of its own (modules_to_save)"),
         (manifest.trained_tokens, "has trained tokens (trainable_token_indices)"),
         (config.ensure_weight_tying, "ties embedding and head (ensure_weight_tying)"),

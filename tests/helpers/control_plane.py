@@ -144,6 +144,16 @@ def base_model(spec: BaseModelSpec, fingerprint: str = "f" * 64) -> registry_pb.
         num_layers=spec.num_layers,
         layer_modules=shapes(spec.layer_modules),
         outer_modules=shapes(spec.outer_modules),
+        mixture_modules=[
+            registry_pb.ModuleShape(
+                module=name,
+                in_features=each.in_features,
+                out_features=each.out_features,
+                layers=each.layers,
+                num_experts=each.num_experts,
+            )
+            for name, each in spec.mixture_modules.items()
+        ],
         max_context_tokens=128,
         vocab_size=64,
     )

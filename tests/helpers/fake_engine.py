@@ -87,6 +87,7 @@ def ready_message(**changes: Any) -> channel.Ready:
         "num_layers": 2,
         "layer_modules": [channel.ModuleShape("self_attn.q_proj", 64, 64)],
         "outer_modules": [channel.ModuleShape("lm_head", 64, 400)],
+        "mixture_modules": [],
         "vocab_size": 400,
         "max_context_tokens": 64,
         "eos_token_ids": [1],

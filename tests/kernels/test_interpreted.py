@@ -20,6 +20,7 @@ KERNELS = [
     "tests/kernels/test_quantized.py",
     "tests/kernels/interpreted_quantized.py",
     "tests/kernels/test_experts.py",
+    "tests/kernels/test_expert_lora.py",
     "tests/kernels/interpreted_experts.py",
     "tests/kernels/test_sample.py",
     "tests/kernels/test_mask.py",

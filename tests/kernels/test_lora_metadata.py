@@ -44,7 +44,7 @@ def test_tiles_cover_each_token_of_a_segment_once(block: int) -> None:
         spans = edges.reshape(-1, 2)
         tiles = tile_map(spans, block)
         owner = np.full(400, -1)
-        for segment, first, count in tiles:
+        for segment, first, count, _ in tiles:
             assert 0 < count <= block
             assert (owner[first : first + count] == -1).all()
             owner[first : first + count] = segment
@@ -193,7 +193,7 @@ def test_a_narrower_grid_reads_the_same_buffer() -> None:
     rows = np.zeros((2, 3, 1, PLAN_ROW.num_fields), dtype=np.int64)
     rows[1, 2] = rows_of(1, rank=5)[0, 0]
     metadata.fill(spans_of((1, 4)), rows)
-    assert narrow.tiles[:2].tolist() == [[0, 1, 3], [-1, -1, -1]]
+    assert narrow.tiles[:2].tolist() == [[0, 1, 3, 0], [-1, -1, -1, -1]]
     for layer, at in [(0, 0), (1, 1), (1, 2)]:
         assert narrow.group(layer, at).rows[0].tolist() == rows[layer, at, 0].tolist()
     (segment,) = segments_of(narrow.group(1, 2), 64)

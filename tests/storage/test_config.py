@@ -47,7 +47,6 @@ def test_peft_defaults_stand_in_for_missing_fields() -> None:
         ("modules_to_save", ["mlp"]),
         ("trainable_token_indices", {"wte": [1]}),
         ("layer_replication", [[0, 2]]),
-        ("target_parameters", ["experts.w"]),
         ("megatron_config", {"a": 1}),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1]),

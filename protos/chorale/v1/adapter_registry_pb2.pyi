@@ -396,7 +396,7 @@ class VerifyAdapterResponse(_message.Message):
     def __init__(self, matches: _Optional[bool] = ..., registered_digest: _Optional[str] = ..., found_digest: _Optional[str] = ...) -> None: ...
 
 class BaseModel(_message.Message):
-    __slots__ = ("name", "fingerprint", "num_layers", "layer_modules", "outer_modules", "max_context_tokens", "vocab_size")
+    __slots__ = ("name", "fingerprint", "num_layers", "layer_modules", "outer_modules", "max_context_tokens", "vocab_size", "mixture_modules")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -404,6 +404,7 @@ class BaseModel(_message.Message):
     OUTER_MODULES_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MIXTURE_MODULES_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     num_layers: int
@@ -411,19 +412,22 @@ class BaseModel(_message.Message):
     outer_modules: _containers.RepeatedCompositeFieldContainer[ModuleShape]
     max_context_tokens: int
     vocab_size: int
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., layer_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ..., outer_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    mixture_modules: _containers.RepeatedCompositeFieldContainer[ModuleShape]
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., layer_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ..., outer_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., mixture_modules: _Optional[_Iterable[_Union[ModuleShape, _Mapping]]] = ...) -> None: ...
 
 class ModuleShape(_message.Message):
-    __slots__ = ("module", "in_features", "out_features", "layers")
+    __slots__ = ("module", "in_features", "out_features", "layers", "num_experts")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     IN_FEATURES_FIELD_NUMBER: _ClassVar[int]
     OUT_FEATURES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     module: str
     in_features: int
     out_features: int
     layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, module: _Optional[str] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    num_experts: int
+    def __init__(self, module: _Optional[str] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., num_experts: _Optional[int] = ...) -> None: ...
 
 class ListBaseModelsRequest(_message.Message):
     __slots__ = ()
