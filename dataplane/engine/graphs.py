@@ -111,8 +111,8 @@ class StepGraphs:
         self._group_names = group_names(decoder.config)
         self._num_slices: dict[str, int] = dict.fromkeys(self._group_names, 1)
         for layer in range(self._num_layers):
-            mixture = mixture_groups(decoder.config, layer)
-            for name, group in (layer_groups(decoder.config, layer) | mixture).items():
+            groups = layer_groups(decoder.config, layer), mixture_groups(decoder.config, layer)
+            for name, group in itertools.chain(*(each.items() for each in groups)):
                 self._num_slices[name] = len(group.projections)
         device, most = pool.device, buckets.most_rows
         self._inputs = {

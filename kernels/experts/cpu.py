@@ -307,8 +307,16 @@ class _Mixture:
                 each.adapters.common,
                 max_rank,
                 width,
-                *(len(x), x.shape[1], y.stride(0), x.stride(0), *pages.shape),
-                *(y.data_ptr(), x.data_ptr(), pages.data_ptr(), plans.ctypes.data),
+                len(x),
+                x.shape[1],
+                y.stride(0),
+                x.stride(0),
+                pages.shape[0],
+                pages.shape[1],
+                y.data_ptr(),
+                x.data_ptr(),
+                pages.data_ptr(),
+                plans.ctypes.data,
                 each.blocks,
             )
             self._set(Part.PRODUCTS, each.phase, told)

@@ -10,7 +10,7 @@ from kernels.experts.lora import ExpertLora
 from kernels.experts.op import mix_experts
 from kernels.experts.triton_products import FEW_SLOTS
 from kernels.experts.weights import ExpertWeights
-from kernels.lora.metadata import LoraBatchMetadata, LoraBucket
+from kernels.lora.metadata import LoraBatchMetadata, LoraBucket, LoraGroup
 from kernels.lora.tuning import lora_tiles
 
 _ANY_LENGTH = 1 << 20
@@ -36,17 +36,16 @@ def warm_up(
             for delta in (None,) if weights.shared_gate is None else (None, x):
                 shared = None if weights.shared_gate is None else x
                 mix_experts(x, weights, activation, shared, delta)
-            for lora in () if layer_pages is None else _adapters(layer_pages):
+            for group in () if layer_pages is None else _groups(weights.router.device):
                 shared = None if weights.shared_gate is None else x
+                lora = ExpertLora(layer_pages, group, group, group)
                 mix_experts(x, weights, activation, shared, lora=lora)
 
 
-def _adapters(layer_pages: torch.Tensor) -> Iterator[ExpertLora]:
-    """In all regimes, aligned or not."""
-    shared = lora_tiles(layer_pages.device).shared
+def _groups(device: torch.device) -> Iterator[LoraGroup]:
+    """In all regimes, aligned or not. Never filled: tiles are empty, and their programs end."""
+    shared = lora_tiles(device).shared
     for alignment in (1, 8):
         for max_segment_tokens in (1, shared.block_tokens, _ANY_LENGTH):
             bucket = LoraBucket(1, 1, 1, 1, max_segment_tokens, alignment)
-            # Never filled: its tiles are empty, and each program of them ends at once.
-            group = LoraBatchMetadata(bucket, 1, 1, layer_pages.device).group(0, 0)
-            yield ExpertLora(layer_pages, group, group, group)
+            yield LoraBatchMetadata(bucket, 1, 1, device).group(0, 0)

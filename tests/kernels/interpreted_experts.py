@@ -6,16 +6,22 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from kernels.experts import naive, triton_experts, triton_products, triton_route
+from kernels.experts import naive, triton_experts, triton_products, triton_route, triton_slots
 from kernels.experts.op import mix_experts
 from kernels.experts.triton_products import case_of, most_tiles
 from kernels.experts.triton_route import choose, route
+from kernels.experts.triton_slots import slot_metadata
 from kernels.experts.triton_warm_up import warm_up
 from kernels.gpu.tuning import tuned
+from kernels.lora import triton_expand, triton_shrink
+from kernels.lora.metadata import LoraBatchMetadata
+from kernels.lora.plan import PLAN_FIELDS, LoraSpans, PageRun
 from tests.kernels.expert_cases import random_experts, random_rows
+from tests.kernels.expert_lora_cases import ExpertLoraCase, Part
 
 # NumPy's word for rows that are no numbers.
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN|invalid value|overflow:RuntimeWarning")
@@ -64,7 +70,8 @@ class Launches:
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*arguments: Any, **options: Any) -> Any:
-            key = self._name, options.get("BLOCK_K"), options.get("HAS_DELTA")
+            told = ("BLOCK_K", "HAS_DELTA", "BLOCK_TOKENS", "ALIGN", "EXPERT_FIELD")
+            key = self._name, *map(options.get, told)
             self._counted[key] += 1
             return self._kernel[grid](*arguments, **options)
 
@@ -79,10 +86,15 @@ def test_warming_up_launches_whatever_steps_do(monkeypatch: pytest.MonkeyPatch) 
         (triton_products, "gate_up_kernel"),
         (triton_products, "down_kernel"),
         (triton_experts, "combine_kernel"),
+        (triton_slots, "slot_keys_kernel"),
+        (triton_slots, "slot_tiles_kernel"),
+        (triton_shrink, "shrink_kernel"),
+        (triton_expand, "expand_kernel"),
     ):
         monkeypatch.setattr(module, name, Launches(getattr(module, name), counted, name))
     weights = random_experts(3, 16, 16, 2, dtype=torch.bfloat16, has_shared=True)
-    warm_up([weights, weights], "silu")
+    case = ExpertLoraCase(weights, [Part(1, (2, (3, 8), 8))])
+    warm_up([weights, weights], "silu", case.layer_pages)
     known = set(counted)
     blocks = {tuned("experts", "interpreter", "gate_up", case)["block_k"] for case in CASES}
     assert blocks == {key[1] for key in known if key[0] == "gate_up_kernel"} and len(blocks) == 2
@@ -91,10 +103,38 @@ def test_warming_up_launches_whatever_steps_do(monkeypatch: pytest.MonkeyPatch) 
         x = random_rows(num_tokens, 16, torch.bfloat16)
         for delta in (None, x):
             mix_experts(x, weights, "silu", x, delta)
+        adapters = ExpertLoraCase(weights, [Part(num_tokens, (2, (3, 8), 8))]).lora
+        mix_experts(x, weights, "silu", x, lora=adapters)
     assert set(counted) == known
 
 
 CASES = ("few", "many")
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9, 60])
+def test_tiles_cover_each_slot_of_an_adapter_once(num_tokens: int) -> None:
+    """And no tile is of two experts or two adapters; those that are left over are empty."""
+    num_experts, top_k = 5, 3
+    x, router = (random_rows(n, 16, torch.float32, seed=n) for n in (num_tokens, num_experts))
+    routed = route(x, router, top_k, normalizes=True)
+    spans = [(0, 1), (3, 3 + num_tokens // 2)] if num_tokens > 3 else [(0, 1)]
+    common = LoraSpans.of(spans, [PageRun.of([0])] * len(spans))
+    rows = np.zeros((1, 1, len(spans), PLAN_FIELDS), dtype=np.int64)
+    rows[..., 0] = 4
+    metadata = LoraBatchMetadata.of(common, rows, torch.device("cpu"))
+    made = slot_metadata(metadata, routed)
+    segment_of = {t: at for at, span in enumerate(spans) for t in range(*span)}
+    order, chosen = routed.order.flatten().tolist(), routed.chosen.flatten().tolist()
+    covered: list[int] = []
+    tiles = made.tiles.tolist()
+    used = [tile for tile in tiles if tile[0] >= 0]
+    assert tiles[: len(used)] == used and made.num_tiles == len(tiles)
+    for segment, first, count, expert in used:
+        assert 1 <= count <= made.regime.block_tokens
+        for slot in order[first : first + count]:
+            assert segment_of[slot // top_k] == segment and chosen[slot] == expert
+            covered.append(slot)
+    assert sorted(covered) == [at for at in range(len(order)) if at // top_k in segment_of]
 
 
 def test_experts_apart_are_refused() -> None:

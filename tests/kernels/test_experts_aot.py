@@ -11,8 +11,11 @@ import pytest
 from kernels.experts.triton_experts import combine_constants, combine_kernel
 from kernels.experts.triton_products import down_kernel, gate_up_kernel, product_blocks
 from kernels.experts.triton_route import choose_constants, choose_kernel, group_kernel
+from kernels.experts.triton_slots import slot_keys_kernel, slot_tiles_kernel
 from kernels.fused.triton_activation import activation_constants
 from kernels.gpu.tuning import launch_options, tuned
+from kernels.lora.bucket import TILE_FIELDS
+from kernels.lora.tuning import tiles_of
 from tests.kernels.aot import FEW_BYTES, TARGETS, Built, compile_kernel
 
 # Mixtral 8x7B and Qwen3 30B-A3B: experts, of a token, hidden, intermediate.
@@ -25,17 +28,23 @@ def check(target: str, built: Built) -> None:
     assert built.spilled_bytes <= FEW_BYTES, built.registers
 
 
-def compile_product(target: str, model: str, kernel: str, case: str, dtype: str) -> Built:
+def compile_product(
+    target: str, model: str, kernel: str, case: str, dtype: str, *, has_delta: bool = True
+) -> Built:
     num_experts, top_k, hidden, inter = MODELS[model]
     settings = tuned("experts", target, kernel, case)
     constants: dict[str, Any] = {
+        "HAS_DELTA": has_delta,
         "HIDDEN": hidden,
         "INTER": inter,
         "NUM_EXPERTS": num_experts,
         "BLOCK_E": num_experts,
         **product_blocks(settings, 4 if dtype == "fp32" else 2),
     }
-    values = {"x_ptr": f"*{dtype}:16", "weights_ptr": f"*{dtype}:16", **PRODUCTS}
+    values = {
+        **dict.fromkeys(("x_ptr", "weights_ptr", "delta_ptr"), f"*{dtype}:16"),
+        **PRODUCTS,
+    }
     if kernel == "down":
         return compile_kernel(
             down_kernel,
@@ -73,7 +82,37 @@ def test_every_product_fits_the_device(target: str, dtype: str) -> None:
     for model in MODELS:
         for kernel in ("gate_up", "down"):
             for case in ("few", "many"):
-                check(target, compile_product(target, model, kernel, case, dtype))
+                for has_delta in (False, True):
+                    built = compile_product(target, model, kernel, case, dtype, has_delta=has_delta)
+                    check(target, built)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_adapters_tiles_fit_the_device(target: str) -> None:
+    slots = tuned("experts", target, "slots", "any")
+    numbers = dict.fromkeys(("num_slots", "num_tiles", "max_segments"), "i32")
+    pointers = dict.fromkeys(("order_ptr", "chosen_ptr", "keys_ptr"), "*i32:16")
+    check(
+        target,
+        compile_kernel(
+            slot_keys_kernel,
+            target,
+            pointers | {"tiles": "*i32"} | numbers,
+            {"TILE_FIELDS": TILE_FIELDS, "TOP_K": 8}
+            | {"BLOCK": slots["block"], "BLOCK_TILES": slots["block_tiles"]},
+            launch_options(slots),
+        ),
+    )
+    for regime in tiles_of(target):
+        built = compile_kernel(
+            slot_tiles_kernel,
+            target,
+            {"keys_ptr": "*i32:16", "out_ptr": "*i32:16"} | numbers,
+            {"TILE_FIELDS": TILE_FIELDS, "BLOCK_TOKENS": regime.block_tokens}
+            | {"BLOCK": slots["scan"]},
+            launch_options(slots),
+        )
+        check(target, built)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,7 +9,7 @@ import torch
 
 from kernels.lora.bucket import TILE_FIELDS
 from kernels.lora.extras import AFFINE_SLICE_FIELDS
-from kernels.lora.plan import PLAN_SLICE_FIELDS
+from kernels.lora.plan import PLAN_EXPERT_ELEMS, PLAN_SLICE_FIELDS
 from kernels.lora.triton_affine import affine_kernel
 from kernels.lora.triton_expand import SPLITS_AT_ONCE, dot_precision, expand_kernel
 from kernels.lora.triton_shrink import shrink_kernel
@@ -23,7 +23,9 @@ METADATA = {"tiles": "*i32", "page_indptr": "*i32", "page_ids": "*i32", "plans":
 LAUNCH = METADATA | {"row_stride": "i32"}
 
 
-def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) -> Built:
+def compile_shrink(
+    target: str, regime: Regime, dtype: torch.dtype, align: int, expert_field: int = -1
+) -> Built:
     tile = regime.shrink
     kind = DTYPES[dtype]
     return compile_kernel(
@@ -33,7 +35,7 @@ def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         | LAUNCH
         | {"in_features": "i32:16" if align > 1 else "i32", "x_stride": "i32:16"}
         | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
-        {"TILE_FIELDS": TILE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        {"TILE_FIELDS": TILE_FIELDS, "EXPERT_FIELD": expert_field, "PAGE_ELEMS": PAGE_ELEMS}
         | {"ALIGN": align, "BLOCK_TOKENS": regime.block_tokens, "BLOCK_RANK": tile.block_rank}
         | {"BLOCK_K": tile_width(tile.block_k, dtype.itemsize, PAGE_ELEMS, align)}
         | {"K_PER_SPLIT": tile.k_per_split, "ACCUMULATE": align == 1},
@@ -41,7 +43,9 @@ def compile_shrink(target: str, regime: Regime, dtype: torch.dtype, align: int) 
     )
 
 
-def compile_expand(target: str, regime: Regime, dtype: torch.dtype, align: int) -> Built:
+def compile_expand(
+    target: str, regime: Regime, dtype: torch.dtype, align: int, expert_field: int = -1
+) -> Built:
     tile = regime.expand
     kind = DTYPES[dtype]
     return compile_kernel(
@@ -51,7 +55,7 @@ def compile_expand(target: str, regime: Regime, dtype: torch.dtype, align: int) 
         | LAUNCH
         | {"num_splits": "i32", "y_stride": "i32:16"}
         | {"hidden_stride": "i32:16", "split_stride": "i32:16"},
-        {"TILE_FIELDS": TILE_FIELDS, "PAGE_ELEMS": PAGE_ELEMS}
+        {"TILE_FIELDS": TILE_FIELDS, "EXPERT_FIELD": expert_field, "PAGE_ELEMS": PAGE_ELEMS}
         | {"SPLITS_AT_ONCE": SPLITS_AT_ONCE}
         | {"SLICE_FIELDS": PLAN_SLICE_FIELDS, "ALIGN": align, "BLOCK_RANK": tile.block_rank}
         | {"BLOCK_TOKENS": regime.block_tokens}
@@ -88,6 +92,19 @@ def test_tuned_configurations_fit_the_device(target: str, kernel: str, regime: s
         built = COMPILE[kernel](target, tiles, dtype, align)
         assert built.shared_bytes <= TARGETS[target].shared_bytes, (dtype, built.shared_bytes)
         assert built.spilled_bytes <= FEW_BYTES, (dtype, align, built.registers)
+
+
+@pytest.mark.parametrize("kernel", ["shrink", "expand"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_tiles_of_experts_fit_the_device(target: str, kernel: str) -> None:
+    """An expert's number more is read for a tile, and weights as wide as others."""
+    for regime in ("decode", "prefill"):
+        tiles = getattr(tiles_of(target), regime)
+        built = COMPILE[kernel](target, tiles, torch.bfloat16, 8, PLAN_EXPERT_ELEMS)
+        assert built.shared_bytes <= TARGETS[target].shared_bytes
+        assert built.spilled_bytes <= FEW_BYTES, built.registers
+        if "ptx" in built.asm:
+            assert len(re.findall(r"ld\.global\.\S*b16", built.asm["ptx"])) <= 2
 
 
 @pytest.mark.parametrize("regime", LoraTiles._fields)

@@ -189,20 +189,27 @@ def test_quantised_weights_stay_so_on_a_gpu(
 def test_a_mixture_of_experts_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: bool
 ) -> None:
-    """Nothing of routing goes by the host; adapters of the shared expert run beside it."""
-    shape = {**SHAPE, "num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]}
+    """Nothing of routing, nor of adapters on experts, goes by the host; those of the shared expert
+    run beside it."""
+    shape = {**SHAPE, "num_experts": 8, "num_experts_per_tok": 2, "mlp_only_layers": [0]}
     shape |= {"decoder_sparse_step": 1, "moe_intermediate_size": 16}
     model = make_model("qwen2-moe", **shape)
     model_dir = save_model(model, tmp_path / "model")
     targets = ["q_proj", "shared_expert.gate_proj", "shared_expert.down_proj"]
-    add_adapter(model, "a", tmp_path / "a", rank=8, target_modules=targets, seed=1)
+    add_adapter(
+        *(model, "a", tmp_path / "a"),
+        rank=8,
+        target_modules=targets,
+        target_parameters=["gate_up_proj", "down_proj", "gate.weight"],
+        seed=1,
+    )
     gpu = StandInGpu()
 
     def run(device: str, recorder: Recorder | None = None) -> Rig:
         gpu.is_serving = False
         rig = Rig(
             model_dir,
-            num_pages=48,
+            num_pages=128,
             max_context=24,
             max_batch_tokens=8,
             device=device,
@@ -211,7 +218,7 @@ def test_a_mixture_of_experts_on_a_gpu(
         )
         gpu.is_serving = True
         for handle, path in enumerate([None, tmp_path / "a"]):
-            rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=3, ignore_eos=True)
+            rig.submit(handle, [3 + handle, 5, 7], path, max_tokens=2, ignore_eos=True)
         rig.run()
         assert not rig.failed
         return rig
