@@ -14,6 +14,7 @@ MAX_ID_CHARS = 128
 MAX_ENDPOINT_CHARS = 255
 MAX_MODULES = 1024
 MAX_MODULE_CHARS = 200
+MAX_MIXTURE_MODULES = 16
 MAX_EXPERTS = 1024  # a data plane serves no more
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ID = re.compile(r"[!-~]+", re.ASCII)
@@ -57,14 +58,14 @@ def check_base_model(base: BaseModelRecord) -> None:
     ):
         if value == 0:
             raise _base_model(field, "must be greater than 0")
-    for field, modules in (
-        ("layer_modules", base.layer_modules),
-        ("outer_modules", base.outer_modules),
-        ("mixture_modules", base.mixture_modules),
+    for field, modules, most in (
+        ("layer_modules", base.layer_modules, MAX_MODULES),
+        ("outer_modules", base.outer_modules, MAX_MODULES),
+        ("mixture_modules", base.mixture_modules, MAX_MIXTURE_MODULES),
     ):
         names = [module.module for module in modules]
-        if len(names) > MAX_MODULES or len(set(names)) != len(names):
-            raise _base_model(field, f"must be at most {MAX_MODULES}, each named once")
+        if len(names) > most or len(set(names)) != len(names):
+            raise _base_model(field, f"must be at most {most}, each named once")
         for module in modules:
             if not 1 <= len(module.module) <= MAX_MODULE_CHARS:
                 raise _base_model(field, f"names have 1 to {MAX_MODULE_CHARS} characters")

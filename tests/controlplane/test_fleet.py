@@ -14,7 +14,7 @@ from chorale.v1 import fleet_pb2 as pb
 from controlplane.options import ControlPlaneOptions
 from controlplane.store import keys
 from controlplane.store.embedded import EmbeddedRedis
-from storage.base_model import BaseModelSpec
+from storage.base_model import BaseModelSpec, MixtureModule
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import (
     AUTHORIZATION,
@@ -199,6 +199,13 @@ async def test_the_fleet_token(plane: ControlPlane, metadata: Any, reason: str) 
     assert not await planes(plane)
 
 
+def some_experts(
+    num_experts: int, *, layers: tuple[int, ...] = (1,), count: int = 1
+) -> BaseModelSpec:
+    one = MixtureModule(16, 16, num_experts, layers)
+    return replace(TINY_BASE, mixture_modules={f"experts.{n}": one for n in range(count)})
+
+
 def some_layers(*layers: int) -> BaseModelSpec:
     return replace(TINY_BASE, module_layers={"mlp.up_proj": layers})
 
@@ -218,6 +225,9 @@ def some_layers(*layers: int) -> BaseModelSpec:
         ({"fingerprint": "xyz"}, "BASE_MODEL_INVALID"),
         ({"base": replace(TINY_BASE, num_layers=0)}, "BASE_MODEL_INVALID"),
         ({"base": replace(TINY_BASE, layer_modules={"q": (0, 1)})}, "BASE_MODEL_INVALID"),
+        ({"base": some_experts(1025)}, "BASE_MODEL_INVALID"),
+        ({"base": some_experts(8, layers=(0, 9))}, "BASE_MODEL_INVALID"),
+        ({"base": some_experts(8, count=17)}, "BASE_MODEL_INVALID"),
         ({"base": some_layers(0, 0)}, "BASE_MODEL_INVALID"),
         ({"base": some_layers(1, 0)}, "BASE_MODEL_INVALID"),
         ({"base": some_layers(0, 10**6)}, "BASE_MODEL_INVALID"),

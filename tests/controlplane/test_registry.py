@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from chorale.v1 import adapter_registry_pb2 as pb
 from controlplane.registry import registry
 from controlplane.registry.intake import Intake
+from storage.base_model import MixtureModule
 from tests.helpers.adapters import TINY_BASE, make_adapter_dir
 from tests.helpers.control_plane import ControlPlane, base_model, failure, running
 
@@ -233,6 +236,44 @@ async def test_modules_that_some_layers_have_are_announced_and_checked(
     assert layers == {**dict.fromkeys(base.layer_modules, ()), "self_attn.q_proj": (1,)}
     error = await failure(plane.register("voice", make_adapter_dir(tmp_path / "1")))
     assert error.reason == "UNKNOWN_MODULE" and "layers.0.self_attn.q_proj" in error.message
+
+
+async def test_parts_of_mixtures_are_announced_and_checked(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    down = "mlp.experts.down_proj"
+    experts = {
+        down: MixtureModule(24, 16, 3, (1,)),
+        "mlp.gate": MixtureModule(16, 3, 0, (1,)),
+    }
+    await plane.join(base=replace(TINY_BASE, mixture_modules=experts))
+    listed = await plane.registry.ListBaseModels(pb.ListBaseModelsRequest())
+    assert {
+        each.module: MixtureModule(
+            each.in_features, each.out_features, each.num_experts, tuple(each.layers)
+        )
+        for each in listed.base_models[0].mixture_modules
+    } == experts
+
+    def adapter(name: str, num_experts: int) -> Path:
+        path = make_adapter_dir(
+            tmp_path / name,
+            targets=(),
+            config={"target_modules": [], "target_parameters": [down]},
+        )
+        prefix = "base_model.model.model.layers.1.mlp.experts.lora_"
+        ranks = 4 * num_experts
+        matrices = {"A": np.ones((ranks, 24)), "B": np.ones((16, ranks))}
+        save_file(
+            {f"{prefix}{each}.weight": m.astype("float32") for each, m in matrices.items()},
+            path / "adapter_model.safetensors",
+        )
+        return path
+
+    version = (await plane.register("voice", adapter("1", 3))).version
+    assert (version.rank, list(version.target_modules)) == (4, [down])
+    error = await failure(plane.register("other", adapter("2", 4)))
+    assert error.reason == "SHAPE_MISMATCH" and "has 3" in error.message
 
 
 async def test_rollback_never_lands_on_the_current_version(
