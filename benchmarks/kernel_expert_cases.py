@@ -3,13 +3,23 @@ operations that each must cost."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 
 from benchmarks.kernel_cases import KernelCase, MixtureShape, Shapes
+from kernels.experts.lora import ExpertLora
 from kernels.experts.op import mix_experts
 from kernels.experts.weights import ExpertWeights
+from kernels.gpu.dispatch import uses_triton
+from kernels.lora.metadata import LoraBatchMetadata
+from kernels.lora.plan import ExpandSlice, GroupPlan, LoraSpans, PageRun, SegmentGroup, plan_row
+
+NUM_ADAPTERS = 4
+RANK = 16
+_PAGE_ELEMS = 16_384
 
 
 def expert_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -29,6 +39,33 @@ def expert_cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> It
                     flops=tokens * mixture_flops(shape),
                     make=make,
                 )
+            yield _adapters_case(name, shape, tokens, device, dtype)
+
+
+def _adapters_case(
+    name: str, shape: MixtureShape, tokens: int, device: torch.device, dtype: torch.dtype
+) -> KernelCase:
+    """All experts, with adapters on all of them, which have as many tokens each."""
+    touched = min(shape.top_k * tokens, shape.experts)
+    count = min(NUM_ADAPTERS, tokens)
+    each = RANK * (2 * shape.hidden + 3 * shape.intermediate)  # of one expert
+    pairs = {
+        (token * count // tokens, slot % touched)
+        for token in range(tokens)
+        for slot in range(token * shape.top_k, (token + 1) * shape.top_k)
+    }
+
+    def make() -> Callable[[], object]:
+        return _call(shape, tokens, touched, device, dtype, count)
+
+    return KernelCase(
+        "mix_experts_lora",
+        f"{name}, {tokens} tokens, {count} adapters of rank {RANK}",
+        bytes=mixture_bytes(shape, tokens, touched, dtype.itemsize)
+        + len(pairs) * each * dtype.itemsize,
+        flops=tokens * (mixture_flops(shape) + 2 * shape.top_k * each),
+        make=make,
+    )
 
 
 def mixture_bytes(shape: MixtureShape, tokens: int, touched: int, itemsize: int) -> int:
@@ -43,8 +80,41 @@ def mixture_flops(shape: MixtureShape) -> int:
     return 2 * shape.hidden * features
 
 
+def _lora(
+    shape: MixtureShape, tokens: int, count: int, device: torch.device, dtype: torch.dtype
+) -> ExpertLora:
+    hidden, inter = shape.hidden, shape.intermediate
+    rows = RANK * hidden, RANK * 2 * inter, RANK * inter, RANK * hidden
+    offsets = [0, *itertools.accumulate(rows)]
+    expert_elems = offsets.pop()
+    num_pages = -(-shape.experts * expert_elems // _PAGE_ELEMS)
+    pages = torch.randn(count * num_pages, _PAGE_ELEMS, device=device, dtype=dtype) * 0.02
+    plans = [
+        GroupPlan(
+            *(RANK, inputs, offsets[2 * at]),
+            (ExpandSlice(0, RANK, offsets[2 * at + 1], 0, outputs),),
+            expert_elems,
+        )
+        for at, (inputs, outputs) in enumerate(((hidden, 2 * inter), (inter, hidden)))
+    ]
+    bounds = [-(-at * tokens // count) for at in range(count + 1)]
+    runs = [PageRun.of(list(range(at * num_pages, (at + 1) * num_pages))) for at in range(count)]
+    common = LoraSpans.of(list(itertools.pairwise(bounds)), runs)
+    told = np.array([[[plan_row(plan)] * count for plan in plans]], dtype=np.int64)
+    if uses_triton(pages):
+        metadata = LoraBatchMetadata.of(common, told, device)
+        return ExpertLora(pages, None, metadata.group(0, 0), metadata.group(0, 1))
+    of_both = (SegmentGroup(common, told[0, at], [plans[at]] * count) for at in range(2))
+    return ExpertLora(pages, None, *of_both)
+
+
 def _call(
-    shape: MixtureShape, tokens: int, touched: int, device: torch.device, dtype: torch.dtype
+    shape: MixtureShape,
+    tokens: int,
+    touched: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_adapters: int = 0,
 ) -> Callable[[], object]:
     """Tokens go round the first `touched` experts: rows are one input each, of as many as there are
     experts, and the router asks by these."""
@@ -73,4 +143,5 @@ def _call(
     )
     weights.pack()
     shared = normal(tokens, hidden) if shape.shared else None
-    return lambda: mix_experts(x, weights, "silu", shared)
+    lora = _lora(shape, tokens, num_adapters, device, dtype) if num_adapters else None
+    return lambda: mix_experts(x, weights, "silu", shared, lora=lora)

@@ -34,6 +34,7 @@ def test_dry_run_writes_every_op(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "lora_apply",
         "linear_quantized",
         "mix_experts",
+        "mix_experts_lora",
         "sample",
     }
     for case in report["cases"]:
@@ -64,6 +65,12 @@ def test_counts_are_those_of_the_tensors() -> None:
     assert case.bytes == 2 * (4 * 16 + 4 * 3 * 24 * 16 + 16 + 3 * 5 * 16)
     assert case.flops == 2 * 5 * 16 * (4 + 2 * 3 * 24 + 1)
     assert experts["tiny, 5 tokens, 2 experts"].bytes == case.bytes - 2 * 2 * 3 * 24 * 16
+    case = experts["tiny, 5 tokens, 4 adapters of rank 16"]
+    # Two experts of a token, and of the first adapter's two tokens four.
+    pairs, each = 5 * 2, 16 * (2 * 16 + 3 * 24)
+    base = experts["tiny, 5 tokens, 4 experts"]
+    assert case.bytes == base.bytes + 2 * pairs * each
+    assert case.flops == base.flops + 5 * 2 * 2 * each
     quantized = {case.shape: case for case in quantized_cases(shapes, CPU, torch.bfloat16)}
     case = quantized["tiny down, nf4 of 64, 5 tokens"]
     # [64, 96] in half bytes and a scale for each of 3 groups; inputs and outputs.
