@@ -36,7 +36,9 @@ def warm_up(
             for delta in (None,) if weights.shared_gate is None else (None, x):
                 shared = None if weights.shared_gate is None else x
                 mix_experts(x, weights, activation, shared, delta)
-            for group in () if layer_pages is None else _groups(weights.router.device):
+            if layer_pages is None:
+                continue
+            for group in _groups(layer_pages.device):
                 shared = None if weights.shared_gate is None else x
                 lora = ExpertLora(layer_pages, group, group, group)
                 mix_experts(x, weights, activation, shared, lora=lora)

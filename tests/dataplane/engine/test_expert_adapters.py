@@ -66,7 +66,7 @@ def write_old_form(
             add(f"{name}.{block}.gate", hidden, count)
         for expert in (1, 3) if is_partial else range(count):
             for part, num_in, num_out in ((gate, hidden, inter), (up, hidden, inter)):
-                rank = 7 if is_partial and (expert, part) == (3, gate) else 4
+                rank = 7 if is_partial and (expert, part) == (1, gate) else 4
                 add(f"{name}.{block}.experts.{expert}.{part}", num_in, num_out, rank)
             if not is_partial:
                 add(f"{name}.{block}.experts.{expert}.{down}", inter, hidden)
@@ -81,7 +81,7 @@ def write_old_form(
     }
     if is_partial:
         fields["target_modules"] = ["q_proj", *(t for t in targets if re.search(r"\.[13]\.", t))]
-        fields |= {"use_rslora": True, "rank_pattern": {f"experts.3.{gate}": 7}}
+        fields |= {"use_rslora": True, "rank_pattern": {f"experts.1.{gate}": 7}}
     elif architecture != "mixtral":  # dense layers' and the shared expert's have the same names
         fields["target_modules"] = rf".*(q_proj|gate|experts\.\d+\.({gate}|{up}|{down}))"
     path.mkdir()
