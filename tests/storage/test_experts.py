@@ -10,7 +10,15 @@ import pytest
 from storage.adapter.manifest import AdapterManifest, parse_adapter
 from storage.adapter.match import check_base
 from storage.base_model import MixtureModule
-from storage.errors import AdapterFormatError, AdapterMismatchError, BadWeightsError
+from storage.errors import (
+    AdapterFormatError,
+    AdapterMismatchError,
+    BadWeightsError,
+    MergeRefusedError,
+)
+from storage.limits import DEFAULT_LIMITS
+from storage.merge.combine import merged_files
+from storage.merge.recipe import Component, Recipe
 from tests.storage.samples import SPEC, config, key, lora_tensors, safetensors, tensor
 
 NUM_EXPERTS, HIDDEN, INTER = 3, 16, 24
@@ -241,3 +249,13 @@ def test_parameters_count_in_the_digest() -> None:
         for names in (BOTH, ["gate_up_proj", "down_proj"], BOTH[::-1])
     }
     assert len(digests) == 2
+
+
+def test_merges_of_them_are_refused_by_component() -> None:
+    tensors = lora_tensors() | pair("mlp.gate", HIDDEN, NUM_EXPERTS)
+    parsed = parse_adapter(config(target_modules=["q_proj", "gate"]), safetensors(tensors))
+    component = Component("voice@1", 1.0, parsed.manifest.digest, "mem://voice")
+    recipe = Recipe("cat", (component,), None, "", None)
+    with pytest.raises(MergeRefusedError, match="mixture of experts") as caught:
+        merged_files(recipe, [parsed], DEFAULT_LIMITS)
+    assert caught.value.metadata["component"] == "voice@1"
