@@ -106,6 +106,8 @@ def warm_up(dtype: torch.dtype) -> None:
     )
     weights = ExpertWeights(x, [gate_up], [down], x, top_k=1, normalizes=True)
     mix_experts(x, weights, "silu", x)
+    numbers = np.zeros((2, BLOCK_FIELDS), dtype=np.int64)
+    group.lora_blocks(numbers[0], numbers[0], numbers[:, :2].copy(), numbers)
     for layout in linear.layouts() if dtype is torch.bfloat16 else ():
         weights.gate_up, weights.down = [layout.pack(gate_up)], [layout.pack(down)]
         weights.panels = panels_of(weights.gate_up, weights.down)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from kernels.experts import naive
+from kernels.experts.cpu import warm_up
+from kernels.experts.cpu_group import lora_blocks
 from kernels.experts.op import mix_experts
 from kernels.gpu.dispatch import interpreting
 from kernels.linear import cpu as linear_cpu
@@ -83,6 +85,7 @@ def test_a_token_gets_the_same_bits_in_any_batch(
     for rows in (slice(0, 8), slice(58, 67)):  # whom no adapter touches
         assert torch.equal(together[rows], base[rows])
     assert not any(map(torch.equal, together[8:58], base[8:58]))
+    assert torch.equal(mix_experts(x, weights, "silu"), base)  # nothing of them stays
     for start, end in ((0, 1), (7, 42)):
         alone = ExpertLoraCase(plain, [Part(end - start, ranks)])
         part = mix_experts(x[8 + start : 8 + end], weights, "silu", lora=alone.lora)
@@ -94,6 +97,15 @@ def test_a_token_gets_the_same_bits_in_any_batch(
             assert torch.equal(mix_experts(x, weights, "silu", lora=whole.lora), together)
     finally:
         torch.set_num_threads(num_threads)
+
+
+@on_cpu
+def test_steps_compile_nothing_that_warming_up_has_not() -> None:
+    warm_up(torch.float32)
+    weights = random_experts(6, 64, 48, 2, dtype=torch.float32)
+    case = ExpertLoraCase(weights, [Part(4, (1, (2,), 3))])
+    mix_experts(random_rows(4, 64, torch.float32), weights, "silu", lora=case.lora)
+    assert len(lora_blocks.nopython_signatures) == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_segments_beyond_the_batch_are_refused(device: str) -> None:
