@@ -94,17 +94,20 @@ def test_tuned_configurations_fit_the_device(target: str, kernel: str, regime: s
         assert built.spilled_bytes <= FEW_BYTES, (dtype, align, built.registers)
 
 
+@pytest.mark.parametrize(
+    "regime",
+    ["decode", *(pytest.param(each, marks=pytest.mark.slow) for each in ("shared", "prefill"))],
+)
 @pytest.mark.parametrize("kernel", ["shrink", "expand"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_tiles_of_experts_fit_the_device(target: str, kernel: str) -> None:
+def test_tiles_of_experts_fit_the_device(target: str, kernel: str, regime: str) -> None:
     """An expert's number more is read for a tile, and weights as wide as others."""
-    for regime in ("decode", "prefill"):
-        tiles = getattr(tiles_of(target), regime)
-        built = COMPILE[kernel](target, tiles, torch.bfloat16, 8, PLAN_EXPERT_ELEMS)
-        assert built.shared_bytes <= TARGETS[target].shared_bytes
-        assert built.spilled_bytes <= FEW_BYTES, built.registers
-        if "ptx" in built.asm:
-            assert len(re.findall(r"ld\.global\.\S*b16", built.asm["ptx"])) <= 2
+    tiles = getattr(tiles_of(target), regime)
+    built = COMPILE[kernel](target, tiles, torch.bfloat16, 8, PLAN_EXPERT_ELEMS)
+    assert built.shared_bytes <= TARGETS[target].shared_bytes
+    assert built.spilled_bytes <= FEW_BYTES, built.registers
+    if "ptx" in built.asm:
+        assert len(re.findall(r"ld\.global\.\S*b16", built.asm["ptx"])) <= 2
 
 
 @pytest.mark.parametrize("regime", LoraTiles._fields)
