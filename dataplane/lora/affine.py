@@ -124,7 +124,9 @@ class AffineVectors:
         mine = torch.zeros_like(total) if bias is None else bias.float().cpu()
         trained = self._trained.get(at)
         total += mine if trained is None else stored_tensor(self._adapter, trained).float()
-        total -= mine * self._factors[at] if at in self._factors else mine
+        # The head's own bias comes last, after what scales.
+        is_scaled = at in self._factors and at[0] is not None
+        total -= mine * self._factors[at] if is_scaled else mine
         if at in self._added:
             total += self._added[at]
         return total
@@ -139,7 +141,7 @@ class AffineVectors:
     def _base_bias(self, at: At) -> torch.Tensor | None:
         layer, module = at
         if layer is None:
-            return None
+            return self._base.head_bias
         name, (_, start, count) = self._place[layer, module]
         bias = self._base.layers[layer].bias(name)
         return None if bias is None else bias[start : start + count]
@@ -158,9 +160,9 @@ def _projections(groups: Mapping[str, Group]) -> Iterator[tuple[Group, Projectio
 def _check_biases(config: ModelConfig, manifest: AdapterManifest, present: Iterable[At]) -> None:
     """The biases in the file must be all of those that were trained, and the base's own."""
     selection = manifest.config.bias
-    if selection == "none":
-        return
     there = set(present)
+    if not there and selection == "none":
+        return
     theirs = {(m.layer, m.module) for m in manifest.modules}
     mine = {
         (layer, projection.module)
@@ -168,21 +170,28 @@ def _check_biases(config: ModelConfig, manifest: AdapterManifest, present: Itera
         for group, projection in _projections(layer_groups(config, layer))
         if group.has_bias
     }
-    if unknown := sorted(f"{module} of layer {layer}" for layer, module in there - mine):
+    if config.traits.head_bias:
+        mine.add((None, LM_HEAD))
+    if unknown := sorted(_shown(at) for at in there - mine):
         raise AdapterRefusedError(
             "BIAS_UNKNOWN",
             f"the adapter carries a bias of {unknown[0]}, which has none in this base model: it"
             " was trained on another one",
             {"digest": manifest.digest, "count": str(len(unknown))},
         )
-    trained = mine if selection == "all" else mine & theirs
-    if missing := sorted(f"{module} of layer {layer}" for layer, module in trained - there):
+    trained = {"none": set[At](), "all": mine}.get(selection, mine & theirs)
+    if missing := sorted(_shown(at) for at in trained - there):
         raise AdapterRefusedError(
             "BIAS_MISSING",
             f"the adapter was trained with bias={selection!r}, but its file lacks the bias of"
             f" {missing[0]} and {len(missing) - 1} more; save it again",
             {"digest": manifest.digest, "count": str(len(missing))},
         )
+
+
+def _shown(at: At) -> str:
+    layer, module = at
+    return module if layer is None else f"{module} of layer {layer}"
 
 
 def _dora_factor(

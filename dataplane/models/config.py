@@ -19,8 +19,11 @@ from dataplane.models.multipliers import read_multipliers
 from dataplane.models.quantization.description import Quantization
 from dataplane.models.quantization.parse import parse_quantization
 from dataplane.models.rope import Rope, RopeReader, no_rope, unsupported
+from dataplane.models.traits import LLAMA_NORMS, PLAIN, NormNames, Traits
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+PLAIN_ACTIVATIONS = ("gelu_pytorch_tanh", "relu2")
+"""Of an MLP without a gate."""
 # Far beyond any model's: what is made of such sizes before a checkpoint contradicts them is small.
 _MAX_SIZE = 1 << 24
 _MAX_HEADS = _MAX_HEAD_DIM = _MAX_LAYERS = 1 << 12
@@ -37,14 +40,14 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
+    rms_norm_eps: float  # or of LayerNorms
     max_position_embeddings: int  # the longest context that is served exactly
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool  # RMSNorm of each query and key head (Qwen3, Gemma 3), or of all (OLMo)
-    activation: str  # of the gate: "silu" or "gelu_pytorch_tanh"
+    activation: str  # "silu", "gelu_pytorch_tanh" or "relu2"
     fused_projections: bool  # qkv_proj and gate_up_proj are modules of their own (Phi-3)
     unit_offset_norms: bool  # norms multiply by 1 + weight, in float32 (Gemma)
     sandwich_norms: bool  # attention's and the MLP's outputs are normed too (Gemma)
@@ -68,6 +71,8 @@ class ModelConfig:
     is_text_part: bool = field(default=False, repr=False)
     is_tie_in_doubt: bool = field(default=False, repr=False)  # a head of its own unties it
     experts: Experts | None = field(default=None, repr=False)  # None: all layers are dense
+    traits: Traits = field(default=PLAIN, repr=False)
+    norm_names: NormNames = field(default=LLAMA_NORMS, repr=False)
 
     @property
     def q_size(self) -> int:
@@ -151,11 +156,13 @@ def parse_config(
             fields.get("head_dim") or family.head_dim or hidden_size // num_heads,
             _MAX_HEAD_DIM,
         )
+        if not family.has_head_dim and head_dim != hidden_size // num_heads:
+            raise unsupported("head_dim", head_dim, f"{hidden_size // num_heads}, or absent")
         windows = sliding_windows(fields, family, num_layers)
         full, local = RopeReader(fields, family, head_dim).read()
         other = [window is not None for window in windows]
-        if family.rope_interval:
-            other = without_rope(fields, family, num_layers)
+        if family.rope_interval or family.rope_slides:
+            other = without_rope(fields, family, windows)
             local = no_rope(full.rotary_dim) if any(other) else full
         ropes = (full,) if local == full else (full, local)
         max_context = _count(
@@ -165,9 +172,14 @@ def parse_config(
         )
         if full.kind == "longrope":
             max_context = min(max_context, full.original_context)
-        eps = _epsilon(fields.get("rms_norm_eps", family.rms_norm_eps))
+        eps_field = family.norm_eps_field
+        eps = _epsilon(eps_field, fields.get(eps_field, family.rms_norm_eps))
         multipliers = read_multipliers(fields, family)
         experts = read_experts(fields, family.experts, num_layers)
+        traits = _traits(fields, family)
+        logit_scale = 1.0
+        if family.logit_scale is not None:
+            logit_scale = _positive("logit_scale", fields.get("logit_scale", family.logit_scale))
         query_scalar = head_dim
         if family.query_pre_attn_scalar is not None:
             query_scalar = fields.get("query_pre_attn_scalar", family.query_pre_attn_scalar)
@@ -186,8 +198,8 @@ def parse_config(
             ),
             qkv_bias=_bias(fields, family.qkv_bias_field, family.attention_bias, family.qkv_bias),
             o_bias=_bias(fields, family.o_bias_field, family.attention_out_bias, family.o_bias),
-            mlp_bias=family.mlp_bias and _flag(fields, "mlp_bias"),
-            qk_norm=family.qk_norm,
+            mlp_bias=_bias(fields, family.mlp_bias_field, family.default_mlp_bias, family.mlp_bias),
+            qk_norm=family.qk_norm or traits.head_layer_norms,
             activation=activation,
             fused_projections=family.fused_projections,
             unit_offset_norms=family.unit_offset_norms,
@@ -200,7 +212,7 @@ def parse_config(
             rounds_embedding_scale=family.scaled_embeddings,
             attention_scale=multipliers.attention
             or _positive("query_pre_attn_scalar", query_scalar) ** -0.5,
-            logit_divisor=multipliers.logits,
+            logit_divisor=multipliers.logits / logit_scale,
             attention_soft_cap=_soft_cap(
                 fields,
                 "attn_logit_softcapping",
@@ -220,6 +232,8 @@ def parse_config(
             dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
             quantization=parse_quantization(fields),
             experts=experts,
+            traits=traits,
+            norm_names=family.norm_names,
         )
     except KeyError as error:
         raise unsupported(str(error.args[0]), "(missing)", "a number") from None
@@ -235,10 +249,24 @@ def _activation(fields: Mapping[str, Any], family: Family) -> str:
         value = fields.get(field_name) or found
         for name, means in family.activation_names:
             value = means if value == name else value
-        if value not in ACTIVATIONS or (field_name != family.activation_field and value != found):
-            raise unsupported(field_name, value, ", ".join(ACTIVATIONS))
+        known = ACTIVATIONS if family.traits.gated_mlp else PLAIN_ACTIVATIONS
+        if value not in known or (field_name != family.activation_field and value != found):
+            raise unsupported(field_name, value, ", ".join(known))
         found = value
     return found
+
+
+def _traits(fields: Mapping[str, Any], family: Family) -> Traits:
+    traits = family.traits
+    for name in family.refused_flags:
+        if _flag(fields, name):
+            raise unsupported(name, True, "absent or false")
+    if family.qk_norm_field:
+        traits = replace(traits, head_layer_norms=_flag(fields, family.qk_norm_field))
+    if family.parallel_residual_field:
+        parallel = _flag(fields, family.parallel_residual_field)
+        traits = replace(traits, parallel_residual=parallel)
+    return traits
 
 
 def _bias(fields: Mapping[str, Any], name: str, default: bool, known: bool | None) -> bool:
@@ -252,15 +280,15 @@ def _count(name: str, value: object, most: int = _MAX_SIZE) -> int:
     return value
 
 
-def _positive(name: str, value: float) -> float:
-    if not 0 < float(value) < math.inf:
+def _positive(name: str, value: float | None) -> float:
+    if value is None or not 0 < float(value) < math.inf:
         raise unsupported(name, value, "a number above 0")
     return float(value)
 
 
-def _epsilon(value: float) -> float:
+def _epsilon(name: str, value: float) -> float:
     if not 0 <= float(value) < math.inf:
-        raise unsupported("rms_norm_eps", value, "a number, 0 or more")
+        raise unsupported(name, value, "a number, 0 or more")
     return float(value)
 
 

@@ -18,7 +18,14 @@ from kernels.attention.metadata import AttentionMetadata
 from kernels.attention.op import paged_attention
 from kernels.experts.lora import ExpertLora
 from kernels.experts.op import mix_experts
-from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
+from kernels.fused.op import (
+    activation,
+    add_layer_norm,
+    add_rms_norm,
+    gated_activation,
+    layer_norm,
+    rms_norm,
+)
 from kernels.gpu.side_stream import SideStream
 from kernels.kv.op import rope_write_kv
 from kernels.layers.cpu import LayerStack
@@ -40,7 +47,8 @@ _NO_AFFINE: LayerAffine = {}
 
 _BESIDE_TOKENS = 256  # of a step whose adapters run beside the base model
 
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # as HF's configs name them
+# As HF's configs name them.
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,9 @@ class Decoder:
                 attention_scale=config.attention_scale,
                 attention_soft_cap=config.attention_soft_cap,
                 activation=self._activation,
+                gated=config.traits.gated_mlp,
+                interleaved_rope=config.traits.interleaved_rope,
+                parallel_residual=config.traits.parallel_residual,
             )
 
     @property
@@ -166,7 +177,7 @@ class Decoder:
         else:
             (h, delta), rows = self._layers(x, batch, pool, page_tokens), batch.logit_rows
             delta = delta if delta is None else delta[rows]
-            x = add_rms_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps, delta)
+            x = _add_norm(h[rows], x[rows], weights.norm, config.rms_norm_eps, delta)
             logits = linear(x, weights.head)
             if group is not None:
                 logits = group.gather_logits(logits, config.vocab_size)
@@ -174,6 +185,8 @@ class Decoder:
             adapt_logits(logits, x, pool, batch.head)
         if batch.lm_head:
             _add_lm_head(logits, x, batch, pool)
+        if weights.head_bias is not None:  # whatever rows an adapter has of its own
+            logits += weights.head_bias
         if config.logit_divisor != 1.0:
             logits = logits / config.logit_divisor
         if config.logit_soft_cap is not None:
@@ -188,7 +201,7 @@ class Decoder:
         weights, eps, group = self.weights, self.config.rms_norm_eps, self._group
         ropes = [(cos[batch.positions], sin[batch.positions]) for cos, sin in self._ropes]
         first_norm = weights.layers[0].input_norm
-        h = x if first_norm is None else rms_norm(x, first_norm, eps)
+        h = x if first_norm is None else _norm(x, first_norm, eps)
         delta: torch.Tensor | None = None
         beside: LoraBeside | None = None
         if self._lora_stream is not None and len(x) <= _BESIDE_TOKENS and any(batch.layers):
@@ -202,13 +215,16 @@ class Decoder:
                 lora = batch.layers[index]
                 affine = batch.affine[index] if batch.affine else _NO_AFFINE
                 qkv = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
-                h = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
-                h, delta = project(h, layer.o, layer.o_bias, pages, "o", lora, affine)
+                attended = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
+                y, delta = project(attended, layer.o, layer.o_bias, pages, "o", lora, affine)
                 if group is not None:  # what adapters add is summed with the rest
-                    h, delta = group.add_up(h, delta), None
+                    y, delta = group.add_up(y, delta), None
                 if layer.attention_out_norm is not None:
-                    h, delta = rms_norm(_sum(h, delta), layer.attention_out_norm, eps), None
-                h = _add_norm(h, x, layer.mlp_norm, eps, delta)
+                    y, delta = _norm(_sum(y, delta), layer.attention_out_norm, eps), None
+                if self.config.traits.parallel_residual:  # the MLP reads h, too
+                    x += _sum(y, delta)
+                else:
+                    h = _add_norm(y, x, layer.mlp_norm, eps, delta)
                 mlp = partial(
                     self._mlp, project, layer=layer, pages=pages, lora=lora, affine=affine
                 )
@@ -222,7 +238,7 @@ class Decoder:
                 if group is not None:
                     h, delta = group.add_up(h, delta), None
                 if layer.mlp_out_norm is not None:
-                    h, delta = rms_norm(_sum(h, delta), layer.mlp_out_norm, eps), None
+                    h, delta = _norm(_sum(h, delta), layer.mlp_out_norm, eps), None
                 if index + 1 < len(weights.layers):
                     h = _add_norm(h, x, weights.layers[index + 1].input_norm, eps, delta)
         finally:  # without memory, too: a capture ends with no branch left, and says why
@@ -241,7 +257,8 @@ class Decoder:
         affine: LayerAffine,
     ) -> _Projected:
         h, delta = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
-        h = gated_activation(h, self._activation, delta)
+        activate = gated_activation if self.config.traits.gated_mlp else activation
+        h = activate(h, self._activation, delta)
         return project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
 
     def _attention(
@@ -270,6 +287,7 @@ class Decoder:
             k_norm=layer.k_norm,
             eps=config.rms_norm_eps,
             delta=delta,
+            interleaved=config.traits.interleaved_rope,
         )
         attended = paged_attention(
             q,
@@ -289,6 +307,10 @@ class _Projected(NamedTuple):
     delta: torch.Tensor | None
 
 
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return (rms_norm if weight.dim() == 1 else layer_norm)(x, weight, eps)
+
+
 def _add_norm(
     h: torch.Tensor,
     x: torch.Tensor,
@@ -299,7 +321,7 @@ def _add_norm(
     """Adds h to the residual stream x, in place. Returns what the next projections read, which is
     x itself where there is no norm."""
     if norm is not None:
-        return add_rms_norm(h, x, norm, eps, delta)
+        return (add_rms_norm if norm.dim() == 1 else add_layer_norm)(h, x, norm, eps, delta)
     assert delta is None  # the output's norm has taken it
     x += h
     return x

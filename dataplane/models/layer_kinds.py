@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataplane.models.families import Family
@@ -26,12 +26,16 @@ def sliding_windows(
             slides = _sliding_layers(fields, [layer >= full for layer in range(num_layers)])
         case "without rope":
             may_slide = bool(fields.get("use_sliding_window", False))
-            ropeless = without_rope(fields, family, num_layers)
+            ropeless = _ropeless(fields, family, num_layers)
             slides = _sliding_layers(fields, [may_slide and each for each in ropeless])
             if any(slides) and not may_slide:  # transformers' mask and its kernels disagree then
                 raise unsupported("layer_types", "sliding_attention", "with use_sliding_window")
+        case "types":
+            slides = _sliding_layers(fields, [True] * num_layers)
         case "pattern":
-            every = int(fields.get(family.window_pattern_field) or family.window_pattern)
+            every = family.window_pattern
+            if fields.get("layer_types") is None:  # beside it, it may be anything
+                every = int(fields.get(family.window_pattern_field) or every)
             slides = _sliding_layers(fields, [bool((n + 1) % every) for n in range(num_layers)])
     if window is None and family.sliding == "pattern" and any(slides):
         raise unsupported("sliding_window", window, "a number, as some layers slide")
@@ -54,11 +58,21 @@ def _sliding_layers(fields: Mapping[str, Any], default: list[bool]) -> list[bool
     return [kind == "sliding_attention" for kind in types]
 
 
-def without_rope(fields: Mapping[str, Any], family: Family, num_layers: int) -> list[bool]:
-    """Of each layer.
+def without_rope(
+    fields: Mapping[str, Any], family: Family, windows: Sequence[int | None]
+) -> list[bool]:
+    """Of each layer. windows: as `sliding_windows` has them.
 
     Raises: UnsupportedModelError.
     """
+    window = fields.get("sliding_window", family.sliding_window)
+    if family.rope_slides == "ever" or (family.rope_slides and window is not None):
+        return [window is None for window in windows]
+    return _ropeless(fields, family, len(windows))
+
+
+def _ropeless(fields: Mapping[str, Any], family: Family, num_layers: int) -> list[bool]:
+    """As the fields say that are about this."""
     if not family.rope_interval:
         return [False] * num_layers
     has_rope = fields.get("no_rope_layers")  # by its values, 1 is a layer with rope

@@ -177,7 +177,8 @@ class RopeReader:
         if kind not in family.rope_types:
             raise unsupported(f"{label}.rope_type", kind, ", ".join(sorted(family.rope_types)))
         theta = entry.get("rope_theta") or (None if local else fields.get("rope_theta"))
-        part = entry.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
+        part = entry.get("partial_rotary_factor") or fields.get("partial_rotary_factor")
+        part = part or family.partial_rotary_factor
         if float(part) != 1.0 and not family.partial_rotary:
             raise unsupported(f"{label}.partial_rotary_factor", part, "1.0")
         rotary_dim = int(self._head_dim * float(part))

@@ -35,7 +35,8 @@ class Group(NamedTuple):
 LM_HEAD = "lm_head"
 ROUTER, EXPERTS_GATE_UP, EXPERTS_DOWN = "router", "experts_gate_up", "experts_down"
 GROUPS = ("qkv", "o", "gate_up", "down")
-"""Names of the projection groups of a layer, in the order of the forward pass. A layer with a
+"""Names of the projection groups of a layer, in the order of the forward pass; of an MLP without a
+gate, gate_up is what stands before its activation. A layer with a
 mixture of experts has the last two only where there is a shared expert, whose they are."""
 
 MIXTURE_GROUPS = (ROUTER, EXPERTS_GATE_UP, EXPERTS_DOWN)
@@ -68,16 +69,21 @@ def layer_groups(config: ModelConfig, layer: int) -> Mapping[str, Group]:
         mlp, inter = "mlp.shared_expert", config.experts.shared_intermediate_size
     qkv = (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv))
     gate_up = ((f"{mlp}.gate_proj", inter), (f"{mlp}.up_proj", inter))
+    traits = config.traits
+    down = f"{mlp}.down_proj" if mlp != "mlp" else traits.down_module
     if config.fused_projections:
         qkv = (("self_attn.qkv_proj", q + 2 * kv),)
+    if config.fused_projections or traits.fused_gate_up:
         gate_up = (("mlp.gate_up_proj", 2 * inter),)
+    elif not traits.gated_mlp:
+        gate_up = ((traits.up_module, inter),)
     groups = {
         "qkv": _group(hidden, config.qkv_bias, *qkv),
-        "o": _group(q, config.o_bias, ("self_attn.o_proj", hidden)),
+        "o": _group(q, config.o_bias, (traits.o_module, hidden)),
     }
     if inter:
         groups["gate_up"] = _group(hidden, config.mlp_bias, *gate_up)
-        groups["down"] = _group(inter, config.mlp_bias, (f"{mlp}.down_proj", hidden))
+        groups["down"] = _group(inter, config.mlp_bias, (down, hidden))
     return groups
 
 

@@ -17,6 +17,7 @@ from dataplane.models.experts import ExpertReader
 from dataplane.models.matrices import Matrices
 from dataplane.models.multimodal import text_name, whole_names
 from dataplane.models.shapes import GROUPS, LM_HEAD, Group, layer_groups, layer_modules
+from dataplane.models.traits import PLAIN
 from dataplane.parallel.shard import Shard
 from kernels.experts.weights import ExpertWeights
 from kernels.linear.op import Weight, pack, unpack
@@ -27,21 +28,23 @@ from kernels.quantized.matrix import QuantizedMatrix
 class LayerWeights:
     """One decoder layer, dtype and device of the model; norms float32 if `unit_offset_norms`."""
 
-    input_norm: torch.Tensor | None  # [hidden]; None without `input_norms`
+    # Norms are [hidden] or, of LayerNorms, [2, hidden].
+    input_norm: torch.Tensor | None  # None without `input_norms`
     qkv: Weight  # [q + 2 kv, hidden]
     qkv_bias: torch.Tensor | None  # [q + 2 kv]
-    q_norm: torch.Tensor | None  # [head_dim]; [q] with `whole_qk_norms`
-    k_norm: torch.Tensor | None  # [head_dim]; [kv] with `whole_qk_norms`
+    # [head_dim]; [q] and [kv] with `whole_qk_norms`; [heads, head_dim] with `head_layer_norms`
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
     o: Weight  # [hidden, q]
     o_bias: torch.Tensor | None  # [hidden]
-    attention_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
-    mlp_norm: torch.Tensor | None  # [hidden]; None without `input_norms`
+    attention_out_norm: torch.Tensor | None  # None without `sandwich_norms`
+    mlp_norm: torch.Tensor | None  # None without `input_norms`, or with `parallel_residual`
     # Of the dense MLP, or of the shared expert; None with experts but no shared one.
-    gate_up: Weight | None  # [2 intermediate, hidden]
-    gate_up_bias: torch.Tensor | None  # [2 intermediate]
+    gate_up: Weight | None  # [2 intermediate, hidden], or without a gate [intermediate, hidden]
+    gate_up_bias: torch.Tensor | None  # as many
     down: Weight | None  # [hidden, intermediate]
     down_bias: torch.Tensor | None  # [hidden]
-    mlp_out_norm: torch.Tensor | None  # [hidden]; None without `sandwich_norms`
+    mlp_out_norm: torch.Tensor | None  # None without `sandwich_norms`
     experts: ExpertWeights | None = None
 
     def group(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -74,11 +77,12 @@ class LayerWeights:
 class ModelWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: list[LayerWeights]
-    norm: torch.Tensor  # [hidden]
+    norm: torch.Tensor  # as those of layers
     head: Weight  # [vocab, hidden] of lm_head, packed or not; a shard's are its own rows
     tied: bool  # lm_head is the embedding
     is_tie_in_doubt: bool = False  # it is not, but PEFT takes it for tied
     read_head: Callable[[], torch.Tensor] | None = None  # from the checkpoint; of a shard, untied
+    head_bias: torch.Tensor | None = None  # [vocab], of a shard as well
 
     @property
     def lm_head(self) -> torch.Tensor:
@@ -133,6 +137,8 @@ def fingerprint(config: ModelConfig) -> str:
         text += f" logit_divisor={config.logit_divisor!r}"
     if not config.input_norms or config.whole_qk_norms:
         text += f" input_norms={config.input_norms} whole_qk_norms={config.whole_qk_norms}"
+    if config.traits != PLAIN:
+        text += repr(config.traits)
     if config.quantization is not None:
         text += repr(config.quantization)
     if config.experts is not None:
@@ -186,8 +192,11 @@ class _Loader:
         return ModelWeights(
             embed=embed,
             layers=[self._layer(index) for index in range(config.num_layers)],
-            norm=self._norm("model.norm", config.hidden_size),
+            norm=self._norm(config.norm_names.last, config.hidden_size),
             head=self._head(embed, tied=tied),
+            head_bias=self._tensor(f"{LM_HEAD}.bias", config.vocab_size)
+            if config.traits.head_bias
+            else None,
             tied=tied,
             is_tie_in_doubt=config.is_tie_in_doubt and not tied,
         )
@@ -218,14 +227,11 @@ class _Loader:
     def _layer(self, index: int) -> LayerWeights:
         config, prefix = self._config, _layer(index)
         hidden, has_inputs = config.hidden_size, config.input_norms
-        q_width = k_width = config.head_dim
-        if config.whole_qk_norms:
-            q_width, k_width = config.q_size, config.kv_size
-        sandwich = config.sandwich_norms
-        before_mlp = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        sandwich, names = config.sandwich_norms, config.norm_names
+        has_mlp_norm = has_inputs and not config.traits.parallel_residual
 
-        def norm(name: str, size: int = hidden) -> torch.Tensor:
-            return self._norm(f"{prefix}{name}", size)
+        def norm(name: str) -> torch.Tensor:
+            return self._norm(f"{prefix}{name}", hidden)
 
         groups = layer_groups(config if self._shard is None else self._shard.local, index)
         whole = layer_groups(config, index)
@@ -238,23 +244,21 @@ class _Loader:
         experts = None
         if self._experts is not None and config.is_sparse(index):
             experts = self._experts.read(prefix)
-        # Gemma's and OLMo's post_attention_layernorm is on attention's output, the others' before
-        # the MLP.
         return LayerWeights(
             input_norm=norm("input_layernorm") if has_inputs else None,
             qkv=qkv,
             qkv_bias=qkv_bias,
-            q_norm=norm("self_attn.q_norm", q_width) if config.qk_norm else None,
-            k_norm=norm("self_attn.k_norm", k_width) if config.qk_norm else None,
+            q_norm=self._qk_norm(f"{prefix}self_attn.q_norm", config.num_heads),
+            k_norm=self._qk_norm(f"{prefix}self_attn.k_norm", config.num_kv_heads),
             o=o,
             o_bias=o_bias,
-            attention_out_norm=norm("post_attention_layernorm") if sandwich else None,
-            mlp_norm=norm(before_mlp) if has_inputs else None,
+            attention_out_norm=norm(names.attention_out) if sandwich else None,
+            mlp_norm=norm(names.mlp) if has_mlp_norm else None,
             gate_up=gate_up,
             gate_up_bias=gate_up_bias,
             down=down,
             down_bias=down_bias,
-            mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
+            mlp_out_norm=norm(names.mlp_out) if sandwich else None,
             experts=experts,
         )
 
@@ -303,11 +307,26 @@ class _Loader:
         return weight, None if adds_up and not shard.is_first else bias
 
     def _norm(self, name: str, size: int) -> torch.Tensor:
-        if not self._config.unit_offset_norms:
+        traits, is_offset = self._config.traits, self._config.unit_offset_norms
+        if not traits.layer_norms and not is_offset:
             return self._tensor(f"{name}.weight", size)
-        weight = torch.empty(size, dtype=torch.float32, device=self._device)
-        self._checkpoint.copy_into(weight, f"{name}.weight")
-        return weight.add_(1.0)
+        dtype = torch.float32 if is_offset else self._dtype
+        vectors = torch.zeros(1 + traits.layer_norms, size, dtype=dtype, device=self._device)
+        self._checkpoint.copy_into(vectors[0], f"{name}.weight")
+        if is_offset:
+            vectors[0] += 1.0
+        if traits.norm_biases:
+            self._checkpoint.copy_into(vectors[1], f"{name}.bias")
+        return vectors if traits.layer_norms else vectors[0]
+
+    def _qk_norm(self, name: str, num_heads: int) -> torch.Tensor | None:
+        config, shard = self._config, self._shard
+        if not config.qk_norm:
+            return None
+        if config.traits.head_layer_norms:
+            heads = self._tensor(f"{name}.weight", num_heads, config.head_dim)
+            return heads if shard is None else heads.chunk(shard.size)[shard.rank].clone()
+        return self._norm(name, config.head_dim * (num_heads if config.whole_qk_norms else 1))
 
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
         self._checkpoint.check(name, shape)

@@ -99,7 +99,7 @@ def _check(manifest: AdapterManifest, size: int) -> None:
     features = {
         "use_dora": any(module.magnitude for module in manifest.modules),
         "lora_bias": any(module.lora_bias for module in manifest.modules),
-        "bias": bool(manifest.biases),
+        "bias": any(bias.layer is not None for bias in manifest.biases),  # a head's is not cut
     }
     for field, is_used in features.items():
         if is_used:

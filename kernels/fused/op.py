@@ -1,4 +1,4 @@
-"""Norms and gated activations: checks, then the implementation for the device."""
+"""Norms and activations: checks, then the implementation for the device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from kernels.fused import cpu, naive
 from kernels.gpu.dispatch import uses_triton
 
 ACTIVATIONS = ("silu", "gelu_tanh")
+PLAIN_ACTIVATIONS = ("gelu_tanh", "relu2")
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As `kernels.fused.naive.rms_norm`. Raises: ValueError for shapes that do not fit."""
-    _check_norm(x, weight)
+    _check_norm(x, weight, 1)
     return _of(x).rms_norm(x, weight, eps)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `kernels.fused.naive.layer_norm`. Raises: ValueError for shapes that do not fit."""
+    _check_norm(x, weight, 2)
+    return _of(x).layer_norm(x, weight, eps)
 
 
 def add_rms_norm(
@@ -32,17 +39,28 @@ def add_rms_norm(
 
     Raises: ValueError for shapes or dtypes that do not fit together.
     """
-    _check_norm(x, weight)
-    if x.shape != residual.shape or x.dtype != residual.dtype:
-        raise ValueError(
-            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
-        )
-    if not residual.is_contiguous():
-        raise ValueError(f"residual of strides {residual.stride()} is not contiguous")
+    _check_norm(x, weight, 1)
+    _check_residual(x, residual)
     if delta is None:
         return _of(x).add_rms_norm(x, residual, weight, eps)
     check_delta(x, delta)
     return _of(x).add_rms_norm(x, residual, weight, eps, delta)
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    delta: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `kernels.fused.naive.add_layer_norm`. Arguments and Raises: as `add_rms_norm`."""
+    _check_norm(x, weight, 2)
+    _check_residual(x, residual)
+    if delta is None:
+        return _of(x).add_layer_norm(x, residual, weight, eps)
+    check_delta(x, delta)
+    return _of(x).add_layer_norm(x, residual, weight, eps, delta)
 
 
 def gated_activation(
@@ -65,6 +83,24 @@ def gated_activation(
     return _of(gate_up).gated_activation(gate_up, activation, delta)
 
 
+def activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) -> torch.Tensor:
+    """As `kernels.fused.naive.activation`.
+
+    x: [num_tokens, features]; returns as much
+    delta: as in `add_rms_norm`
+
+    Raises: ValueError for other dimensions or a kind not in PLAIN_ACTIVATIONS.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"x {tuple(x.shape)} is not [num_tokens, features]")
+    if kind not in PLAIN_ACTIVATIONS:
+        raise ValueError(f"activation {kind!r}: one of {', '.join(PLAIN_ACTIVATIONS)}")
+    if delta is None:
+        return _of(x).activation(x, kind)
+    check_delta(x, delta)
+    return _of(x).activation(x, kind, delta)
+
+
 def check_delta(x: torch.Tensor, delta: torch.Tensor) -> None:
     """Raises: ValueError unless `delta` can be added to `x` on the way."""
     if not uses_triton(x):
@@ -81,6 +117,16 @@ def _of(x: torch.Tensor) -> Any:
     return cpu if cpu.supports(x) else naive
 
 
-def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
-    if weight.dim() != 1 or x.shape[-1] != weight.shape[0] or not weight.is_contiguous():
+def _check_norm(x: torch.Tensor, weight: torch.Tensor, num_vectors: int) -> None:
+    shape = x.shape[-1:] if num_vectors == 1 else (num_vectors, x.shape[-1])
+    if weight.shape != shape or not weight.is_contiguous():
         raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)}, {weight.stride()}")
+
+
+def _check_residual(x: torch.Tensor, residual: torch.Tensor) -> None:
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise ValueError(
+            f"x {x.dtype} {tuple(x.shape)}, residual {residual.dtype} {tuple(residual.shape)}"
+        )
+    if not residual.is_contiguous():
+        raise ValueError(f"residual of strides {residual.stride()} is not contiguous")

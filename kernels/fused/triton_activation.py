@@ -1,4 +1,4 @@
-"""act(gate) * up in one Triton kernel: CUDA and ROCm."""
+"""act(gate) * up, or act(x), in one Triton kernel each: CUDA and ROCm."""
 
 from __future__ import annotations
 
@@ -76,6 +76,68 @@ def gated_activation(
             out,
             gate_up.stride(0),
             **activation_constants(features, activation, block, delta is not None),
+            **launch_options(settings),
+        )
+    return out
+
+
+@triton.jit
+def activation_kernel(
+    x_ptr,
+    delta_ptr,
+    out_ptr,
+    x_stride,
+    FEATURES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RELU2: tl.constexpr,
+    GELU_SCALE: tl.constexpr,
+    GELU_CUBIC: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
+):
+    """grid (rows, blocks of columns). One program: BLOCK columns of one row, in f32."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = at < FEATURES
+    x = tl.load(x_ptr + row * x_stride + at, mask=real, other=0.0).to(tl.float32)
+    if HAS_DELTA:
+        x += tl.load(delta_ptr + row * FEATURES + at, mask=real, other=0.0).to(tl.float32)
+    if RELU2:
+        positive = tl.where(x < 0.0, 0.0, x)  # NaN stays
+        value = positive * positive
+    else:
+        value = x / (1.0 + tl.exp(-GELU_SCALE * (x + GELU_CUBIC * x * x * x)))
+    tl.store(out_ptr + row * FEATURES + at, value.to(out_ptr.dtype.element_ty), mask=real)
+
+
+def plain_constants(
+    features: int, kind: str, block: int, has_delta: bool = False
+) -> dict[str, Any]:
+    """activation_kernel's constexprs."""
+    return {
+        "FEATURES": features,
+        "BLOCK": block,
+        "RELU2": kind == "relu2",
+        "GELU_SCALE": _TWO_SQRT_2_OVER_PI,
+        "GELU_CUBIC": _CUBIC,
+        "HAS_DELTA": has_delta,
+    }
+
+
+def activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) -> torch.Tensor:
+    """As `kernels.fused.op.activation`, rounded once."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    rows, features = x.shape
+    out = x.new_empty(rows, features)
+    if rows and features:
+        settings = tuned("fused", device_name(x.device), "gated_activation", "any")
+        block = settings["block"]
+        activation_kernel[(rows, triton.cdiv(features, block))](
+            x,
+            x if delta is None else delta.contiguous(),
+            out,
+            x.stride(0),
+            **plain_constants(features, kind, block, delta is not None),
             **launch_options(settings),
         )
     return out

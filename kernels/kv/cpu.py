@@ -28,6 +28,7 @@ def rope_write_kv(
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
     eps: float,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """As `kernels.kv.naive.rope_write_kv`."""
     num_pages, _, page_tokens, num_kv_heads, head_dim = kv_pages.shape
@@ -44,7 +45,8 @@ def rope_write_kv(
         cos.shape[1],
         page_tokens,
         num_pages,
-        q_norm is not None and len(q_norm) != head_dim,
+        norm_kind(q_norm, head_dim),
+        interleaved,
         qkv.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
@@ -68,7 +70,7 @@ def warm_up(dtype: torch.dtype) -> None:
     slot = torch.zeros(1, dtype=torch.int64)
     angles = torch.zeros(1, 2, dtype=dtype)
     pages = torch.zeros(1, 2, 1, 1, 2, dtype=dtype)
-    for norm in (None, torch.ones(2)):
+    for norm in (None, torch.ones(2)):  # whatever its kind
         rope_write_kv(
             torch.zeros(1, 6, dtype=dtype),
             angles,
@@ -93,7 +95,8 @@ def warm_up(dtype: torch.dtype) -> None:
     _ROTARY,
     _PAGE_TOKENS,
     _NUM_PAGES,
-    _HAS_WHOLE_NORMS,
+    _NORM_KIND,
+    _INTERLEAVED,
     _QKV,
     COS,
     SIN,
@@ -107,7 +110,18 @@ def warm_up(dtype: torch.dtype) -> None:
     _EPS,
     _Q,
     _NUM_ARGUMENTS,
-) = range(23)
+) = range(24)
+
+_NO_NORM, _HEAD_NORM, _WHOLE_NORM, _LAYER_NORM = range(4)
+
+
+def norm_kind(q_norm: torch.Tensor | None, head_dim: int) -> int:
+    """As `rope_arguments` wants it."""
+    if q_norm is None:
+        return _NO_NORM
+    if q_norm.dim() == 2:
+        return _LAYER_NORM
+    return _HEAD_NORM if len(q_norm) == head_dim else _WHOLE_NORM
 
 
 def rope_arguments(
@@ -118,7 +132,8 @@ def rope_arguments(
     rotary: int,
     page_tokens: int,
     num_pages: int,
-    has_whole_norms: bool,
+    kind: int,
+    interleaved: bool,
     qkv: int,
     cos: int,
     sin: int,
@@ -134,7 +149,7 @@ def rope_arguments(
 ) -> tuple[int, ...]:
     """What a rope worker is told, from `qkv` on addresses. cos, sin: [num_angles, rotary];
     positions: the row of each token in them, or 0 when tokens have their rows in order; norms: 0
-    for none; has_whole_norms: theirs are of all heads together; eps: of one float32."""
+    for none; kind: theirs, of `norm_kind`; eps: of one float32."""
     return (
         0,
         0,
@@ -145,7 +160,8 @@ def rope_arguments(
         rotary,
         page_tokens,
         num_pages,
-        int(has_whole_norms),
+        kind,
+        int(interleaved),
         qkv,
         cos,
         sin,
@@ -172,18 +188,53 @@ def _inverse(row: Any, eps: Any) -> Any:  # pragma: no cover - compiled
 
 
 @compiled
+def _mean(row: Any) -> Any:  # pragma: no cover - compiled
+    total = np.float32(0.0)
+    for k in range(row.size):
+        total += load(row[k])
+    return total / np.float32(row.size)
+
+
+@compiled
+def _inverse_deviation(row: Any, mean: Any, eps: Any) -> Any:  # pragma: no cover - compiled
+    total = np.float32(0.0)
+    for k in range(row.size):
+        value = load(row[k]) - mean
+        total += value * value
+    return np.float32(1.0) / np.sqrt(total / np.float32(row.size) + eps)
+
+
+@compiled
+def _rotate_neighbours(
+    head: Any, cos: Any, sin: Any, norm: Any, has_norm: Any, mean: Any, factor: Any, out: Any
+) -> None:  # pragma: no cover - compiled
+    for k in range(cos.size // 2):
+        first, second = load(head[2 * k]), load(head[2 * k + 1])
+        if has_norm:
+            first = (first - mean) * factor * load(norm[2 * k])
+            second = (second - mean) * factor * load(norm[2 * k + 1])
+        store(out, 2 * k, first * load(cos[k]) - second * load(sin[k]))
+        store(out, 2 * k + 1, second * load(cos[k]) + first * load(sin[k]))
+    for k in range(cos.size, head.size):
+        if has_norm:
+            store(out, k, (load(head[k]) - mean) * factor * load(norm[k]))
+        else:
+            out[k] = head[k]
+
+
+@compiled
 def _rotate(
-    head: Any, cos: Any, sin: Any, norm: Any, has_norm: Any, factor: Any, out: Any
+    head: Any, cos: Any, sin: Any, norm: Any, has_norm: Any, mean: Any, factor: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
     half = cos.size // 2
     if has_norm:
         for k in range(half):
-            first = load(head[k]) * factor * load(norm[k])
-            second = load(head[half + k]) * factor * load(norm[half + k])
+            first = (load(head[k]) - mean) * factor * load(norm[k])
+            second = (load(head[half + k]) - mean) * factor * load(norm[half + k])
             store(out, k, first * load(cos[k]) - second * load(sin[k]))
             store(out, half + k, second * load(cos[half + k]) + first * load(sin[half + k]))
         for k in range(2 * half, head.size):
-            store(out, k, load(head[k]) * factor * load(norm[k]))
+            store(out, k, (load(head[k]) - mean) * factor * load(norm[k]))
         return
     for k in range(half):
         first, second = load(head[k]), load(head[half + k])
@@ -208,24 +259,24 @@ def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
         qkv = threads.array(a[_QKV], like, (num_tokens, num_heads + 2 * num_kv_heads, head_dim))
         cos = threads.array(a[COS], like, (a[_NUM_ANGLES], rotary))
         sin = threads.array(a[SIN], like, (a[_NUM_ANGLES], rotary))
-        has_positions, has_norm = a[POSITIONS] != 0, a[Q_NORM] != 0
+        has_positions, interleaved = a[POSITIONS] != 0, a[_INTERLEAVED] != 0
         positions = threads.array(
             a[POSITIONS] if has_positions else a[PAGE_INDEX], a, (num_tokens,)
         )
         page_index = threads.array(a[PAGE_INDEX], a, (num_tokens,))
         page_offset = threads.array(a[PAGE_OFFSET], a, (num_tokens,))
-        has_whole_norms = a[_HAS_WHOLE_NORMS] != 0
-        has_head_norms = has_norm and not has_whole_norms
-        step = 1 if has_whole_norms else 0  # from one head's weights to the next one's
+        kind = a[_NORM_KIND]
+        has_norm, has_weights_of_heads = kind != _NO_NORM, kind >= _WHOLE_NORM
+        step = 1 if has_weights_of_heads else 0  # from one head's weights to the next one's
         q_norm = threads.array(
             a[Q_NORM] if has_norm else a[_EPS],
             norm_like,
-            (num_heads if has_whole_norms else 1, head_dim),
+            (num_heads if has_weights_of_heads else 1, head_dim),
         )
         k_norm = threads.array(
             a[K_NORM] if has_norm else a[_EPS],
             norm_like,
-            (num_kv_heads if has_whole_norms else 1, head_dim),
+            (num_kv_heads if has_weights_of_heads else 1, head_dim),
         )
         row_bytes = (num_heads + 2 * num_kv_heads) * head_dim * item_bytes
         eps = threads.array(a[_EPS], FLOATS, (1,))[0]
@@ -241,24 +292,38 @@ def rope_worker(dtype: torch.dtype, norm_dtype: torch.dtype) -> Any:
                 return
             angle = positions[t] if has_positions else t
             page, slot = page_index[t], page_offset[t]
-            q_factor, k_factor = np.float32(1.0), np.float32(1.0)
-            if has_whole_norms:
+            q_factor, k_factor, mean = np.float32(1.0), np.float32(1.0), np.float32(0.0)
+            if kind == _WHOLE_NORM:
                 at = a[_QKV] + t * row_bytes
                 q_factor = _inverse(threads.array(at, like, (num_heads * head_dim,)), eps)
                 at += num_heads * head_dim * item_bytes
                 k_factor = _inverse(threads.array(at, like, (num_kv_heads * head_dim,)), eps)
             for h in range(num_heads):
                 query = qkv[t, h]
-                if has_head_norms:
+                if kind == _HEAD_NORM:
                     q_factor = _inverse(query, eps)
-                weight = q_norm[h * step]
-                _rotate(query, cos[angle], sin[angle], weight, has_norm, q_factor, q[t, h])
+                elif kind == _LAYER_NORM:
+                    mean = _mean(query)
+                    q_factor = _inverse_deviation(query, mean, eps)
+                weight, cosine, sine = q_norm[h * step], cos[angle], sin[angle]
+                if interleaved:
+                    _rotate_neighbours(
+                        query, cosine, sine, weight, has_norm, mean, q_factor, q[t, h]
+                    )
+                else:
+                    _rotate(query, cosine, sine, weight, has_norm, mean, q_factor, q[t, h])
             for h in range(num_kv_heads):
                 key, target = qkv[t, num_heads + h], kv_pages[page, 0, slot, h]
-                if has_head_norms:
+                if kind == _HEAD_NORM:
                     k_factor = _inverse(key, eps)
-                weight = k_norm[h * step]
-                _rotate(key, cos[angle], sin[angle], weight, has_norm, k_factor, target)
+                elif kind == _LAYER_NORM:
+                    mean = _mean(key)
+                    k_factor = _inverse_deviation(key, mean, eps)
+                weight, cosine, sine = k_norm[h * step], cos[angle], sin[angle]
+                if interleaved:
+                    _rotate_neighbours(key, cosine, sine, weight, has_norm, mean, k_factor, target)
+                else:
+                    _rotate(key, cosine, sine, weight, has_norm, mean, k_factor, target)
                 value = qkv[t, num_heads + num_kv_heads + h]
                 target = kv_pages[page, 1, slot, h]
                 for k in range(head_dim):

@@ -21,6 +21,7 @@ def rope_write_kv(
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
     delta: torch.Tensor | None = None,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """As `kernels.kv.naive.rope_write_kv`.
 
@@ -60,6 +61,7 @@ def rope_write_kv(
             k_norm=k_norm,
             eps=eps,
             delta=delta,
+            interleaved=interleaved,
         )
     for slots in (page_index, page_offset):
         if (
@@ -70,17 +72,29 @@ def rope_write_kv(
             raise ValueError(f"slots {slots.dtype} {tuple(slots.shape)}, qkv {tuple(qkv.shape)}")
     implementation = cpu if cpu.supports(qkv) else naive
     return implementation.rope_write_kv(
-        qkv, cos, sin, kv_pages, page_index, page_offset, q_norm=q_norm, k_norm=k_norm, eps=eps
+        qkv,
+        cos,
+        sin,
+        kv_pages,
+        page_index,
+        page_offset,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+        interleaved=interleaved,
     )
 
 
 def _check_norms(
     q_norm: torch.Tensor, k_norm: torch.Tensor, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> None:
-    widths = q_norm.numel(), k_norm.numel()
-    fits = widths in ((head_dim, head_dim), (num_heads * head_dim, num_kv_heads * head_dim))
+    fits = (q_norm.shape, k_norm.shape) in (
+        ((head_dim,), (head_dim,)),
+        ((num_heads * head_dim,), (num_kv_heads * head_dim,)),
+        ((num_heads, head_dim), (num_kv_heads, head_dim)),
+    )
     for norm in (q_norm, k_norm):
-        if not fits or norm.dim() != 1 or not norm.is_contiguous():
+        if not fits or not norm.is_contiguous():
             raise ValueError(
                 f"norm {tuple(norm.shape)} {norm.stride()}, head_dim {head_dim}, {num_heads} query"
                 f" and {num_kv_heads} key heads"

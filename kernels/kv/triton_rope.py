@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -13,6 +13,9 @@ from kernels.gpu.tuning import launch_options, tuned
 from kernels.kv.triton_qk_norm import qk_inverse
 
 _CASES = (64, 128, 256)
+
+NormKind = Literal["", "head", "whole", "layer"]
+"""RMSNorm of each head, or of all of them together, or LayerNorm of each head."""
 
 
 @triton.jit(
@@ -42,10 +45,14 @@ def rope_write_kernel(
     BLOCK_D: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_WHOLE_NORM: tl.constexpr,
+    HAS_LAYER_NORM: tl.constexpr,
     HAS_DELTA: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
     """grid (tokens, groups of HEADS heads of q, k and v). One program: HEADS heads of one token.
-    HAS_NORM: of each head; HAS_WHOLE_NORM: of all heads, whose sums are in inverse_ptr.
+    HAS_NORM: of each head; HAS_WHOLE_NORM: of all heads, whose sums are in inverse_ptr;
+    HAS_LAYER_NORM: of each head, with weights of its own. INTERLEAVED: neighbours are rotated
+    together, not the halves.
 
     Each element is loaded with the one that it is rotated with; all in f32, rounded once.
     """
@@ -56,7 +63,11 @@ def rope_write_kernel(
     is_value = heads >= NUM_HEADS + NUM_KV_HEADS
     real = (heads < NUM_HEADS + 2 * NUM_KV_HEADS)[:, None] & (dims < HEAD_DIM)[None, :]
     HALF: tl.constexpr = ROTARY_DIM // 2
-    partners = tl.where(dims < HALF, dims + HALF, dims - HALF)
+    if INTERLEAVED:
+        partners, angles, is_first = dims ^ 1, dims // 2, dims % 2 == 0
+    else:
+        partners = tl.where(dims < HALF, dims + HALF, dims - HALF)
+        angles, is_first = dims, dims < HALF
     turned = dims < ROTARY_DIM
     row_ptr = qkv_ptr + token * qkv_stride + heads[:, None] * HEAD_DIM
     own = tl.load(row_ptr + dims[None, :], mask=real, other=0.0)  # [HEADS, BLOCK_D]
@@ -79,12 +90,18 @@ def rope_write_kernel(
         q_weight = tl.load(q_norm_ptr + partners, mask=turned, other=0.0).to(tl.float32)
         k_weight = tl.load(k_norm_ptr + partners, mask=turned, other=0.0).to(tl.float32)
         other = other * inverse * tl.where(is_query[:, None], q_weight[None, :], k_weight[None, :])
+    if HAS_LAYER_NORM:
+        mean = (tl.sum(x, 1) / HEAD_DIM)[:, None]
+        x = tl.where(dims[None, :] < HEAD_DIM, x - mean, 0.0)
+        other -= mean
+        inverse = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
     if HAS_WHOLE_NORM:
-        of_key = heads - NUM_HEADS
-        is_key = (of_key >= 0) & (of_key < NUM_KV_HEADS)
         inverse = tl.where(
             is_query, tl.load(inverse_ptr + token * 2), tl.load(inverse_ptr + token * 2 + 1)
         )[:, None]
+    if HAS_WHOLE_NORM or HAS_LAYER_NORM:
+        of_key = heads - NUM_HEADS
+        is_key = (of_key >= 0) & (of_key < NUM_KV_HEADS)
         q_row = q_norm_ptr + heads[:, None] * HEAD_DIM
         k_row = k_norm_ptr + of_key[:, None] * HEAD_DIM
         of_q, of_k = real & is_query[:, None], real & is_key[:, None]
@@ -97,9 +114,9 @@ def rope_write_kernel(
             tl.load(q_row + partners[None, :], mask=of_q, other=0.0).to(tl.float32)
             + tl.load(k_row + partners[None, :], mask=of_k, other=0.0).to(tl.float32)
         )
-    cos = tl.load(cos_ptr + token * ROTARY_DIM + dims, mask=turned, other=1.0).to(tl.float32)
-    sin = tl.load(sin_ptr + token * ROTARY_DIM + dims, mask=turned, other=0.0).to(tl.float32)
-    sin = tl.where(dims < HALF, -sin, sin)
+    cos = tl.load(cos_ptr + token * ROTARY_DIM + angles, mask=turned, other=1.0).to(tl.float32)
+    sin = tl.load(sin_ptr + token * ROTARY_DIM + angles, mask=turned, other=0.0).to(tl.float32)
+    sin = tl.where(is_first, -sin, sin)
     rotated = (x * cos[None, :] + other * sin[None, :]).to(own.dtype)
     tl.store(
         q_out_ptr + (token * NUM_HEADS + heads)[:, None] * HEAD_DIM + dims[None, :],
@@ -123,7 +140,7 @@ def rope_write_kernel(
 
 def rope_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, page_tokens: int,
-    has_norm: bool, heads: int, has_delta: bool = False, has_whole_norm: bool = False,
+    norm: NormKind, heads: int, has_delta: bool = False, interleaved: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """rope_write_kernel's constexprs."""
     return {
@@ -134,10 +151,20 @@ def rope_constants(
         "PAGE_TOKENS": page_tokens,
         "HEADS": heads,
         "BLOCK_D": triton.next_power_of_2(head_dim),
-        "HAS_NORM": has_norm and not has_whole_norm,
-        "HAS_WHOLE_NORM": has_whole_norm,
+        "HAS_NORM": norm == "head",
+        "HAS_WHOLE_NORM": norm == "whole",
+        "HAS_LAYER_NORM": norm == "layer",
         "HAS_DELTA": has_delta,
+        "INTERLEAVED": interleaved,
     }
+
+
+def _norm_kind(q_norm: torch.Tensor | None, head_dim: int) -> NormKind:
+    if q_norm is None:
+        return ""
+    if q_norm.dim() == 2:
+        return "layer"
+    return "head" if len(q_norm) == head_dim else "whole"
 
 
 def rope_case(head_dim: int) -> str:
@@ -157,6 +184,7 @@ def rope_write_kv(
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
     delta: torch.Tensor | None = None,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """As `kernels.kv.op.rope_write_kv`, computed in float32 and rounded once.
 
@@ -176,7 +204,8 @@ def rope_write_kv(
         return q
     delta = None if delta is None else delta.contiguous()
     inverse: torch.Tensor | None = None
-    if q_norm is not None and len(q_norm) != head_dim:
+    kind = _norm_kind(q_norm, head_dim)
+    if kind == "whole":
         sizes = num_heads * head_dim, num_kv_heads * head_dim
         inverse = qk_inverse(qkv, *sizes, eps, delta)
     settings = tuned("kv", device_name(qkv.device), "rope_write_kv", rope_case(head_dim))
@@ -201,10 +230,10 @@ def rope_write_kv(
             head_dim,
             cos.shape[1],
             page_tokens,
-            q_norm is not None,
+            kind,
             settings["heads"],
             delta is not None,
-            inverse is not None,
+            interleaved,
         ),
         **launch_options(settings),
     )

@@ -46,23 +46,35 @@ class LayerStack:
         attention_scale: float,
         attention_soft_cap: float | None,
         activation: str,
+        gated: bool = True,
+        interleaved_rope: bool = False,
+        parallel_residual: bool = False,
     ) -> None:
         """norm, head: the last norm, and lm_head, packed. ropes: of each layer, cos and sin
-        [max_context, rotary]. All tensors bfloat16, norms also float32; they must live as long as
-        the stack, and stay where they are."""
+        [max_context, rotary]. parallel_residual: the MLP reads what attention does, and both are
+        added to the residual stream. All tensors bfloat16, norms also float32; they must live as
+        long as the stack, and stay where they are."""
         assert weights.supports(layers, head)
         assert len({cos.shape for cos, _ in ropes}) == 1  # one model rotates so many dimensions
         self._layers, self._norm, self._head, self._ropes = layers, norm, head, ropes
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         first = layers[0]
-        self._hidden = norm.shape[0]
-        self._has_whole_norms = first.q_norm is not None and len(first.q_norm) != head_dim
+        self._hidden = norm.shape[-1]
+        self._norm_kind = kv.norm_kind(first.q_norm, head_dim)
+        self._gated, self._interleaved = gated, interleaved_rope
+        self._parallel = parallel_residual
         assert isinstance(first.down, torch.Tensor)
         self._intermediate = linear.features_of(first.down)[0]
         # Each as the columns of a program's arguments: one address per layer.
         self._addresses = {
             name: np.array([address(getattr(layer, name)) for layer in layers], dtype=np.int64)
             for name in weights.NAMES
+        }
+        self._shifts = {
+            name: np.array(
+                [fused.shift_address(getattr(layer, name)) for layer in layers], dtype=np.int64
+            )
+            for name in weights.NORMS
         }
         self._cos, self._sin = (
             np.array([tables[part].data_ptr() for tables in ropes], dtype=np.int64)
@@ -111,6 +123,8 @@ class LayerStack:
             self._told = told
         arguments = self._program.arguments
         arguments[:, Phase.NORM, fused.X] = arguments[:, Phase.MLP_NORM, fused.X] = x.data_ptr()
+        if self._parallel:  # there, it is only added up
+            arguments[:, Phase.MLP_NORM, fused.OUT] = x.data_ptr()
         rope = arguments[:, Phase.ROPE]
         rope[:, kv.POSITIONS] = positions.data_ptr()
         rope[:, kv.PAGE_INDEX] = page_index.data_ptr()
@@ -140,6 +154,7 @@ class LayerStack:
             self._norm.data_ptr(),
             self._eps.ctypes.data,
             normed.data_ptr(),
+            fused.shift_address(self._norm),
         )
         arguments = self._last.arguments[0]
         arguments[Last.NORM, : len(told)] = told
@@ -162,12 +177,13 @@ class LayerStack:
     def _fixed_workers(self, activation: str) -> None:
         layer, workers = self._layers[0], self._program.workers
         norm = fused.norm_worker(torch.bfloat16, self._norm.dtype)().address
+        activate = fused.activation_worker(torch.bfloat16, activation, is_gated=self._gated)
         head_norm = layer.q_norm.dtype if layer.q_norm is not None else torch.bfloat16
         for phase, worker in (
             (Phase.NORM, norm),
             (Phase.ROPE, kv.rope_worker(torch.bfloat16, head_norm)().address),
             (Phase.MLP_NORM, norm),
-            (Phase.ACTIVATION, fused.activation_worker(torch.bfloat16, activation)().address),
+            (Phase.ACTIVATION, activate().address),
         ):
             workers[:, phase] = worker
         for spread, phase, name in (
@@ -198,7 +214,7 @@ class LayerStack:
                 ("q", q_size),
                 ("attended", q_size),
                 ("projected", hidden),
-                ("gate_up", 2 * inter),
+                ("gate_up", 2 * inter if self._gated else inter),
                 ("activated", inter),
             )
         )
@@ -209,8 +225,9 @@ class LayerStack:
         spread, eps = self._spread.ctypes.data, self._eps.ctypes.data
 
         def norm(phase: Phase, of: int, addend: int, weight: str, out: int) -> None:
-            told = fused.norm_arguments(num_tokens, hidden, of, addend, 0, eps, out)
-            self._set(phase, told, {fused.WEIGHT: self._addresses[weight]})
+            told = fused.norm_arguments(num_tokens, hidden, of, addend, 0, eps, out, 0)
+            columns = {fused.WEIGHT: self._addresses[weight], fused.SHIFT: self._shifts[weight]}
+            self._set(phase, told, columns)
 
         def project(spread_phase: Phase, phase: Phase, name: str, of: int, out: int) -> None:
             weight: torch.Tensor = getattr(self._layers[0], name)
@@ -236,7 +253,8 @@ class LayerStack:
             self._ropes[0][0].shape[1],
             page_tokens,
             pool.shape[1],
-            self._has_whole_norms,
+            self._norm_kind,
+            self._interleaved,
             qkv,
             0,
             0,

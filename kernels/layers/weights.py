@@ -46,6 +46,7 @@ class Layer(Protocol):
     def experts(self) -> object | None: ...
 
 
+NORMS = ("input_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
 NAMES = (
     *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias", "attention_out_norm"),
     *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias", "mlp_out_norm"),

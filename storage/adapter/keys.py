@@ -55,6 +55,7 @@ _UNSUPPORTED = (
         " exclude_modules=['shared_expert_gate']",
     ),
     (re.compile(r"norm\.weight$"), "modules_to_save: trained norms"),
+    (re.compile(r"norm\.bias$"), "bias='all' of norms: train with bias='lora_only'"),
 )
 
 

@@ -368,7 +368,15 @@ def _trained_bias(
     selected: Container[tuple[int | None, str]],
 ) -> TrainedBias:
     name = full_name(root, layer, module)
-    if config.bias == "none" or (config.bias == "lora_only" and (layer, module) not in selected):
+    if (layer, module) == (None, LM_HEAD):
+        # PEFT saves the whole of a head that it trained, whatever config.bias says.
+        if (layer, module) not in selected:
+            raise UnsupportedFeatureError(
+                f"tensor {excerpt(ref.name)} is not served: it is the bias of a head without LoRA;"
+                " train it without modules_to_save=['lm_head'] and bias='all'",
+                metadata={"tensor": ref.name[:200]},
+            )
+    elif config.bias == "none" or (config.bias == "lora_only" and (layer, module) not in selected):
         raise BadWeightsError(
             f"the weights have a bias of {excerpt(name)}, but adapter_config.json says bias is "
             f"{config.bias!r}: config and weights are not of one adapter; save it again",

@@ -9,6 +9,16 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    ArceeConfig,
+    ArceeForCausalLM,
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Ernie4_5Config,
+    Ernie4_5ForCausalLM,
+    Exaone4Config,
+    Exaone4ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3Config,
@@ -17,22 +27,36 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    HeliumConfig,
+    HeliumForCausalLM,
+    Jais2Config,
+    Jais2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MinistralConfig,
+    MinistralForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Olmo3Config,
     Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PixtralVisionConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -54,6 +78,10 @@ from transformers import (
     SiglipVisionConfig,
     SmolLM3Config,
     SmolLM3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 VOCAB = 128
@@ -87,6 +115,51 @@ FUSED_TARGETS: dict[str, list[str] | str] = {
     "mlp": ["gate_up_proj", "down_proj"],
     "all-linear": "all-linear",
     "with-head": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
+}
+
+
+def _targets(attention: list[str], mlp: list[str]) -> dict[str, list[str] | str]:
+    return {
+        "qv": ["q_proj", "v_proj"],
+        "attention": attention,
+        "mlp": mlp,
+        "all-linear": "all-linear",
+        "with-head": [*attention, *mlp, "lm_head"],
+    }
+
+
+_UNGATED_TARGETS = _targets(ATTENTION, ["up_proj", "down_proj"])
+TARGETS_OF: dict[str, dict[str, list[str] | str]] = {
+    "phi3": FUSED_TARGETS,
+    "glm": _targets(ATTENTION, ["gate_up_proj", "down_proj"]),
+    "glm4": _targets(ATTENTION, ["gate_up_proj", "down_proj"]),
+    "starcoder2": _targets(ATTENTION, ["c_fc", "c_proj"]),
+    "phi": _targets(["q_proj", "k_proj", "v_proj", "dense"], ["fc1", "fc2"]),
+    "nemotron": _UNGATED_TARGETS,
+    "jais2": _UNGATED_TARGETS,
+    "arcee": _UNGATED_TARGETS,
+}
+"""Of architectures whose modules have other names than TARGETS."""
+_ALTERNATING = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 20,
+}
+_WHOLE_HEADS = {"head_dim": 16}
+MORE_FAMILIES: dict[str, tuple[type, type, dict[str, object]]] = {
+    "glm": (GlmConfig, GlmForCausalLM, {"head_dim": 24}),
+    "glm4": (Glm4Config, Glm4ForCausalLM, _WHOLE_HEADS),
+    "cohere": (CohereConfig, CohereForCausalLM, {"logit_scale": 0.3, "use_qk_norm": True}),
+    "cohere2": (Cohere2Config, Cohere2ForCausalLM, {"attention_bias": True, **_ALTERNATING}),
+    "starcoder2": (Starcoder2Config, Starcoder2ForCausalLM, {"sliding_window": 24}),
+    "phi": (PhiConfig, PhiForCausalLM, {}),
+    "stablelm": (StableLmConfig, StableLmForCausalLM, {"use_qkv_bias": True}),
+    "nemotron": (NemotronConfig, NemotronForCausalLM, {}),
+    "jais2": (Jais2Config, Jais2ForCausalLM, {}),
+    "arcee": (ArceeConfig, ArceeForCausalLM, {}),
+    "helium": (HeliumConfig, HeliumForCausalLM, _WHOLE_HEADS),
+    "ernie4.5": (Ernie4_5Config, Ernie4_5ForCausalLM, {"head_dim": 32, "use_bias": True}),
+    "exaone4": (Exaone4Config, Exaone4ForCausalLM, _ALTERNATING),
+    "ministral": (MinistralConfig, MinistralForCausalLM, {"head_dim": 24, **_ALTERNATING}),
 }
 _GEMMA: dict[str, object] = {
     "head_dim": 24,
@@ -235,7 +308,8 @@ def make_model(architecture: str, *, seed: int = 0, **changes: object) -> PreTra
         case "phi3":
             model = Phi3ForCausalLM(Phi3Config(**{"sliding_window": 24, **shape}))
         case _:
-            raise AssertionError(architecture)
+            config_class, model_class, fields = MORE_FAMILIES[architecture]
+            model = model_class(config_class(**{**shape, **fields, **changes}))
     for name, parameter in model.named_parameters():
         if name.endswith("mlp.gate.weight"):  # some initialise it to zeros, which tells nothing
             torch.nn.init.normal_(parameter, std=0.3)

@@ -12,9 +12,10 @@ from peft import PeftModel
 from tests.helpers.engine import Rig
 from tests.helpers.models import (
     ATTENTION,
-    FUSED_TARGETS,
     MLP,
+    MORE_FAMILIES,
     TARGETS,
+    TARGETS_OF,
     VOCAB,
     add_adapter,
     make_model,
@@ -70,12 +71,13 @@ def test_mixed_batch_equals_peft(architecture: str, device: str, tmp_path: Path)
         *("gemma", "gemma2", "gemma3", "granite", "phi3", "seed-oss", "smollm3"),
         *("olmo2", "olmo3"),
         *("gemma3-vision", "mistral3", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"),
+        *MORE_FAMILIES,
     ],
 )
 def test_other_families_equal_peft(architecture: str, device: str, tmp_path: Path) -> None:
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")
-    targets = FUSED_TARGETS if architecture == "phi3" else TARGETS
+    targets = TARGETS_OF.get(architecture, TARGETS)
     adapters = [("qv", 3, {}), ("mlp", 8, {}), ("with-head", 16, {})]
     reference, paths = _with_adapters(model, tmp_path, adapters, targets)
     _check_batch(reference, model_dir, [None, *paths], device)
@@ -153,7 +155,7 @@ def test_dora_and_lora_bias_beside_plain_adapters(
     """qwen2 has base biases, which DoRA must leave as they are; phi3 has fused projections."""
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")
-    targets = FUSED_TARGETS if architecture == "phi3" else TARGETS
+    targets = TARGETS_OF.get(architecture, TARGETS)
     adapters = [
         ("all-linear", 8, {"use_dora": True, "use_rslora": True}),
         ("attention", 4, {}),
