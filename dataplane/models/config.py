@@ -153,7 +153,7 @@ def parse_config(
             raise unsupported("num_key_value_heads", num_kv_heads, f"a divisor of {num_heads}")
         head_dim = _count(
             "head_dim",
-            fields.get("head_dim") or family.head_dim or hidden_size // num_heads,
+            fields.get("head_dim", family.head_dim) or hidden_size // num_heads,
             _MAX_HEAD_DIM,
         )
         if not family.has_head_dim and head_dim != hidden_size // num_heads:

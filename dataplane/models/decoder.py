@@ -19,11 +19,11 @@ from kernels.attention.op import paged_attention
 from kernels.experts.lora import ExpertLora
 from kernels.experts.op import mix_experts
 from kernels.fused.op import (
-    activation,
     add_layer_norm,
     add_rms_norm,
     gated_activation,
     layer_norm,
+    plain_activation,
     rms_norm,
 )
 from kernels.gpu.side_stream import SideStream
@@ -257,7 +257,7 @@ class Decoder:
         affine: LayerAffine,
     ) -> _Projected:
         h, delta = project(h, layer.gate_up, layer.gate_up_bias, pages, "gate_up", lora, affine)
-        activate = gated_activation if self.config.traits.gated_mlp else activation
+        activate = gated_activation if self.config.traits.gated_mlp else plain_activation
         h = activate(h, self._activation, delta)
         return project(h, layer.down, layer.down_bias, pages, "down", lora, affine)
 

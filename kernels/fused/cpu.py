@@ -42,8 +42,8 @@ def add_layer_norm(
     return _norm(residual, x, weight, eps)
 
 
-def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """As `kernels.fused.naive.activation`."""
+def plain_activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """As `kernels.fused.naive.plain_activation`."""
     x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     arguments = activation_arguments(x.shape[0], x.shape[1], x.data_ptr(), out.data_ptr())
     threads.run(activation_worker(x.dtype, kind, is_gated=False), np.array(arguments))
@@ -67,8 +67,8 @@ def warm_up(dtype: torch.dtype) -> None:
         rms_norm(x, torch.ones(2, dtype=weight), 1.0)
     gated_activation(x, "silu")
     gated_activation(x, "gelu_tanh")
-    activation(x, "gelu_tanh")
-    activation(x, "relu2")
+    plain_activation(x, "gelu_tanh")
+    plain_activation(x, "relu2")
 
 
 def _norm(

@@ -40,7 +40,7 @@ def add_layer_norm(
     return layer_norm(residual, weight, eps)
 
 
-def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+def plain_activation(x: torch.Tensor, kind: str) -> torch.Tensor:
     """Semantics: act(x), of an MLP without a gate.
 
     kind: gelu_tanh for the tanh approximation of GELU, or relu2 for max(x, 0)^2

@@ -83,8 +83,8 @@ def gated_activation(
     return _of(gate_up).gated_activation(gate_up, activation, delta)
 
 
-def activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) -> torch.Tensor:
-    """As `kernels.fused.naive.activation`.
+def plain_activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) -> torch.Tensor:
+    """As `kernels.fused.naive.plain_activation`.
 
     x: [num_tokens, features]; returns as much
     delta: as in `add_rms_norm`
@@ -96,9 +96,9 @@ def activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) ->
     if kind not in PLAIN_ACTIVATIONS:
         raise ValueError(f"activation {kind!r}: one of {', '.join(PLAIN_ACTIVATIONS)}")
     if delta is None:
-        return _of(x).activation(x, kind)
+        return _of(x).plain_activation(x, kind)
     check_delta(x, delta)
-    return _of(x).activation(x, kind, delta)
+    return _of(x).plain_activation(x, kind, delta)
 
 
 def check_delta(x: torch.Tensor, delta: torch.Tensor) -> None:

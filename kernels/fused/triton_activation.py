@@ -82,7 +82,7 @@ def gated_activation(
 
 
 @triton.jit
-def activation_kernel(
+def plain_activation_kernel(
     x_ptr,
     delta_ptr,
     out_ptr,
@@ -112,7 +112,7 @@ def activation_kernel(
 def plain_constants(
     features: int, kind: str, block: int, has_delta: bool = False
 ) -> dict[str, Any]:
-    """activation_kernel's constexprs."""
+    """plain_activation_kernel's constexprs."""
     return {
         "FEATURES": features,
         "BLOCK": block,
@@ -123,8 +123,8 @@ def plain_constants(
     }
 
 
-def activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) -> torch.Tensor:
-    """As `kernels.fused.op.activation`, rounded once."""
+def plain_activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) -> torch.Tensor:
+    """As `kernels.fused.op.plain_activation`, rounded once."""
     if x.stride(1) != 1:
         x = x.contiguous()
     rows, features = x.shape
@@ -132,7 +132,7 @@ def activation(x: torch.Tensor, kind: str, delta: torch.Tensor | None = None) ->
     if rows and features:
         settings = tuned("fused", device_name(x.device), "gated_activation", "any")
         block = settings["block"]
-        activation_kernel[(rows, triton.cdiv(features, block))](
+        plain_activation_kernel[(rows, triton.cdiv(features, block))](
             x,
             x if delta is None else delta.contiguous(),
             out,

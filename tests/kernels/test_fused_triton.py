@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.fused.op import add_rms_norm, gated_activation, rms_norm
+from kernels.fused.op import (
+    add_layer_norm,
+    add_rms_norm,
+    gated_activation,
+    layer_norm,
+    plain_activation,
+    rms_norm,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_outputs"),
@@ -59,6 +66,31 @@ def test_norms(features: int, dtype: torch.dtype, triton_device: str) -> None:
         add_rms_norm(x, residual, weight, 1e-2, delta[:, 1:])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("features", [5, 64])
+def test_layer_norms(features: int, dtype: torch.dtype, triton_device: str) -> None:
+    def expected(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        scale, shift = weight.double()
+        return F.layer_norm(x.double(), scale.shape, scale, shift, 1e-2)
+
+    tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
+    x = rows_in_nan(3, features, dtype, triton_device) + 2
+    weight = torch.rand(2, features, device=triton_device)
+    for weight_dtype in (dtype, torch.float32):
+        weight = weight.to(weight_dtype)
+        actual = layer_norm(x, weight, 1e-2)
+        assert actual.dtype is dtype and actual.shape == x.shape
+        torch.testing.assert_close(actual.double(), expected(x, weight), **tolerance)
+    residual, delta = (rows_in_nan(3, features, dtype, triton_device, seed=at) for at in (2, 3))
+    residual = residual.contiguous()
+    total = residual.double() + x.double() + delta.double()
+    actual = add_layer_norm(x, residual, weight, 1e-2, delta)
+    torch.testing.assert_close(residual.double(), total, **tolerance)
+    assert torch.equal(actual, layer_norm(residual, weight, 1e-2))
+    with pytest.raises(ValueError, match="delta"):
+        add_layer_norm(x, residual, weight, 1e-2, delta[:, 1:])
+
+
 def test_norms_of_other_shapes(triton_device: str) -> None:
     x = rows_in_nan(6, 16, torch.float32, triton_device).contiguous().view(3, 2, 16)
     weight = torch.ones(16, device=triton_device)
@@ -94,6 +126,30 @@ def test_gated_activations(activation: str, dtype: torch.dtype, triton_device: s
     torch.testing.assert_close(actual.double(), act * up, rtol=tolerance, atol=tolerance)
     with pytest.raises(ValueError, match="delta"):
         gated_activation(gate_up, activation, delta[:2])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("kind", ["gelu_tanh", "relu2"])
+def test_activations_without_a_gate(kind: str, dtype: torch.dtype, triton_device: str) -> None:
+    def expected(x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x, approximate="tanh") if kind == "gelu_tanh" else F.relu(x) ** 2
+
+    tolerance = TOLERANCES[dtype]
+    x, delta = (4 * rows_in_nan(3, 37, dtype, triton_device, seed=at) for at in (0, 1))
+    actual = plain_activation(x, kind)
+    assert actual.dtype is dtype and actual.shape == (3, 37)
+    torch.testing.assert_close(
+        actual.double(), expected(x.double()), rtol=tolerance, atol=tolerance
+    )
+    actual, total = plain_activation(x, kind, delta), x.double() + delta.double()
+    torch.testing.assert_close(actual.double(), expected(total), rtol=tolerance, atol=tolerance)
+    assert plain_activation(x[:0], kind).shape == (0, 37)
+    ends = torch.tensor([[-1e4, 0.0, 100.0, float("nan")]], device=triton_device)
+    actual = plain_activation(ends, kind)[0].cpu()
+    assert actual[:2].tolist() == [0.0, 0.0] and bool(actual[3].isnan())
+    assert actual[2] == (100.0 if kind == "gelu_tanh" else 10_000.0)
+    with pytest.raises(ValueError, match="delta"):
+        plain_activation(x, kind, delta[:2])
 
 
 def test_gated_activations_at_the_ends(triton_device: str) -> None:

@@ -17,15 +17,18 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 @pytest.mark.parametrize("with_delta", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "rotary_dim", "norms", "dtype"),
+    ("heads", "kv_heads", "head_dim", "rotary_dim", "norms", "dtype", "interleaved"),
     [
-        (2, 2, 16, 16, None, torch.float32),
-        (6, 2, 80, 32, None, torch.float16),
-        (5, 1, 16, 16, "same", torch.bfloat16),
-        (3, 3, 24, 8, "float32", torch.float32),
-        (4, 1, 32, 32, "float32", torch.bfloat16),
-        (5, 1, 24, 8, "whole", torch.float32),
-        (70, 2, 16, 16, "whole", torch.bfloat16),  # more than a block of q
+        (2, 2, 16, 16, None, torch.float32, False),
+        (6, 2, 80, 32, None, torch.float16, False),
+        (5, 1, 16, 16, "same", torch.bfloat16, False),
+        (3, 3, 24, 8, "float32", torch.float32, False),
+        (4, 1, 32, 32, "float32", torch.bfloat16, False),
+        (5, 1, 24, 8, "whole", torch.float32, False),
+        (70, 2, 16, 16, "whole", torch.bfloat16, False),  # more than a block of q
+        (6, 2, 24, 8, None, torch.float32, True),
+        (5, 1, 24, 24, "layer", torch.float32, True),
+        (4, 2, 16, 8, "layer", torch.bfloat16, False),
     ],
 )
 def test_twin(
@@ -35,6 +38,7 @@ def test_twin(
     rotary_dim: int,
     norms: str | None,
     dtype: torch.dtype,
+    interleaved: bool,
     with_delta: bool,
     triton_device: str,
 ) -> None:
@@ -62,8 +66,10 @@ def test_twin(
             (1 + 0.3 * torch.randn(count * head_dim, generator=generator)).to(
                 triton_device, weight_dtype
             )
-            for count in ((heads, kv_heads) if norms == "whole" else (1, 1))
+            for count in ((heads, kv_heads) if norms in ("whole", "layer") else (1, 1))
         ]
+        if norms == "layer":
+            weights = [each.view(-1, head_dim) for each in weights if each is not None]
     q = rope_write_kv(
         qkv,
         cos,
@@ -75,6 +81,7 @@ def test_twin(
         k_norm=weights[1],
         eps=1e-3,
         delta=delta if with_delta else None,
+        interleaved=interleaved,
     )
     total = (qkv.float() + delta.float()) if with_delta else qkv.float()
     q_in, k_in, v_in = (
@@ -82,10 +89,11 @@ def test_twin(
     )
     if norms:
         q_in, k_in = (
-            rms_norm(x.reshape(num_tokens, -1, len(w)), w.float(), 1e-3).view_as(x)
-            for x, w in zip((q_in, k_in), weights, strict=True)
+            expected_norm(x, w.float()) for x, w in zip((q_in, k_in), weights, strict=True)
         )
-    expected_q, expected_k = (naive.apply_rope(x, cos.float(), sin.float()) for x in (q_in, k_in))
+    expected_q, expected_k = (
+        naive.apply_rope(x, cos.float(), sin.float(), interleaved=interleaved) for x in (q_in, k_in)
+    )
     tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
     torch.testing.assert_close(q.float(), expected_q, **tolerance)
     stored = pool[1].float().permute(1, 0, 2, 3, 4).reshape(2, -1, kv_heads, head_dim)
@@ -96,6 +104,12 @@ def test_twin(
     untouched[slots[kept]] = False
     assert bool(stored[:, untouched].isnan().all())
     assert bool(pool[0].isnan().all())
+
+
+def expected_norm(heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if weight.dim() == 2:
+        return torch.nn.functional.layer_norm(heads, heads.shape[-1:], eps=1e-3) * weight
+    return rms_norm(heads.reshape(len(heads), -1, len(weight)), weight, 1e-3).view_as(heads)
 
 
 def test_no_tokens(triton_device: str) -> None:

@@ -19,6 +19,10 @@ from tests.helpers.models import VOCAB, add_adapter, make_model, save_model
 
 pytestmark = pytest.mark.skipif(not linear.is_best(), reason="for AVX-512 without AMX")
 
+OWN_NAMES = {
+    "starcoder2": {"down_proj": "c_proj", "up_proj": "c_fc"},
+    "phi": {"o_proj": "dense", "down_proj": "fc2", "up_proj": "fc1"},
+}
 ADAPTERS = [("q_proj", 3), ("v_proj", 8), ("o_proj", 5), ("down_proj", 64), ("up_proj", 16)]
 
 
@@ -27,13 +31,15 @@ ADAPTERS = [("q_proj", 3), ("v_proj", 8), ("o_proj", 5), ("down_proj", 64), ("up
     [
         *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
         *("granite", "seed-oss", "smollm3", "olmo2", "olmo3"),
+        *("cohere", "cohere2", "starcoder2", "phi", "nemotron", "exaone4"),
     ],
 )
 def test_equals_ops_one_by_one(architecture: str, tmp_path: Path) -> None:
-    model = make_model(architecture)
+    model = make_model(architecture, intermediate_size=128)  # of whole panels without a gate, too
     model_dir = save_model(model, tmp_path / "model")
     paths: list[Path | None] = [None]
     for target, rank in ADAPTERS:
+        target = OWN_NAMES.get(architecture, {}).get(target, target)
         path = tmp_path / target
         modules = [target, "lm_head"] if rank == 5 else [target]
         add_adapter(model, target, path, rank=rank, target_modules=modules, seed=rank)

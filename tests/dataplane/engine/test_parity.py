@@ -134,6 +134,14 @@ def test_mixtures_of_experts_equal_peft(architecture: str, device: str, tmp_path
         ("olmo2", {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}),
         ("gemma3", {"num_hidden_layers": 6, "layer_types": None, "tie_word_embeddings": False}),
         ("gemma2", {"layer_types": ["full_attention"] * 4, "attn_logit_softcapping": None}),
+        ("glm4", {"rope_parameters": {**YARN, "partial_rotary_factor": 0.75}}),
+        ("cohere", {"use_qk_norm": False, "attention_bias": True, "num_key_value_heads": 1}),
+        ("cohere2", {"layer_types": None, "sliding_window_pattern": 2, "num_hidden_layers": 4}),
+        ("phi", {"rope_parameters": {"partial_rotary_factor": 0.25, **ROPE_THETA}}),
+        ("starcoder2", {"use_bias": False, "sliding_window": None, "tie_word_embeddings": False}),
+        ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": False}),
+        ("nemotron", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+        ("exaone4", {"layer_types": ["full_attention"] * 3, "sliding_window": None}),
     ],
 )
 def test_rope_scalings_and_variants(
@@ -148,11 +156,14 @@ def test_rope_scalings_and_variants(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "phi3", "granite", "olmo3"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen2", "llama", "phi3", "granite", "olmo3", "cohere", "phi"]
+)
 def test_dora_and_lora_bias_beside_plain_adapters(
     architecture: str, device: str, tmp_path: Path
 ) -> None:
-    """qwen2 has base biases, which DoRA must leave as they are; phi3 has fused projections."""
+    """qwen2 has base biases, which DoRA must leave as they are, phi one of its head, too; phi3 has
+    fused projections."""
     model = make_model(architecture)
     model_dir = save_model(model, tmp_path / "model")
     targets = TARGETS_OF.get(architecture, TARGETS)

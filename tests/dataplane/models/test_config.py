@@ -9,17 +9,29 @@ from typing import Any
 
 import pytest
 from transformers import (
+    ArceeConfig,
+    Cohere2Config,
+    CohereConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
+    GlmConfig,
     GraniteConfig,
+    HeliumConfig,
+    Jais2Config,
     LlamaConfig,
+    MinistralConfig,
     Mistral3Config,
     MistralConfig,
+    NemotronConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
+    PhiConfig,
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLConfig,
@@ -27,6 +39,8 @@ from transformers import (
     Qwen3VLConfig,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 from dataplane.errors import ModelNotFoundError, UnsupportedModelError
@@ -64,11 +78,26 @@ def family(name: str, **fields: Any) -> dict[str, Any]:
         ("SmolLM3", SmolLM3Config),
         ("Olmo2", Olmo2Config),
         ("Olmo3", Olmo3Config),
+        ("Glm", GlmConfig),
+        ("Glm4", Glm4Config),
+        ("Cohere", CohereConfig),
+        ("Cohere2", Cohere2Config),
+        ("Starcoder2", Starcoder2Config),
+        ("Phi", PhiConfig),
+        ("StableLm", StableLmConfig),
+        ("Nemotron", NemotronConfig),
+        ("Jais2", Jais2Config),
+        ("Arcee", ArceeConfig),
+        ("Helium", HeliumConfig),
+        ("Ernie4_5", Ernie4_5Config),
+        ("Exaone4", Exaone4Config),
+        ("Ministral", MinistralConfig),
     ],
 )
 def test_silence_means_what_transformers_takes_it_for(name: str, config_class: Any) -> None:
     """A config of only the required fields, against the one that transformers fills in itself."""
-    sizes = {"num_attention_heads": 64, "hidden_size": 1024, "intermediate_size": 96}
+    num_heads = 40 if name == "Helium" else 64  # a multiple of its key heads
+    sizes = {"num_attention_heads": num_heads, "hidden_size": 1024, "intermediate_size": 96}
     bare = family(name, **sizes)
     full = config_class(
         **{k: v for k, v in bare.items() if k != "architectures"},
@@ -81,6 +110,9 @@ def test_silence_means_what_transformers_takes_it_for(name: str, config_class: A
         "architectures": [f"{name}ForCausalLM"],
     }
     assert parse_config(bare) == parse_config(written)
+
+
+STABLE = family("StableLm", num_key_value_heads=4)
 
 
 def test_gemma_layers_alternate() -> None:
@@ -157,6 +189,48 @@ def test_fingerprints_differ_with_the_shape() -> None:
     assert fingerprint(parse_config({**LLAMA, "eos_token_id": None})) == plain
     for change in ({"rope_theta": 5e5}, {"vocab_size": 33}, {"attention_bias": True}):
         assert fingerprint(parse_config({**LLAMA, **change})) != plain
+    stable = [
+        fingerprint(parse_config({**STABLE, "use_parallel_residual": parallel}))
+        for parallel in (False, True)
+    ]
+    assert stable[0] != stable[1]
+
+
+def test_modules_have_the_names_of_their_family() -> None:
+    phi = parse_config(family("Phi"))
+    assert layer_modules(phi) == {
+        **{f"self_attn.{name}": (64, 64) for name in ("q_proj", "k_proj", "v_proj", "dense")},
+        "mlp.fc1": (64, 96),
+        "mlp.fc2": (96, 64),
+    }
+    assert all(group.has_bias for group in layer_groups(phi, 0).values())
+    assert [*layer_modules(parse_config(family("Starcoder2")))][-2:] == ["mlp.c_fc", "mlp.c_proj"]
+    assert [*layer_modules(parse_config(family("Arcee")))][-2:] == ["mlp.up_proj", "mlp.down_proj"]
+    glm = parse_config(family("Glm"))
+    assert [*layer_modules(glm)][-2:] == ["mlp.gate_up_proj", "mlp.down_proj"]
+    biases = {name: group.has_bias for name, group in layer_groups(glm, 0).items()}
+    assert biases == {"qkv": True, "o": False, "gate_up": False, "down": False}
+    assert glm.ropes[0].rotary_dim == 64
+
+
+def test_ropes_of_sliding_layers_alone() -> None:
+    command = parse_config(family("Cohere2", sliding_window=9, sliding_window_pattern=3))
+    assert command.sliding_windows == (9, 9, None) * 2
+    assert command.layer_ropes == (0, 0, 1) * 2
+    assert [rope.kind for rope in command.ropes] == ["default", "none"]
+    full = ["full_attention"] * 6
+    ropeless = parse_config(family("Cohere2", layer_types=full))
+    assert ropeless.layer_ropes == (1,) * 6
+    of_exaone = family("Exaone4", num_key_value_heads=4, layer_types=full)
+    exaone = parse_config({**of_exaone, "sliding_window_pattern": "LLLG"})
+    assert exaone.layer_ropes == (1,) * 6
+    exaone = parse_config({**of_exaone, "sliding_window": None})
+    assert exaone.layer_ropes == (0,) * 6
+
+
+def test_a_head_dim_of_null_is_what_is_left_of_the_hidden_size() -> None:
+    assert parse_config(family("Ernie4_5", head_dim=None)).head_dim == 16
+    assert parse_config(family("Ernie4_5")).head_dim == 128
 
 
 def rope(**fields: Any) -> dict[str, Any]:
@@ -219,6 +293,27 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]
         ("SmolLM3", {"no_rope_layers": [1, 0, 1, 2, 1, 0]}, "no_rope_layers"),
         ("SmolLM3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
         ("SmolLM3", {"layer_types": ["sliding_attention"] * 6}, "layer_types"),
+        ("Cohere", {"logit_scale": None}, "logit_scale"),
+        ("Cohere", {"logit_scale": 0}, "logit_scale"),
+        ("Cohere", {"use_qk_norm": 1}, "use_qk_norm"),
+        ("Cohere", {"layer_norm_eps": -1.0}, "layer_norm_eps"),
+        ("Cohere", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("Cohere2", {"use_qk_norm": True}, "use_qk_norm"),
+        ("Cohere2", {"head_dim": 32}, "head_dim"),
+        ("Cohere2", {"sliding_window": None}, "sliding_window"),
+        ("Phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("Phi", {"hidden_act": "silu"}, "hidden_act"),
+        ("Phi", {"hidden_act": "gelu"}, "hidden_act"),
+        ("Phi", {"partial_rotary_factor": 0.2}, "partial_rotary_factor"),
+        ("StableLm", {"qk_layernorm": True}, "qk_layernorm"),
+        ("StableLm", {"use_parallel_residual": "yes"}, "use_parallel_residual"),
+        ("StableLm", {"head_dim": 32}, "head_dim"),
+        ("Starcoder2", {"norm_epsilon": math.nan}, "norm_epsilon"),
+        ("Starcoder2", {"use_bias": 0}, "use_bias"),
+        ("Arcee", {"hidden_act": "silu"}, "hidden_act"),
+        ("Llama", {"hidden_act": "relu2"}, "hidden_act"),
+        ("Ministral", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("Exaone4", {"sliding_window": None}, "sliding_window"),
         ("Olmo3", {"rope_theta": 1e4}, "rope_theta"),
         ("Olmo3", {"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
     ],
@@ -227,7 +322,7 @@ def test_what_is_not_served_exactly_is_refused(
     name: str, fields: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        parse_config(family(name, **fields))
+        parse_config(family(name, **{"num_key_value_heads": 4, **fields}))
     assert caught.value.reason == "MODEL_UNSUPPORTED"
     assert field in caught.value.metadata["field"]
     assert field in caught.value.message
