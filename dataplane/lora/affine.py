@@ -30,7 +30,12 @@ class AffinePlan:
         self._groups = [layer_groups(config, layer) for layer in range(config.num_layers)]
         self._scaled: set[At] = {(m.layer, m.module) for m in manifest.modules if m.magnitude}
         self._shifted: set[At] = {(m.layer, m.module) for m in manifest.modules if m.lora_bias}
-        self._shifted |= {(bias.layer, bias.module) for bias in manifest.biases}
+        theirs = {(m.layer, m.module) for m in manifest.modules}
+        self._shifted |= {
+            (bias.layer, bias.module)
+            for bias in manifest.biases
+            if bias.layer is not None or (None, LM_HEAD) in theirs
+        }
         # DoRA leaves the base's bias as it is, so what scaling does to it is taken back.
         self._shifted |= {
             (layer, projection.module)
@@ -93,6 +98,22 @@ class AffineVectors:
         manifest = adapter.manifest
         self._trained = {(bias.layer, bias.module): bias.ref for bias in manifest.biases}
         _check_biases(config, manifest, self._trained.keys())
+        self._check_head_bias()
+
+    def _check_head_bias(self) -> None:
+        """Without LoRA on the head nothing shifts what it gives."""
+        manifest, mine = self._adapter.manifest, self._base.head_bias
+        ref = self._trained.get((None, LM_HEAD))
+        has_lora = any(m.layer is None and m.module == LM_HEAD for m in manifest.modules)
+        if ref is None or mine is None or has_lora:
+            return
+        if not torch.equal(stored_tensor(self._adapter, ref).to(mine.dtype), mine.cpu()):
+            raise AdapterRefusedError(
+                "BASE_TENSOR_CHANGED",
+                f"the adapter carries its own {ref.name}, which differs from the base model's: that"
+                f" is served with LoRA on {LM_HEAD} only",
+                {"tensor": ref.name, "digest": manifest.digest},
+            )
 
     def take(self, module: LoraModule, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Takes note of a module's vectors. Returns what its B is to be stored as.

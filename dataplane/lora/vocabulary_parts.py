@@ -55,6 +55,13 @@ def vocabulary_parts(base: ModelWeights, adapter: ParsedAdapter) -> VocabularyPa
             " then; train it with tie_word_embeddings=False, and serve a base model saved so",
         )
     embedding_tokens, head_tokens = _tokens(base, adapter, LM_HEAD in outer)
+    if head_tokens is not None and base.head_bias is not None:
+        raise AdapterRefusedError(
+            "UNSUPPORTED_FEATURE",
+            f"trained tokens of {LM_HEAD}, which has a bias in this base model: PEFT leaves that"
+            " out while the adapter is active; train LoRA on it instead",
+            {"module": LM_HEAD, "digest": manifest.digest},
+        )
     wholes = _Wholes(base, adapter, outer.get(LM_HEAD))
     return VocabularyParts(
         wholes.effective(EMBED_TOKENS),

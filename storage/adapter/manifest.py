@@ -80,6 +80,7 @@ class AdapterManifest:
     digest: identity, sha256 hex. modules: by layer, then name; those outside the layers last.
     biases: base biases that were trained along (config.bias); those of config.bias that the base
     has and the file lacks are for whoever has the base to miss, and then to refuse the adapter.
+    The head's is there, too, where PEFT saved it along with the head.
     saved_modules: an embedding or head that replaces the base's (config.modules_to_save).
     trained_tokens: rows that do (config.trained_tokens); a tied head has those of the embedding.
     size_bytes, num_parameters: of the trained tensors as stored, without frozen copies.
@@ -368,15 +369,9 @@ def _trained_bias(
     selected: Container[tuple[int | None, str]],
 ) -> TrainedBias:
     name = full_name(root, layer, module)
-    if (layer, module) == (None, LM_HEAD):
-        # PEFT saves the whole of a head that it trained, whatever config.bias says.
-        if (layer, module) not in selected:
-            raise UnsupportedFeatureError(
-                f"tensor {excerpt(ref.name)} is not served: it is the bias of a head without LoRA;"
-                " train it without modules_to_save=['lm_head'] and bias='all'",
-                metadata={"tensor": ref.name[:200]},
-            )
-    elif config.bias == "none" or (config.bias == "lora_only" and (layer, module) not in selected):
+    is_head = layer is None and module == LM_HEAD  # which PEFT saves whole, whatever config.bias is
+    is_trained = config.bias == "all" or (config.bias != "none" and (layer, module) in selected)
+    if not is_head and not is_trained:
         raise BadWeightsError(
             f"the weights have a bias of {excerpt(name)}, but adapter_config.json says bias is "
             f"{config.bias!r}: config and weights are not of one adapter; save it again",

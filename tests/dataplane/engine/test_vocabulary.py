@@ -57,6 +57,45 @@ def test_all_features_in_one_batch_equal_peft(
     check(rig, references, paths, first_handle=100, repeated=2)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_head_with_a_bias(device: str, tmp_path: Path) -> None:
+    """PEFT saves it with each head that it saves, trained or not."""
+    features: dict[str, dict[str, object]] = {
+        "head": {"target_modules": ["q_proj", "lm_head"]},
+        "head-bias": {"target_modules": ["fc1", "lm_head"], "bias": "lora_only"},
+        "head-bias-dora": {
+            "target_modules": ["dense", "lm_head"],
+            "bias": "lora_only",
+            "use_dora": True,
+        },
+        "embedding-lora": {"target_modules": ["fc2", "embed_tokens"]},
+        "embedding": {"target_modules": ["fc2"], "modules_to_save": ["embed_tokens"]},
+        "tokens": {
+            "target_modules": ["fc2"],
+            "trainable_token_indices": {"embed_tokens": [90, 7]},
+        },
+    }
+    model_dir = save_model(make_model("phi"), tmp_path / "model")
+    references: list[PeftModel | PreTrainedModel] = [make_model("phi")]
+    paths: list[Path | None] = [None]
+    for seed, (name, config) in enumerate(features.items()):
+        reference, path = adapter(make_model("phi"), tmp_path / name, seed=seed, **config)
+        references.append(reference)
+        paths.append(path)
+    rig = Rig(model_dir, num_pages=3000, device=device)
+    check(rig, references, paths)
+    refused: dict[str, tuple[dict[str, object], str]] = {
+        "own-head": ({"modules_to_save": ["lm_head"]}, "BASE_TENSOR_CHANGED"),
+        "head-tokens": ({"trainable_token_indices": {"lm_head": [3]}}, "UNSUPPORTED_FEATURE"),
+    }
+    for handle, (name, (config, reason)) in enumerate(refused.items(), 100):
+        config = {"target_modules": ["q_proj"], **config}
+        _, path = adapter(make_model("phi"), tmp_path / name, **config)
+        rig.submit(handle, [5, 6], path, max_tokens=2)
+        rig.run()
+        assert rig.failed[handle].reason == reason
+
+
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     return Assets(tmp_path_factory.mktemp("tied"), True)
