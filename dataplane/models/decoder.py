@@ -217,13 +217,16 @@ class Decoder:
                 qkv = project(h, layer.qkv, layer.qkv_bias, pages, "qkv", lora, affine)
                 attended = self._attention(qkv, batch, pages, layer, index, ropes, page_tokens)
                 y, delta = project(attended, layer.o, layer.o_bias, pages, "o", lora, affine)
-                if group is not None:  # what adapters add is summed with the rest
-                    y, delta = group.add_up(y, delta), None
-                if layer.attention_out_norm is not None:
-                    y, delta = _norm(_sum(y, delta), layer.attention_out_norm, eps), None
+                aside: torch.Tensor | None = None
                 if self.config.traits.parallel_residual:  # the MLP reads h, too
-                    x += _sum(y, delta)
+                    aside = _sum(y, delta)
+                    if group is None:
+                        x += aside
                 else:
+                    if group is not None:  # what adapters add is summed with the rest
+                        y, delta = group.add_up(y, delta), None
+                    if layer.attention_out_norm is not None:
+                        y, delta = _norm(_sum(y, delta), layer.attention_out_norm, eps), None
                     h = _add_norm(y, x, layer.mlp_norm, eps, delta)
                 mlp = partial(
                     self._mlp, project, layer=layer, pages=pages, lora=lora, affine=affine
@@ -236,6 +239,7 @@ class Decoder:
                     h = mix_experts(h, layer.experts, self._activation, *shared, lora=added)
                     delta = None
                 if group is not None:
+                    h = h if aside is None else h + aside
                     h, delta = group.add_up(h, delta), None
                 if layer.mlp_out_norm is not None:
                     h, delta = _norm(_sum(h, delta), layer.mlp_out_norm, eps), None

@@ -82,7 +82,7 @@ class ModelWeights:
     tied: bool  # lm_head is the embedding
     is_tie_in_doubt: bool = False  # it is not, but PEFT takes it for tied
     read_head: Callable[[], torch.Tensor] | None = None  # from the checkpoint; of a shard, untied
-    head_bias: torch.Tensor | None = None  # [vocab], of a shard as well
+    head_bias: torch.Tensor | None = None  # [vocab]; of shards the first one's, and whole
 
     @property
     def lm_head(self) -> torch.Tensor:
@@ -194,9 +194,7 @@ class _Loader:
             layers=[self._layer(index) for index in range(config.num_layers)],
             norm=self._norm(config.norm_names.last, config.hidden_size),
             head=self._head(embed, tied=tied),
-            head_bias=self._tensor(f"{LM_HEAD}.bias", config.vocab_size)
-            if config.traits.head_bias
-            else None,
+            head_bias=self._head_bias(),
             tied=tied,
             is_tie_in_doubt=config.is_tie_in_doubt and not tied,
         )
@@ -223,6 +221,13 @@ class _Loader:
             columns = slice(0, config.hidden_size)
             self._checkpoint.copy_part_into(part, "lm_head.weight", embed.shape, rows, columns)
         return head
+
+    def _head_bias(self) -> torch.Tensor | None:
+        """On the first rank, which has all logits."""
+        config, shard = self._config, self._shard
+        if not config.traits.head_bias or (shard is not None and not shard.is_first):
+            return None
+        return self._tensor(f"{LM_HEAD}.bias", config.vocab_size)
 
     def _layer(self, index: int) -> LayerWeights:
         config, prefix = self._config, _layer(index)

@@ -19,7 +19,7 @@ from dataplane.errors import NonFiniteOutputError
 from tests.dataplane.engine import test_vocabulary
 from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig, adapter_of
-from tests.helpers.models import TARGETS, VOCAB, add_adapter, make_model, save_model
+from tests.helpers.models import TARGETS, TARGETS_OF, VOCAB, add_adapter, make_model, save_model
 from tests.helpers.waiting import until
 
 ADAPTERS: list[tuple[str, int, dict[str, object]]] = [
@@ -42,13 +42,18 @@ class Setting(NamedTuple):
     rig: Rig
 
 
-def open_setting(model: PreTrainedModel, size: int, folder: Path) -> Setting:
+def open_setting(
+    model: PreTrainedModel,
+    size: int,
+    folder: Path,
+    targets_by_name: dict[str, list[str] | str] = TARGETS,
+) -> Setting:
     model_dir = save_model(model, folder / "model")
     reference: PreTrainedModel | PeftModel = model
     paths: list[Path] = []
     for index, (targets, rank, config) in enumerate(ADAPTERS):
         path = folder / f"adapter{index}"
-        modules = TARGETS[targets]
+        modules = targets_by_name[targets]
         reference = add_adapter(
             reference, path.name, path, rank=rank, target_modules=modules, seed=index, **config
         )
@@ -125,6 +130,15 @@ def test_four_ranks_equal_peft_and_one_that_dies_is_missed(tmp_path: Path) -> No
     finally:
         rig.close()
     assert len(rig.lost) == 1
+
+
+def test_parallel_residuals_over_two_ranks_equal_peft(tmp_path: Path) -> None:
+    """One sum over the ranks takes both; biases, the head's too, are added once."""
+    setting = open_setting(make_model("phi"), 2, tmp_path, TARGETS_OF["phi"])
+    try:
+        check(setting, (50, 17, 2, 9, 20))
+    finally:
+        setting.rig.close()
 
 
 def test_sampling_and_preemption_give_what_one_rank_gives(llama: Setting) -> None:

@@ -81,9 +81,10 @@ def test_a_model_that_cannot_be_cut_is_refused(
     assert caught.value.metadata["tensor_parallel"] == str(size)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3", "glm", "phi", "cohere"])
 def test_shards_together_compute_what_the_whole_does(architecture: str, tmp_path: Path) -> None:
-    """phi3: each of q, k, v, gate and up is cut within one fused module."""
+    """phi3: each of q, k, v, gate and up is cut within one fused module; phi: no gate, and a bias
+    of the head; cohere: norms of each head."""
     biases = {"attention_bias": True, "mlp_bias": True} if architecture == "llama" else {}
     model = make_model(architecture, vocab_size=VOCAB + 1, num_key_value_heads=4, **biases)
     path = save_model(model, tmp_path / "model")
@@ -97,7 +98,7 @@ def test_shards_together_compute_what_the_whole_does(architecture: str, tmp_path
     for index, layer in enumerate(whole.layers):
         for name, sizes, rows in (
             ("qkv", (config.q_size, config.kv_size, config.kv_size), x),
-            ("gate_up", (config.intermediate_size,) * 2, x),
+            ("gate_up", (config.intermediate_size,) * (2 - (architecture == "phi")), x),
         ):
             weight, bias = layer.group(name)
             expected = torch.nn.functional.linear(rows, weight, bias).split(sizes, dim=1)
@@ -114,7 +115,16 @@ def test_shards_together_compute_what_the_whole_does(architecture: str, tmp_path
             for (_, weights), columns in zip(parts, rows.chunk(4, dim=1), strict=True):
                 total += torch.nn.functional.linear(columns, *weights.layers[index].group(name))
             torch.testing.assert_close(total, torch.nn.functional.linear(rows, weight, bias))
+        for name in ("q_norm", "k_norm"):
+            norm = getattr(layer, name)
+            if norm is not None:
+                cut = [getattr(weights.layers[index], name) for _, weights in parts]
+                assert torch.equal(torch.cat(cut), norm)
     for shard, weights in parts:
+        has_bias = architecture == "phi" and shard.is_first  # which has all logits
+        assert (weights.head_bias is not None) == has_bias
+        if whole.head_bias is not None and weights.head_bias is not None:
+            assert torch.equal(weights.head_bias, whole.head_bias)
         heads.append(weights.head)
         assert torch.equal(weights.embed, whole.embed)
         assert torch.equal(weights.lm_head, whole.lm_head)  # what adapters are held against
