@@ -185,7 +185,7 @@ def _check_biases(config: ModelConfig, manifest: AdapterManifest, present: Itera
     if not there and selection == "none":
         return
     theirs = {(m.layer, m.module) for m in manifest.modules}
-    mine = {
+    mine: set[At] = {
         (layer, projection.module)
         for layer in range(config.num_layers)
         for group, projection in _projections(layer_groups(config, layer))

@@ -95,25 +95,27 @@ def rope_write_kernel(
         x = tl.where(dims[None, :] < HEAD_DIM, x - mean, 0.0)
         other -= mean
         inverse = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
+        x *= inverse
+        other *= inverse
     if HAS_WHOLE_NORM:
         inverse = tl.where(
             is_query, tl.load(inverse_ptr + token * 2), tl.load(inverse_ptr + token * 2 + 1)
         )[:, None]
+        x *= inverse
+        other *= inverse
     if HAS_WHOLE_NORM or HAS_LAYER_NORM:
         of_key = heads - NUM_HEADS
         is_key = (of_key >= 0) & (of_key < NUM_KV_HEADS)
         q_row = q_norm_ptr + heads[:, None] * HEAD_DIM
         k_row = k_norm_ptr + of_key[:, None] * HEAD_DIM
         of_q, of_k = real & is_query[:, None], real & is_key[:, None]
-        x *= inverse * (
-            tl.load(q_row + dims[None, :], mask=of_q, other=0.0).to(tl.float32)
-            + tl.load(k_row + dims[None, :], mask=of_k, other=0.0).to(tl.float32)
-        )
+        x *= tl.load(q_row + dims[None, :], mask=of_q, other=0.0).to(tl.float32) + tl.load(
+            k_row + dims[None, :], mask=of_k, other=0.0
+        ).to(tl.float32)
         of_q, of_k = of_q & turned[None, :], of_k & turned[None, :]
-        other *= inverse * (
-            tl.load(q_row + partners[None, :], mask=of_q, other=0.0).to(tl.float32)
-            + tl.load(k_row + partners[None, :], mask=of_k, other=0.0).to(tl.float32)
-        )
+        other *= tl.load(q_row + partners[None, :], mask=of_q, other=0.0).to(tl.float32) + tl.load(
+            k_row + partners[None, :], mask=of_k, other=0.0
+        ).to(tl.float32)
     cos = tl.load(cos_ptr + token * ROTARY_DIM + angles, mask=turned, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + token * ROTARY_DIM + angles, mask=turned, other=0.0).to(tl.float32)
     sin = tl.where(is_first, -sin, sin)

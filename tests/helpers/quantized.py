@@ -331,7 +331,7 @@ def quantized(form: str, tensors: Tensors) -> tuple[Tensors, Tensors]:
     values: Tensors = {}
     for name, weight in tensors.items():
         module = name.removesuffix(".weight")
-        is_projection = module.endswith("_proj") or module == "lm_head"
+        is_projection = module.endswith(("_proj", ".dense", ".fc1", ".fc2", "lm_head"))
         if not (is_projection and name.endswith(".weight")) or module.endswith(chosen.plain):
             stored[name] = values[name] = weight
             continue

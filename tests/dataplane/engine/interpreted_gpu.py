@@ -23,7 +23,7 @@ from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig
 from tests.helpers.gpu_stand_in import StandInGpu, pretend
 from tests.helpers.graphs import Recorder
-from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
+from tests.helpers.models import TARGETS, TARGETS_OF, add_adapter, make_model, save_model
 from tests.helpers.quantized import quantized_model
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 48}
@@ -58,19 +58,19 @@ def count_calls(patch: pytest.MonkeyPatch, owner: type, name: str, calls: dict[s
     patch.setattr(owner, name, counting)
 
 
-@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize(("architecture", "captured"), [("llama", False), ("phi", True)])
 def test_an_engine_on_a_gpu_gives_the_tokens_of_a_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, captured: bool
 ) -> None:
-    model_dir = save_model(make_model("llama", **SHAPE), tmp_path / "model")
+    model_dir = save_model(make_model(architecture, **SHAPE), tmp_path / "model")
+    targets_by_name = TARGETS_OF.get(architecture, TARGETS)
     paths: list[Path | None] = [None]
     adapters = ADAPTERS if captured else [*ADAPTERS, *EAGER_ALONE]
     for index, (targets, rank, config) in enumerate(adapters):
         path = tmp_path / f"adapter{index}"
-        model = make_model("llama", **SHAPE)
-        add_adapter(
-            model, path.name, path, rank=rank, target_modules=TARGETS[targets], seed=index, **config
-        )
+        model = make_model(architecture, **SHAPE)
+        modules = targets_by_name[targets]
+        add_adapter(model, path.name, path, rank=rank, target_modules=modules, seed=index, **config)
         paths.append(path)
 
     def run(

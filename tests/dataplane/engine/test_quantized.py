@@ -10,7 +10,7 @@ import torch
 
 from tests.dataplane.engine.test_parity import TOLERANCE, reference_logits
 from tests.helpers.engine import Rig
-from tests.helpers.models import FUSED_TARGETS, TARGETS, VOCAB, add_adapter
+from tests.helpers.models import TARGETS, TARGETS_OF, VOCAB, add_adapter
 from tests.helpers.quantized import quantized_model
 
 NEW_TOKENS = 12
@@ -24,6 +24,8 @@ NEW_TOKENS = 12
         ("gptq-4", "qwen2"),  # with biases, and a tied head
         ("packed-4", "phi3"),  # whose projections are fused in the checkpoint
         ("fp8", "qwen3"),
+        ("nf4", "phi"),  # whose modules have other names, and biases
+        ("gptq-4", "glm"),
     ],
 )
 def test_mixed_batch_equals_peft_over_dequantised_weights(
@@ -31,7 +33,7 @@ def test_mixed_batch_equals_peft_over_dequantised_weights(
 ) -> None:
     changes = {"head_dim": 16} if architecture == "qwen3" else {}
     model = quantized_model(form, tmp_path / "model", architecture, **changes)
-    targets = FUSED_TARGETS if architecture == "phi3" else TARGETS
+    targets = TARGETS_OF.get(architecture, TARGETS)
     names = ["all-linear", "with-head"] if architecture != "qwen2" else ["all-linear", "qv"]
     paths: list[Path | None] = [None]
     for index, name in enumerate(names):

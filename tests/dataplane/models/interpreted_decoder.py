@@ -60,7 +60,8 @@ def logits_of(model_dir: Path) -> list[torch.Tensor]:
     return logits
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "olmo3"])  # soft-caps; whole norms; windows
+# Soft-caps; whole norms; windows; layers in parallel, neighbours' rope; no gate, a head with bias.
+@pytest.mark.parametrize("architecture", ["gemma2", "olmo3", "cohere", "phi"])
 def test_decoder_equals_its_twin(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
