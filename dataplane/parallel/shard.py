@@ -94,7 +94,7 @@ class Shard:
         config = self.config
         blocks = {
             "qkv": (config.q_size, config.kv_size, config.kv_size),
-            "gate_up": (config.intermediate_size,) * (2 if config.traits.gated_mlp else 1),
+            "gate_up": (config.intermediate_size,) * 2,  # without a gate, the first alone is there
         }
         parts: dict[str, tuple[tuple[slice, ...], slice]] = {}
         for name, group in layer_groups(config, 0).items():

@@ -223,7 +223,7 @@ def test_layers_pattern_must_be_a_name() -> None:
         ("layers.0.self_attn.k_proj.bias", [8], None),
         ("layers.0.self_attn.k_proj.bias", [16], "SHAPE_MISMATCH"),
         ("layers.2.self_attn.k_proj.bias", [8], "UNKNOWN_MODULE"),
-        ("layers.0.input_layernorm.bias", [16], "UNKNOWN_MODULE"),
+        ("layers.0.self_attn.sink.bias", [16], "UNKNOWN_MODULE"),
     ],
 )
 def test_trained_biases_must_fit(name: str, shape: list[int], reason: str | None) -> None:
