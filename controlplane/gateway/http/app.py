@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chorale.errors import ChoraleError
-from controlplane.gateway.access.guard import Guard, KeyCheck
 from chorale.frames import forget_frames
+from controlplane.gateway.access.guard import Guard, KeyCheck
 from controlplane.gateway.gate import Gate
 from controlplane.gateway.health import ControlPlaneHealth
 from controlplane.gateway.http.body import Bodies
