@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import typer
 
+from controlplane.cli.connection import credentials
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, Timeout
 
@@ -16,11 +17,11 @@ def health(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 5.0) -> None:
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        from chorale.channel import CHANNEL_OPTIONS
+        from chorale.connection import open_channel
         from chorale.errors import UnavailableError
         from chorale.status import from_rpc_error
 
-        with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        with open_channel(address, credentials()) as channel:
             stub = cast("Any", health_pb2_grpc.HealthStub(channel))
             try:
                 answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
