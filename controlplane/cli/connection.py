@@ -86,7 +86,14 @@ def api_key() -> str:
 
 
 def tls_ca_file() -> Path | None:
-    return _given.get(_Given()).tls_ca_file
+    """One that can be read. Raises: UsageError (TLS_CA_FILE_INVALID)."""
+    path = _given.get(_Given()).tls_ca_file
+    if path is not None:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise _unusable("TLS_CA_FILE_INVALID", "--tls-ca-file", path, error) from error
+    return path
 
 
 def credentials() -> grpc.ChannelCredentials | None:
@@ -96,10 +103,7 @@ def credentials() -> grpc.ChannelCredentials | None:
         return None
     import grpc
 
-    try:
-        return grpc.ssl_channel_credentials(path.read_bytes())
-    except OSError as error:
-        raise _unusable("TLS_CA_FILE_INVALID", "--tls-ca-file", path, error) from error
+    return grpc.ssl_channel_credentials(path.read_bytes())
 
 
 def _unusable(reason: str, option: str, path: Path, error: OSError | ValueError) -> UsageError:

@@ -43,7 +43,7 @@ class Tls:
 
     def http_context(self) -> ssl.SSLContext:
         """Whose connections take the certificate of the time at which they are opened."""
-        context = _read_context(*self._files)
+        context = self._given.for_http
 
         def take_newest(connection: Any, server_name: str | None, _: ssl.SSLContext) -> None:
             del server_name

@@ -19,18 +19,11 @@ class Watched(Generic[Made]):
     """`make()` of the files at `paths`; `value` is the last that worked.
 
     make: raises OSError and ValueError for files that do not serve, at first from here, too.
-    changed: called in a thread with each new value.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        make: Callable[[], Made],
-        changed: Callable[[Made], None] | None = None,
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], make: Callable[[], Made]) -> None:
         self._paths = paths
         self._make = make
-        self._changed = changed
         self._seen = self._stamps()
         self.value = make()
         self.is_stale = False
@@ -50,8 +43,6 @@ class Watched(Generic[Made]):
                 return
             self._seen = stamps
             self.value = self._make()
-            if self._changed is not None:
-                self._changed(self.value)
             log.info("read again: %s", ", ".join(map(str, self._paths)))
             self.is_stale = False
         except (OSError, ValueError) as error:
