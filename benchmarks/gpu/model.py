@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import Shape, model_fields
-from dataplane.models.config import ModelConfig, load_config
+from dataplane.models.config import ModelConfig
+from dataplane.models.config_json import load_config
 from dataplane.models.shapes import Group, layer_groups
 from dataplane.models.weights import LayerWeights, ModelWeights
 

@@ -37,7 +37,7 @@ from dataplane.engine.setup import adapter_builder, pick_device, pick_dtype
 from dataplane.lora.copier import PoolCopy
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Decoder
 from dataplane.models.weights import load_weights
 from dataplane.pool.pool import PagePool

@@ -27,7 +27,8 @@ from dataplane.errors import DataPlaneError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader
 from dataplane.lora.pinned_arena import HostBlock, PinnedArena, arena_bytes, pinned_block
-from dataplane.models.config import ModelConfig, load_config
+from dataplane.models.config import ModelConfig
+from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Decoder
 from dataplane.models.shapes import layer_modules, mixture_modules, module_layers, outer_modules
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights

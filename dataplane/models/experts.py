@@ -11,7 +11,7 @@ import torch
 from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.models.checkpoint import Checkpoint
 from dataplane.models.families import ExpertsKind
-from dataplane.models.rope import unsupported
+from dataplane.models.fields import unsupported
 from kernels.experts.weights import ExpertWeights
 from kernels.gpu.dispatch import interpreting
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataplane.models.families import Family
-from dataplane.models.rope import unsupported
+from dataplane.models.fields import unsupported
 
 
 def sliding_windows(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataplane.models.rope import unsupported
+from dataplane.models.fields import unsupported
 from dataplane.models.sections import without_sections
 
 _ROOTS = (

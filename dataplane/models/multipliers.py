@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dataplane.models.families import Family
-from dataplane.models.rope import unsupported
+from dataplane.models.fields import unsupported
 
 
 class Multipliers(NamedTuple):

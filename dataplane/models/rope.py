@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from dataplane.errors import UnsupportedModelError
 from dataplane.models.families import Family
+from dataplane.models.fields import unsupported
 
 _KNOWN_FIELDS = frozenset(
     {
@@ -259,13 +259,3 @@ def _yarn_attention(rope: _Entry, factor: float) -> float:
 
     above, below = rope.optional("mscale"), rope.optional("mscale_all_dim")
     return scale(above) / scale(below) if above and below else scale(1.0)
-
-
-def unsupported(field: str, value: object, wanted: str) -> UnsupportedModelError:
-    """config.json says something that is not served exactly."""
-    shown = str(value)[:200]
-    return UnsupportedModelError(
-        "MODEL_UNSUPPORTED",
-        f"config.json: {field} is {shown}; supported: {wanted}",
-        {"field": field, "value": shown},
-    )

@@ -15,7 +15,7 @@ from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import adapter_builder, make_engine
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.weights import load_weights
 from dataplane.parallel.first import FirstRank
 from dataplane.parallel.group import RankGroup

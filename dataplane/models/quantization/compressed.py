@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from dataplane.models.fields import unsupported
 from dataplane.models.quantization.compressed_schemes import Float8, Int8, Packed
 from dataplane.models.quantization.description import Choice, Quantization, Scheme
 from dataplane.models.quantization.fields import Fields
 from dataplane.models.quantization.names import Matcher, check_expressions
-from dataplane.models.rope import unsupported
 
 METHOD = "compressed-tensors"
 _GROUPS = "quantization_config.config_groups"

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 from dataplane.errors import UnsupportedModelError
+from dataplane.models.fields import unsupported
 from dataplane.models.quantization.names import Matcher
 from dataplane.models.quantization.stored import ModuleTensors
-from dataplane.models.rope import unsupported
 from kernels.quantized.matrix import QuantizedMatrix
 
 HEAD = "lm_head"

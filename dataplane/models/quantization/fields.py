@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from dataplane.errors import UnsupportedModelError
-from dataplane.models.rope import unsupported
+from dataplane.models.fields import unsupported
 
 _MAX_NAMES = 20_000
 _MAX_NAME_CHARS = 2048

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from dataplane.errors import UnsupportedModelError
-from dataplane.models.rope import unsupported
+from dataplane.models.fields import unsupported
 from storage.adapter.pattern import Budget, Pattern
 from storage.adapter.pattern_syntax import PatternSyntaxError
 

@@ -13,7 +13,7 @@ import torch
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.graph_setup import GraphSetup
 from dataplane.engine.warm_up import warm_up
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Decoder
 from dataplane.models.weights import load_weights
 from dataplane.pool.pool import PagePool

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dataplane.engine import setup
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from tests.helpers.models import make_model, save_model
 
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.models import Shape, write_model
 from dataplane.channel import EngineOptions
 from dataplane.engine.memory_sizes import memory_sizes
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from tests.helpers.up import ROOT
 
 GIB, MIB = 1 << 30, 1 << 20

@@ -12,7 +12,7 @@ import torch
 
 from dataplane.engine import warm_up as module
 from dataplane.engine.warm_up import warm_up
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Batch, Decoder
 from dataplane.models.shapes import GROUPS
 from dataplane.models.weights import load_weights

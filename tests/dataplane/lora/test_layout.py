@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from dataplane.errors import AdapterRefusedError
 from dataplane.lora import layout as layout_module
 from dataplane.lora.layout import AdapterLayout, head_columns, pack, plan_layout
-from dataplane.models.config import ModelConfig, load_config
+from dataplane.models.config import ModelConfig
+from dataplane.models.config_json import load_config
 from dataplane.models.weights import load_weights
 from storage.adapter.manifest import parse_adapter
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dataplane.models import decoder as decoder_module
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Batch, Decoder
 from dataplane.models.weights import load_weights
 from dataplane.pool.pool import PagePool

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.models import Shape, write_model
 from dataplane.errors import CheckpointError, UnsupportedModelError
-from dataplane.models.config import ModelConfig, load_config, parse_config
+from dataplane.models.config import ModelConfig
+from dataplane.models.config_json import load_config, parse_config
 from dataplane.models.shapes import layer_groups, layer_modules, module_layers
 from dataplane.models.weights import ModelWeights, fingerprint, load_weights
 from dataplane.parallel.shard import Shard

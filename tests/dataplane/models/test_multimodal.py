@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataplane.errors import CheckpointError, UnsupportedModelError
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.multimodal import text_name, whole_names
 from dataplane.models.weights import ModelWeights, load_weights
 from dataplane.parallel.shard import Shard

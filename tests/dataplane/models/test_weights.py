@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataplane.errors import CheckpointError
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.weights import ModelWeights, load_weights
 from dataplane.parallel.shard import Shard
 from tests.helpers.models import make_model, save_model
@@ -232,7 +232,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.weights import load_weights
 
 def status(field):

@@ -15,7 +15,7 @@ from msgspec import structs
 from dataplane.channel import EngineOptions
 from dataplane.engine.batch import StepPlan
 from dataplane.lora.layout import HostAdapter
-from dataplane.models.config import load_config
+from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Batch
 from dataplane.models.weights import load_weights
 from dataplane.parallel import ranks, worker

@@ -11,7 +11,8 @@ import torch
 
 from dataplane.errors import AdapterRefusedError, DataPlaneError, UnsupportedModelError
 from dataplane.lora.layout import HostAdapter
-from dataplane.models.config import ModelConfig, load_config
+from dataplane.models.config import ModelConfig
+from dataplane.models.config_json import load_config
 from dataplane.models.shapes import layer_groups
 from dataplane.models.weights import ModelWeights, load_weights
 from dataplane.parallel.adapters import pack_shards

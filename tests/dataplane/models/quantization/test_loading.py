@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dataplane.errors import CheckpointError, UnsupportedModelError
 from dataplane.models.checkpoint import Checkpoint
-from dataplane.models.config import load_config, parse_config
+from dataplane.models.config_json import load_config, parse_config
 from dataplane.models.matrices import Matrices
 from dataplane.models.quantization import names
 from dataplane.models.quantization.parse import parse_quantization

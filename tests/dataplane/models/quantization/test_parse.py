@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dataplane.errors import UnsupportedModelError
-from dataplane.models.config import parse_config
+from dataplane.models.config_json import parse_config
 from dataplane.models.quantization.description import Choice, Quantization
 from dataplane.models.quantization.names import Matcher
 from dataplane.models.quantization.parse import parse_quantization
