@@ -117,6 +117,41 @@ async def test_what_each_scope_opens_over_http(guarded: RunningGateway) -> None:
     assert await http_status(guarded, "user-key", "GET", "/nothing") == 404
 
 
+ODD_PATHS = (
+    ("GET", "/metrics%0A", {}),
+    ("GET", "/metrics%0D%0A", {}),
+    ("POST", "/v1/load_lora_adapter%0A", {"json": {"lora_name": "a", "lora_path": "/a"}}),
+    ("POST", "/v1/unload_lora_adapter%0a", {"json": {"lora_name": "pirate"}}),
+    ("GET", "//metrics", {}),
+    ("GET", "/METRICS", {}),
+    ("GET", "/metrics;/", {}),
+    ("GET", "/metrics%00", {}),
+    ("GET", "/metrics%2F", {}),
+)
+
+
+@pytest.mark.parametrize(("method", "path", "rest"), ODD_PATHS)
+async def test_odd_spellings_of_a_path_open_nothing(
+    guarded: RunningGateway, fleet: FakeFleet, method: str, path: str, rest: Any
+) -> None:
+    for key in ("user-key", "admin-key"):
+        assert await http_status(guarded, key, method, path, **rest) in (307, 403, 404, 405), key
+    assert "pirate" in fleet.adapters and "a" not in fleet.adapters
+
+
+async def test_the_route_says_what_is_needed_and_not_the_paths_text(
+    guarded: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with httpx.AsyncClient(base_url=guarded.http_url, timeout=60) as http:
+        for key, status in (("user-key", 403), ("watch-key", 200)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert (await http.get("/%6Detrics", headers=headers)).status_code == status
+        monkeypatch.delitem(PATHS, "/metrics")  # a new route, unknown there: it needs the most
+        for key, status in (("user-key", 403), ("watch-key", 403), ("admin-key", 200)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert (await http.get("/metrics", headers=headers)).status_code == status
+
+
 async def test_health_is_for_everybody(guarded: RunningGateway) -> None:
     async with grpc.aio.insecure_channel(guarded.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)

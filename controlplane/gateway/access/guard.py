@@ -36,10 +36,9 @@ class Guard(Collector):
 
     def request(self, request: Request) -> None:
         """An HTTP request's. Raises: as `call`."""
-        path: str = request.scope["path"]
-        needed = needs.of_path(path)
+        needed = needs.of_request(request.scope)
         if needed:
-            self._let_in(request.headers.items(), needed, path)
+            self._let_in(request.headers.items(), needed, request.scope["path"])
 
     def collect(self) -> Iterator[Any]:
         family = CounterMetricFamily(

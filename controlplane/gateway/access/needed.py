@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from starlette.routing import Match
+from starlette.types import Scope as HttpScope
+
 from controlplane.gateway.access.scope import Scope
 
 Needed = Set[Scope]
@@ -44,5 +47,9 @@ def of_method(method: str) -> Needed:
     return _READ if name.startswith(_READING) else _CHANGE
 
 
-def of_path(path: str) -> Needed:
-    return PATHS.get(path, _ANY)
+def of_request(scope: HttpScope) -> Needed:
+    """Of the route that the application itself will take: told by the path's text, an odd spelling
+    that the router takes all the same would be let in as an unknown path."""
+    matches = ((route.matches(scope)[0].value, route.path) for route in scope["app"].routes)
+    matched, path = max(matches, key=lambda match: match[0])
+    return PATHS.get(path, _CHANGE) if matched != Match.NONE.value else _ANY

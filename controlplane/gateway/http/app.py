@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -108,22 +109,31 @@ def make_app(
     return Starlette(
         middleware=middleware,
         routes=[
-            Route("/health", get_health),
-            Route("/metrics", get_metrics),
-            Route("/v1/models", list_models),
-            Route("/v1/models/{name:path}", get_model),
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-            Route("/v1/load_lora_adapter", load, methods=["POST"]),
-            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
-            Route("/", lorax.either, methods=["POST"]),
-            Route("/generate", lorax.generate, methods=["POST"]),
-            Route("/generate_stream", lorax.generate_stream, methods=["POST"]),
-            Route("/tokenize", lorax_tokens.tokenize, methods=["POST"]),
-            Route("/info", get_info),
+            _Route("/health", get_health),
+            _Route("/metrics", get_metrics),
+            _Route("/v1/models", list_models),
+            _Route("/v1/models/{name:path}", get_model),
+            _Route("/v1/completions", completions, methods=["POST"]),
+            _Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            _Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            _Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
+            _Route("/", lorax.either, methods=["POST"]),
+            _Route("/generate", lorax.generate, methods=["POST"]),
+            _Route("/generate_stream", lorax.generate_stream, methods=["POST"]),
+            _Route("/tokenize", lorax_tokens.tokenize, methods=["POST"]),
+            _Route("/info", get_info),
         ],
         exception_handlers=handlers,
     )
+
+
+class _Route(Route):
+    """Of this very path: Starlette's own takes one with a newline behind it, too, which is another
+    path to a proxy on the way."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
 
 
 async def _failed(_: Request, error: ApiError) -> Response:
