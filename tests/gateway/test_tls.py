@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from functools import partial
@@ -16,11 +17,13 @@ import trustme
 from typer.testing import CliRunner
 
 from chorale import AsyncClient, Client
+from chorale import server as grpc_server
 from chorale.errors import UnavailableError
 from controlplane.cli.main import app
 from controlplane.cli.supervisor.readiness import wait_until_serving
 from controlplane.errors import OptionError
 from controlplane.gateway.access import watched
+from controlplane.gateway.http import server as http_server
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
 from tests.helpers.waiting import eventually
 
@@ -167,3 +170,20 @@ async def test_files_that_do_not_serve(fleet: FakeFleet, tmp_path: Path) -> None
             async with running_gateway(fleet, **(files | wrong)):
                 pass
         assert named in raised.value.message
+
+
+async def test_who_opens_connections_and_says_nothing_holds_none(
+    fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "TLS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(grpc_server, "HANDSHAKE_TIMEOUT_S", 0.2)
+    half_a_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+    async with running_gateway(fleet, **write_certificate(tmp_path)) as gateway:
+        for address in (gateway.address, gateway.http_url.removeprefix("http://")):
+            host, _, port = address.rpartition(":")
+            for said in (b"", half_a_hello):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(said)
+                with contextlib.suppress(ConnectionResetError):
+                    await asyncio.wait_for(reader.read(), 10)  # raises TimeoutError
+                writer.close()
