@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,6 +63,32 @@ def test_list_and_remove(tmp_path: Path) -> None:
     assert [each.name for each in read_keys(file).entries] == ["ci"]
     assert file.stat().st_mode & 0o777 == 0o640
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_a_changed_file_can_be_read_by_whom_it_could_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda _, *owner: owners.append(owner))
+    file = write_keys(tmp_path / "keys.json", entry("ci"))
+    file.chmod(0o644)
+    umask = os.umask(0o077)
+    try:
+        assert keys("new", "x", "--tenant", "a", file=file).exit_code == 0
+    finally:
+        os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert owners == [(file.stat().st_uid, file.stat().st_gid)]
+
+
+def test_of_a_link_the_file_behind_is_changed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file = write_keys(tmp_path / "there" / "keys.json", entry("ci"))
+    link = tmp_path / "keys.json"
+    link.symlink_to(file)
+    assert keys("new", "x", "--tenant", "a", file=link).exit_code == 0
+    assert link.is_symlink()
+    assert [each.name for each in read_keys(file).entries] == ["ci", "x"]
 
 
 def test_refusals(tmp_path: Path) -> None:

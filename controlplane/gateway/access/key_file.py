@@ -33,22 +33,26 @@ def read_keys(path: Path) -> Keys:
 
 def change_keys(path: Path, change: Callable[[Sequence[ApiKey]], Sequence[ApiKey]]) -> None:
     """Replaces the file by what `change` makes of its entries, none if it is missing; readers see
-    the old one or the new one. Only its owner may read a new file.
+    the old one or the new one. Only its owner may read a new file; another keeps its mode and, as
+    far as we may say so, its owner. Of a link it is the file behind that is replaced.
 
     Raises: OSError; ValueError for what was or would be wrong; what `change` raises.
     """
+    path = path.resolve()
     with _locked(path.parent):
         try:
-            old, mode = read_keys(path).entries, path.stat().st_mode & 0o777
+            old, status = read_keys(path).entries, path.stat()
         except FileNotFoundError:
-            old, mode = (), 0o600
+            old, status = (), None
         entries = Keys(change(old)).entries
         content = msgspec.json.format(msgspec.json.encode(_File(list(entries))), indent=2)
         new = path.with_name(f".{path.name}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             new.unlink()
         try:
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                if status is not None:
+                    _make_as(file.fileno(), status)
                 file.write(content + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -56,6 +60,13 @@ def change_keys(path: Path, change: Callable[[Sequence[ApiKey]], Sequence[ApiKey
         except BaseException:
             new.unlink(missing_ok=True)
             raise
+
+
+def _make_as(descriptor: int, status: os.stat_result) -> None:
+    """A gateway that runs as another user is to be able to read the file as before."""
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, status.st_mode & 0o777)
 
 
 @contextlib.contextmanager
