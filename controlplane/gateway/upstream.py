@@ -12,8 +12,10 @@ from grpc_status import rpc_status
 
 from chorale.api_key import KEY as API_KEY
 from chorale.errors import ChoraleError, DeadlineExceededError, InternalError, UnavailableError
+from chorale.metadata_token import values_of
 from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.status import from_rpc_error
+from controlplane.gateway.access.caller import has_shown_key
 from controlplane.gateway.repeats import Repeats
 
 _failures = Repeats(logging.getLogger(__name__))
@@ -38,11 +40,19 @@ _CONNECTION_CODES = frozenset(
 
 
 def forwarded(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-    """The entries of a client's metadata that go on to the control plane."""
+    """The entries of a client's metadata that go on to the control plane.
+
+    The key that let the call in is none of them. It came as the bearer's token where it has no
+    entry of its own; else that token is another's, as the fleet's.
+    """
+    entries = tuple(metadata or ())
+    ended = _HOP_BY_HOP
+    if has_shown_key() and not values_of(entries, API_KEY):
+        ended |= {"authorization"}
     return tuple(
         (key, value)
-        for key, value in metadata or ()
-        if key not in _HOP_BY_HOP and not key.startswith(("grpc-", ":"))
+        for key, value in entries
+        if key not in ended and not key.startswith(("grpc-", ":"))
     )
 
 

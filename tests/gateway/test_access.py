@@ -15,11 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorale import AsyncClient
 from chorale.errors import ChoraleError, PermissionDeniedError, UnauthenticatedError
+from chorale.v1 import adapter_registry_pb2, admission_pb2, fleet_pb2, tenant_pb2
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
 from controlplane.errors import OptionError
 from controlplane.gateway.access import watched
-from controlplane.gateway.access.needed import PATHS
+from controlplane.gateway.access.needed import PATHS, of_method
+from controlplane.gateway.access.scope import Scope
 from controlplane.gateway.http.app import make_app
 from controlplane.gateway.options import GatewayOptions
 from tests.gateway.http_errors import COMPLETION, error_of
@@ -152,6 +154,52 @@ async def test_the_route_says_what_is_needed_and_not_the_paths_text(
             assert (await http.get("/metrics", headers=headers)).status_code == status
 
 
+SERVED = (
+    adapter_registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistryService"],
+    admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"],
+    fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
+    pb.DESCRIPTOR.services_by_name["InferenceService"],
+    tenant_pb2.DESCRIPTOR.services_by_name["TenantService"],
+)
+GENERATING = {"Admit", "Generate", "Tokenize"}
+READING = {"GetUpload", "GetAdapter", "ListAdapters", "ListDataPlanes", "ListDemand"}
+READING |= {"GetTenant", "ListTenants"}
+
+
+def test_what_each_method_needs() -> None:
+    for service in SERVED:
+        for method in service.methods:
+            expected = {Scope.MANAGE}
+            if method.name in GENERATING:
+                expected = {Scope.GENERATE}
+            elif method.name in READING:
+                expected = {Scope.MANAGE, Scope.OBSERVE}
+            elif method.name == "ListBaseModels":
+                expected = set(Scope)
+            assert of_method(f"/{service.full_name}/{method.name}") == expected, method.name
+    assert of_method("/chorale.v1.NewService/Do") == {Scope.MANAGE}
+
+
+async def test_what_each_route_needs(guarded: RunningGateway) -> None:
+    everybody = {"", "user-key", "watch-key", "admin-key"}
+    opened = {
+        "/health": everybody,
+        "/metrics": {"watch-key", "admin-key"},
+        "/v1/models": everybody - {""},
+        "/v1/models/{name:path}": everybody - {""},
+        "/info": everybody - {""},
+        "/v1/load_lora_adapter": {"admin-key"},
+        "/v1/unload_lora_adapter": {"admin-key"},
+    }
+    async with httpx.AsyncClient(base_url=guarded.http_url, timeout=60) as http:
+        for path in PATHS:
+            for key in everybody:
+                headers = {"authorization": f"Bearer {key}"} if key else {}
+                status = (await http.put(path, headers=headers)).status_code
+                allowed = key in opened.get(path, {"user-key"})
+                assert status == (405 if allowed else 403 if key else 401), (path, key)
+
+
 async def test_health_is_for_everybody(guarded: RunningGateway) -> None:
     async with grpc.aio.insecure_channel(guarded.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -231,11 +279,15 @@ async def test_the_key_goes_no_further(guarded: RunningGateway, fleet: FakeFleet
         with pytest.raises(ChoraleError):
             await client.adapters.remove("unknown")
         await client.tenants("fleet-token").set("a")
+    assert fleet.metadata[-1]["authorization"] == "Bearer fleet-token"
+    async with grpc.aio.insecure_channel(guarded.address) as channel:
+        listing = channel.unary_unary("/chorale.v1.AdapterRegistryService/ListAdapters")
+        await listing(b"", metadata=(("authorization", "Bearer admin-key"),), timeout=10)
+    assert await _answers(guarded.address, (("authorization", "Bearer user-key"),)) == "OK"
     seen = [*fleet.metadata, *fleet.planes[0].metadata]
     assert seen
     for metadata in seen:
         assert not any("-key" in str(value) for value in metadata.values()), metadata
-    assert fleet.metadata[-1]["authorization"] == "Bearer fleet-token"
 
 
 @pytest.mark.parametrize(

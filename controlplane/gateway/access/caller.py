@@ -15,6 +15,11 @@ def set_caller(key: ApiKey) -> None:
     _caller.set(key)
 
 
+def has_shown_key() -> bool:
+    """Whether the call was let in by a key."""
+    return _caller.get() is not None
+
+
 def tenant_for(asked: str) -> str:
     """The tenant that the call counts for when it asks for `asked`; empty is none in particular.
 
