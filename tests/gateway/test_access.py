@@ -14,6 +14,7 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorale import AsyncClient
+from chorale.api_key import api_key_of
 from chorale.errors import ChoraleError, PermissionDeniedError, UnauthenticatedError
 from chorale.v1 import adapter_registry_pb2, admission_pb2, fleet_pb2, tenant_pb2
 from chorale.v1 import inference_pb2 as pb
@@ -241,11 +242,17 @@ async def test_the_key_says_the_tenant(guarded: RunningGateway, fleet: FakeFleet
             with pytest.raises(PermissionDeniedError, match=r"'other'.*'acme'") as raised:
                 await call
             assert raised.value.reason == "TENANT_NOT_YOURS"
+    async with AsyncClient(guarded.address, api_key="user-key", tenant="ACME") as client:
+        with pytest.raises(PermissionDeniedError, match=r"'ACME'.*'acme'"):
+            await client.admit("x")
     assert len(fleet.admits) == 4
     headers = {"authorization": "Bearer user-key", "x-chorale-tenant": "other"}
     async with httpx.AsyncClient(base_url=guarded.http_url, headers=headers, timeout=60) as http:
         error = error_of(await http.post("/v1/completions", json=COMPLETION), 403)
+        scope = await http.get("/metrics")
     assert error["code"] == "tenant_not_yours"
+    assert error_of(scope, 403)["code"] == "api_key_scope"
+    assert "www-authenticate" not in scope.headers
 
 
 async def test_a_key_for_any_tenant(guarded: RunningGateway, fleet: FakeFleet) -> None:
@@ -284,6 +291,9 @@ async def test_the_key_goes_no_further(guarded: RunningGateway, fleet: FakeFleet
         listing = channel.unary_unary("/chorale.v1.AdapterRegistryService/ListAdapters")
         await listing(b"", metadata=(("authorization", "Bearer admin-key"),), timeout=10)
     assert await _answers(guarded.address, (("authorization", "Bearer user-key"),)) == "OK"
+    both = (("x-chorale-api-key", "user-key"), ("authorization", "Bearer fleet-token"))
+    assert await _answers(guarded.address, both) == "OK"
+    assert all("authorization" not in metadata for metadata in fleet.planes[0].metadata)
     seen = [*fleet.metadata, *fleet.planes[0].metadata]
     assert seen
     for metadata in seen:
@@ -310,12 +320,23 @@ async def test_where_a_key_may_stand(guarded: RunningGateway, metadata: Any) -> 
         (("authorization", "Bearer user-key"), ("authorization", "Bearer user-key")),
         (("x-chorale-api-key", "user-key"), ("x-chorale-api-key", "user-key")),
         (("x-chorale-api-key", ""), ("authorization", "Bearer user-key")),
+        (
+            ("x-chorale-api-key", "a"),
+            ("x-chorale-api-key", "a"),
+            ("authorization", "Bearer user-key"),
+        ),
+        (("x-chorale-api-key-bin", b"user-key"),),
         (("x-chorale-api-key", "user-key" * 1000),),
         (("x-chorale-api-key", "user key"),),
     ],
 )
 async def test_where_it_may_not(guarded: RunningGateway, metadata: Any) -> None:
     assert await _answers(guarded.address, metadata) == "UNAUTHENTICATED"
+
+
+def test_no_key_is_longer() -> None:
+    for length, expected in ((4096, 4096), (4097, 0)):
+        assert len(api_key_of([("x-chorale-api-key", "k" * length)])) == expected
 
 
 async def _answers(address: str, metadata: Any) -> str:

@@ -78,6 +78,15 @@ async def test_http(secure: RunningGateway) -> None:
         assert answer.text.endswith("data: [DONE]\n\n")
 
 
+async def test_http_2_is_not_promised_over_http(secure: RunningGateway) -> None:
+    offers = context(AUTHORITY)
+    offers.set_alpn_protocols(["h2", "http/1.1"])
+    host, _, port = secure.http_url.removeprefix("http://").rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=offers)
+    assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+    writer.close()
+
+
 async def test_up_sees_it_serve(secure: RunningGateway, fleet: FakeFleet) -> None:
     assert fleet.server is not None
     gateway = secure.http_url.removeprefix("http://")
