@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from chorale import AsyncClient
+from controlplane.gateway.access import watched
+from tests.gateway.key_callers import KEYS
+from tests.helpers.api_keys import write_keys
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway
 
 
@@ -24,3 +29,15 @@ async def gateway(fleet: FakeFleet) -> AsyncIterator[RunningGateway]:
 async def client(gateway: RunningGateway) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(gateway.address) as client:
         yield client
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(watched, "POLL_S", 0.01)
+    return write_keys(tmp_path / "keys.json", *KEYS)
+
+
+@pytest_asyncio.fixture
+async def guarded(fleet: FakeFleet, key_file: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(fleet, api_keys_file=key_file) as gateway:
+        yield gateway
