@@ -11,6 +11,7 @@ from typing import Any
 
 from chorale import event_loop
 from chorale.exporter import Exporter
+from chorale.fleet_tls import FleetTls
 from chorale.server import Server, start_server
 from controlplane.errors import StoreUnavailableError
 from controlplane.options import ControlPlaneOptions
@@ -36,9 +37,10 @@ async def serve(
     it can serve.
 
     Raises: StoreUnavailableError when Redis does not answer within `redis_start_s`; OSError when
-    the address cannot be bound; OptionError.
+    the address cannot be bound; OptionError; InvalidArgumentError for TLS' files.
     """
     stop = stop or asyncio.Event()
+    tls = None if options.fleet_tls is None else FleetTls(options.fleet_tls)
     connect = partial(
         Store,
         options.redis_url,
@@ -59,7 +61,9 @@ async def serve(
             services=services_of(options, parts),
             error_table=ERROR_TABLE,
             max_concurrent_rpcs=options.max_concurrent_rpcs,
+            fleet_tls=tls,
         )
+        watching = None if tls is None else asyncio.create_task(tls.files.watch())
         parts.reservations.start()
         if options.prefetch:
             parts.predictor.start()
@@ -71,6 +75,8 @@ async def serve(
                 ready(options.host, server.port)
             await _first_of(_watch_health(server, store), stop)
         finally:
+            if watching is not None:
+                await end(watching)
             await exporter.stop()
             await server.stop(_GRACE_S)
             await parts.reservations.stop()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chorale.fleet_tls_files import FleetTlsFiles
 from controlplane.errors import OptionError
 
 MAX_PRIORITY = 10
@@ -15,6 +16,7 @@ MAX_PRIORITY = 10
 class ControlPlaneOptions:
     """fleet_token: secret that data planes must know; without it nobody gets ticket keys.
     redis_password: for a `redis_url` that names none; empty: none.
+    fleet_tls: how it is reached, by members of the fleet alone; None: in plaintext, by anybody.
     metrics_port: where Prometheus finds /metrics, 0 picks a free one; None: nowhere.
     adapter_roots: directories that adapters may be registered from; none: nothing can be.
     allowed_sources, private_hosts: network sources that may be used, as SourcePolicy takes them.
@@ -34,6 +36,7 @@ class ControlPlaneOptions:
     redis_url: str
     fleet_token: str = field(repr=False)
     redis_password: str = field(default="", repr=False)
+    fleet_tls: FleetTlsFiles | None = None
     host: str = "127.0.0.1"
     port: int = 0
     metrics_port: int | None = None

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from chorale.fleet_tls_files import FleetTlsFiles
 from dataplane.load_reports import (
     AdapterLoad,
     LoadUnderWay,
@@ -71,6 +72,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     private_hosts: tuple[str, ...] = ()
     control_plane: str = ""  # HOST:PORT, for uploaded adapters
     fleet_token: str = ""
+    fleet_tls: FleetTlsFiles | None = None  # of the control plane; None: plaintext
 
     def __repr__(self) -> str:
         return f"EngineOptions(model_name={self.model_name!r}, …)"  # the token is for no log

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from chorale.fleet_tls_files import FleetTlsFiles, fleet_tls_files
 from chorale.secret_file import read_secret
 from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions
 from dataplane.errors import DataPlaneError
@@ -80,6 +81,29 @@ def data_plane(
         typer.Option(
             envvar="CHORALE_FLEET_TOKEN_FILE",
             help="File that holds it; not read when --fleet-token is given.",
+        ),
+    ] = None,
+    fleet_tls_cert_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_FLEET_TLS_CERT_FILE",
+            help="Certificate chain in PEM for mutual TLS between the planes, for the DNS name "
+            "chorale-fleet; read again when it changes. Left out: plaintext between them.",
+        ),
+    ] = None,
+    fleet_tls_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_FLEET_TLS_KEY_FILE",
+            help="Its private key in PEM, without a passphrase.",
+        ),
+    ] = None,
+    fleet_tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHORALE_FLEET_TLS_CA_FILE",
+            help="Certificates in PEM of the authorities whose certificates make members of the "
+            "fleet.",
         ),
     ] = None,
     model_name: Annotated[
@@ -266,6 +290,7 @@ def data_plane(
     process = None
     try:
         fleet_token = fleet_token or _token_in(fleet_token_file)
+        fleet_tls = _fleet_tls(fleet_tls_cert_file, fleet_tls_key_file, fleet_tls_ca_file)
         process = EngineProcess()
         with exits.put_off():  # or there might be a process that `process` does not know of
             process.start()
@@ -293,6 +318,7 @@ def data_plane(
             private_hosts=tuple(allow_private_host or ()),
             control_plane=control_plane,
             fleet_token=fleet_token,
+            fleet_tls=fleet_tls,
         )
         from dataplane.rpc.lifecycle import DataPlaneOptions
 
@@ -342,6 +368,16 @@ def _token_in(path: Path | None) -> str:
         raise DataPlaneError(
             "FLEET_TOKEN_MISSING", f"--fleet-token-file {path}: {why}", {"path": str(path)}
         ) from error
+
+
+def _fleet_tls(
+    cert_file: Path | None, key_file: Path | None, ca_file: Path | None
+) -> FleetTlsFiles | None:
+    """Raises: DataPlaneError where some of them are given and not all."""
+    try:
+        return fleet_tls_files(cert_file, key_file, ca_file)
+    except ValueError as error:
+        raise DataPlaneError("FLEET_TLS_INVALID", str(error)) from error
 
 
 def _print_ready(data_plane_id: str, address: str) -> None:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from chorale.client import Client
 
 KEY_VARIABLE = "CHORALE_API_KEY"
+FLEET = "fleet://"
 
 
 @dataclass(frozen=True)
 class _Given:
     api_key_file: Path | None = None
     tls_ca_file: Path | None = None
+    tls_server_name: str = ""
 
 
 _given: ContextVar[_Given] = ContextVar("given")
@@ -48,9 +50,16 @@ def common(
             "out: gRPC's own list, where --address is grpcs://…",
         ),
     ] = None,
+    tls_server_name: Annotated[
+        str,
+        typer.Option(
+            envvar="CHORALE_TLS_SERVER_NAME",
+            help="Name that the gateway's certificate is for, where --address has another.",
+        ),
+    ] = "",
 ) -> None:
     """Takes the options that stand before the command."""
-    _given.set(_Given(api_key_file, tls_ca_file))
+    _given.set(_Given(api_key_file, tls_ca_file, tls_server_name))
 
 
 @contextmanager
@@ -65,8 +74,14 @@ def connect(address: str, *, timeout: float | None = 60.0, tenant: str = "") -> 
     # Here, as gRPC takes longer to import than most commands to run.
     from chorale.client import Client
 
+    way = way_to(address)
     return Client(
-        address, tenant=tenant, timeout=timeout, api_key=api_key(), credentials=credentials()
+        way.address,
+        tenant=tenant,
+        timeout=timeout,
+        api_key=api_key(),
+        credentials=way.credentials,
+        server_name=way.server_name,
     )
 
 
@@ -94,6 +109,44 @@ def tls_ca_file() -> Path | None:
         except OSError as error:
             raise _unusable("TLS_CA_FILE_INVALID", "--tls-ca-file", path, error) from error
     return path
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a channel is opened with."""
+
+    address: str
+    credentials: grpc.ChannelCredentials | None
+    server_name: str
+
+
+def way_to(address: str) -> Way:
+    """address: HOST:PORT, grpcs://HOST:PORT or fleet://HOST:PORT, which is over mutual TLS where
+    $CHORALE_FLEET_TLS_… name the files of it, and plaintext else.
+
+    Raises: UsageError (TLS_CA_FILE_INVALID, FLEET_TLS_INVALID).
+    """
+    if address.startswith(FLEET):
+        return _way_in_fleet(address.removeprefix(FLEET))
+    return Way(address, credentials(), _given.get(_Given()).tls_server_name)
+
+
+def _way_in_fleet(address: str) -> Way:
+    from chorale.fleet_tls_files import from_environment
+
+    try:
+        files = from_environment()
+    except ValueError as error:
+        raise UsageError("FLEET_TLS_INVALID", str(error)) from error
+    if files is None:
+        return Way(address, None, "")
+    from chorale.errors import InvalidArgumentError
+    from chorale.fleet_tls import FLEET_NAME, FleetTls
+
+    try:
+        return Way(address, FleetTls(files).certificate.for_channel, FLEET_NAME)
+    except InvalidArgumentError as error:
+        raise UsageError(error.reason, error.message) from error
 
 
 def credentials() -> grpc.ChannelCredentials | None:

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from controlplane.cli.connection import FLEET, way_to
 from controlplane.cli.errors import DataPlaneSilentError
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ def asked(data_plane_id: str, endpoint: str) -> Generator[None]:
     Raises: DataPlaneSilentError in place of UnavailableError and DeadlineExceededError.
     """
     from chorale.errors import DeadlineExceededError, UnavailableError
+    from chorale.fleet_tls import way_out
 
     try:
         yield
     except (UnavailableError, DeadlineExceededError) as error:
-        raise DataPlaneSilentError(data_plane_id, endpoint, error.message) from error
+        why = error.message[:200] + way_out(error.message)
+        raise DataPlaneSilentError(data_plane_id, endpoint, why) from error
 
 
 @contextmanager
@@ -31,5 +34,14 @@ def connected_to(data_plane_id: str, endpoint: str, timeout: float) -> Generator
     """A client of it. Raises: as `asked`."""
     from chorale.client import Client
 
-    with asked(data_plane_id, endpoint), Client(endpoint, timeout=timeout) as client:
+    way = way_to(FLEET + endpoint)
+    with (
+        asked(data_plane_id, endpoint),
+        Client(
+            way.address,
+            timeout=timeout,
+            credentials=way.credentials,
+            server_name=way.server_name,
+        ) as client,
+    ):
         yield client

@@ -57,7 +57,7 @@ class DataPlaneSilentError(CliError):
     def __init__(self, data_plane_id: str, endpoint: str, why: str) -> None:
         super().__init__(
             "DATA_PLANE_SILENT",
-            f"data plane {data_plane_id} does not answer at {endpoint} ({why[:200]}): it may be "
+            f"data plane {data_plane_id} does not answer at {endpoint} ({why}): it may be "
             "starting or gone, or out of this machine's reach",
             metadata={"data_plane_id": data_plane_id, "endpoint": endpoint},
         )

@@ -112,6 +112,11 @@ def _is_chorale_error(error: Exception) -> bool:
 def _of_the_call(error: ChoraleError, address: str) -> tuple[str, str]:
     """Reason and message for a failure that no server of ours gave a reason for."""
     match error.code.name:
+        case "UNAVAILABLE" if address.startswith("fleet://"):
+            from chorale.fleet_tls import way_out
+
+            hint = way_out(error.message)
+            return "NO_SERVER", f"nothing serves at {address} ({error.message[:200]}){hint}"
         case "UNAVAILABLE" if "certificate_verify_failed" in error.message.lower():
             return "CERTIFICATE_NOT_TRUSTED", (
                 f"the certificate of {address} is by no trusted authority, or for another name: "

@@ -27,7 +27,8 @@ Address = Annotated[
     typer.Option(
         "--address",
         envvar="CHORALE_ADDRESS",
-        help="HOST:PORT of the gateway's gRPC; grpcs://HOST:PORT over TLS.",
+        help="HOST:PORT of the gateway's gRPC; grpcs://HOST:PORT over TLS, fleet://HOST:PORT as "
+        "the planes reach each other.",
     ),
 ]
 AsJson = Annotated[
@@ -116,6 +117,31 @@ TlsKeyFile = Annotated[
         "--tls-key-file",
         envvar="CHORALE_TLS_KEY_FILE",
         help="Its private key in PEM, without a passphrase.",
+    ),
+]
+FleetTlsCertFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet-tls-cert-file",
+        envvar="CHORALE_FLEET_TLS_CERT_FILE",
+        help="Certificate chain in PEM for mutual TLS between the planes, for the DNS name "
+        "chorale-fleet; read again when it changes. Left out: plaintext between them.",
+    ),
+]
+FleetTlsKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet-tls-key-file",
+        envvar="CHORALE_FLEET_TLS_KEY_FILE",
+        help="Its private key in PEM, without a passphrase.",
+    ),
+]
+FleetTlsCaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet-tls-ca-file",
+        envvar="CHORALE_FLEET_TLS_CA_FILE",
+        help="Certificates in PEM of the authorities whose certificates make members of the fleet.",
     ),
 ]
 DrainTimeout = Annotated[

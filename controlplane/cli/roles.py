@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from chorale.address import host_port
+from chorale.fleet_tls_files import FleetTlsFiles, fleet_tls_files
 from controlplane.cli.errors import BlockedError
 from controlplane.cli.failures import reported
 from controlplane.cli.options import (
@@ -22,6 +23,9 @@ from controlplane.cli.options import (
     AllowSource,
     ApiKeysFile,
     DrainTimeout,
+    FleetTlsCaFile,
+    FleetTlsCertFile,
+    FleetTlsKeyFile,
     GrpcPort,
     HttpPort,
     HttpRegistry,
@@ -67,6 +71,9 @@ def control_plane(
             help="File that holds it; not read when --fleet-token is given.",
         ),
     ] = None,
+    fleet_tls_cert_file: FleetTlsCertFile = None,
+    fleet_tls_key_file: FleetTlsKeyFile = None,
+    fleet_tls_ca_file: FleetTlsCaFile = None,
     host: Annotated[str, typer.Option(envvar="CHORALE_HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="CHORALE_PORT", min=0, max=65535)] = 50050,
     metrics_port: Annotated[
@@ -149,6 +156,7 @@ def control_plane(
                 redis_url=redis,
                 redis_password=_secret("redis_password_file", redis_password_file),
                 fleet_token=fleet_token or _secret("fleet_token_file", fleet_token_file),
+                fleet_tls=_fleet_tls(fleet_tls_cert_file, fleet_tls_key_file, fleet_tls_ca_file),
                 host=host,
                 port=port,
                 metrics_port=metrics_port,
@@ -189,6 +197,9 @@ def gateway(
     api_keys_file: ApiKeysFile = None,
     tls_cert_file: TlsCertFile = None,
     tls_key_file: TlsKeyFile = None,
+    fleet_tls_cert_file: FleetTlsCertFile = None,
+    fleet_tls_key_file: FleetTlsKeyFile = None,
+    fleet_tls_ca_file: FleetTlsCaFile = None,
     http_timeout: Annotated[
         float,
         typer.Option(
@@ -225,6 +236,7 @@ def gateway(
                 api_keys_file=api_keys_file,
                 tls_cert_file=tls_cert_file,
                 tls_key_file=tls_key_file,
+                fleet_tls=_fleet_tls(fleet_tls_cert_file, fleet_tls_key_file, fleet_tls_ca_file),
                 http_timeout_s=http_timeout,
                 drain_s=drain_timeout,
                 ready=ready,
@@ -244,6 +256,18 @@ def install(app: typer.Typer) -> None:
     app.command("gateway")(gateway)
     passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}
     app.command("data-plane", add_help_option=False, context_settings=passed_on)(data_plane)
+
+
+def _fleet_tls(
+    cert_file: Path | None, key_file: Path | None, ca_file: Path | None
+) -> FleetTlsFiles | None:
+    """Raises: OptionError where some of them are given and not all."""
+    from controlplane.errors import OptionError
+
+    try:
+        return fleet_tls_files(cert_file, key_file, ca_file)
+    except ValueError as error:
+        raise OptionError("fleet_tls", str(error)) from error
 
 
 def _secret(option: str, path: Path | None) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import grpc
 
 from chorale.channel import CHANNEL_OPTIONS
+from chorale.fleet_channel import open_fleet_channel
+from chorale.fleet_tls import FleetTls
 
 
 @dataclass
@@ -22,14 +24,17 @@ class ChannelCache:
     """At most `max_idle` channels stay open unused; the longest unused is closed first.
 
     A channel in use is never closed, whatever the number. closed: told of each that was closed.
+    tls: of all of them; None: plaintext.
     """
 
     def __init__(
         self,
         max_idle: int = 64,
         closed: Callable[[grpc.aio.Channel], None] = lambda _: None,
+        tls: FleetTls | None = None,
     ) -> None:
         self._max_idle = max_idle
+        self._tls = tls
         self._closed = closed
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
@@ -41,7 +46,7 @@ class ChannelCache:
         """The channel to `endpoint` (HOST:PORT), for as long as the context lasts."""
         entry = self._entries.get(endpoint)
         if entry is None:
-            channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+            channel = open_fleet_channel(endpoint, CHANNEL_OPTIONS, self._tls)
             entry = self._entries[endpoint] = _Entry(channel)
         entry.num_users += 1
         try:

@@ -1,4 +1,4 @@
-"""What stands between the gateway and the world: TLS and API keys, as its options ask for them."""
+"""What stands between the gateway and others: TLS and API keys, as its options ask for them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from chorale.errors import InvalidArgumentError
+from chorale.fleet_tls import FleetTls
 from chorale.v1 import admission_pb2
+from chorale.watched import Watched
 from controlplane.errors import OptionError
 from controlplane.gateway.access.caller import tenant_for
 from controlplane.gateway.access.guard import Guard
 from controlplane.gateway.access.key_file import read_keys
 from controlplane.gateway.access.keys import Keys
-from controlplane.gateway.access.watched import Watched
 from controlplane.gateway.options import GatewayOptions
 from controlplane.gateway.tls import Tls
 
 
 class Door(Collector):
-    """Raises: OptionError for files that do not serve."""
+    """fleet_tls: of the channels to what is behind; None: plaintext.
+
+    Raises: OptionError, InvalidArgumentError for files that do not serve.
+    """
 
     def __init__(self, options: GatewayOptions) -> None:
         self._files: dict[str, Watched[Any]] = {}
         self._tls = self._open_tls(options)
+        self.fleet_tls = None if options.fleet_tls is None else FleetTls(options.fleet_tls)
+        if self.fleet_tls is not None:
+            self._files["fleet_tls"] = self.fleet_tls.files
         keys = self._read_keys(options)
         self.guard = None if keys is None else Guard(lambda: keys.value)
 

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from controlplane.gateway.upstream import tell
+
 _TIMEOUT_S = 2.0
 
 
@@ -45,6 +47,7 @@ class ControlPlaneHealth:
     async def _ask(self) -> bool:
         try:
             answer = await self._stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
-        except grpc.aio.AioRpcError:
+        except grpc.aio.AioRpcError as error:
+            tell(error, "the control plane")
             return False
         return answer.status == health_pb2.HealthCheckResponse.SERVING

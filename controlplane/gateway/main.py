@@ -12,6 +12,7 @@ import grpc
 from chorale import event_loop
 from chorale.channel import CONTROL_PLANE_OPTIONS
 from chorale.errors import UnavailableError
+from chorale.fleet_channel import open_fleet_channel
 from chorale.server import Server, start_server
 from chorale.v1 import (
     adapter_registry_pb2,
@@ -60,12 +61,12 @@ async def serve(
     """
     async with AsyncExitStack() as stack:
         door = Door(options)
-        control_plane = grpc.aio.insecure_channel(
-            options.control_plane, options=CONTROL_PLANE_OPTIONS
+        control_plane = open_fleet_channel(
+            options.control_plane, CONTROL_PLANE_OPTIONS, door.fleet_tls
         )
         stack.push_async_callback(control_plane.close)
         links = Links()
-        channels = ChannelCache(closed=links.forget)
+        channels = ChannelCache(closed=links.forget, tls=door.fleet_tls)
         stack.push_async_callback(channels.close)
         stack.push_async_callback(links.close)
         gate = Gate(options.max_concurrent_requests, "generations")

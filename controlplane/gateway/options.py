@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
+from chorale.fleet_tls_files import FleetTlsFiles
 from controlplane.gateway.recovery import RecoveryLimits
 
 
@@ -29,6 +30,7 @@ class GatewayOptions:
     api_keys_file: the API keys that callers must have, as controlplane.gateway.access.key_file
     reads it; None: everybody may do everything.
     tls_cert_file, tls_key_file: of both servers, in PEM; None: they speak plaintext.
+    fleet_tls: how control and data planes are reached; None: in plaintext.
     http_timeout_s: deadline of each HTTP request, as HTTP clients tell none.
     drain_s: how long running requests may go on once it is to stop. Of that, new ones are taken
     for the first tenth, up to 5 s: what is in front needs a moment to see that it does not serve.
@@ -46,6 +48,7 @@ class GatewayOptions:
     api_keys_file: Path | None = None
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
+    fleet_tls: FleetTlsFiles | None = None
     http_timeout_s: float = 600.0
     drain_s: float = 2.0
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)

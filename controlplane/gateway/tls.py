@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
+from chorale.watched import Watched
 from controlplane.errors import OptionError
-from controlplane.gateway.access.watched import Watched
 
 _grpc: Any = grpc  # its stubs lack what renews certificates
 

@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 
 from chorale.api_key import KEY as API_KEY
 from chorale.errors import ChoraleError, DeadlineExceededError, InternalError, UnavailableError
+from chorale.fleet_tls import way_out
 from chorale.metadata_token import values_of
 from chorale.source_token import KEY as SOURCE_TOKEN
 from chorale.status import from_rpc_error
@@ -86,7 +87,7 @@ def typed(error: grpc.aio.AioRpcError, *, role: str, name: str) -> ChoraleError:
     """
     if is_typed(error):
         return from_rpc_error(error)
-    _failures.tell(f"{name}: {error.code().name}: {error.details()}", time.monotonic())
+    tell(error, name)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded()
     if is_lost(error):
@@ -95,6 +96,13 @@ def typed(error: grpc.aio.AioRpcError, *, role: str, name: str) -> ChoraleError:
     metadata = {"code": error.code().name}
     message = f"{name} answered {error.code().name}: {known.message[:200]}"
     return type(known)(f"{role}_FAILED", message, metadata=metadata)
+
+
+def tell(error: grpc.aio.AioRpcError, name: str) -> None:
+    """Logs a failure of the connection, not each time that it is the same."""
+    details = error.details() or ""
+    said = f"{name}: {error.code().name}: {details}{way_out(details)}"
+    _failures.tell(said, time.monotonic())
 
 
 def unreachable(role: str, name: str) -> UnavailableError:

@@ -181,6 +181,7 @@ def _loader(
         limits=AdapterLimits(max_weights_bytes=options.max_adapter_bytes),
         control_plane=options.control_plane,
         fleet_token=options.fleet_token,
+        fleet_tls=options.fleet_tls,
         host_bytes=sizes.host_bytes,
         disk_bytes=options.disk_cache_bytes,
         disk_dir=options.disk_cache_dir,

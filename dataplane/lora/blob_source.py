@@ -9,7 +9,15 @@ import grpc
 
 from chorale.bearer import bearer_metadata
 from chorale.channel import CONTROL_PLANE_OPTIONS
-from chorale.errors import ChoraleError, NotFoundError, UnavailableError
+from chorale.errors import (
+    ChoraleError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from chorale.fleet_channel import open_fleet_channel
+from chorale.fleet_tls import FleetTls, way_out
+from chorale.fleet_tls_files import FleetTlsFiles
 from chorale.status import from_rpc_error
 from chorale.v1 import blob_pb2 as pb
 from chorale.v1.blob_pb2_grpc import BlobServiceStub
@@ -27,25 +35,30 @@ from storage.sources.retry import Patience, TransientError, patiently
 
 
 class BlobSource:
-    """Reads over gRPC from the control plane at `address`, HOST:PORT, with the fleet token; a
-    stream that breaks goes on where it broke. Belongs to one event loop; `aclose` when done."""
+    """Reads over gRPC from the control plane at `address`, HOST:PORT, with the fleet token, over
+    TLS by the files of `fleet_tls` (None: plaintext); a stream that breaks goes on where it broke.
+    Belongs to one event loop; `aclose` when done."""
 
     def __init__(
         self,
         address: str,
         fleet_token: str,
+        fleet_tls: FleetTlsFiles | None = None,
         *,
         limits: AdapterLimits = DEFAULT_LIMITS,
         patience: Patience | None = None,
     ) -> None:
         self._address = address
         self._metadata = bearer_metadata(fleet_token)
+        self._fleet_tls = fleet_tls
+        self._tls: FleetTls | None = None
         self._limits = limits
         self._patience = patience or Patience()
         self._channel: grpc.aio.Channel | None = None
 
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         """Raises: SourceError, AdapterTooLargeError."""
+        await self._look_at_certificate()
         digest = uri.partition(":")[2]
         config = await self._file(
             digest, CONFIG_NAME, pb.BLOB_FILE_CONFIG, self._limits.max_config_bytes, access
@@ -91,15 +104,26 @@ class BlobSource:
         await patiently(f"blob:{digest}", self._patience, attempt)
         return memoryview(data).toreadonly()
 
+    async def _look_at_certificate(self) -> None:
+        if self._fleet_tls is None:
+            return
+        if self._tls is not None:
+            return await asyncio.to_thread(self._tls.files.look)
+        try:
+            made = await asyncio.to_thread(FleetTls, self._fleet_tls)
+        except InvalidArgumentError as error:
+            raise SourceUnreadableError(error.message) from error
+        self._tls = self._tls or made
+
     def _stub(self) -> Any:
         if self._channel is None:  # made here: it belongs to the loop that runs now
-            self._channel = grpc.aio.insecure_channel(self._address, options=CONTROL_PLANE_OPTIONS)
+            self._channel = open_fleet_channel(self._address, CONTROL_PLANE_OPTIONS, self._tls)
         return BlobServiceStub(self._channel)
 
 
 def _translated(digest: str, error: ChoraleError, *, progressed: bool) -> Exception:
     if isinstance(error, UnavailableError) or error.reason == "UNTYPED":
-        problem = f"{error.reason}: {error.message[:200]}"
+        problem = f"{error.reason}: {error.message[:200]}{way_out(error.message)}"
         return TransientError(problem, progressed=progressed, retry_after_s=error.retry_after_s)
     if isinstance(error, NotFoundError):
         return SourceNotFoundError(error.message, metadata=error.metadata)

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from chorale.fleet_tls_files import FleetTlsFiles
 from dataplane.channel import Adapter
 from dataplane.load_reports import AdapterLoad
 from dataplane.lora.blob_source import BlobSource
@@ -91,7 +92,8 @@ class AdapterLoader(Protocol):
 class ThreadedLoader:
     """Runs storage's tiers in an event loop on a thread of its own.
 
-    sources: beside uploads, which come from the control plane at HOST:PORT with the fleet token.
+    sources: beside uploads, which come from the control plane at HOST:PORT with the fleet token
+    and over the fleet's TLS.
     limits: of what any of them gives.
     on_result: called on that thread after each result, to wake the engine. pace: of
     its threads; None where cores are left for them.
@@ -105,6 +107,7 @@ class ThreadedLoader:
         limits: AdapterLimits = DEFAULT_LIMITS,
         control_plane: str = "",
         fleet_token: str = "",
+        fleet_tls: FleetTlsFiles | None = None,
         host_bytes: int,
         disk_bytes: int,
         disk_dir: str,
@@ -117,7 +120,9 @@ class ThreadedLoader:
         self._sources = sources
         self._limits = limits
         self._blobs = (
-            BlobSource(control_plane, fleet_token, limits=limits) if control_plane else None
+            BlobSource(control_plane, fleet_token, fleet_tls, limits=limits)
+            if control_plane
+            else None
         )
         self._router: SourceRouter | None = None
         self._host_bytes = host_bytes

@@ -20,7 +20,10 @@ from chorale.errors import (
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
+    UnavailableError,
 )
+from chorale.fleet_channel import open_fleet_channel
+from chorale.fleet_tls import FleetTls, is_mismatch, way_out
 from chorale.status import from_rpc_error
 from chorale.v1 import fleet_pb2, fleet_pb2_grpc
 from dataplane.rpc.generations import Generations
@@ -35,8 +38,9 @@ _LEAVE_TIMEOUT_S = 1.0
 _HEARTBEAT_TIMEOUT_S = 1.0  # or the interval, where that is longer
 _MIN_HEARTBEAT_INTERVAL_S = 0.05
 # Another data plane that served other weights under this base model's name, and is gone, keeps its
-# lease for seconds: a conflict that lasts longer than this is a real one.
-_CONFLICT_PATIENCE_S = 15.0
+# lease for seconds, and certificates are renewed on one side first: what lasts longer than this is
+# a real conflict.
+_PATIENCE_S = 15.0
 _HOPELESS = (InvalidArgumentError, PermissionDeniedError, UnauthenticatedError)
 
 Report = Callable[[], tuple[fleet_pb2.Load, fleet_pb2.Residency]]
@@ -49,9 +53,9 @@ class FleetMember:
 
     join: what Join is called with. report: the load and residency of the moment. on_keys: called
     with the ticket keys of every answer. on_directive: called once with each directive.
-    settlements: told with the heartbeats. generations: told as long as it runs. Belongs to one
-    event loop; `stop` after `start`. Between `pause` and `resume` it is no member, and nothing is
-    placed here.
+    settlements: told with the heartbeats. generations: told as long as it runs. tls: of the
+    channel; None: plaintext. Belongs to one event loop; `stop` after `start`. Between `pause` and
+    `resume` it is no member, and nothing is placed here.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class FleetMember:
         on_directive: OnDirective = lambda _directive: None,
         settlements: Settlements | None = None,
         generations: Generations | None = None,
+        tls: FleetTls | None = None,
     ) -> None:
         self._metadata = bearer_metadata(token)
         self._join_request = join
@@ -76,7 +81,7 @@ class FleetMember:
         self._telling: asyncio.Task[None] | None = None
         self._received = 0  # number of the last directive since Join
         self._pins = _Pins()
-        self._channel = grpc.aio.insecure_channel(address, options=CONTROL_PLANE_OPTIONS)
+        self._channel = open_fleet_channel(address, CONTROL_PLANE_OPTIONS, tls)
         self._stub: Any = fleet_pb2_grpc.FleetServiceStub(self._channel)
         self._task: asyncio.Task[None] | None = None
         self._joined: asyncio.Future[None] | None = None
@@ -156,12 +161,14 @@ class FleetMember:
                 )
             except grpc.RpcError as failure:
                 error = from_rpc_error(failure)
-                patience_s = _CONFLICT_PATIENCE_S if _is_conflict(error) else 0.0
-                hopeless = isinstance(error, _HOPELESS) or _is_conflict(error)
+                passes = _is_conflict(error) or _is_other_tls(error)
+                patience_s = _PATIENCE_S if passes else 0.0
+                hopeless = isinstance(error, _HOPELESS) or passes
                 if give_up and hopeless and loop.time() - began_s >= patience_s:
-                    raise error from failure
+                    raise _explained(error) from failure
                 if told != error.reason:  # once for each kind of failure, not for each try
-                    log.warning("cannot join the fleet: %s: %s", error.reason, error.message)
+                    message = error.message + way_out(error.message)
+                    log.warning("cannot join the fleet: %s: %s", error.reason, message)
                     told = error.reason
                 await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
@@ -248,6 +255,17 @@ class _Pins:
         """Once all directives since Join were taken; each is told once."""
         gone, self._before = sorted(self._before), set()
         return gone
+
+
+def _is_other_tls(error: ChoraleError) -> bool:
+    return isinstance(error, UnavailableError) and is_mismatch(error.message)
+
+
+def _explained(error: ChoraleError) -> ChoraleError:
+    if not _is_other_tls(error):
+        return error
+    message = f"cannot join the fleet: {error.message}{way_out(error.message)}"
+    return FailedPreconditionError("FLEET_TLS_MISMATCH", message)
 
 
 def _is_conflict(error: ChoraleError) -> bool:

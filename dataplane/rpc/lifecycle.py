@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from chorale.address import host_port
 from chorale.exporter import Exporter
+from chorale.fleet_tls import FleetTls
 from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
 from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc, relay_pb2_grpc
@@ -116,9 +117,14 @@ class _DataPlane:
         self._server: Server | None = None
         self._member: FleetMember | None = None
         self._exporter: Exporter | None = None
+        files = options.engine.fleet_tls
+        self._tls = None if files is None else FleetTls(files)
+        self._watching: asyncio.Task[None] | None = None
 
     async def run(self, ready: Callable[[str, str], None]) -> None:
         """Starts everything, then serves until no engine can be kept running."""
+        if self._tls is not None:
+            self._watching = asyncio.create_task(self._tls.files.watch(), name="fleet-tls")
         await self._engine.start()
         # The engine loads its weights meanwhile, in its own process.
         tokenizer, announced = await asyncio.gather(
@@ -161,6 +167,9 @@ class _DataPlane:
             await self._exporter.stop()
         if self._server is not None:
             await self._server.stop(_LAST_ANSWERS_S)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._service is not None:
             self._service.close()
         await self._engine.stop()
@@ -208,6 +217,7 @@ class _DataPlane:
                 (admin.SERVICE_NAME, lambda to: add_admin(administration, to)),
             ],
             error_table={},
+            fleet_tls=self._tls,
         )
         return self._server
 
@@ -230,6 +240,7 @@ class _DataPlane:
             on_directive=self._direct,
             settlements=self._service.settlements,
             generations=self._service.generations,
+            tls=self._tls,
         )
 
     def _report(self) -> tuple[fleet_pb2.Load, fleet_pb2.Residency]:

@@ -52,9 +52,10 @@ class AsyncClient:
         timeout: float | None = 60.0,
         api_key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
     ) -> None:
         key = api_key_metadata(api_key)
-        self._channel = open_aio_channel(address, credentials)
+        self._channel = open_aio_channel(address, credentials, server_name)
         channel = carrying(self._channel, key)
         self._tenant = tenant
         self._timeout = timeout

@@ -46,6 +46,7 @@ class Client:
     for ever.
     api_key: what a gateway with --api-keys-file asks for; it is sent as it is, so over TLS.
     credentials: of TLS, for other authorities than gRPC's own; left out, the address decides.
+    server_name: the name that its certificate is for, where that is not the address's.
 
     Safe to use from several threads. Methods raise the errors of `chorale.errors`.
     """
@@ -58,9 +59,10 @@ class Client:
         timeout: float | None = 60.0,
         api_key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
     ) -> None:
         key = api_key_metadata(api_key)
-        self._channel = open_channel(address, credentials)
+        self._channel = open_channel(address, credentials, server_name)
         channel = carrying(self._channel, key)
         self._tenant = tenant
         self._timeout = timeout

@@ -13,31 +13,39 @@ Metadata = tuple[tuple[str, str], ...]
 PLAIN, SECURE = "grpc://", "grpcs://"
 
 
-def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+def open_channel(
+    address: str, credentials: grpc.ChannelCredentials | None = None, server_name: str = ""
+) -> grpc.Channel:
     """address: HOST:PORT; as grpcs://HOST:PORT it is reached over TLS.
 
     credentials: for TLS, with any address; None: TLS trusts gRPC's own list of authorities, or the
-    one in the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
+    one in the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names. server_name: that the certificate
+    must be for; empty: the address's.
     """
     target, credentials = _parts(address, credentials)
     if credentials is None:
         return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(target, credentials, options=_named(server_name))
 
 
 def open_aio_channel(
-    address: str, credentials: grpc.ChannelCredentials | None = None
+    address: str, credentials: grpc.ChannelCredentials | None = None, server_name: str = ""
 ) -> grpc.aio.Channel:
     """See `open_channel`; inside the event loop that is to use it."""
     target, credentials = _parts(address, credentials)
     if credentials is None:
         return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, options=_named(server_name))
 
 
 def carrying(channel: Any, metadata: Metadata) -> Any:
     """`channel` for stubs, each of whose calls has `metadata` too."""
     return _Carrying(channel, metadata) if metadata else channel
+
+
+def _named(server_name: str) -> tuple[tuple[str, int | str], ...]:
+    named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+    return (*CHANNEL_OPTIONS, *named)
 
 
 def _parts(

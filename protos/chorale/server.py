@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from chorale.address import host_port
 from chorale.errors import BY_CODE, ChoraleError, InternalError, InvalidArgumentError
+from chorale.fleet_tls import FleetTls, check_member
 from chorale.frames import forget_frames
 from chorale.status import to_status
 
@@ -65,12 +66,16 @@ def translate(error: Exception, table: ErrorTable) -> ChoraleError:
 class TypedErrors(grpc.aio.ServerInterceptor):
     """Ends every failed handler with a rich status; nothing leaves as UNKNOWN.
 
-    guard: whose refusals end calls in the same way.
+    guard: whose refusals end calls in the same way. members_only: refuses callers whose certificate
+    is not the fleet's.
     """
 
-    def __init__(self, table: ErrorTable, guard: Guard | None = None) -> None:
+    def __init__(
+        self, table: ErrorTable, guard: Guard | None = None, *, members_only: bool = False
+    ) -> None:
         self._table = table
         self._guard = guard
+        self._members_only = members_only
 
     async def intercept_service(
         self,
@@ -133,6 +138,8 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         return stream
 
     def _let_in(self, method: str, context: Any) -> None:
+        if self._members_only:
+            check_member(context)
         if self._guard is not None:
             self._guard(method, context.invocation_metadata() or ())
 
@@ -237,16 +244,19 @@ async def start_server(
     max_concurrent_rpcs: int | None = None,
     guard: Guard | None = None,
     credentials: grpc.ServerCredentials | None = None,
+    fleet_tls: FleetTls | None = None,
 ) -> Server:
     """Starts a server on `host`:`port` (0 picks a free port); its health is NOT_SERVING at first.
 
     services: (full service name, function that adds the servicer to the server).
     guard: lets calls in, but of health and reflection, which are for everybody.
     credentials: for TLS; None: the server speaks plaintext.
+    fleet_tls: in place of credentials: it is for members of the fleet alone; health and reflection
+    for whoever has a certificate of its authorities.
     Raises: OSError when the address cannot be bound.
     """
     grpc_server = grpc.aio.server(
-        interceptors=(TypedErrors(error_table, guard),),
+        interceptors=(TypedErrors(error_table, guard, members_only=fleet_tls is not None),),
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -271,6 +281,8 @@ async def start_server(
         [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], grpc_server
     )
     address = host_port(host, port)
+    if fleet_tls is not None:
+        credentials = fleet_tls.server_credentials()
     try:
         server.port = (
             grpc_server.add_insecure_port(address)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from chorale import AsyncClient
-from controlplane.gateway.access import watched
+from chorale import AsyncClient, watched
 from tests.gateway.key_callers import KEYS
 from tests.helpers.api_keys import write_keys
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, running_gateway

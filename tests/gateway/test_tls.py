@@ -16,13 +16,12 @@ import pytest_asyncio
 import trustme
 from typer.testing import CliRunner
 
-from chorale import AsyncClient, Client
+from chorale import AsyncClient, Client, watched
 from chorale import server as grpc_server
 from chorale.errors import UnavailableError
 from controlplane.cli.main import app
 from controlplane.cli.supervisor.readiness import wait_until_serving
 from controlplane.errors import OptionError
-from controlplane.gateway.access import watched
 from controlplane.gateway.http import server as http_server
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
 from tests.helpers.waiting import eventually

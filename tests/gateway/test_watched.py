@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from chorale.watched import Watched
 from controlplane.gateway.access import key_file
 from controlplane.gateway.access.key_file import change_keys, read_keys
-from controlplane.gateway.access.watched import Watched
 
 TIME = (1_700_000_000, 1_700_000_000)
 

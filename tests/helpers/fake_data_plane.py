@@ -87,6 +87,7 @@ class FakeDataPlane(InferenceServiceServicer):
             port=port,
             services=services,
             error_table={},
+            fleet_tls=self.fleet.tls,
         )
         self.endpoint = self.server.address
 

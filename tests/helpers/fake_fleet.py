@@ -20,6 +20,7 @@ from chorale.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from chorale.fleet_tls import FleetTls
 from chorale.server import Server, start_server
 from chorale.v1 import adapter_registry_pb2 as registry_pb
 from chorale.v1 import admission_pb2 as admission_pb
@@ -71,6 +72,7 @@ class FakeFleet(
     used: set[bytes] = field(default_factory=set)
     listed: list[fleet_pb.DataPlane] | None = None  # what ListDataPlanes tells in place of `planes`
     num_listings: int = 0
+    tls: FleetTls | None = None
     server: Server | None = None
 
     async def start(self) -> None:
@@ -89,6 +91,7 @@ class FakeFleet(
                 for name, add in zip(names, adds, strict=True)
             ],
             error_table={},
+            fleet_tls=self.tls,
         )
         await self.server.set_serving(True)
 
@@ -284,12 +287,15 @@ class FakeFleet(
 
 
 @asynccontextmanager
-async def running_fleet(num_planes: int = 2, *, relays: bool = True) -> AsyncIterator[FakeFleet]:
+async def running_fleet(
+    num_planes: int = 2, *, relays: bool = True, tls: FleetTls | None = None
+) -> AsyncIterator[FakeFleet]:
     """A started control plane with data planes "dp0", "dp1" … and the adapter "pirate".
 
-    relays: whether the data planes have RelayService.
+    relays: whether the data planes have RelayService. tls: of all servers.
     """
     fleet = FakeFleet()
+    fleet.tls = tls
     fleet.planes = [FakeDataPlane(f"dp{i}", fleet, relays=relays) for i in range(num_planes)]
     fleet.add_adapter("pirate", num_versions=2, prod=1)
     try:

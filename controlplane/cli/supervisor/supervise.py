@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chorale import fleet_tls_files
 from controlplane.cli import fleet_token
 from controlplane.cli.output import sanitized
 from controlplane.cli.supervisor import plan
@@ -50,8 +51,10 @@ def up(options: UpOptions) -> None:
         # The slowest to start comes first; each part waits by itself for those that it needs.
         parts = [*data_planes.values(), plan.control_plane(options, addresses, redis_url)]
         parts.append(plan.gateway(options, addresses))
-        token = {fleet_token.VARIABLE: fleet_token.token_to_serve_with()}
-        fleet_token.write_token(data_dir.fleet_token, token[fleet_token.VARIABLE])
+        token = fleet_token.token_to_serve_with()
+        # Between the parts is this machine's loopback: the variables are about another fleet.
+        environment = {fleet_token.VARIABLE: token, **dict.fromkeys(fleet_tls_files.VARIABLES, "")}
+        fleet_token.write_token(data_dir.fleet_token, token)
 
         async def announce() -> None:
             await wait_until_serving(
@@ -63,7 +66,9 @@ def up(options: UpOptions) -> None:
             print(f"ready grpc={addresses.grpc} http={addresses.http}", flush=True)
 
         try:
-            asyncio.run(Supervisor(parts, token, data_dir.logs, report).run(announce, *watched))
+            asyncio.run(
+                Supervisor(parts, environment, data_dir.logs, report).run(announce, *watched)
+            )
         finally:
             for number in SIGNALS:  # nothing must disturb the milliseconds of the store's stop
                 signal.signal(number, signal.SIG_IGN)

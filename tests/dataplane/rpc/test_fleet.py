@@ -168,7 +168,7 @@ async def test_a_conflict_is_waited_out_for_a_while(monkeypatch: pytest.MonkeyPa
         async with member(server.address) as joined:
             await asyncio.wait_for(joined.wait_joined(), 60)
         assert len(plane.joins) == 3
-        monkeypatch.setattr(fleet, "_CONFLICT_PATIENCE_S", 0.2)
+        monkeypatch.setattr(fleet, "_PATIENCE_S", 0.2)
         plane.join_errors = [conflict] * 50
         async with member(server.address) as joined:
             with pytest.raises(FailedPreconditionError, match="another fingerprint"):
