@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import typer
 
-from controlplane.cli.connection import credentials
+from controlplane.cli.connection import way_to
 from controlplane.cli.failures import reported
 from controlplane.cli.options import DEFAULT_ADDRESS, Address, Timeout
 
@@ -21,7 +21,8 @@ def health(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 5.0) -> None:
         from chorale.errors import UnavailableError
         from chorale.status import from_rpc_error
 
-        with open_channel(address, credentials()) as channel:
+        way = way_to(address)
+        with open_channel(way.address, way.credentials, way.server_name) as channel:
             stub = cast("Any", health_pb2_grpc.HealthStub(channel))
             try:
                 answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
