@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,8 +24,9 @@ from chorale.server import Server, start_server
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1 import inference_pb2_grpc
-from tests.helpers.fleet_certificates import LONG_AGO, write_files
+from tests.helpers.fleet_certificates import LONG_AGO, files_in, write_files
 
+ROOT = Path(__file__).parents[2]
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
 
 
@@ -202,3 +205,12 @@ def test_half_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHORALE_FLEET_TLS_CA_FILE", "")  # as compose gives what is not set
     with pytest.raises(ValueError, match="cert-file and --fleet-tls-ca-file is missing"):
         fleet_tls_files.from_environment()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
+    text = (ROOT / "docs/operations.md").read_text().partition("### Between the planes")[2]
+    block = text.partition("\n\n    openssl ")[2].partition("\n\n")[0]
+    script = "set -e\nopenssl " + block
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    FleetTls(files_in(tmp_path))

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 import chorale
 from chorale.aio import AsyncClient
@@ -21,12 +22,13 @@ from controlplane.gateway.main import serve as serve_gateway
 from controlplane.gateway.options import GatewayOptions
 from dataplane.lora.blob_source import BlobSource
 from storage.adapter.manifest import digest_of
-from storage.errors import SourceNotFoundError, SourceUnreadableError
+from storage.errors import SourceNotFoundError, SourceUnavailableError, SourceUnreadableError
 from storage.files import CONFIG_NAME, WEIGHTS_NAME
 from storage.limits import AdapterLimits
 from storage.sources.retry import Patience
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, TOKEN, ControlPlane, failure, running
+from tests.helpers.fleet_certificates import write_files
 
 
 @pytest.fixture
@@ -282,3 +284,19 @@ async def test_through_a_gateway(plane: ControlPlane, tmp_path: Path) -> None:
     finally:
         stop.set()
         await serving
+
+
+async def test_over_tls_of_the_fleet(redis_url: str, tmp_path: Path) -> None:
+    """A control plane that serves its fleet alone, and what its data planes fetch there."""
+    files = write_files(tmp_path / "fleet", trustme.CA())
+    absent = "0" * 64
+    quick = Patience(stall_s=60, max_attempts=2, first_pause_s=0.01)
+    async with running(redis_url, blob_dir=tmp_path / "blobs", fleet_tls=files) as plane:
+        member = BlobSource(plane.address, TOKEN, files, patience=quick)
+        with pytest.raises(SourceNotFoundError):
+            await member.fetch(f"blob:{absent}")
+        await member.aclose()
+        stranger = BlobSource(plane.address, TOKEN, patience=quick)
+        with pytest.raises(SourceUnavailableError, match="--fleet-tls-cert-file"):
+            await stranger.fetch(f"blob:{absent}")
+        await stranger.aclose()

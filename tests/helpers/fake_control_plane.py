@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from chorale import tickets
 from chorale.errors import ChoraleError, NotFoundError, UnauthenticatedError
+from chorale.fleet_tls import FleetTls
 from chorale.server import Server, start_server
 from chorale.v1 import admission_pb2, fleet_pb2, fleet_pb2_grpc
 from tests.helpers.waiting import eventually as eventually
@@ -115,7 +116,9 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving(control_plane: FakeControlPlane, port: int = 0) -> AsyncIterator[Server]:
+async def serving(
+    control_plane: FakeControlPlane, port: int = 0, tls: FleetTls | None = None
+) -> AsyncIterator[Server]:
     server = await start_server(
         host="127.0.0.1",
         port=port,
@@ -126,6 +129,7 @@ async def serving(control_plane: FakeControlPlane, port: int = 0) -> AsyncIterat
             )
         ],
         error_table={},
+        fleet_tls=tls,
     )
     try:
         yield server

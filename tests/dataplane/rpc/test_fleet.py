@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import pytest
+import trustme
 from msgspec import structs
 
 from chorale.errors import FailedPreconditionError, UnauthenticatedError, UnavailableError
+from chorale.fleet_tls import FleetTls
 from chorale.v1 import fleet_pb2
 from dataplane.channel import Adapter, Prefetch, Stats, Unload, Unpin
 from dataplane.load_reports import ExpectedWait, Outlook, TierCost
@@ -19,6 +24,7 @@ from dataplane.rpc.announce import base_model_of, directive_of, load_of, residen
 from dataplane.rpc.fleet import FleetMember
 from tests.helpers.fake_control_plane import KEY_ID, TOKEN, FakeControlPlane, eventually, serving
 from tests.helpers.fake_engine import ready_message
+from tests.helpers.fleet_certificates import write_files
 
 JOIN = fleet_pb2.JoinRequest(
     data_plane_id="dp-1",
@@ -40,7 +46,9 @@ STATS = Stats(
 
 
 @contextlib.asynccontextmanager
-async def member(address: str, *, token: str = TOKEN) -> AsyncIterator[FleetMember]:
+async def member(
+    address: str, *, token: str = TOKEN, tls: FleetTls | None = None
+) -> AsyncIterator[FleetMember]:
     joined = FleetMember(
         address,
         token,
@@ -48,6 +56,7 @@ async def member(address: str, *, token: str = TOKEN) -> AsyncIterator[FleetMemb
         report=lambda: (load_of(ready_message(), STATS), residency_of(STATS)),
         on_keys=keys.append,
         on_directive=directives.append,
+        tls=tls,
     )
     joined.start()
     try:
@@ -158,6 +167,41 @@ async def test_a_wrong_token_is_told_at_once() -> None:
         with pytest.raises(UnauthenticatedError, match="token"):
             await asyncio.wait_for(joined.wait_joined(), 60)
     assert plane.leaves == []
+
+
+async def test_joins_over_tls_and_gives_up_on_who_is_not_of_the_fleet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = trustme.CA()
+    tls = FleetTls(write_files(tmp_path / "ours", authority))
+    foreign = FleetTls(write_files(tmp_path / "foreign", trustme.CA()))
+    both = FleetTls(write_files(tmp_path / "both", trustme.CA()))
+    both.files.value = dataclasses.replace(
+        foreign.certificate,
+        for_channel=grpc.ssl_channel_credentials(
+            authority.cert_pem.bytes(),
+            (tmp_path / "foreign/key.pem").read_bytes(),
+            (tmp_path / "foreign/cert.pem").read_bytes(),
+        ),
+    )
+    monkeypatch.setattr(fleet, "_PATIENCE_S", 0.2)
+    plane = FakeControlPlane()
+    async with serving(plane, tls=tls) as server:
+        async with member(server.address, tls=tls) as joined:
+            await asyncio.wait_for(joined.wait_joined(), 60)
+        async with member(server.address, tls=foreign) as joined:
+            with pytest.raises(FailedPreconditionError, match="none of the authorities") as told:
+                await asyncio.wait_for(joined.wait_joined(), 60)
+        assert told.value.reason == "FLEET_TLS_MISMATCH"
+        # Whom the other side refuses hears too little to be sure: it is told, and tries on.
+        for refused in (None, both):
+            caplog.clear()
+            async with member(server.address, tls=refused):
+                await eventually(lambda: "the log of that side says" in caplog.text)
+    assert len(plane.joins) == 1
+    async with serving(plane) as server, member(server.address, tls=tls) as joined:
+        with pytest.raises(FailedPreconditionError, match="that side speaks plaintext"):
+            await asyncio.wait_for(joined.wait_joined(), 60)
 
 
 async def test_a_conflict_is_waited_out_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
