@@ -44,12 +44,14 @@ class Echo(inference_pb2_grpc.InferenceServiceServicer):
 
 
 @asynccontextmanager
-async def serving(tls: FleetTls | None, echo: Echo | None = None) -> AsyncIterator[Server]:
+async def serving(
+    tls: FleetTls | None, echo: Echo | None = None, port: int = 0
+) -> AsyncIterator[Server]:
     servicer = echo or Echo()
     add: Any = inference_pb2_grpc.add_InferenceServiceServicer_to_server
     server = await start_server(
         host="127.0.0.1",
-        port=0,
+        port=port,
         services=[("chorale.v1.InferenceService", lambda to: add(servicer, to))],
         error_table={},
         fleet_tls=tls,
@@ -169,6 +171,19 @@ async def test_the_authority_is_rotated_under_traffic(tmp_path: Path) -> None:
         async with asyncio.timeout(20):
             while retired:
                 await asyncio.sleep(0.005)
+
+
+async def test_a_channel_connects_again_by_its_renewed_certificate(tmp_path: Path) -> None:
+    tls = FleetTls(write_files(tmp_path / "channel", AUTHORITY))
+    other = FleetTls(write_files(tmp_path / "other", OTHER))
+    async with serving(FleetTls(write_files(tmp_path / "server", AUTHORITY))) as before:
+        channel = open_fleet_channel(before.address, CHANNEL_OPTIONS, tls)
+        assert await asked(channel) == "ok"
+    async with channel, serving(other, port=before.port):
+        assert (await asked(channel)).startswith("UNTYPED")
+        write_files(tmp_path / "channel", OTHER)
+        tls.files.look()
+        assert await asked(channel) == "ok"
 
 
 def test_files_that_do_not_serve(tmp_path: Path) -> None:

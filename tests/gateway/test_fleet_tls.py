@@ -43,7 +43,7 @@ async def test_generations_and_calls(tmp_path: Path) -> None:
 
 
 async def test_one_goes_on_over_new_certificates(tmp_path: Path) -> None:
-    """The whole fleet changes its authority while a stream runs."""
+    """The fleet changes its authority while a stream runs, and neither it nor others feel that."""
     servers = FleetTls(write_files(tmp_path / "servers", AUTHORITY, AUTHORITY, OTHER))
     files = write_files(tmp_path / "gateway", AUTHORITY, AUTHORITY, OTHER)
     held = asyncio.Event()
@@ -66,7 +66,6 @@ async def test_one_goes_on_over_new_certificates(tmp_path: Path) -> None:
         fleet.planes[0].before_token = None
 
         async def answered() -> bool:
-            # Whom the server knows no more cannot ask: it is the new certificate that does.
             try:
                 return bool((await client.complete("x", model="pirate", max_tokens=1)).text)
             except UnavailableError:
