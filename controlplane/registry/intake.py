@@ -12,9 +12,11 @@ from controlplane.errors import ConflictError, InvalidRequestError
 from controlplane.registry.model import BaseModelRecord
 from storage.adapter.manifest import AdapterManifest, digest_of, parse_adapter
 from storage.adapter.match import check_base
+from storage.errors import excerpt
 from storage.limits import AdapterLimits
 from storage.merge.recipe import MAX_RECIPE_CHARS, Component, is_merge, parse_recipe
 from storage.sources import Access, AdapterFiles, OriginSlots, SourceRouter
+from storage.sources.policy import without_secrets
 
 MAX_SOURCE_CHARS = 4096
 _MAX_OF_ONE_ORIGIN = 2
@@ -84,7 +86,7 @@ def check_source(source: str) -> None:
         raise InvalidRequestError(
             "SOURCE_INVALID",
             f"source must be 1 to {limit} characters without NUL: the absolute path "
-            f"or the URI of a PEFT directory, not {source[:200]!r}",
+            f"or the URI of a PEFT directory, not {excerpt(without_secrets(source))}",
             metadata={"field": "source"},
         )
 

@@ -58,24 +58,42 @@ def parse_header(
             f"{limits.max_weights_bytes}",
             metadata={"size_bytes": str(len(view)), "limit_bytes": str(limits.max_weights_bytes)},
         )
-    _refuse_pickle(bytes(view[:8]))
-    if len(view) < 8:
+    header_bytes = header_size(bytes(view[:8]), len(view), limits=limits)
+    return extents_of(bytes(view[8 : 8 + header_bytes]), len(view), limits=limits)
+
+
+def header_size(
+    beginning: bytes, file_bytes: int, *, limits: AdapterLimits = DEFAULT_LIMITS
+) -> int:
+    """Bytes of the JSON header, which the file has behind its first 8, `beginning`.
+
+    Raises: PickleRefusedError, BadWeightsError.
+    """
+    _refuse_pickle(beginning)
+    if file_bytes < 8:
         raise BadWeightsError(
-            f"adapter_model.safetensors is truncated: {len(view)} bytes, fewer than the 8 of its "
+            f"adapter_model.safetensors is truncated: {file_bytes} bytes, fewer than the 8 of its "
             "header length"
         )
-    header_bytes = int.from_bytes(view[:8], "little")
+    header_bytes = int.from_bytes(beginning, "little")
     if header_bytes > limits.max_header_bytes:
         raise BadWeightsError(
             f"safetensors header of {header_bytes} bytes exceeds the limit of "
             f"{limits.max_header_bytes}"
         )
-    if 8 + header_bytes > len(view):
+    if 8 + header_bytes > file_bytes:
         raise BadWeightsError(
             f"adapter_model.safetensors is truncated: the header needs {header_bytes} bytes, the "
-            f"file has {len(view) - 8} after the length"
+            f"file has {file_bytes - 8} after the length"
         )
-    raw = bytes(view[8 : 8 + header_bytes])
+    return header_bytes
+
+
+def extents_of(
+    raw: bytes, file_bytes: int, *, limits: AdapterLimits = DEFAULT_LIMITS
+) -> dict[str, TensorRef]:
+    """As parse_header, of a file of `file_bytes` whose JSON header is `raw`: no more of it has to
+    be there. Raises: BadWeightsError."""
     if not raw.startswith(b"{"):
         raise BadWeightsError("safetensors header does not begin with '{'")
     header = load_object(
@@ -90,7 +108,7 @@ def parse_header(
         raise BadWeightsError(
             f"safetensors file lists {len(header)} tensors; the limit is {limits.max_tensors}"
         )
-    data_start = 8 + header_bytes
+    data_start = 8 + len(raw)
     refs = sorted(
         (_tensor_ref(name, entry, data_start) for name, entry in header.items()),
         key=lambda ref: (ref.start, ref.end),
@@ -103,9 +121,9 @@ def parse_header(
                 f"tensor {excerpt(ref.name)} begins at byte {ref.start - data_start} and {problem}"
             )
         position = ref.end
-    if position != len(view):
+    if position != file_bytes:
         raise BadWeightsError(
-            f"tensors end at byte {position} but the file has {len(view)}: truncated or padded"
+            f"tensors end at byte {position} but the file has {file_bytes}: truncated or padded"
         )
     return {ref.name: ref for ref in refs}
 

@@ -8,9 +8,11 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from storage.adapter.weights import extents_of, header_size
 from storage.errors import (
     AdapterTooLargeError,
     OutsideRootsError,
@@ -23,11 +25,13 @@ from storage.files import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from storage.limits import DEFAULT_LIMITS, AdapterLimits
 from storage.sources.access import ANYBODY, Access, Progress
 from storage.sources.pickles import PICKLE_NAME, pickle_only
+from storage.sources.policy import without_secrets
 from storage.sources.slots import origin_of
 from storage.threads import LoneThreads
 
 _MAX_PATH_CHARS = 4096
 _CHUNK_BYTES = 8 << 20
+_UNSEEN_BYTES = 64 << 20  # of weights that are read without a look at their header first
 _PICKLES = (PICKLE_NAME, "adapter_model.pt", "adapter_model.pth")
 # O_NONBLOCK: opening a FIFO must not wait for its writer. O_NOFOLLOW: the path was resolved, so a
 # link found while opening was put there since.
@@ -59,7 +63,7 @@ class LocalDirectorySource:
         self._threads = LoneThreads()
 
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
-        """Raises: SourceError, AdapterTooLargeError, PickleRefusedError."""
+        """Raises: SourceError, AdapterTooLargeError, PickleRefusedError, BadWeightsError."""
         path = _local_path(uri)
         stopped = threading.Event()
         loop, on_progress = asyncio.get_running_loop(), access.on_progress
@@ -134,6 +138,8 @@ class LocalDirectorySource:
                         f"source file {excerpt(path)} has {size} bytes; the limit is {limit}",
                         metadata={"size_bytes": str(size), "limit_bytes": str(limit)},
                     )
+                if name == WEIGHTS_NAME and size > _UNSEEN_BYTES:
+                    self._check_header(file, size)
                 data = memoryview(bytearray(size))
                 received = 0
                 while count := file.readinto(data[received : received + _CHUNK_BYTES]):
@@ -146,6 +152,14 @@ class LocalDirectorySource:
             raise SourceUnreadableError(f"source file {excerpt(path)} changed while it was read")
         return data.toreadonly()
 
+    def _check_header(self, file: FileIO, size: int) -> None:
+        """Before there is room for all of it: a sparse file claims any size and costs nothing.
+
+        Raises: BadWeightsError, PickleRefusedError."""
+        header_bytes = header_size(_exactly(file, 8), size, limits=self._limits)
+        extents_of(_exactly(file, header_bytes), size, limits=self._limits)
+        file.seek(0)
+
     def _open(self, path: str, _: int) -> int:
         """A descriptor of a regular file under a root."""
         resolved = self._inside(path)
@@ -155,6 +169,15 @@ class LocalDirectorySource:
             os.close(fd)
             raise SourceUnreadableError(f"source file {excerpt(path)} is not a regular file")
         return fd
+
+
+def _exactly(file: FileIO, count: int) -> bytes:
+    """`count` bytes, or fewer where the file ends."""
+    pieces: list[bytes] = []
+    while count > 0 and (piece := file.read(count)):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
 
 
 def _open_beneath(root: Path, parts: Sequence[str]) -> int:
@@ -186,19 +209,20 @@ def _local_path(uri: str) -> str:
             raise SourceUnreadableError(f"source {excerpt(uri)} is not a valid file URI") from None
         if parts.netloc.lower() not in ("", "localhost"):
             raise SourceUnreadableError(
-                f"source {excerpt(uri)} names host {excerpt(parts.netloc)}; only files of this "
-                "machine are read: file:///absolute/dir"
+                f"source {excerpt(without_secrets(uri))} names a host; only files of this machine "
+                "are read: file:///absolute/dir"
             )
         if parts.query or parts.fragment:
             raise SourceUnreadableError(
-                f"source {excerpt(uri)} has a query or fragment; write ? and # as %3F and %23"
+                f"source {excerpt(without_secrets(uri))} has a query or fragment; write ? and # as "
+                "%3F and %23"
             )
     if "\x00" in path:
         raise SourceUnreadableError(f"source {excerpt(uri)} contains a NUL character")
     if not os.path.isabs(path):
         raise SourceUnreadableError(
-            f"source {excerpt(uri)} is a relative path; give an absolute one, or hf://ORG/NAME for "
-            "a repository on a hub"
+            f"source {excerpt(without_secrets(uri))} is a relative path; give an absolute one, or "
+            "hf://ORG/NAME for a repository on a hub"
         )
     return path
 

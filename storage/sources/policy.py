@@ -15,7 +15,8 @@ _ALLOWED = re.compile(r"(hf|https?|s3|gs)://([^/?#@\s]*)(/[^?#\s]*)?", re.IGNORE
 
 _SECRETS = (
     (re.compile(r"([?#]).+", re.DOTALL), r"\1…"),
-    (re.compile(r"//.*@", re.DOTALL), "//…@"),  # a user's name and password
+    # A user's name and password, also where a slash or both were forgotten.
+    (re.compile(r"(//|^[A-Za-z][A-Za-z0-9+.-]*:/?(?!/)).*@", re.DOTALL), r"\1…@"),
     (re.compile(r"(//[^/?#@]*?):(?!\d*(?:[/?#]|$))[^/?#@]*"), r"\1:…"),  # whose host is cut off
 )
 
@@ -72,7 +73,7 @@ def split(uri: str) -> SplitResult:
     """
     if len(uri) > MAX_URI_CHARS:
         raise SourceUnreadableError(
-            f"source {excerpt(_shown(uri))} has {len(uri)} characters; the limit is {MAX_URI_CHARS}"
+            f"source {excerpt(without_secrets(uri))} has {len(uri)} characters; the limit is {MAX_URI_CHARS}"
         )
     try:
         parts = urlsplit(uri)
@@ -123,11 +124,11 @@ def _host_matches(pattern: str, host: str) -> bool:
 
 
 def _malformed(uri: str, problem: str) -> SourceUnreadableError:
-    return SourceUnreadableError(f"source {excerpt(_shown(uri))} cannot be read: {problem}")
+    return SourceUnreadableError(f"source {excerpt(without_secrets(uri))} cannot be read: {problem}")
 
 
-def _shown(uri: str) -> str:
-    """Without what may be secret: messages go to logs."""
+def without_secrets(uri: str) -> str:
+    """For messages, which go to logs."""
     for pattern, shown in _SECRETS:
         uri = pattern.sub(shown, uri)
     return uri

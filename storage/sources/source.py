@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from storage.errors import UnsupportedSchemeError, excerpt
 from storage.files import AdapterFiles
 from storage.sources.access import ANYBODY, Access
+from storage.sources.policy import without_secrets
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?=//)|(blob|merge):", re.IGNORECASE)
 
@@ -16,8 +17,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?=//)|(blob|merge):", re.
 class Source(Protocol):
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         """Read both files, bounded. Their `uri` names this very content where the source can tell
-        (a commit). Raises: SourceError, AdapterTooLargeError, PickleRefusedError. Never blocks the
-        event loop."""
+        (a commit). Raises: SourceError, AdapterTooLargeError, BadWeightsError, PickleRefusedError.
+        Never blocks the event loop."""
         ...
 
 
@@ -69,7 +70,7 @@ class SourceRouter:
         if source is None:
             supported = ", ".join(_spelled(name) for name in sorted(self._sources)) or "none"
             raise UnsupportedSchemeError(
-                f"source {excerpt(uri)} has scheme {scheme!r}; supported are {supported}",
+                f"source {excerpt(without_secrets(uri))} has scheme {scheme!r}; supported are {supported}",
                 metadata={"scheme": scheme},
             )
         return source
@@ -78,7 +79,7 @@ class SourceRouter:
 def _refuse_lost_token(source: Source, uri: str, access: Access) -> None:
     if access.token and not isinstance(source, GuardedSource):
         raise UnsupportedSchemeError(
-            f"source {excerpt(uri)} is read without asking who the caller is, so a token means "
+            f"source {excerpt(without_secrets(uri))} is read without asking who the caller is, so a token means "
             "nothing there; send none",
             reason="TOKEN_UNSUPPORTED",
         )

@@ -1,5 +1,6 @@
 import asyncio
 import errno
+import json
 import os
 import socket
 import tracemalloc
@@ -10,6 +11,7 @@ import pytest
 
 from storage.errors import (
     AdapterTooLargeError,
+    BadWeightsError,
     OutsideRootsError,
     PickleRefusedError,
     SourceError,
@@ -262,6 +264,51 @@ async def test_router_picks_by_scheme_and_lists_what_it_has() -> None:
         with pytest.raises(UnsupportedSchemeError, match="file://, s3://") as caught:
             await router.fetch(uri)
         assert caught.value.reason == "UNSUPPORTED_SCHEME"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "ftp://name:secret@host/x",
+        "ftp://host/x?key=secret",
+        "file://name:secret@host/x",
+        "file:///x?key=secret",
+        "https:/name:secret@host/x",
+        "https:name:secret@host/x",
+    ],
+)
+async def test_no_refusal_repeats_a_password(uri: str, root: Path) -> None:
+    source = SourceRouter({"file": LocalDirectorySource([root])})
+    with pytest.raises(SourceError) as caught:
+        await source.fetch(uri)
+    assert "secret" not in caught.value.message + str(caught.value.metadata)
+    assert uri[:4] in caught.value.message
+
+
+async def test_a_header_that_promises_less_than_the_file_spares_its_room(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_UNSEEN_BYTES", 1 << 20)
+    size = 256 << 20
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    sound = json.dumps({"a": entry}).encode()
+    whole = {**entry, "shape": [(2 << 20) - 2], "data_offsets": [0, (8 << 20) - 8]}
+    exact = json.dumps({"a": whole}).encode().ljust(100)
+    source = LocalDirectorySource([root])
+    for header, told in ((b"", "begin"), (sound, "truncated or padded"), (b"{" * 99, "JSON")):
+        write_adapter(root, weights=len(header).to_bytes(8, "little") + header)
+        os.truncate(root / WEIGHTS_NAME, size)
+        tracemalloc.start()
+        try:
+            with pytest.raises(BadWeightsError, match=told):
+                await source.fetch(str(root))
+            assert tracemalloc.get_traced_memory()[1] < size // 16
+        finally:
+            tracemalloc.stop()
+    write_adapter(root, weights=len(exact).to_bytes(8, "little") + exact)
+    os.truncate(root / WEIGHTS_NAME, (8 << 20) + len(exact))
+    files = await source.fetch(str(root))
+    assert bytes(files.weights[8:108]) == exact and len(files.weights) == (8 << 20) + 100
 
 
 async def test_a_file_takes_the_room_that_it_has(root: Path) -> None:
