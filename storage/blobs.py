@@ -24,8 +24,9 @@ from typing import BinaryIO
 import aiofiles.threadpool
 
 from storage.adapter.config import parse_config
-from storage.adapter.manifest import parse_adapter
+from storage.adapter.manifest import digest_of, parse_adapter
 from storage.errors import (
+    AdapterFormatError,
     AdapterTooLargeError,
     BlobQuotaError,
     BlobWriteError,
@@ -50,6 +51,10 @@ _UNUSED_S = 86_400.0
 # Of an upload that nobody sends any more: its room is taken by what it announces, and a few of the
 # longest that were given up at once would leave none to anybody for a day.
 _GIVEN_UP_S = 900.0
+# Of each blob and upload, for its directory and the last blocks of its files: the quota would bound
+# no disk if thousands of a few bytes were nothing to it.
+_ENTRY_BYTES = 16 << 10
+_MAX_DONE = 4096
 
 
 class BlobStore:
@@ -97,6 +102,9 @@ class BlobStore:
     async def _opened(self, header: UploadHeader, offset: int) -> AsyncGenerator[Upload]:
         digest = await asyncio.to_thread(self._finished, header)
         if digest is not None and offset == header.weights_bytes:
+            if not await asyncio.to_thread(self._is_sound, digest):
+                (self._done / header.key).unlink(missing_ok=True)
+                raise _elsewhere(await asyncio.to_thread(self._offset, header), offset)
             await asyncio.to_thread(self._take_config, digest, header)
             yield Upload(header, None, None, digest)
             return
@@ -201,7 +209,7 @@ class BlobStore:
     def _check_quota(self, needed: int) -> None:
         used = sum(_size_of(path) for path in self._blobs.iterdir())
         used += sum(_size_of(path) for path in self._uploads.iterdir())
-        if used + needed > self._max_bytes:
+        if used + needed + _ENTRY_BYTES > self._max_bytes:
             raise BlobQuotaError(
                 f"the upload has {needed} bytes, and {used} of the {self._max_bytes} for blobs are "
                 "taken: remove adapters that nobody needs, or raise --max-blob-bytes",
@@ -216,18 +224,34 @@ class BlobStore:
             raise
         _sync(directory / CONFIG_NAME)
         final = self._blobs / digest
+        is_damaged = final.is_dir() and not self._is_sound(digest)
         with self._locked():  # who adds up what is taken must find it in one of the two places
             (directory / _RESERVATION).unlink()
             self._remember(header, digest)  # who finds the directory gone knows what became of it
             is_new = not final.is_dir()
             if is_new:
                 directory.rename(final)
+            elif is_damaged:
+                for name in (WEIGHTS_NAME, CONFIG_NAME):
+                    (directory / name).replace(final / name)
         if not is_new:
             self._take_config(digest, header)
             shutil.rmtree(directory, ignore_errors=True)
         os.utime(final)
+        _sync(final)
         _sync(self._blobs)
         return digest
+
+    def _is_sound(self, digest: str) -> bool:
+        """Whether the blob still is what its name says. Reads all of it."""
+        entry = self._blobs / digest
+        try:
+            config = (entry / CONFIG_NAME).read_bytes()
+            with (entry / WEIGHTS_NAME).open("rb") as file:
+                weights = mmap(file.fileno(), 0, access=ACCESS_READ)
+            return digest_of(config, weights, limits=self._limits) == digest
+        except (OSError, ValueError, AdapterFormatError):  # ValueError: an empty file
+            return False
 
     def _take_config(self, digest: str, header: UploadHeader) -> None:
         """The latest configuration is kept. It means the same, but says things that are no part of
@@ -261,6 +285,10 @@ class BlobStore:
         new = self._done / f".{header.key}.{os.getpid()}"
         new.write_text(digest, "ascii")
         new.rename(self._done / header.key)
+        # One for each spelling of a configuration, so they may be many more than the blobs.
+        done = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(self._done)]
+        for _, path in sorted(done)[:-_MAX_DONE]:
+            os.unlink(path)
 
     async def _whole(self, digest: str, name: str) -> bytes:
         def read() -> bytes:
@@ -325,13 +353,13 @@ def _elsewhere(there: int, offset: int) -> UploadOffsetError:
 
 
 def _size_of(path: Path) -> int:
-    """Of a blob: its files. Of an upload: what was reserved."""
+    """Of a blob: its files. Of an upload: what was reserved. Of both: their place."""
     try:
         with os.scandir(path) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries}
     except OSError:
         return 0  # it is being removed
-    return sizes.get(_RESERVATION) or sum(sizes.values())
+    return _ENTRY_BYTES + (sizes.get(_RESERVATION) or sum(sizes.values()))
 
 
 def _last_use(path: Path, fd: int) -> float:

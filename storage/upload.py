@@ -49,9 +49,13 @@ class Upload:
         self._complete = complete
         self._digest = digest
 
+    @property
+    def received_bytes(self) -> int:
+        return self._header.weights_bytes if self._file is None else self._file.tell()
+
     async def write(self, data: bytes) -> None:
         """Raises: UploadError when it is more than was announced."""
-        left = 0 if self._file is None else self._header.weights_bytes - self._file.tell()
+        left = self._header.weights_bytes - self.received_bytes
         if len(data) > left:
             raise UploadError(
                 f"{len(data)} bytes came where {left} are left of the "
@@ -71,7 +75,7 @@ class Upload:
             return self._digest
         assert self._file is not None and self._complete is not None
         await aiofiles.threadpool.wrap(self._file).flush()
-        received = self._file.tell()
+        received = self.received_bytes
         if received != self._header.weights_bytes:
             raise UploadOffsetError(
                 f"the upload ended at byte {received} of {self._header.weights_bytes}: send the "

@@ -12,7 +12,7 @@ from controlplane.errors import ConflictError, InvalidRequestError
 from controlplane.registry.model import BaseModelRecord
 from storage.adapter.manifest import AdapterManifest, digest_of, parse_adapter
 from storage.adapter.match import check_base
-from storage.errors import excerpt
+from storage.errors import DigestMismatchError, excerpt
 from storage.limits import AdapterLimits
 from storage.merge.recipe import MAX_RECIPE_CHARS, Component, is_merge, parse_recipe
 from storage.sources import Access, AdapterFiles, OriginSlots, SourceRouter
@@ -53,6 +53,7 @@ class Intake:
                 parse_adapter, files.config, files.weights, limits=self._limits
             )
             manifest = parsed.manifest
+            _check_blob(source, manifest.digest)
             trained_on = manifest.config.base_model_name_or_path
             if not trained_on and files.card is not None:
                 trained_on = files.card.base_model
@@ -88,6 +89,16 @@ def check_source(source: str) -> None:
             f"source must be 1 to {limit} characters without NUL: the absolute path "
             f"or the URI of a PEFT directory, not {excerpt(without_secrets(source))}",
             metadata={"field": "source"},
+        )
+
+
+def _check_blob(source: str, digest: str) -> None:
+    """Raises: DigestMismatchError when a blob is no longer what its name says."""
+    if source.startswith("blob:") and source != f"blob:{digest}":
+        raise DigestMismatchError(
+            f"{source} was damaged where the control plane keeps it, and holds {digest} now: "
+            "upload it again",
+            metadata={"expected": source.removeprefix("blob:"), "found": digest},
         )
 
 

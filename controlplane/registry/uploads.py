@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from controlplane.errors import ConflictError
 from controlplane.registry.registry import AdapterRegistry
 from storage.blobs import BlobStore
-from storage.errors import BlobQuotaError
-from storage.upload import UploadHeader
+from storage.errors import BlobQuotaError, UploadOffsetError
+from storage.upload import Upload, UploadHeader
 
 
 class Uploads:
-    """blobs: None where uploads are turned off. registry: says which blobs are in use."""
+    """blobs: None where uploads are turned off. registry: says which blobs are in use.
+    silence_s: how long an upload's next bytes are waited for."""
 
-    def __init__(self, blobs: BlobStore | None, registry: AdapterRegistry) -> None:
+    def __init__(
+        self, blobs: BlobStore | None, registry: AdapterRegistry, *, silence_s: float = 60.0
+    ) -> None:
+        self._silence_s = silence_s
         self._blobs = blobs
         self._registry = registry
 
@@ -44,9 +49,23 @@ class Uploads:
         self, blobs: BlobStore, header: UploadHeader, offset: int, data: AsyncIterator[bytes]
     ) -> str:
         async with blobs.upload(header, offset) as upload:
-            async for piece in data:
+            while (piece := await self._next(data, upload)) is not None:
                 await upload.write(piece)
             return await upload.finish()
+
+    async def _next(self, data: AsyncIterator[bytes], upload: Upload) -> bytes | None:
+        """An upload that is open keeps its room, so a caller who says nothing may not keep it open.
+
+        Raises: UploadOffsetError."""
+        try:
+            async with asyncio.timeout(self._silence_s):
+                return await anext(data, None)
+        except TimeoutError:
+            raise UploadOffsetError(
+                f"nothing of the upload came for {self._silence_s:g} s after byte "
+                f"{upload.received_bytes}: ask GetUpload, and send the rest",
+                metadata={"offset": str(upload.received_bytes)},
+            ) from None
 
     def _store(self) -> BlobStore:
         if self._blobs is None:

@@ -73,7 +73,8 @@ def split(uri: str) -> SplitResult:
     """
     if len(uri) > MAX_URI_CHARS:
         raise SourceUnreadableError(
-            f"source {excerpt(without_secrets(uri))} has {len(uri)} characters; the limit is {MAX_URI_CHARS}"
+            f"source {excerpt(without_secrets(uri))} has {len(uri)} characters; the limit is "
+            f"{MAX_URI_CHARS}"
         )
     try:
         parts = urlsplit(uri)
@@ -124,7 +125,9 @@ def _host_matches(pattern: str, host: str) -> bool:
 
 
 def _malformed(uri: str, problem: str) -> SourceUnreadableError:
-    return SourceUnreadableError(f"source {excerpt(without_secrets(uri))} cannot be read: {problem}")
+    return SourceUnreadableError(
+        f"source {excerpt(without_secrets(uri))} cannot be read: {problem}"
+    )
 
 
 def without_secrets(uri: str) -> str:

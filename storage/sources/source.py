@@ -70,7 +70,8 @@ class SourceRouter:
         if source is None:
             supported = ", ".join(_spelled(name) for name in sorted(self._sources)) or "none"
             raise UnsupportedSchemeError(
-                f"source {excerpt(without_secrets(uri))} has scheme {scheme!r}; supported are {supported}",
+                f"source {excerpt(without_secrets(uri))} has scheme {scheme!r}; supported are "
+                f"{supported}",
                 metadata={"scheme": scheme},
             )
         return source
@@ -79,8 +80,8 @@ class SourceRouter:
 def _refuse_lost_token(source: Source, uri: str, access: Access) -> None:
     if access.token and not isinstance(source, GuardedSource):
         raise UnsupportedSchemeError(
-            f"source {excerpt(without_secrets(uri))} is read without asking who the caller is, so a token means "
-            "nothing there; send none",
+            f"source {excerpt(without_secrets(uri))} is read without asking who the caller is, so a "
+            "token means nothing there; send none",
             reason="TOKEN_UNSUPPORTED",
         )
 

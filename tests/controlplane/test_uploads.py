@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -20,12 +21,20 @@ from chorale.v1 import blob_pb2
 from chorale.v1.blob_pb2_grpc import BlobServiceStub
 from controlplane.gateway.main import serve as serve_gateway
 from controlplane.gateway.options import GatewayOptions
+from controlplane.registry.uploads import Uploads
 from dataplane.lora.blob_source import BlobSource
 from storage.adapter.manifest import digest_of
-from storage.errors import SourceNotFoundError, SourceUnavailableError, SourceUnreadableError
+from storage.blobs import BlobStore
+from storage.errors import (
+    SourceNotFoundError,
+    SourceUnavailableError,
+    SourceUnreadableError,
+    UploadOffsetError,
+)
 from storage.files import CONFIG_NAME, WEIGHTS_NAME
 from storage.limits import AdapterLimits
 from storage.sources.retry import Patience
+from storage.upload import UploadHeader
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import AUTHORIZATION, TOKEN, ControlPlane, failure, running
 from tests.helpers.fleet_certificates import write_files
@@ -300,3 +309,46 @@ async def test_over_tls_of_the_fleet(redis_url: str, tmp_path: Path) -> None:
         with pytest.raises(SourceUnavailableError, match="--fleet-tls-cert-file"):
             await stranger.fetch(f"blob:{absent}")
         await stranger.aclose()
+
+
+async def test_a_damaged_blob_is_registered_as_nothing_and_uploaded_anew(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    async with AsyncClient(plane.address) as client:
+        uploaded = await client.adapters.upload(made)
+        (kept,) = (tmp_path / "blobs").glob(f"blobs/*/{WEIGHTS_NAME}")
+        data = bytearray(kept.read_bytes())
+        data[-1] ^= 1
+        kept.write_bytes(data)
+        error = await failure(plane.register("voice", uploaded.source))
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "DIGEST_MISMATCH")
+        assert "upload it again" in error.message
+        assert await client.adapters.upload(made) == uploaded
+        done = await client.adapters.register("voice", uploaded.source)
+        assert done.version.digest == uploaded.digest
+
+
+async def test_an_upload_that_says_nothing_is_ended(tmp_path: Path) -> None:
+    made = make_adapter_dir(tmp_path / "a")
+    files = read_directory(made)
+    header = UploadHeader(
+        files.header.config, files.header.weights_bytes, files.header.weights_sha256
+    )
+    uploads = Uploads(BlobStore(tmp_path / "blobs", 1 << 20), Mock(), silence_s=0.05)
+
+    async def silent(first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        await asyncio.Event().wait()
+
+    data = files.weights.read_bytes()
+    async with asyncio.timeout(10):
+        with pytest.raises(UploadOffsetError, match=r"0\.05 s after byte 100") as caught:
+            await uploads.take(header, 0, silent(data[:100]))
+        assert caught.value.metadata == {"offset": "100"}
+        assert await uploads.offset(header) == 100  # and nobody holds it
+
+        async def rest() -> AsyncIterator[bytes]:
+            yield data[100:]
+
+        assert await uploads.take(header, 100, rest()) == digest_in(made)

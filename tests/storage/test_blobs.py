@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import blobs
 from storage.adapter.manifest import digest_of
 from storage.blobs import BlobStore
 from storage.errors import (
@@ -32,6 +33,7 @@ from tests.storage.samples import config, files
 SAMPLES = [files(seed) for seed in range(4)]
 DIGESTS = [digest_of(one.config, one.weights) for one in SAMPLES]
 SIZE = max(one.size_bytes for one in SAMPLES)
+ROOM = SIZE + (16 << 10)  # with what a directory takes
 
 
 def header_of(sample: AdapterFiles, weights: bytes | None = None) -> UploadHeader:
@@ -55,20 +57,20 @@ def used(root: Path) -> int:
 
 
 async def test_an_upload_becomes_a_blob(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     assert await upload(store, SAMPLES[0]) == DIGESTS[0]
     found = await store.fetch(f"blob:{DIGESTS[0]}")
     assert (found.config, found.weights) == (SAMPLES[0].config, SAMPLES[0].weights)
     assert found.uri == f"blob:{DIGESTS[0]}"
-    again = BlobStore(tmp_path, SIZE * 10)
+    again = BlobStore(tmp_path, ROOM * 10)
     assert (await again.fetch(f"blob:{DIGESTS[0]}")).weights == SAMPLES[0].weights
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
 async def test_it_goes_on_where_it_broke_off(tmp_path: Path) -> None:
     sample = SAMPLES[0]
-    assert await upload(BlobStore(tmp_path, SIZE * 10), sample, upto=900) == ""
-    store = BlobStore(tmp_path, SIZE * 10)  # another process, later
+    assert await upload(BlobStore(tmp_path, ROOM * 10), sample, upto=900) == ""
+    store = BlobStore(tmp_path, ROOM * 10)  # another process, later
     assert await store.offset(header_of(sample)) == 900
     assert await store.offset(header_of(SAMPLES[1])) == 0
     with pytest.raises(UploadOffsetError) as caught:
@@ -79,7 +81,7 @@ async def test_it_goes_on_where_it_broke_off(tmp_path: Path) -> None:
 
 
 async def test_uploading_again_sends_nothing(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     await upload(store, SAMPLES[0])
     header = header_of(SAMPLES[0])
     assert await store.offset(header) == header.weights_bytes
@@ -93,7 +95,7 @@ async def test_uploading_again_sends_nothing(tmp_path: Path) -> None:
 
 async def test_the_latest_configuration_of_a_blob_counts(tmp_path: Path) -> None:
     """The base model's name is no part of the digest, and decides what a blob is registered for."""
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     named = [
         dataclasses.replace(SAMPLES[0], config=config(base_model_name_or_path=name))
         for name in ("typing/eror", "typing/error")
@@ -106,7 +108,7 @@ async def test_the_latest_configuration_of_a_blob_counts(tmp_path: Path) -> None
 
 
 async def test_one_call_at_a_time_writes_an_upload(tmp_path: Path) -> None:
-    store, other = BlobStore(tmp_path, SIZE * 10), BlobStore(tmp_path, SIZE * 10)
+    store, other = BlobStore(tmp_path, ROOM * 10), BlobStore(tmp_path, ROOM * 10)
     header = header_of(SAMPLES[0])
     async with store.upload(header, 0):
         with pytest.raises(UploadBusyError):
@@ -120,7 +122,7 @@ async def test_an_upload_that_another_call_has_just_finished_is_not_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reservation would count for a day."""
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     await upload(store, SAMPLES[0])
     answers = [None, DIGESTS[0]]
     monkeypatch.setattr(store, "_finished", lambda _: answers.pop(0))
@@ -133,7 +135,7 @@ async def test_an_upload_that_another_call_has_just_finished_is_not_begun_again(
 
 
 async def test_damage_on_the_way_is_seen_and_begun_afresh(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     header = header_of(SAMPLES[0])
     with pytest.raises(UploadDamagedError):
         async with store.upload(header, 0) as one:
@@ -144,7 +146,7 @@ async def test_damage_on_the_way_is_seen_and_begun_afresh(tmp_path: Path) -> Non
 
 
 async def test_only_sound_adapters_become_blobs(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     weights = b"no safetensors at all"
     header = header_of(SAMPLES[0], weights)
     with pytest.raises(AdapterFormatError):
@@ -162,7 +164,7 @@ async def test_only_sound_adapters_become_blobs(tmp_path: Path) -> None:
 
 async def test_announced_sizes_hold(tmp_path: Path) -> None:
     limits = AdapterLimits(max_weights_bytes=len(SAMPLES[0].weights))
-    store = BlobStore(tmp_path, SIZE * 10, limits)
+    store = BlobStore(tmp_path, ROOM * 10, limits)
     header = header_of(SAMPLES[0])
     with pytest.raises(AdapterTooLargeError):
         await store.offset(header_of(SAMPLES[0], bytes(SAMPLES[0].weights) + b"x"))
@@ -184,7 +186,7 @@ async def test_announced_sizes_hold(tmp_path: Path) -> None:
 
 
 async def test_the_quota_counts_what_is_under_way(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 2)
+    store = BlobStore(tmp_path, ROOM * 2)
     await upload(store, SAMPLES[0])
     await upload(store, SAMPLES[1], upto=100)
     with pytest.raises(BlobQuotaError) as caught:
@@ -195,7 +197,7 @@ async def test_the_quota_counts_what_is_under_way(tmp_path: Path) -> None:
 
 
 async def test_only_what_is_old_and_nameless_is_collected(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 3)
+    store = BlobStore(tmp_path, ROOM * 3)
     for sample in SAMPLES[:2]:
         await upload(store, sample)
     await upload(store, SAMPLES[2], upto=100)
@@ -211,7 +213,7 @@ async def test_only_what_is_old_and_nameless_is_collected(tmp_path: Path) -> Non
 
 
 async def test_an_upload_that_was_given_up_leaves_its_room_soon(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 3)
+    store = BlobStore(tmp_path, ROOM * 3)
     header = header_of(SAMPLES[0])
     await upload(store, SAMPLES[0], upto=100)
     (directory,) = (tmp_path / "uploads").iterdir()
@@ -228,7 +230,7 @@ async def test_an_upload_that_was_given_up_leaves_its_room_soon(tmp_path: Path) 
 
 
 async def test_files_are_read_from_any_offset(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     await upload(store, SAMPLES[0])
     weights = bytes(SAMPLES[0].weights)
     for offset in (0, 1, len(weights) - 1, len(weights)):
@@ -241,18 +243,18 @@ async def test_files_are_read_from_any_offset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("digest", ["", "..", "A" * 64, "../" + "a" * 61, "a" * 63 + "/"])
 async def test_only_digests_become_paths(tmp_path: Path, digest: str) -> None:
-    store = BlobStore(tmp_path, SIZE)
+    store = BlobStore(tmp_path, ROOM)
     with pytest.raises(SourceUnreadableError):
         await store.fetch(f"blob:{digest}")
 
 
 async def test_missing_blobs_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="--upload"):
-        await BlobStore(tmp_path, SIZE).fetch(f"blob:{'a' * 64}")
+        await BlobStore(tmp_path, ROOM).fetch(f"blob:{'a' * 64}")
 
 
 async def test_many_uploads_at_once_keep_the_quota(tmp_path: Path) -> None:
-    stores = [BlobStore(tmp_path, SIZE * 2) for _ in range(4)]
+    stores = [BlobStore(tmp_path, ROOM * 2) for _ in range(4)]
     results = await asyncio.gather(
         *(upload(store, sample) for store, sample in zip(stores, SAMPLES, strict=True)),
         return_exceptions=True,
@@ -266,7 +268,7 @@ async def test_many_uploads_at_once_keep_the_quota(tmp_path: Path) -> None:
 async def test_a_full_disk_is_typed_and_the_upload_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = BlobStore(tmp_path, SIZE * 10)
+    store = BlobStore(tmp_path, ROOM * 10)
     with monkeypatch.context() as patch:
         patch.setattr(Upload, "write", _no_room)
         with pytest.raises(BlobWriteError, match="No space left") as caught:
@@ -277,3 +279,59 @@ async def test_a_full_disk_is_typed_and_the_upload_goes_on_later(
 
 async def _no_room(_upload: Upload, _data: bytes) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_uploads_of_a_few_bytes_are_bounded_by_the_quota(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, 160 << 10)
+    assert len(SAMPLES[0].config) < 1 << 10
+    begun = 0
+    with pytest.raises(BlobQuotaError):
+        for begun in range(100):
+            async with store.upload(UploadHeader(SAMPLES[0].config, 8, bytes([begun] * 32)), 0):
+                pass
+    assert begun == 9
+
+
+async def test_what_is_remembered_of_uploads_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_MAX_DONE", 3)
+    store = BlobStore(tmp_path, ROOM * 3)
+    spelled = [
+        AdapterFiles(SAMPLES[0].config + b" " * blanks, SAMPLES[0].weights, "")
+        for blanks in range(5)
+    ]
+    for sample in spelled:
+        assert await upload(store, sample) == DIGESTS[0]
+    assert len(list((tmp_path / "done").iterdir())) == 3
+    assert await store.offset(header_of(spelled[-1])) == len(SAMPLES[0].weights)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "weights", "config"])
+async def test_a_blob_damaged_at_rest_is_mended_by_uploading_it_again(
+    tmp_path: Path, damage: str
+) -> None:
+    store = BlobStore(tmp_path, ROOM * 3)
+    sample = SAMPLES[0]
+    await upload(store, sample)
+    entry = tmp_path / "blobs" / DIGESTS[0]
+    if damage == "bit":
+        data = bytearray(sample.weights)
+        data[-1] ^= 1
+        (entry / WEIGHTS_NAME).write_bytes(data)
+    elif damage == "cut":
+        os.truncate(entry / WEIGHTS_NAME, 0)
+    else:
+        (entry / {"weights": WEIGHTS_NAME, "config": CONFIG_NAME}[damage]).unlink()
+    with pytest.raises(UploadOffsetError) as caught:  # it seems to be there
+        await upload(store, sample)
+    assert caught.value.metadata["offset"] == "0"
+    assert await upload(store, sample) == DIGESTS[0]
+    found = await store.fetch(f"blob:{DIGESTS[0]}")
+    assert (found.config, found.weights) == (sample.config, sample.weights)
+    assert list((tmp_path / "uploads").iterdir()) == []
+    # Another spelling is an upload of its own, which finds the damaged blob in its place.
+    os.truncate(entry / WEIGHTS_NAME, 9)
+    other = AdapterFiles(sample.config + b" ", sample.weights, "")
+    assert await upload(store, other) == DIGESTS[0]
+    assert (await store.fetch(f"blob:{DIGESTS[0]}")).weights == sample.weights
