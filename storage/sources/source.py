@@ -80,8 +80,8 @@ class SourceRouter:
 def _refuse_lost_token(source: Source, uri: str, access: Access) -> None:
     if access.token and not isinstance(source, GuardedSource):
         raise UnsupportedSchemeError(
-            f"source {excerpt(without_secrets(uri))} is read without asking who the caller is, so a "
-            "token means nothing there; send none",
+            f"source {excerpt(without_secrets(uri))} is read without asking who the caller is, so "
+            "a token means nothing there; send none",
             reason="TOKEN_UNSUPPORTED",
         )
 
