@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 from msgspec import structs
@@ -37,9 +38,13 @@ def add_counters(load: pb.Load, counters: Counters) -> None:
 
 
 def _taken(kind: type[T], message: pb.TierCounters | pb.LoadCount) -> T:
-    """The message's fields have the same names."""
+    """The message's fields have the same names. What is no time or no number is taken as 0."""
     fields: dict[str, Any] = {}
     for name in kind.__struct_fields__:
         value = getattr(message, name)
-        fields[name] = word(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            fields[name] = word(value)
+        else:
+            # No JSON has the others, and one report that cannot be read hides the whole fleet.
+            fields[name] = value if math.isfinite(value) and value >= 0 else 0
     return kind(**fields)
