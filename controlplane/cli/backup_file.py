@@ -30,7 +30,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, tag_field="kind", kw_onl
 
 class HeadLine(_Line, tag="file"):
     format: str
-    version: int
+    version: Number
 
 
 class VersionEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +87,7 @@ def read_lines(file: Path) -> tuple[list[AdapterLine], list[AliasLine]]:
             raise _malformed(number, "is too long" if len(text) >= MAX_LINE_BYTES else "is cut off")
         try:
             line = _decoder.decode(text)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _malformed(number, f"is none of an export: {str(error)[:200]}") from error
         if isinstance(line, HeadLine):
             if (line.format, line.version) != (FORMAT, FORMAT_VERSION) or number != 1:

@@ -173,12 +173,15 @@ ALIAS = '{"kind":"alias","name":"z","targets":[{"adapter":"a","weight":2}]}\n'
         (HEAD + ALIAS.replace("[", '[{"adapter":"a"},'), "line 2 names a target twice"),
         (HEAD + ADAPTER + ADAPTER, "twice"),
         (HEAD + HEAD, "line 2 is of"),
+        (HEAD.replace('"version":1', f'"version":{"9" * 4000}'), "line 1 is none"),
+        (HEAD + ADAPTER.replace('"name":"a"', '"name":"\udcff"'), "line 2 is none"),
+        (HEAD + '{"more":' + "[" * 9999 + "]" * 9999 + ',"kind":"adapter"}\n', "line 2 is none"),
     ],
 )
 def test_a_file_that_is_none_changes_nothing(
     chorale: Chorale, tmp_path: Path, text: str, problem: str
 ) -> None:
-    (tmp_path / "x").write_text(text)
+    (tmp_path / "x").write_bytes(text.encode("utf-8", "surrogateescape"))
     refused = chorale("adapters", "import", str(tmp_path / "x"))
     assert refused.exit_code == 2 and problem in refused.stderr
     assert listing(chorale) == []
