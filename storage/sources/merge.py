@@ -21,17 +21,20 @@ from storage.limits import AdapterLimits
 from storage.merge.combine import merged_files
 from storage.merge.recipe import Component, Recipe, parse_recipe
 from storage.sources.access import ANYBODY, Access
+from storage.sources.places import Places
 from storage.sources.source import Source
 
 _log = logging.getLogger(__name__)
 _MAX_AT_WORK = 2
-_MAX_IN_MEMORY = 4
+_MAX_QUICK = 2
+_MAX_SLOW = 2
+_PATIENCE_S = 60.0
 
 
 class MergeSource:
     """Reads components from disk or their own source, each compared with its digest, and combines
-    them in a thread, two merges at once; four have components in memory. Takes no token: components
-    with one are not merged.
+    them in a thread, two merges at once; four have components in memory, two of them for longer
+    than a minute where others wait. Takes no token: components with one are not merged.
 
     sources: of components. disk: where components are looked for and kept; None: nowhere.
     """
@@ -42,16 +45,18 @@ class MergeSource:
         self._limits = limits
         self._work = asyncio.Semaphore(_MAX_AT_WORK)
         # Whatever their origins: components of a few may be put together in any number of ways.
-        self._memory = asyncio.Semaphore(_MAX_IN_MEMORY)
+        self._memory = Places(_MAX_QUICK, _MAX_SLOW, _PATIENCE_S)
 
     async def fetch(self, uri: str, access: Access = ANYBODY) -> AdapterFiles:
         """Raises: MergeRefusedError, and of components SourceError, AdapterFormatError,
         DigestMismatchError, which name the component."""
         recipe = parse_recipe(uri)
-        async with self._memory:
-            return await self._made(recipe, access)
+        async with self._memory.hold() as place:
+            found = await place.wait_for(self._components(recipe, access))
+            async with self._work:
+                return await _combined(recipe, found, self._limits)
 
-    async def _made(self, recipe: Recipe, access: Access) -> AdapterFiles:
+    async def _components(self, recipe: Recipe, access: Access) -> list[ParsedAdapter]:
         found: list[ParsedAdapter] = []
         num_bytes = 0
         for component in recipe.components:
@@ -63,8 +68,7 @@ class MergeSource:
             num_bytes += len(parsed.weights)
             if num_bytes > self._limits.max_weights_bytes:
                 raise _too_large(self._limits.max_weights_bytes)
-        async with self._work:
-            return await _combined(recipe, found, self._limits)
+        return found
 
     async def _component(self, component: Component, access: Access) -> ParsedAdapter:
         digest, disk = component.digest, self._disk

@@ -20,6 +20,7 @@ from storage.errors import (
     DigestMismatchError,
     NonFiniteError,
     SourceNotFoundError,
+    SourceUnavailableError,
     StorageError,
 )
 from storage.files import AdapterFiles
@@ -219,14 +220,56 @@ async def test_few_merges_have_components_in_memory(bench: Bench) -> None:
     router = bench.router(None)
     recipes = [make_recipe("cat", components((1.0, 0.5 + n))) for n in range(9)]
     fetches = [asyncio.create_task(router.fetch(each.uri)) for each in recipes]
-    await eventually(lambda: len(bench.source.fetched) == 4)
+    await eventually(lambda: len(bench.source.fetched) == 2)
     fetches[0].cancel()
-    await eventually(lambda: len(bench.source.fetched) == 5)
+    await eventually(lambda: len(bench.source.fetched) == 3)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert len(bench.source.fetched) == 5
+    assert len(bench.source.fetched) == 3
     go_on.set()
     assert len(await asyncio.gather(*fetches[1:])) == 8
+
+
+async def test_merges_whose_components_hang_hold_up_no_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_module, "_PATIENCE_S", 0.02)
+    real, go_on = bench.source.fetch, asyncio.Event()
+
+    async def fetch(uri: str, access: Access = ANYBODY) -> AdapterFiles:
+        files = await real(uri, access)
+        if uri == "mem://h1/x":
+            await go_on.wait()
+        return files
+
+    bench.source.fetch = fetch
+    router = bench.router(None)
+
+    def hanging(number: int) -> asyncio.Task[AdapterFiles]:
+        recipe = make_recipe("cat", components((1.0, 0.5 + number)))
+        return asyncio.create_task(router.fetch(recipe.uri))
+
+    alone = [hanging(number) for number in range(2)]
+    await asyncio.sleep(0.1)
+    assert not any(each.done() for each in alone), "nobody else wants their places"
+    more = [hanging(number) for number in range(2, 6)]
+    await asyncio.sleep(0)  # they are before the sound one
+    sound = make_recipe("cat", components((1.0,)))
+    async with asyncio.timeout(10):
+        assert (await router.fetch(sound.uri)).uri == sound.uri
+    ended = [each for each in (*alone, *more) if each.done()]
+    problems = [each.exception() for each in ended]
+    assert problems and all(isinstance(each, SourceUnavailableError) for each in problems)
+    waiting = [each for each in (*alone, *more) if not each.done()]
+    assert waiting[:2] == alone, "who came first goes on, slowly"
+    assert len(waiting) <= 4
+    waiting[0].cancel()
+    go_on.set()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    assert len(await asyncio.gather(*waiting[1:])) == len(waiting) - 1
+    # All places are free again.
+    again = [hanging(number) for number in range(9)]
+    assert len(await asyncio.gather(*again)) == 9
 
 
 def test_merges_wait_for_those_of_the_same_origins_only() -> None:
