@@ -10,11 +10,9 @@ import os
 
 os.environ["USE_TORCH"] = "0"  # this process tokenizes only; seen by transformers when imported
 
-import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +24,7 @@ from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.locate import locate_model
 from dataplane.rpc.engine_process import EngineProcess
+from dataplane.signal_exits import SignalExits
 from dataplane.text.tool_format import ToolCallFormatName
 
 if TYPE_CHECKING:
@@ -389,30 +388,6 @@ def _fail(reason: str, message: str, status: int = 2) -> int:
     shown = "".join(c for c in " ".join(message.split()) if c.isprintable())
     print(f"error: {reason}: {shown}", file=sys.stderr, flush=True)
     return status
-
-
-class SignalExits:
-    """A handler of signals that ends this process cleanly, by SystemExit."""
-
-    def __init__(self) -> None:
-        self._is_put_off = False
-        self._came = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        self._came = True
-        if not self._is_put_off:
-            raise SystemExit(0)
-
-    @contextlib.contextmanager
-    def put_off(self) -> Generator[None]:
-        """A signal that comes inside ends this process afterwards."""
-        self._is_put_off = True
-        try:
-            yield
-        finally:
-            self._is_put_off = False
-        if self._came:
-            raise SystemExit(0)
 
 
 def main() -> None:

@@ -286,9 +286,12 @@ class BlobStore:
         new.write_text(digest, "ascii")
         new.rename(self._done / header.key)
         # One for each spelling of a configuration, so they may be many more than the blobs.
-        done = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(self._done)]
+        done: list[tuple[float, Path]] = []
+        for path in self._done.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # whose blob was damaged goes at any time
+                done.append((path.stat().st_mtime, path))
         for _, path in sorted(done)[:-_MAX_DONE]:
-            os.unlink(path)
+            path.unlink(missing_ok=True)
 
     async def _whole(self, digest: str, name: str) -> bytes:
         def read() -> bytes:

@@ -53,7 +53,7 @@ class Intake:
                 parse_adapter, files.config, files.weights, limits=self._limits
             )
             manifest = parsed.manifest
-            _check_blob(source, manifest.digest)
+            _check_blob(files.uri, manifest.digest)
             trained_on = manifest.config.base_model_name_or_path
             if not trained_on and files.card is not None:
                 trained_on = files.card.base_model
@@ -92,13 +92,14 @@ def check_source(source: str) -> None:
         )
 
 
-def _check_blob(source: str, digest: str) -> None:
-    """Raises: DigestMismatchError when a blob is no longer what its name says."""
-    if source.startswith("blob:") and source != f"blob:{digest}":
+def _check_blob(uri: str, digest: str) -> None:
+    """uri: as its source spells it. Raises: DigestMismatchError when a blob is no longer what its
+    name says."""
+    if uri.startswith("blob:") and uri != f"blob:{digest}":
         raise DigestMismatchError(
-            f"{source} was damaged where the control plane keeps it, and holds {digest} now: "
+            f"{uri} was damaged where the control plane keeps it, and holds {digest} now: "
             "upload it again",
-            metadata={"expected": source.removeprefix("blob:"), "found": digest},
+            metadata={"expected": uri.removeprefix("blob:"), "found": digest},
         )
 
 

@@ -20,11 +20,12 @@ from chorale.channel import CHANNEL_OPTIONS
 from chorale.errors import InvalidArgumentError
 from chorale.fleet_channel import open_fleet_channel
 from chorale.fleet_tls import FLEET_NAME, FleetTls, is_mismatch, way_out
-from chorale.server import Server, start_server
+from chorale.server import Server
 from chorale.status import from_rpc_error
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1 import inference_pb2_grpc
 from tests.helpers.fleet_certificates import LONG_AGO, files_in, write_files
+from tests.helpers.serving import served
 
 ROOT = Path(__file__).parents[2]
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
@@ -49,17 +50,10 @@ async def serving(
 ) -> AsyncIterator[Server]:
     servicer = echo or Echo()
     add: Any = inference_pb2_grpc.add_InferenceServiceServicer_to_server
-    server = await start_server(
-        host="127.0.0.1",
-        port=port,
-        services=[("chorale.v1.InferenceService", lambda to: add(servicer, to))],
-        error_table={},
-        fleet_tls=tls,
-    )
-    try:
+    async with served(
+        "chorale.v1.InferenceService", lambda to: add(servicer, to), port, tls
+    ) as server:
         yield server
-    finally:
-        await server.stop(0)
 
 
 async def asked(channel: grpc.aio.Channel) -> str:

@@ -324,6 +324,8 @@ async def test_a_damaged_blob_is_registered_as_nothing_and_uploaded_anew(
         error = await failure(plane.register("voice", uploaded.source))
         assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "DIGEST_MISMATCH")
         assert "upload it again" in error.message
+        shouted = uploaded.source.replace("blob:", "BLOB:")
+        assert (await failure(plane.register("voice", shouted))).reason == "DIGEST_MISMATCH"
         assert await client.adapters.upload(made) == uploaded
         done = await client.adapters.register("voice", uploaded.source)
         assert done.version.digest == uploaded.digest

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.main import SignalExits
+from dataplane.signal_exits import SignalExits
 
 
 @pytest.fixture

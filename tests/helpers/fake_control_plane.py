@@ -14,8 +14,9 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from chorale import tickets
 from chorale.errors import ChoraleError, NotFoundError, UnauthenticatedError
 from chorale.fleet_tls import FleetTls
-from chorale.server import Server, start_server
+from chorale.server import Server
 from chorale.v1 import admission_pb2, fleet_pb2, fleet_pb2_grpc
+from tests.helpers.serving import served
 from tests.helpers.waiting import eventually as eventually
 
 TOKEN = "fleet-token"
@@ -119,19 +120,8 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
 async def serving(
     control_plane: FakeControlPlane, port: int = 0, tls: FleetTls | None = None
 ) -> AsyncIterator[Server]:
-    server = await start_server(
-        host="127.0.0.1",
-        port=port,
-        services=[
-            (
-                "chorale.v1.FleetService",
-                lambda to: fleet_pb2_grpc.add_FleetServiceServicer_to_server(control_plane, to),
-            )
-        ],
-        error_table={},
-        fleet_tls=tls,
-    )
-    try:
+    def add(server: Any) -> None:
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(control_plane, server)
+
+    async with served("chorale.v1.FleetService", add, port, tls) as server:
         yield server
-    finally:
-        await server.stop(0)
