@@ -27,10 +27,11 @@ class ControlPlaneOptions:
     max_queue_factor: requests are refused (RESOURCE_EXHAUSTED) when every data plane has this many
     times max_running requests waiting. max_priority: the highest GenerateRequest.priority that is
     honoured, -10 to 10; nobody authenticates tenants here, so 0 keeps anyone from going before
-    others. prefetch: whether demand is counted and adapters are brought nearer by predictions;
-    prefetch_bytes_per_s: what these may ask of each data plane. ticket_ttl_s: covers the clocks'
-    difference between machines. redis_timeout_s: how long one command, and redis_start_s: how long
-    the first connection may take.
+    others. prefix_cache_per_tenant: whether data planes keep what they cache of a tenant's prompts
+    from the others. prefetch: whether demand is counted and adapters are brought nearer by
+    predictions; prefetch_bytes_per_s: what these may ask of each data plane. ticket_ttl_s: covers
+    the clocks' difference between machines. redis_timeout_s: how long one command, and
+    redis_start_s: how long the first connection may take.
     """
 
     redis_url: str
@@ -50,6 +51,7 @@ class ControlPlaneOptions:
     lease_s: float = 5.0
     max_queue_factor: float = 4.0
     max_priority: int = 0
+    prefix_cache_per_tenant: bool = False
     prefetch: bool = True
     prefetch_bytes_per_s: int = 128 << 20
     ticket_ttl_s: float = 30.0

@@ -163,6 +163,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     deadline_s: float | None = None
     first_token_by_s: float | None = None  # an objective: the request is failed when out of reach
     priority: int = 0  # -10 to 10, higher first
+    cache_scope: str = ""  # cached blocks are shared within one
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

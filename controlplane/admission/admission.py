@@ -80,7 +80,7 @@ class Admission:
     """One round trip to Redis for each request: name, fleet and load come in one reply.
 
     ticket_ttl_s: how long a ticket is good; it must cover the clocks' difference between the
-    control plane and the data planes.
+    control plane and the data planes. tenant_prefixes: as TicketClaims has it.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Admission:
         *,
         ticket_ttl_s: float,
         max_priority: int = 0,
+        tenant_prefixes: bool = False,
     ) -> None:
         self._store = store
         self._ticket_keys = ticket_keys
@@ -103,6 +104,7 @@ class Admission:
         self._prefix_key = prefix_key
         self._ticket_ttl_s = ticket_ttl_s
         self._max_priority = max_priority
+        self._tenant_prefixes = tenant_prefixes
         # Who takes a ticket up in its last moment says so a little later.
         self._unused_ms = int((ticket_ttl_s + _TAKEN_UP_S) * 1000)
         self._characters_per_token = 0.0  # of the data plane placed on last
@@ -199,6 +201,7 @@ class Admission:
         expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
         claims = _claims(ticket_id, resolved, choice.candidate, tenant, expires_at_ms)
         claims.max_priority = max_priority
+        claims.tenant_prefixes = self._tenant_prefixes
         claims.charged_tokens = int(reply[13])
         claims.counts_running = bool(reply[14])
         if before and not reply[12] and reply[14] in ("", first_hex):

@@ -83,6 +83,9 @@ def generate(
     routing_key: Annotated[
         str, typer.Option(help="A user's id: equal ones get the same version of an alias.")
     ] = "",
+    cache_salt: Annotated[
+        str, typer.Option(help="Only requests of the same salt find what is cached of the prompt.")
+    ] = "",
     source_token: SourceToken = "",
     tenant: Annotated[str, typer.Option(envvar="CHORALE_TENANT", help="Counted for it.")] = "",
     timeout: Annotated[
@@ -125,6 +128,7 @@ def generate(
             "timeout": timeout,
             "ttft_slo": ttft_slo,
             "routing_key": routing_key,
+            "cache_salt": cache_salt,
             "source_token": source_token,
         }
         if chat:

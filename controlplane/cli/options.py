@@ -185,4 +185,12 @@ Prefetch = Annotated[
         help="Whether to predict which adapters will be asked for, and bring them nearer before.",
     ),
 ]
+PrefixCachePerTenant = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-cache-per-tenant/--no-prefix-cache-per-tenant",
+        envvar="CHORALE_PREFIX_CACHE_PER_TENANT",
+        help="Whether only requests of the same tenant find what is cached of a prompt.",
+    ),
+]
 PREFETCH_BYTES_PER_S_HELP = "What predictions may ask of each data plane, in bytes per second."

@@ -30,6 +30,7 @@ from controlplane.cli.options import (
     HttpPort,
     HttpRegistry,
     Prefetch,
+    PrefixCachePerTenant,
     TlsCertFile,
     TlsKeyFile,
 )
@@ -139,6 +140,7 @@ def control_plane(
             help="Highest priority that requests may ask for.",
         ),
     ] = 0,
+    prefix_cache_per_tenant: PrefixCachePerTenant = False,
     prefetch: Prefetch = True,
     prefetch_bytes_per_s: Annotated[
         int,
@@ -170,6 +172,7 @@ def control_plane(
                 lease_s=lease,
                 max_queue_factor=max_queue_factor,
                 max_priority=max_priority,
+                prefix_cache_per_tenant=prefix_cache_per_tenant,
                 prefetch=prefetch,
                 prefetch_bytes_per_s=prefetch_bytes_per_s,
             ),

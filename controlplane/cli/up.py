@@ -20,6 +20,7 @@ from controlplane.cli.options import (
     HttpPort,
     HttpRegistry,
     Prefetch,
+    PrefixCachePerTenant,
     TlsCertFile,
     TlsKeyFile,
 )
@@ -148,6 +149,7 @@ def up(
             help="How the model writes calls of functions; auto: as its chat template tells.",
         ),
     ] = ToolCallFormat.AUTO,
+    prefix_cache_per_tenant: PrefixCachePerTenant = False,
     prefetch: Prefetch = True,
     prefetch_bytes_per_s: Annotated[
         int | None,
@@ -218,6 +220,7 @@ def up(
                 max_context_tokens=max_context_tokens,
                 ttft_slo=ttft_slo,
                 tool_call_format=tool_call_format.value,
+                prefix_cache_per_tenant=prefix_cache_per_tenant,
                 prefetch=prefetch,
                 prefetch_bytes_per_s=prefetch_bytes_per_s,
                 num_threads=num_threads,

@@ -92,6 +92,7 @@ def _admission(options: ControlPlaneOptions, parts: Parts) -> Admission:
         PrefixKey(options.fleet_token),
         ticket_ttl_s=options.ticket_ttl_s,
         max_priority=options.max_priority,
+        tenant_prefixes=options.prefix_cache_per_tenant,
     )
 
 

@@ -76,6 +76,7 @@ class Holdings:
                 page,
                 sequence.owner,
                 now_s,
+                sequence.cache_scope,
             )
             if block is None:
                 return

@@ -1,8 +1,9 @@
 """Keys and values of token blocks that were computed before, shared by requests of one adapter.
 
-A trie per adapter digest ("" for the base model): a block is found by the whole chain of full token
-blocks before it, compared token for token, so that no collision can mix two prefixes, and by the
-digest, so that a new version of an adapter never meets blocks of the old one.
+A trie per adapter digest ("" for the base model) and scope: a block is found by the whole chain of
+full token blocks before it, compared token for token, so that no collision can mix two prefixes; by
+the digest, so that a new version of an adapter never meets blocks of the old one; and by the scope,
+so that tenants who are not to learn of each other's prompts do not ("" is everybody's).
 
 A sequence holds a path from the root. So whoever holds a block holds all before it, and blocks go
 from the leaves up. A block nobody holds stays until the pool needs its page.
@@ -36,6 +37,7 @@ class CachedBlock:
         "idle_since_s",
         "page",
         "parent",
+        "scope",
         "tokens",
         "users",
         "uses",
@@ -45,13 +47,15 @@ class CachedBlock:
         self,
         cache: PrefixCache,
         digest: str,
+        scope: str,
         parent: CachedBlock | None,
         tokens: tuple[int, ...],
         page: int,
     ) -> None:
         self._cache = cache
         self.digest = digest
-        self.parent = parent  # None: the root of its digest
+        self.scope = scope
+        self.parent = parent  # None: the root of its digest and scope
         self.tokens = tokens
         self.page = page
         self.children: dict[tuple[int, ...], CachedBlock] = {}
@@ -70,7 +74,7 @@ class PrefixCache:
         self._pool = pool
         self._costs = costs
         self._enabled = enabled
-        self._roots: dict[str, dict[tuple[int, ...], CachedBlock]] = {}
+        self._roots: dict[tuple[str, str], dict[tuple[int, ...], CachedBlock]] = {}
         self._num_new = _DOUBT
         self._num_hits = 1.0
         self._now_s: float | None = None  # when it was asked for anything last
@@ -79,11 +83,11 @@ class PrefixCache:
         self.num_blocks = 0
         self.num_idle_pages = 0
 
-    def match(self, digest: str, tokens: Sequence[int]) -> list[CachedBlock]:
+    def match(self, digest: str, tokens: Sequence[int], scope: str = "") -> list[CachedBlock]:
         """The longest cached path over `tokens`, short of the last token, which is always computed.
         Holds nothing."""
         path: list[CachedBlock] = []
-        children = self._roots.get(digest)
+        children = self._roots.get((digest, scope))
         size = self._pool.page_tokens
         for start in range(0, (len(tokens) - 1) // size * size, size):
             block = children.get(tuple(tokens[start : start + size])) if children else None
@@ -109,6 +113,7 @@ class PrefixCache:
         page: int,
         owner: str,
         now_s: float,
+        scope: str = "",
     ) -> CachedBlock | None:
         """Takes over a full block, computed into `page` of `owner`, that follows the held `path`;
         the caller holds it then. Where the same block is cached already, that one is held instead
@@ -117,12 +122,12 @@ class PrefixCache:
             return None
         key = tuple(tokens)
         parent = path[-1] if path else None
-        children = parent.children if parent else self._roots.setdefault(digest, {})
+        children = parent.children if parent else self._roots.setdefault((digest, scope), {})
         block = children.get(key)
         if block is not None:
             self._hold(block)
             return block
-        block = CachedBlock(self, digest, parent, key, page)
+        block = CachedBlock(self, digest, scope, parent, key, page)
         self._pool.allocator.hand_over(page, owner, _owner(digest))
         children[key] = block
         self.num_blocks += 1
@@ -186,9 +191,10 @@ class PrefixCache:
             if not block.parent.users:
                 self._offer(block.parent)
         else:
-            del self._roots[block.digest][block.tokens]
-            if not self._roots[block.digest]:
-                del self._roots[block.digest]
+            root = block.digest, block.scope
+            del self._roots[root][block.tokens]
+            if not self._roots[root]:
+                del self._roots[root]
         return 1
 
     def claims(self) -> dict[str, list[int]]:

@@ -38,6 +38,7 @@ class Sequence:
     deadline_s: float | None
     first_token_by_s: float | None = None
     priority: int = 0
+    cache_scope: str = ""  # of cached blocks only those of the same one are its to find
     max_context: int = sys.maxsize
     num_computed: int = 0
     num_unread: int = 0
@@ -69,6 +70,7 @@ class Sequence:
             deadline_s=request.deadline_s,
             first_token_by_s=request.first_token_by_s,
             priority=max(-MAX_PRIORITY, min(request.priority, MAX_PRIORITY)),
+            cache_scope=request.cache_scope,
             max_context=max_context,
         )
 
@@ -104,7 +106,9 @@ class Sequence:
 
     def computed_in(self, prefixes: PrefixCache) -> list[CachedBlock]:
         """Blocks of its tokens that are there and spare it their computing."""
-        return [] if self.wants_scores else prefixes.match(self.queue_key, self.tokens)
+        if self.wants_scores:
+            return []
+        return prefixes.match(self.queue_key, self.tokens, self.cache_scope)
 
     def num_scored(self, start: int, end: int) -> int:
         """Of its tokens [start, end), which follow on each other, how many are to be scored by."""

@@ -110,6 +110,7 @@ class EngineClient:
         deadline_s: float | None = None,
         first_token_by_s: float | None = None,
         priority: int = 0,
+        cache_scope: str = "",
     ) -> EngineStream:
         """Queues a request (fields as in channel.Submit); close the stream to abort it.
 
@@ -136,6 +137,7 @@ class EngineClient:
                 deadline_s=deadline_s,
                 first_token_by_s=first_token_by_s,
                 priority=priority,
+                cache_scope=cache_scope,
             )
         )
         return stream

@@ -225,6 +225,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             deadline_s=deadline_s,
             first_token_by_s=first_token_by_s,
             priority=min(prepared.priority, claims.max_priority),
+            cache_scope=_cache_scope(claims, prepared.cache_salt),
         )
 
     def _note_first(
@@ -282,6 +283,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             prompt_token_ids=prepared.prompt if prepared.return_prompt else (),
             tool_call_format=prepared.tool_call_format,
         )
+
+
+def _cache_scope(claims: admission_pb2.TicketClaims, salt: str) -> str:
+    """Of requests that are to find each other's cached blocks."""
+    tenant = claims.tenant if claims.tenant_prefixes else ""
+    # The length goes first, so that no salt can imitate a tenant.
+    return f"{len(tenant)}:{tenant}{salt}" if tenant or salt else ""
 
 
 async def _chunks(

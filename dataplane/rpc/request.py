@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_PRIORITY = 10
+MAX_CACHE_SALT_CHARACTERS = 256
 _SHORT_TOKENS = 1024
 
 
@@ -38,6 +39,7 @@ class PreparedRequest:
     grammar: Grammar | None
     return_prompt: bool
     priority: int
+    cache_salt: str
     ttft_slo_s: float | None
     ttft_path_s: float
     tool_call_format: str  # empty without tools
@@ -65,6 +67,8 @@ def prepare(
     """
     if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
         raise _too_long("request_id", len(request.request_id), MAX_REQUEST_ID_CHARACTERS)
+    if len(request.cache_salt) > MAX_CACHE_SALT_CHARACTERS:
+        raise _too_long("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_CHARACTERS)
     if abs(request.priority) > MAX_PRIORITY:
         raise InvalidArgumentError(
             "PRIORITY_OUT_OF_RANGE",
@@ -111,6 +115,7 @@ def prepare(
         grammar,
         request.return_prompt_token_ids,
         request.priority,
+        request.cache_salt,
         slo_s,
         path_s,
         tools.form.name if tools else "",

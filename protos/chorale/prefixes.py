@@ -4,7 +4,8 @@ Semantics:
     pieces  = 256 characters of a text, or 64 token ids, whole ones only; of a chat, its tools, then
               each message's role and content and its calls, in pieces of 256 characters, the last
               one as long as there are
-    hash_i  = BLAKE2b over the kind of input and the pieces 1 … i, 8 bytes
+    hash_i  = BLAKE2b over the kind of input, the request's cache_salt where it has one, and the
+              pieces 1 … i, 8 bytes
     told    = those of `marks(number of pieces)`, of pieces 1 … 1024
 A conversation's next turn has the pieces of the one before, up to the end of its last message. Two
 prompts that have c pieces in common, and at most g more each, both tell a hash of at least
@@ -48,7 +49,8 @@ def prompt_prefixes(request: pb.GenerateRequest) -> admission_pb2.PromptPrefixes
     found = admission_pb2.PromptPrefixes()
     cut = list(islice(pieces, MAX_PIECES))
     told = marks(len(cut))
-    running, length = blake2b(kind, digest_size=_HASH_BYTES), 0
+    salt = _with_length(request.cache_salt) if request.cache_salt else b""
+    running, length = blake2b(kind + salt, digest_size=_HASH_BYTES), 0
     for index, (piece, size) in enumerate(cut, 1):
         running.update(piece)
         length += size

@@ -33,6 +33,7 @@ class GenerateOptions(TypedDict, total=False):
     ttft_path_s: of that, whoever names it, what the way from here to the user takes.
     routing_key: whom it is for, as a user's id: equal ones get the same version of an alias.
     return_prompt_token_ids: whether `Accepted` is to have the prompt as the model sees it.
+    cache_salt: only requests of the same one find what is cached of the prompt.
 
     What the text must be (chorale.v1.Constraint), at most one of: json_schema, as a mapping or as
     JSON text; json_object=True; regex, for the whole text; choices; grammar, in Lark.
@@ -59,6 +60,7 @@ class GenerateOptions(TypedDict, total=False):
     ttft_path_s: float
     routing_key: str
     return_prompt_token_ids: bool
+    cache_salt: str
     max_tokens: int | None
     clamp_max_tokens: bool
     min_tokens: int | None
@@ -123,6 +125,7 @@ def generate_request(
             ttft_path_s=options.get("ttft_path_s", 0.0),
             routing_key=options.get("routing_key", ""),
             return_prompt_token_ids=options.get("return_prompt_token_ids", False),
+            cache_salt=options.get("cache_salt", ""),
             sampling=_sampling(options),
         )
         if (ttft_slo := options.get("ttft_slo")) is not None:
@@ -207,6 +210,7 @@ class AdmitOptions(TypedDict, total=False):
     of an alias.
     max_tokens: of the answer, for the tenant's tokens per minute; left out: what the context has
     left. continued_ticket: one that the request had before, so that it is not charged again.
+    cache_salt: as in GenerateOptions; it goes into the hashes.
     """
 
     excluded_data_plane_ids: Sequence[str]
@@ -225,6 +229,7 @@ class AdmitOptions(TypedDict, total=False):
     priority: int
     max_tokens: int
     continued_ticket: bytes
+    cache_salt: str
 
 
 def admit_request(model: str, options: AdmitOptions, *, tenant: str) -> admission_pb2.AdmitRequest:
@@ -268,7 +273,7 @@ def _set_prompt(request: admission_pb2.AdmitRequest, options: AdmitOptions) -> N
     if any(value is not None for value in given):
         if any(sizes):
             raise ValueError("a prompt is given, and its length besides")
-        described = pb.GenerateRequest()
+        described = pb.GenerateRequest(cache_salt=options.get("cache_salt", ""))
         _set_input(described, prompt, {**inputs, **tools})
         request.prompt_size.CopyFrom(prompt_size(described))
         if (prefixes := prompt_prefixes(described)) is not None:

@@ -17,7 +17,7 @@ from chorale.prefixes import (
     prompt_prefixes,
 )
 from chorale.prompt_size import prompt_size
-from chorale.requests import generate_request
+from chorale.requests import AdmitOptions, admit_request, generate_request
 from chorale.v1 import inference_pb2 as pb
 
 
@@ -53,6 +53,16 @@ def test_texts_have_their_beginning_in_common() -> None:
     assert in_common(one, told("x" + system)) == 0
     assert not told(text(PIECE_CHARACTERS - 1))
     assert not told(""), "and none of nothing"
+
+
+def test_prompts_of_other_salts_have_nothing_in_common() -> None:
+    prompt = text(1000)
+    salted = told(prompt, cache_salt="ada")
+    assert salted == told(prompt, cache_salt="ada") and len(salted) == len(told(prompt))
+    assert in_common(salted, told(prompt)) == in_common(salted, told(prompt, cache_salt="bob")) == 0
+    options: AdmitOptions = {"prompt": prompt, "cache_salt": "ada"}
+    asked = admit_request("m", options, tenant="").prompt_prefixes
+    assert list(asked.hashes) == list(salted), "by whoever admits by itself, too"
 
 
 def test_token_ids_are_compared_as_ids() -> None:

@@ -47,7 +47,7 @@ def test_every_sampling_option_reaches_the_server(
     arguments = [f"--{name}={value}" for name, value in options.items()]
     result = chorale(
         "generate", "p", *arguments, "--stop=a", "--stop=b", "--ignore-eos", "--tenant=t",
-        "--ttft-slo=1.5", "--routing-key=ada", "--json",
+        "--ttft-slo=1.5", "--routing-key=ada", "--cache-salt=mine", "--json",
     )  # fmt: skip
     assert result.exit_code == 0
     (request,) = gateway.requests
@@ -56,7 +56,7 @@ def test_every_sampling_option_reaches_the_server(
     assert list(request.sampling.stop) == ["a", "b"]
     assert request.sampling.ignore_eos and request.tenant == "t"
     assert request.ttft_slo.ToMilliseconds() == 1500
-    assert request.routing_key == "ada"
+    assert (request.routing_key, request.cache_salt) == ("ada", "mine")
 
 
 @pytest.mark.parametrize(

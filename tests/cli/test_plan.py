@@ -92,6 +92,13 @@ def test_predictions_are_those_that_were_asked_for() -> None:
     assert flags(prefetch_bytes_per_s=7) == ["--prefetch", "--prefetch-bytes-per-s=7"]
 
 
+def test_prefixes_are_kept_apart_where_that_was_asked_for() -> None:
+    for apart in (False, True):
+        options = replace(OPTIONS, prefix_cache_per_tenant=apart)
+        command = plan.control_plane(options, ADDRESSES, "unix:///socket").command
+        assert ("--prefix-cache-per-tenant" in command) is apart
+
+
 @pytest.mark.parametrize(
     ("changed", "flag"),
     [

@@ -74,6 +74,15 @@ async def test_a_ticket_bounds_the_priority(redis_url: str, options: dict[str, i
         assert claims.max_priority == options.get("max_priority", 0)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_ticket_says_whose_cached_prompts_are(redis_url: str, apart: bool) -> None:
+    async with running(redis_url, prefix_cache_per_tenant=apart) as plane:
+        keys = {key.key_id: key.key for key in (await plane.join()).ticket_keys}
+        ticket = (await admit(plane)).ticket
+        claims = tickets.verify(ticket, keys, data_plane_id="dp-0", now=time.time())
+        assert claims.tenant_prefixes is apart
+
+
 async def test_requests_go_where_the_adapter_is(plane: ControlPlane, tmp_path: Path) -> None:
     for i in range(4):
         await plane.join(f"dp-{i}", max_running=64)

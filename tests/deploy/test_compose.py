@@ -59,6 +59,7 @@ SET = {
     "CHORALE_SPECULATIVE_TOKENS": "4",
     "CHORALE_POOL_BYTES": "13",
     "CHORALE_PREFETCH": "false",
+    "CHORALE_PREFIX_CACHE_PER_TENANT": "true",
     "CHORALE_PREFETCH_BYTES_PER_S": "14",
     "CHORALE_STOP_GRACE_PERIOD": "70s",
     "CHORALE_TTFT_SLO": "0.5",
@@ -107,6 +108,7 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
         "control-plane": {
             "max_blob_bytes": 8,
             "max_priority": 2,
+            "prefix_cache_per_tenant": True,
             "prefetch": False,
             "prefetch_bytes_per_s": 14,
         },

@@ -191,6 +191,7 @@ class Rig:
         generated: list[int] | None = None,
         arrival_s: float = 0.0,
         deadline_s: float | None = None,
+        cache_scope: str = "",
         **sampling: object,
     ) -> None:
         sampling.setdefault("max_tokens", 16)
@@ -203,6 +204,7 @@ class Rig:
                 adapter=adapter_of(adapter) if adapter else None,
                 arrival_s=arrival_s,
                 deadline_s=deadline_s,
+                cache_scope=cache_scope,
             )
         )
 

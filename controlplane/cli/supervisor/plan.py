@@ -50,6 +50,7 @@ class UpOptions:
     max_context_tokens: int | None
     ttft_slo: float | None = None
     tool_call_format: str = "auto"
+    prefix_cache_per_tenant: bool = False
     prefetch: bool = True
     prefetch_bytes_per_s: int | None = None
     num_threads: int | None
@@ -144,6 +145,8 @@ def control_plane(options: UpOptions, addresses: Addresses, redis_url: str) -> P
     ]
     if options.max_blob_bytes is not None:
         command.append(f"--max-blob-bytes={options.max_blob_bytes}")
+    if options.prefix_cache_per_tenant:
+        command.append("--prefix-cache-per-tenant")
     command.append("--prefetch" if options.prefetch else "--no-prefetch")
     if options.prefetch_bytes_per_s is not None:
         command.append(f"--prefetch-bytes-per-s={options.prefetch_bytes_per_s}")

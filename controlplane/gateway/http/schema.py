@@ -87,6 +87,9 @@ class GenerationBody(BaseModel):
     response_format: ResponseFormat | None = None
     logit_bias: LogitBias | None = None
 
+    # Only requests of the same salt find what is cached of the prompt.
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
     # Seconds to the first token; the request fails as soon as that is out of reach.
     ttft_slo: Annotated[float, Field(gt=0, le=MAX_TTFT_SLO_S)] | None = None
 

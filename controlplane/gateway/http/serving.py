@@ -150,6 +150,7 @@ class Serving:
             generate.request_id = f"{answer_id}-{index}"
             generate.return_prompt_token_ids = bool(body.return_token_ids)
             generate.model = body.model or ""
+            generate.cache_salt = body.cache_salt or ""
             # Without a user: of one answer all choices have one version.
             generate.routing_key = _routing_key(body.user or answer_id)
             if body.ttft_slo is not None:

@@ -105,6 +105,25 @@ def test_adapters_share_nothing(assets: dict[str, Path]) -> None:
     assert len({o for o in rig.engine.inspect(1).owners if o.startswith("prefix:")}) == 3
 
 
+def test_scopes_share_nothing(assets: dict[str, Path]) -> None:
+    rig = Rig(assets["model"])
+    prompt = SYSTEM + QUESTIONS[0]
+    for handle, scope in enumerate(["", "3:ada", "3:bob", "", "3:ada", "3:bob"]):
+        rig.submit(handle, prompt, assets["a"], cache_scope=scope, **SAMPLING)
+        rig.run()
+        assert rig.engine.stats().num_prefix_hit_tokens == max(0, handle - 2) * 40
+        assert rig.tokens[handle] == rig.tokens[0]
+
+
+def test_blocks_of_every_scope_make_room(assets: dict[str, Path]) -> None:
+    rig = Rig(assets["model"], num_pages=24)
+    for handle in range(40):
+        rig.submit(handle, SYSTEM + QUESTIONS[0], cache_scope=f"scope {handle}", **SAMPLING)
+        rig.run()
+        assert rig.engine.stats().num_prefix_hit_tokens == 0
+    assert len(rig.engine._prefixes._roots) <= 4, "what is gone leaves nothing behind"
+
+
 def test_requests_at_once_share_what_was_computed_twice(assets: dict[str, Path]) -> None:
     rig = Rig(assets["model"], max_batch_tokens=200)
     prompt = SYSTEM + QUESTIONS[0]

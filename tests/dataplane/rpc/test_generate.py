@@ -262,6 +262,32 @@ async def test_priority_goes_no_higher_than_the_ticket_allows(
     assert [submit["priority"] for submit in engine_log.of("Submit")] == [given]
 
 
+async def test_who_finds_what_is_cached_of_a_prompt(
+    start_rig: StartRig, engine_log: EngineLog
+) -> None:
+    def ticket(tenant: str, apart: bool) -> bytes:
+        return make_ticket(tenant=tenant, tenant_prefixes=apart)
+
+    asked = [
+        (ticket("ada", False), ""),
+        (ticket("bob", False), ""),
+        (ticket("ada", True), ""),
+        (ticket("bob", True), ""),
+        (ticket("ada", False), "s"),
+        (ticket("bob", False), "s"),
+        (ticket("ada", True), "s"),
+        (ticket("ada", False), "3:ada"),
+        (ticket("a", True), "da"),
+    ]
+    async with start_rig() as rig:
+        for signed, salt in asked:
+            await rig.generate(ticket=signed, cache_salt=salt)
+    scopes = [submit["cache_scope"] for submit in engine_log.of("Submit")]
+    assert scopes[0] == scopes[1] == "", "without salt and setting all share"
+    assert scopes[4] == scopes[5], "a salt alone is anybody's who knows it"
+    assert len(set(scopes)) == len(asked) - 2
+
+
 async def test_a_prompts_logprobs_come_before_its_first_token(start_rig: StartRig) -> None:
     prompt = list(range(5, 155))
     script = FakeScript(tokens=[20, 21], ready={"max_context_tokens": 256})

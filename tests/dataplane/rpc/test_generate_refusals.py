@@ -118,6 +118,14 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     assert "4000000 characters" in raised.value.message and len(raised.value.message) < 400
 
 
+async def test_a_salt_that_is_too_long_is_refused(start_rig: StartRig) -> None:
+    async with start_rig() as rig:
+        await rig.generate(cache_salt="s" * 256)
+        with pytest.raises(InvalidArgumentError, match="at most 256") as raised:
+            await rig.generate(cache_salt="s" * 257)
+    assert raised.value.reason == "CACHE_SALT_TOO_LONG"
+
+
 @pytest.mark.parametrize("priority", [-11, 11, 2**31 - 1])
 async def test_a_priority_out_of_range_is_refused(start_rig: StartRig, priority: int) -> None:
     async with start_rig() as rig:
