@@ -22,14 +22,17 @@ OURS = ("control-plane", "gateway", "data-plane")
 # Prints what a command makes of its arguments and the environment, and which variables it knows.
 _PARSE = """
 import json, sys, typer
+known = []
 if sys.argv[1] == "data-plane":
     from dataplane.main import app
     command = typer.main.get_command(app)
 else:
     from controlplane.cli.main import app
-    command = typer.main.get_command(app).commands[sys.argv[1]]
+    whole = typer.main.get_command(app)
+    command = whole.commands[sys.argv[1]]
+    known += [param.envvar for param in whole.params if param.envvar]
 context = command.make_context(sys.argv[1], sys.argv[2:])
-known = [param.envvar for param in command.params if param.envvar]
+known += [param.envvar for param in command.params if param.envvar]
 print(json.dumps([context.params, known], default=str))
 """
 SET = {
@@ -37,6 +40,7 @@ SET = {
     "CHORALE_ALLOW_HOST": "api.example *.b.example",
     "CHORALE_ALLOW_PRIVATE_HOST": "minio:9000",
     "CHORALE_ALLOW_SOURCE": "hf://some-org https://example.org/adapters",
+    "CHORALE_API_KEYS_DIR": "./keys",
     "CHORALE_BIND": "0.0.0.0",
     "CHORALE_CUDA_GRAPHS": "false",
     "CHORALE_DATA_PLANES": "3",
@@ -44,6 +48,7 @@ SET = {
     "CHORALE_DRAIN_TIMEOUT": "60",
     "CHORALE_DISK_CACHE_BYTES": "3",
     "CHORALE_DTYPE": "bfloat16",
+    "CHORALE_FLEET_TLS_DIR": "./fleet-tls",
     "CHORALE_HOST_CACHE_BYTES": "4",
     "CHORALE_HTTP_TIMEOUT": "5.5",
     "CHORALE_MAX_ADAPTER_BYTES": "6",
@@ -62,6 +67,9 @@ SET = {
     "CHORALE_PREFIX_CACHE_PER_TENANT": "true",
     "CHORALE_PREFETCH_BYTES_PER_S": "14",
     "CHORALE_STOP_GRACE_PERIOD": "70s",
+    "CHORALE_TLS_CA_DIR": "./tls-ca",
+    "CHORALE_TLS_DIR": "./tls",
+    "CHORALE_TLS_SERVER_NAME": "llm.example",
     "CHORALE_TTFT_SLO": "0.5",
 }
 
@@ -117,6 +125,9 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
             "http_timeout": 5.5,
             "allow_host": ["api.example", "*.b.example"],
             "drain_timeout": 60.0,
+            "api_keys_file": "/run/api-keys/keys.json",
+            "tls_cert_file": "/run/tls/cert.pem",
+            "tls_key_file": "/run/tls/key.pem",
         },
         "data-plane": {
             "model": "some-org/some-model",
@@ -136,6 +147,23 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
         },
     }[name]
     assert {key: changed[key] for key in expected} == expected
+    for file in ("cert", "key", "ca"):
+        option = f"fleet_tls_{file}_file"
+        assert (unset[option], changed[option]) == (None, f"/run/fleet-tls/{file}.pem")
+
+
+def test_commands_and_health_checks_go_over_tls_where_it_is_on() -> None:
+    for variables, scheme, ca in (({}, "", ""), (SET, "grpcs://", "/run/tls-ca/ca.pem")):
+        services = load(variables=variables)["services"]
+        gateway, operator = services["gateway"], services["control-plane"]["environment"]
+        assert gateway["healthcheck"]["test"][-1] == f"--address={scheme}127.0.0.1:50051"
+        assert operator["CHORALE_ADDRESS"] == f"{scheme}gateway:50051"
+        for environment in (gateway["environment"], operator):
+            assert environment["CHORALE_TLS_CA_FILE"] == ca
+            name = variables.get("CHORALE_TLS_SERVER_NAME", "")
+            assert environment["CHORALE_TLS_SERVER_NAME"] == name
+        for name in ("control-plane", "data-plane"):
+            assert "--address=fleet://127.0.0.1:" in services[name]["healthcheck"]["test"][-1]
 
 
 def test_the_gpu_file_asks_for_a_gpu_and_the_image_for_it() -> None:
@@ -180,7 +208,7 @@ def test_no_secret_stands_in_the_files() -> None:
     for definition in (SERVICES, load("compose.gpu.yaml")["services"]):
         for service in definition.values():
             for variable, value in service.get("environment", {}).items():
-                if variable.endswith("_FILE"):
+                if variable.endswith("_FILE") and value:
                     assert PurePosixPath(value).parent == PurePosixPath("/run/chorale")
                 elif re.search("TOKEN$|PASSWORD|SECRET|KEY", variable):
                     assert value == ""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import redis
+import trustme
 
 import chorale
 from tests.e2e.conftest import ADAPTERS, BASE, expected
 from tests.helpers.compose import Deployment
+from tests.helpers.fleet_certificates import write_files
 
 pytestmark = [pytest.mark.timeout(240)]
 
@@ -67,3 +72,43 @@ def test_a_fresh_deployment_answers_and_stops_in_order(tmp_path: Path) -> None:
         statuses = deployed.stop()
         assert list(statuses) == ["data-plane", "gateway", "control-plane", "redis"]
         assert [status for each in statuses.values() for status in each] == [0] * 5
+
+
+def test_a_deployment_with_keys_and_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    directories = {name: tmp_path / name for name in ("fleet", "tls", "ca", "keys")}
+    for directory in directories.values():
+        directory.mkdir()
+    write_files(directories["fleet"], trustme.CA())
+    certificate = authority.issue_cert("llm.example")
+    certificate.cert_chain_pems[0].write_to_path(str(directories["tls"] / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(directories["tls"] / "key.pem"))
+    authority.cert_pem.write_to_path(str(directories["ca"] / "ca.pem"))
+    made = subprocess.run(
+        [sys.executable, "-m", "controlplane.cli.main", "keys", "new", "app", "--tenant=shop",
+         f"--file={directories['keys'] / 'keys.json'}", "--scope=generate"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    variables = {
+        "CHORALE_API_KEYS_DIR": str(directories["keys"]),
+        "CHORALE_FLEET_TLS_DIR": str(directories["fleet"]),
+        "CHORALE_NUM_THREADS": "1",
+        "CHORALE_POOL_BYTES": str(64 << 20),
+        "CHORALE_TLS_CA_DIR": str(directories["ca"]),
+        "CHORALE_TLS_DIR": str(directories["tls"]),
+        "CHORALE_TLS_SERVER_NAME": "llm.example",
+    }
+    with Deployment(tmp_path, variables) as deployed:
+        operator = deployed.processes["control-plane"][0]
+        listed = operator.run("chorale", "adapters", "list")
+        assert listed.returncode != 0 and "API_KEY_MISSING" in listed.stderr, "over TLS, and no key"
+        with chorale.Client(
+            f"grpcs://{deployed.address('gateway', 50051)}",
+            api_key=made.stdout.strip(),
+            credentials=grpc.ssl_channel_credentials(authority.cert_pem.bytes()),
+            server_name="llm.example",
+        ) as client:
+            answer = client.complete("407 =", max_tokens=48, timeout=60)
+            assert answer.text.strip() == expected(BASE, 407)
+        plain = operator.run("chorale", "health", "--address=control-plane:50050", "--timeout=5")
+        assert plain.returncode != 0, "the planes speak TLS alone"

@@ -26,7 +26,7 @@ from tests.helpers.waiting import PATIENCE_S
 
 HEALTHY_TIMEOUT_S = 150.0  # kernels may have to be compiled first
 _POLL_S = 1.0  # a check is a process of its own
-_VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+):-([^{}]*)\})|\$")
+_VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+):([-+])([^{}]*)\})|\$")
 # Where each service listens in its container.
 PORTS = {
     "redis": (6379,),
@@ -77,9 +77,12 @@ def start_order(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _filled(node: Any, variables: Mapping[str, str]) -> Any:
     def value(match: re.Match[str]) -> str:
-        dollar, name, default = match.groups()
+        dollar, name, kind, other = match.groups()
         assert dollar or name, f"a lone $ in {match.string!r}"
-        return "$" if dollar else variables.get(name) or default
+        if dollar:
+            return "$"
+        given = variables.get(name, "")
+        return given or other if kind == "-" else given and other
 
     if isinstance(node, dict):
         return {key: _filled(one, variables) for key, one in node.items()}
