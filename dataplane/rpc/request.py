@@ -66,9 +66,13 @@ def prepare(
     chat template, or with tools that the model has no format for.
     """
     if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
-        raise _too_long("request_id", len(request.request_id), MAX_REQUEST_ID_CHARACTERS)
+        raise _too_long(
+            "REQUEST_ID_TOO_LONG", "request_id", len(request.request_id), MAX_REQUEST_ID_CHARACTERS
+        )
     if len(request.cache_salt) > MAX_CACHE_SALT_CHARACTERS:
-        raise _too_long("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_CHARACTERS)
+        raise _too_long(
+            "CACHE_SALT_TOO_LONG", "cache_salt", len(request.cache_salt), MAX_CACHE_SALT_CHARACTERS
+        )
     if abs(request.priority) > MAX_PRIORITY:
         raise InvalidArgumentError(
             "PRIORITY_OUT_OF_RANGE",
@@ -124,14 +128,14 @@ def prepare(
 
 def _generated(ids: Sequence[int], max_tokens: int, vocab_size: int) -> list[int]:
     if len(ids) > max_tokens:
-        raise _too_long("generated_token_ids", len(ids), max_tokens)
+        raise _too_long("GENERATED_TOKEN_IDS_TOO_LONG", "generated_token_ids", len(ids), max_tokens)
     check_token_ids("generated_token_ids", ids, vocab_size)
     return list(ids)
 
 
-def _too_long(field: str, length: int, limit: int) -> InvalidArgumentError:
+def _too_long(reason: str, field: str, length: int, limit: int) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{field.upper()}_TOO_LONG",
+        reason,
         f"{field} has a length of {length}; at most {limit} is taken here",
         metadata={"field": field, "length": str(length), "limit": str(limit)},
     )
