@@ -28,6 +28,20 @@ def test_models(sdk: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, BASE])
+def test_responses_say_what_chat_says(sdk: openai.OpenAI, name: str) -> None:
+    answer = expected(name, 42)
+    whole = sdk.responses.create(model=name, input="42", temperature=0)
+    assert (whole.output_text.strip(), whole.status) == (answer, "completed")
+    assert whole.usage and whole.usage.output_tokens > 0
+    with sdk.responses.stream(model=name, input="42", temperature=0) as stream:
+        assert stream.get_final_response().output_text == whole.output_text
+    cut = sdk.responses.create(model=name, input="42", temperature=0, max_output_tokens=2)
+    # A token may be a part of a character.
+    shown = cut.output_text.rstrip("\ufffd")
+    assert cut.status == "incomplete" and whole.output_text.startswith(shown)
+
+
+@pytest.mark.parametrize("name", [*NAMES, BASE])
 def test_complete_chat_and_stream(sdk: openai.OpenAI, name: str) -> None:
     answer = expected(name, 42)
     done = sdk.completions.create(model=name, prompt="42 =", temperature=0, max_tokens=80)

@@ -44,6 +44,9 @@ async def test_the_user_of_openai(http: httpx.AsyncClient, fleet: FakeFleet) -> 
     assert fleet.admits[-1].routing_key == "ada"
     await post(http, user="ada", headers={"x-chorale-routing-key": "talk-7"})
     assert fleet.admits[-1].routing_key == "talk-7"
+    for field in ("prompt_cache_key", "safety_identifier"):
+        await post(http, **{field: field})
+        assert fleet.admits[-1].routing_key == field
     long = "a" * 5000
     await post(http, user=long)
     assert fleet.admits[-1].routing_key == hashlib.sha256(long.encode()).hexdigest()

@@ -25,6 +25,8 @@ PATHS = {
     "/v1/models/{name:path}": _ANY,
     "/v1/completions": _GENERATE,
     "/v1/chat/completions": _GENERATE,
+    "/v1/responses": _GENERATE,
+    "/v1/responses/{id}": _GENERATE,
     "/v1/load_lora_adapter": _CHANGE,
     "/v1/unload_lora_adapter": _CHANGE,
     "/": _GENERATE,

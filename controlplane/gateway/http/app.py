@@ -27,6 +27,7 @@ from controlplane.gateway.http.json_response import json_response
 from controlplane.gateway.http.lorax import Lorax
 from controlplane.gateway.http.lorax_tokens import LoraxTokens
 from controlplane.gateway.http.models import Models
+from controlplane.gateway.http.responses import Responses, none_is_kept
 from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
 from controlplane.gateway.http.serving import Serving
 from controlplane.gateway.http.sse import internal_fault
@@ -57,6 +58,7 @@ def make_app(
     on = options.serves_http_registry
     load, unload = (adapters.load, adapters.unload) if on else (turned_off, turned_off)
     models = Models(control_plane)
+    responses = Responses(serving, bodies)
 
     async def get_health(_: Request) -> Response:
         if health.serving:
@@ -115,6 +117,8 @@ def make_app(
             _Route("/v1/models/{name:path}", get_model),
             _Route("/v1/completions", completions, methods=["POST"]),
             _Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            _Route("/v1/responses", responses.create, methods=["POST"]),
+            _Route("/v1/responses/{id}", none_is_kept, methods=["GET", "DELETE"]),
             _Route("/v1/load_lora_adapter", load, methods=["POST"]),
             _Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             _Route("/", lorax.either, methods=["POST"]),

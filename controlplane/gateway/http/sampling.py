@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chorale.v1 import inference_pb2 as pb
-from controlplane.gateway.http.schema import GenerationBody
+from controlplane.gateway.http.schema import SampledBody
 
 # OpenAI's default; the contract's own is greedy.
 _TEMPERATURE = 1.0
@@ -18,7 +18,7 @@ _SAME_NAME = (
 
 
 def sampling_of(
-    body: GenerationBody, *, choice: int, max_tokens: int | None, logprobs: int | None
+    body: SampledBody, *, choice: int, max_tokens: int | None, logprobs: int | None
 ) -> pb.SamplingParameters:
     """How to sample choice number `choice` of one prompt.
 

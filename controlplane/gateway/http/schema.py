@@ -55,16 +55,13 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class GenerationBody(BaseModel):
-    """What completions and chat completions share. A field that is null is a field left out."""
+class SampledBody(BaseModel):
+    """What all of OpenAI's generating endpoints share. A field that is null is a field left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: Annotated[str, Field(max_length=512)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
@@ -81,10 +78,8 @@ class GenerationBody(BaseModel):
     min_tokens: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
-    return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
 
-    response_format: ResponseFormat | None = None
     logit_bias: LogitBias | None = None
 
     # Only requests of the same salt find what is cached of the prompt.
@@ -93,8 +88,11 @@ class GenerationBody(BaseModel):
     # Seconds to the first token; the request fails as soon as that is out of reach.
     ttft_slo: Annotated[float, Field(gt=0, le=MAX_TTFT_SLO_S)] | None = None
 
-    # Whom it is for: picks the version where `model` is an alias of several.
+    # Whom it is for, by OpenAI's names for that: the first that is given picks the version where
+    # `model` is an alias of several.
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     # Notes of the sender to itself.
     metadata: dict[str, Any] | None = None
@@ -104,12 +102,30 @@ class GenerationBody(BaseModel):
     @cached_property
     def constraint(self) -> pb.Constraint | None:
         """What each choice must be. Raises: ApiError 400."""
-        return constraint_of(self.response_format, self.structured_outputs)
+        raise NotImplementedError
 
     @cached_property
     def biases(self) -> dict[int, float]:
         """Raises: ApiError 400."""
         return biases_of(self.logit_bias)
+
+    @property
+    def whom_for(self) -> str:
+        return self.user or self.safety_identifier or self.prompt_cache_key or ""
+
+
+class GenerationBody(SampledBody):
+    """What completions and chat completions share."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @cached_property
+    def constraint(self) -> pb.Constraint | None:
+        return constraint_of(self.response_format, self.structured_outputs)
 
     @property
     def num_choices(self) -> int:
@@ -159,10 +175,8 @@ _NOT_SERVED: Mapping[type[GenerationBody], Mapping[str, Test]] = {
         "modalities": one_of(["text"]),
         "moderation": nothing,
         "prediction": nothing,
-        "prompt_cache_key": nothing,
         "prompt_cache_retention": nothing,
         "reasoning_effort": one_of("none"),
-        "safety_identifier": nothing,
         "verbosity": nothing,
         "web_search_options": nothing,
     },

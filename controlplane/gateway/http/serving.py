@@ -1,4 +1,4 @@
-"""From a request's choices to its answer, whole or streamed: what both OpenAI endpoints share."""
+"""From a request's choices to its answer, whole or streamed: what OpenAI's endpoints share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from controlplane.gateway.generation import Generation
 from controlplane.gateway.http.choices import Choice, Choices
 from controlplane.gateway.http.disconnect import while_connected
 from controlplane.gateway.http.json_response import json_response
-from controlplane.gateway.http.schema import GenerationBody
+from controlplane.gateway.http.schema import GenerationBody, SampledBody
 from controlplane.gateway.http.sse import EventStream
 from controlplane.gateway.relay import Relay
 from controlplane.gateway.upstream import Metadata
@@ -111,7 +111,11 @@ class Serving:
         Raises: ChoraleError before the first byte; ApiError 499 when the client went away.
         """
         answer_id = f"{shape.id_prefix}-{uuid.uuid4().hex}"
-        choices = Choices(self._choices(request, body, answer_id, generations))
+        for _, _, generate in generations:
+            generate.return_prompt_token_ids = bool(body.return_token_ids)
+        choices = self.choices(
+            request, body, answer_id, generations, is_prompt_only=body.max_tokens == 0
+        )
         headers = {"x-request-id": answer_id}
         try:
             await while_connected(request.receive, choices.start())
@@ -138,26 +142,28 @@ class Serving:
         )
         return json_response(whole, headers=headers)
 
-    def _choices(
+    def choices(
         self,
         request: Request,
-        body: GenerationBody,
+        body: SampledBody,
         answer_id: str,
         generations: Sequence[tuple[int, str, pb.GenerateRequest]],
-    ) -> list[Choice]:
+        *,
+        is_prompt_only: bool = False,
+    ) -> Choices:
+        """Of `generations`, as `answer` has them; they run when they are started."""
         choices: list[Choice] = []
         for index, (prompt, echo, generate) in enumerate(generations):
             generate.request_id = f"{answer_id}-{index}"
-            generate.return_prompt_token_ids = bool(body.return_token_ids)
             generate.model = body.model or ""
             generate.cache_salt = body.cache_salt or ""
-            # Without a user: of one answer all choices have one version.
-            generate.routing_key = _routing_key(body.user or answer_id)
+            # Where it is for nobody: of one answer all choices have one version.
+            generate.routing_key = _routing_key(body.whom_for or answer_id)
             if body.ttft_slo is not None:
                 set_ttft_slo(generate, body.ttft_slo)
             generation = self.start(request, generate)
-            choices.append(Choice(index, prompt, generation, echo, body.max_tokens == 0))
-        return choices
+            choices.append(Choice(index, prompt, generation, echo, is_prompt_only))
+        return Choices(choices)
 
     def start(
         self, request: Request, generate: pb.GenerateRequest, source_token: str = ""

@@ -28,9 +28,9 @@ def _openai(error: ApiError) -> dict[str, Any]:
 class EventStream(Response):
     """Streams objects as events; `done` (nothing if empty) is the last.
 
-    A failure in mid-stream is one event, `failure` of it, and ends the stream without `done`. When
-    the client disconnects the objects' generator is closed at once. `close` is called at the end,
-    however it comes.
+    named: each event has its object's `type` as its name. A failure in mid-stream is one event,
+    `failure` of it, and ends the stream without `done`. When the client disconnects the objects'
+    generator is closed at once. `close` is called at the end, however it comes.
     """
 
     media_type = "text/event-stream"
@@ -43,6 +43,7 @@ class EventStream(Response):
         *,
         done: bytes = DONE,
         failure: Callable[[ApiError], dict[str, Any]] = _openai,
+        named: bool = False,
     ) -> None:
         super().__init__(
             headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
@@ -52,6 +53,7 @@ class EventStream(Response):
         self._close = close
         self._done = done
         self._failure = failure
+        self._event_of = named_event_of if named else event_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -73,13 +75,13 @@ class EventStream(Response):
         try:
             async with aclosing(self._objects) as objects:
                 async for value in objects:
-                    yield event_of(value)
+                    yield self._event_of(value)
         except ChoraleError as error:
             forget_frames(error)
-            yield event_of(self._failure(api_error(error)))
+            yield self._event_of(self._failure(api_error(error)))
         except Exception:
             log.exception("a stream failed")
-            yield event_of(self._failure(internal_fault()))
+            yield self._event_of(self._failure(internal_fault()))
         else:
             if self._done:
                 yield self._done
@@ -88,6 +90,11 @@ class EventStream(Response):
 def event_of(value: dict[str, Any]) -> bytes:
     """One event."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def named_event_of(value: dict[str, Any]) -> bytes:
+    """One event with its object's `type` as its name."""
+    return b"event: " + value["type"].encode() + b"\n" + event_of(value)
 
 
 def internal_fault() -> ApiError:

@@ -124,6 +124,11 @@ class AnswerCalls:
         """Whether there has been a call."""
         return self._parser.num_calls > 0
 
+    def pieces(self, text: str, *, last: bool = False) -> list[Piece]:
+        """What became certain with `text`."""
+        found = self._parser.push(text)
+        return found + self._parser.finish() if last else found
+
     def add(self, text: str) -> None:
         """For `whole`."""
         self._pieces += self._parser.push(text)
@@ -137,18 +142,16 @@ class AnswerCalls:
         return {
             "content": content or None,
             "tool_calls": [
-                {"id": self._id(), "type": "function", "function": call._asdict()} for call in calls
+                {"id": self.new_id(), "type": "function", "function": call._asdict()}
+                for call in calls
             ],
         }
 
     def delta(self, text: str, *, last: bool = False) -> dict[str, Any]:
         """Of a chunk, what became certain with `text`; empty if nothing did."""
-        pieces = self._parser.push(text)
-        if last:
-            pieces += self._parser.finish()
         content: list[str] = []
         calls: dict[int, dict[str, Any]] = {}
-        for piece in pieces:
+        for piece in self.pieces(text, last=last):
             match piece:
                 case Content(said):
                     content.append(said)
@@ -166,9 +169,10 @@ class AnswerCalls:
 
     def _begun(self, index: int, name: str) -> dict[str, Any]:
         function = {"name": name, "arguments": ""}
-        return {"index": index, "id": self._id(), "type": "function", "function": function}
+        return {"index": index, "id": self.new_id(), "type": "function", "function": function}
 
-    def _id(self) -> str:
+    def new_id(self) -> str:
+        """Of a call, in the form that the model's template takes back."""
         if self._short_ids:
             return "".join(secrets.choice(_MISTRAL_ID) for _ in range(_MISTRAL_ID_LENGTH))
         return f"call_{uuid.uuid4().hex}"
