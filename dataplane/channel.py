@@ -85,6 +85,7 @@ class Adapter(msgspec.Struct, frozen=True):
     source: str
     name: str
     token: str = ""  # the caller's, for a private source
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA, as its ticket tells them
 
     @property
     def origin(self) -> tuple[str, str]:
@@ -151,13 +152,15 @@ class Vocabulary(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A new request. `handle` is unique while the engine lives. `generated` continues a request:
-    those tokens count as output that was delivered before."""
+    those tokens count as output that was delivered before. `active_from`: position of the prompt's
+    first token that the adapter applies to; the base model computes those before."""
 
     handle: int
     prompt: list[int]
     generated: list[int] = []
     sampling: Sampling
     adapter: Adapter | None = None
+    active_from: int = 0
     tenant: str = "default"
     arrival_s: float
     deadline_s: float | None = None

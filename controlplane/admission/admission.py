@@ -60,6 +60,13 @@ class Resolved:
     source: str = ""
     private: bool = False
     weights_bytes: int = 0
+    invocation_tokens: tuple[int, ...] = ()
+
+    @property
+    def prefix_digest(self) -> str:
+        """Whose keys and values a prompt's beginning gets: before an activated LoRA's invocation
+        the base model's, and nobody here knows where that is."""
+        return "" if self.invocation_tokens else self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,7 @@ class Admission:
             placed_at = choice.candidate.data_plane_id
             goes_on = excluded or needs.has_begun
             asked = None if goes_on else _asked(resolved, tenant)
-            members = prefixes.members(resolved.digest)
+            members = prefixes.members(resolved.prefix_digest)
         finally:
             # Counted before the next await, so that requests of one instant see each other.
             self._reservations.add(placed_at, int(reply[9]), asked, members)
@@ -270,7 +277,14 @@ def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved
         record = decode_version(reply[5])
         version, private = int(reply[4]), reply[8] == "1"
         return Resolved(
-            record.base_model, name, version, record.digest, reply[6], private, record.size_bytes
+            record.base_model,
+            name,
+            version,
+            record.digest,
+            reply[6],
+            private,
+            record.size_bytes,
+            record.invocation_tokens,
         )
     if kind == "BASE_MODEL":
         return Resolved(name)
@@ -327,6 +341,7 @@ def _claims(
         adapter_version=resolved.version,
         adapter_digest=resolved.digest,
         adapter_source=resolved.source,
+        adapter_invocation_tokens=resolved.invocation_tokens,
     )
     claims.expires_at.FromMilliseconds(expires_at_ms)
     return claims

@@ -274,6 +274,13 @@ def _origin(version: registry_pb.AdapterVersion) -> list[tuple[str, str]]:
     return [("source", f"{version.source}{' (private)' if version.private else ''}")]
 
 
+def _activation(version: registry_pb.AdapterVersion) -> list[tuple[str, str]]:
+    if not version.invocation_tokens:
+        return []
+    tokens = " ".join(map(str, version.invocation_tokens))
+    return [("activated", f"from the last tokens {tokens} of the prompt on")]
+
+
 def _print_adapter(adapter: registry_pb.Adapter) -> None:
     print(f"{adapter.name}, current version {adapter.current_version}")
     for alias in adapter.aliases:
@@ -288,6 +295,7 @@ def _print_adapter(adapter: registry_pb.Adapter) -> None:
                 ("base model", version.base_model),
                 ("rank", str(version.rank)),
                 ("targets", " ".join(version.target_modules)),
+                *_activation(version),
                 ("size", output.human_bytes(version.size_bytes)),
                 ("created", version.created_at.ToJsonString()),
                 *((f"label {key}", value) for key, value in sorted(version.labels.items())),

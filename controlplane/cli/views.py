@@ -55,6 +55,7 @@ def version(value: registry_pb.AdapterVersion) -> dict[str, Any]:
         "labels": dict(sorted(value.labels.items())),
         "private": value.private,
         "merge": merge(value.merge) if value.HasField("merge") else None,
+        "invocation_tokens": list(value.invocation_tokens),
     }
 
 

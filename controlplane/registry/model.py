@@ -10,9 +10,10 @@ import msgspec
 from storage.base_model import BaseModelSpec, MixtureModule
 
 
-class VersionRecord(msgspec.Struct, frozen=True):
+class VersionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What never changes in a version. `size_bytes` is that of the weights file.
 
+    invocation_tokens: of an activated LoRA; else empty, and then not in the JSON (admit.lua looks).
     created_at_ms: milliseconds since the Unix epoch.
     """
 
@@ -22,6 +23,7 @@ class VersionRecord(msgspec.Struct, frozen=True):
     target_modules: tuple[str, ...]
     size_bytes: int
     created_at_ms: int
+    invocation_tokens: tuple[int, ...] = ()
 
 
 class ModuleRecord(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -322,6 +322,7 @@ def _record(manifest: AdapterManifest, base: BaseModelRecord, size_bytes: int) -
         target_modules=tuple(sorted({module.name for module in manifest.modules})),
         size_bytes=size_bytes,
         created_at_ms=time.time_ns() // 1_000_000,
+        invocation_tokens=manifest.config.invocation_tokens,
     )
 
 

@@ -62,6 +62,7 @@ def version_to_pb(version: AdapterVersion) -> registry_pb.AdapterVersion:
         labels=version.labels,
         private=version.private,
         merge=merge_to_pb(version.source),
+        invocation_tokens=record.invocation_tokens,
     )
 
 

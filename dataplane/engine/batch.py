@@ -127,13 +127,14 @@ class BatchBuilder:
 
 
 def adapter_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:
-    """chunks: those of one adapter adjacent."""
+    """chunks: those of one adapter adjacent. One that is activated in mid-prompt has no part in
+    what comes before, and may have several spans."""
     spans: list[AdapterSpan] = []
     start = 0
     for chunk in chunks:
         end = start + chunk.num_tokens
         if chunk.sequence.adapter:
-            _extend(spans, chunk.sequence.adapter.digest, start, end)
+            _extend(spans, chunk.sequence.adapter.digest, start + chunk.num_before_adapter, end)
         start = end
     return spans
 
@@ -144,14 +145,19 @@ def _logit_spans(chunks: Seq[Chunk]) -> list[AdapterSpan]:
     start = 0
     for chunk in chunks:
         end = start + chunk.num_logits
-        if chunk.sequence.adapter and end > start:
-            _extend(spans, chunk.sequence.adapter.digest, start, end)
+        if chunk.sequence.adapter:
+            # Whose next token is sampled is behind the prompt's last one, and so are its drafts.
+            num_before = min(chunk.num_before_adapter, chunk.num_scored)
+            _extend(spans, chunk.sequence.adapter.digest, start + num_before, end)
         start = end
     return spans
 
 
 def _extend(spans: list[AdapterSpan], digest: str, start: int, end: int) -> None:
-    """Appends rows [start, end), joining them to the span before when it is the same adapter's."""
+    """Appends rows [start, end), if there are any, joining them to the span before when it is the
+    same adapter's."""
+    if start == end:
+        return
     if spans and spans[-1][0] == digest and spans[-1][2] == start:
         spans[-1] = (digest, spans[-1][1], end)
     else:

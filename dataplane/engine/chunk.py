@@ -34,6 +34,18 @@ class Chunk:
         return self.num_scored + self.num_sampled
 
     @property
+    def num_before_adapter(self) -> int:
+        """The first of them, which the base model computes though the sequence has an adapter."""
+        return min(max(0, self.sequence.active_from - self.start), self.num_tokens)
+
+    @property
+    def rank_in_step(self) -> tuple[str, int]:
+        """By which a step's chunks are ordered: those of one adapter are adjacent, and so are the
+        tokens that it applies to, unless it begins within several of them."""
+        num_before = self.num_before_adapter
+        return self.sequence.queue_key, (num_before == 0) + (num_before < self.num_tokens)
+
+    @property
     def end(self) -> int:
         return self.start + self.num_tokens
 

@@ -191,6 +191,8 @@ class StepGraphs:
         adapters = [resident.held(digest) for digest, _, _ in spans]
         if not all(map(_can_be_replayed, adapters)):
             return None
+        if len({digest for digest, _, _ in spans}) < len(spans):
+            return None  # there is room for each adapter's pages once
         variant = self._buckets.variant(
             sum(chunk.num_tokens for chunk in chunks),
             self._pool.blocks_for(max(chunk.end for chunk in chunks)),

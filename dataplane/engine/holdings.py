@@ -70,13 +70,12 @@ class Holdings:
             index = len(sequence.shared)
             page = sequence.block_table[index]
             block = self._prefixes.keep(
-                sequence.queue_key,
+                sequence.lineage,
                 sequence.shared,
                 sequence.tokens[index * size : (index + 1) * size],
                 page,
                 sequence.owner,
                 now_s,
-                sequence.cache_scope,
             )
             if block is None:
                 return

@@ -1,9 +1,17 @@
 """Keys and values of token blocks that were computed before, shared by requests of one adapter.
 
-A trie per adapter digest ("" for the base model) and scope: a block is found by the whole chain of
-full token blocks before it, compared token for token, so that no collision can mix two prefixes; by
-the digest, so that a new version of an adapter never meets blocks of the old one; and by the scope,
-so that tenants who are not to learn of each other's prompts do not ("" is everybody's).
+A trie: a block is found by the whole chain of full token blocks before it, compared token for
+token, so that no collision can mix two prefixes, and by the digest of the adapter that computed it
+("" for the base model), so that a new version of an adapter never meets blocks of the old one.
+
+An adapter that is activated in mid-prompt leaves the blocks before that to the base model, whose
+they are in every way: base requests and other such adapters find them. Its own blocks follow on
+them. The first of these has base tokens, too, maybe; how many is a part of what it is found by, as
+its tokens do not tell that (a prompt's last invocation counts, and there may be an earlier one in
+the same block).
+
+All of it is so within a scope: tenants who are not to learn of each other's prompts have different
+ones, and share nothing.
 
 A sequence holds a path from the root. So whoever holds a block holds all before it, and blocks go
 from the leaves up. A block nobody holds stays until the pool needs its page.
@@ -12,7 +20,7 @@ from the leaves up. A block nobody holds stays until the pool needs its page.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dataplane.cost_model import CostModel
 from dataplane.pool.allocator import PoolIntegrityError
@@ -27,18 +35,34 @@ _KEEP_AGE = 0.95  # weight of the past at each evicted block
 _EVER_S = 86_400.0  # while none was ever evicted
 
 
+class Lineage(NamedTuple):
+    """Whose blocks those of a sequence are. digest: its adapter's, "" for the base model.
+    active_from: where the tokens begin that the adapter applies to. scope: "" is everybody's."""
+
+    digest: str = ""
+    active_from: int = 0
+    scope: str = ""
+
+
+class BlockKey(NamedTuple):
+    """What a block is found by, behind the one before it."""
+
+    digest: str  # of the adapter that computed any of its tokens; "" for the base model
+    num_base: int  # of its tokens, that the base model computed before the adapter's first; else 0
+    tokens: tuple[int, ...]
+    scope: str
+
+
 class CachedBlock:
     """One page of `page_tokens` tokens, complete and never written again."""
 
     __slots__ = (
         "_cache",
         "children",
-        "digest",
         "idle_since_s",
+        "key",
         "page",
         "parent",
-        "scope",
-        "tokens",
         "users",
         "uses",
     )
@@ -46,19 +70,15 @@ class CachedBlock:
     def __init__(
         self,
         cache: PrefixCache,
-        digest: str,
-        scope: str,
+        key: BlockKey,
         parent: CachedBlock | None,
-        tokens: tuple[int, ...],
         page: int,
     ) -> None:
         self._cache = cache
-        self.digest = digest
-        self.scope = scope
-        self.parent = parent  # None: the root of its digest and scope
-        self.tokens = tokens
+        self.key = key
+        self.parent = parent  # None: it is a prompt's first
         self.page = page
-        self.children: dict[tuple[int, ...], CachedBlock] = {}
+        self.children: dict[BlockKey, CachedBlock] = {}
         self.users = 0  # sequences that hold it
         self.uses = UseCount()
         self.idle_since_s = 0.0  # while nobody holds it
@@ -74,7 +94,7 @@ class PrefixCache:
         self._pool = pool
         self._costs = costs
         self._enabled = enabled
-        self._roots: dict[tuple[str, str], dict[tuple[int, ...], CachedBlock]] = {}
+        self._roots: dict[BlockKey, CachedBlock] = {}
         self._num_new = _DOUBT
         self._num_hits = 1.0
         self._now_s: float | None = None  # when it was asked for anything last
@@ -83,14 +103,14 @@ class PrefixCache:
         self.num_blocks = 0
         self.num_idle_pages = 0
 
-    def match(self, digest: str, tokens: Sequence[int], scope: str = "") -> list[CachedBlock]:
+    def match(self, lineage: Lineage, tokens: Sequence[int]) -> list[CachedBlock]:
         """The longest cached path over `tokens`, short of the last token, which is always computed.
         Holds nothing."""
         path: list[CachedBlock] = []
-        children = self._roots.get((digest, scope))
+        children = self._roots
         size = self._pool.page_tokens
         for start in range(0, (len(tokens) - 1) // size * size, size):
-            block = children.get(tuple(tokens[start : start + size])) if children else None
+            block = children.get(_key(lineage, tokens[start : start + size], start))
             if block is None:
                 break
             path.append(block)
@@ -107,28 +127,27 @@ class PrefixCache:
 
     def keep(
         self,
-        digest: str,
+        lineage: Lineage,
         path: Sequence[CachedBlock],
         tokens: Sequence[int],
         page: int,
         owner: str,
         now_s: float,
-        scope: str = "",
     ) -> CachedBlock | None:
         """Takes over a full block, computed into `page` of `owner`, that follows the held `path`;
         the caller holds it then. Where the same block is cached already, that one is held instead
         and `page` stays the owner's. None when the cache is off."""
         if not self._enabled:
             return None
-        key = tuple(tokens)
+        key = _key(lineage, tokens, len(path) * self._pool.page_tokens)
         parent = path[-1] if path else None
-        children = parent.children if parent else self._roots.setdefault((digest, scope), {})
+        children = parent.children if parent else self._roots
         block = children.get(key)
         if block is not None:
             self._hold(block)
             return block
-        block = CachedBlock(self, digest, scope, parent, key, page)
-        self._pool.allocator.hand_over(page, owner, _owner(digest))
+        block = CachedBlock(self, key, parent, page)
+        self._pool.allocator.hand_over(page, owner, _owner(key.digest))
         children[key] = block
         self.num_blocks += 1
         self._num_new = _KEEP * self._num_new + 1.0
@@ -182,26 +201,23 @@ class PrefixCache:
         """Drops an idle leaf and frees its page. Returns 1."""
         assert not block.users and not block.children
         self._pool.idle.withdraw(block)
-        self._pool.allocator.give_back((block.page,), _owner(block.digest))
+        self._pool.allocator.give_back((block.page,), _owner(block.key.digest))
         self.num_blocks -= 1
         self.num_idle_pages -= 1
         self._pool.idle.num_pages -= 1
         if block.parent:
-            del block.parent.children[block.tokens]
+            del block.parent.children[block.key]
             if not block.parent.users:
                 self._offer(block.parent)
         else:
-            root = block.digest, block.scope
-            del self._roots[root][block.tokens]
-            if not self._roots[root]:
-                del self._roots[root]
+            del self._roots[block.key]
         return 1
 
     def claims(self) -> dict[str, list[int]]:
         """Owner -> pages, for the integrity check."""
         claims: dict[str, list[int]] = {}
         for block in self._blocks():
-            claims.setdefault(_owner(block.digest), []).append(block.page)
+            claims.setdefault(_owner(block.key.digest), []).append(block.page)
         return claims
 
     def check_integrity(self, held: Iterable[Sequence[CachedBlock]]) -> None:
@@ -240,11 +256,19 @@ class PrefixCache:
             self._pool.idle.offer(block, worth_key(cost_s, block.uses, 1))
 
     def _blocks(self) -> Iterable[CachedBlock]:
-        stack = [block for root in self._roots.values() for block in root.values()]
+        stack = [*self._roots.values()]
         while stack:
             block = stack.pop()
             yield block
             stack.extend(block.children.values())
+
+
+def _key(lineage: Lineage, tokens: Sequence[int], start: int) -> BlockKey:
+    """tokens: of the block, whose first one is at `start`."""
+    num_base = lineage.active_from - start
+    if num_base >= len(tokens):
+        return BlockKey("", 0, tuple(tokens), lineage.scope)
+    return BlockKey(lineage.digest, max(0, num_base), tuple(tokens), lineage.scope)
 
 
 def _owner(digest: str) -> str:

@@ -162,8 +162,7 @@ class Scheduler:
         failures += self._admit(chunks, now_s)
         if self._drafting is not None and not self.awaits_drafts:
             self._drafting.extend(chunks, self._max_batch_tokens, len(self.running))
-        ordered = sorted(chunks.values(), key=lambda chunk: chunk.sequence.queue_key)
-        return ordered, failures
+        return sorted(chunks.values(), key=lambda chunk: chunk.rank_in_step), failures
 
     def launched(self, chunks: Seq[Chunk]) -> None:
         """A step over `chunks`, as just scheduled, was given to the device."""
@@ -347,7 +346,8 @@ class Scheduler:
                     continue  # it is parked now
             cached = sequence.computed_in(self._prefixes)
             num_cached = len(cached) * self._pool.page_tokens
-            error = self._room.never_fits(sequence)
+            error = self._supply.unlike(sequence.adapter) if sequence.adapter else None
+            error = error or self._room.never_fits(sequence)
             error = error or self._triage.hopeless(sequence, now_s, num_cached)
             if error:
                 failures.append(Failure(sequence, error))

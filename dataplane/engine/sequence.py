@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dataplane.channel import Adapter, Sampling, Submit, Timings, TokenLogprobs
+from dataplane.engine.prefix_cache import Lineage
 from dataplane.sampling.history import History
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Sequence:
     once the launched steps have run; the rest are pending: one when decoding, more when prefilling.
     With `num_drafts` under way `num_unread` is the least that it gets, and it is in no other step.
 
+    Its adapter applies to the tokens from `active_from` on, which is in the prompt.
+
     Its first full blocks are `shared`: cached blocks that it holds. Their pages are the first of
     `block_table`, never written to again, but where it keeps a page of its own for a block that was
     cached already; the others are its own, too."""
@@ -40,6 +43,7 @@ class Sequence:
     priority: int = 0
     cache_scope: str = ""  # of cached blocks only those of the same one are its to find
     max_context: int = sys.maxsize
+    active_from: int = 0
     num_computed: int = 0
     num_unread: int = 0
     num_drafts: int = 0  # under way; how many of them come to be tokens is not known yet
@@ -72,6 +76,7 @@ class Sequence:
             priority=max(-MAX_PRIORITY, min(request.priority, MAX_PRIORITY)),
             cache_scope=request.cache_scope,
             max_context=max_context,
+            active_from=request.active_from,
         )
 
     @property
@@ -108,7 +113,7 @@ class Sequence:
         """Blocks of its tokens that are there and spare it their computing."""
         if self.wants_scores:
             return []
-        return prefixes.match(self.queue_key, self.tokens, self.cache_scope)
+        return prefixes.match(self.lineage, self.tokens)
 
     def num_scored(self, start: int, end: int) -> int:
         """Of its tokens [start, end), which follow on each other, how many are to be scored by."""
@@ -143,6 +148,11 @@ class Sequence:
             return 1  # the grammar may end at any time
         endless = sampling.ignore_eos and not sampling.stop_token_ids
         return sampling.max_tokens if endless else min(sampling.max_tokens, sampling.min_tokens + 1)
+
+    @property
+    def lineage(self) -> Lineage:
+        """Of its cached blocks."""
+        return Lineage(self.queue_key, self.active_from, self.cache_scope)
 
     @property
     def queue_key(self) -> str:

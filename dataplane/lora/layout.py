@@ -102,6 +102,7 @@ class HostAdapter:
     index_bytes: int = 0  # of the layout's lists of tokens
     num_ranks: int = 1
     shared_offset: int = -1  # of `pages` in memory that ranks share; behind them lie the others'
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
 
     @cached_property
     def nbytes(self) -> int:
@@ -306,7 +307,13 @@ def pack(
         )
     index_bytes = layout.vocabulary.nbytes if layout.vocabulary else 0
     return HostAdapter(
-        manifest.digest, layout, pages, len(adapter.weights), block_bytes, index_bytes
+        manifest.digest,
+        layout,
+        pages,
+        len(adapter.weights),
+        block_bytes,
+        index_bytes,
+        invocation_tokens=manifest.config.invocation_tokens,
     )
 
 

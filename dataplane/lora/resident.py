@@ -47,6 +47,7 @@ class ResidentAdapter:
     users: int = 0
     pinned: bool = False
     leaving: bool = False  # goes when its last user does
+    invocation_tokens: tuple[int, ...] = ()
     may_start: bool = False  # a forward pass may use it, waiting for each layer
 
     @property
@@ -133,6 +134,7 @@ class ResidentAdapters:
             self._evict,
             self.copier.begin(host.pages, run, on_all_ranks),
             pinned=host.digest in self._pinned and self.can_pin(len(page_ids)),
+            invocation_tokens=host.invocation_tokens,
         )
         self._by_digest[host.digest] = resident
         if resident.is_idle:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dataplane.channel import Adapter
 from dataplane.cost_model import CostModel, Tier
-from dataplane.errors import AdapterUnloadedError
+from dataplane.errors import AdapterRefusedError, AdapterUnloadedError
 from dataplane.load_reports import REPORTED_LOADS, TierCounters, WaitingPin
 from dataplane.lora.layout import HostAdapter, too_large
 from dataplane.lora.loader import AdapterLoader
@@ -172,6 +172,21 @@ class AdapterSupply:
         own = self.size_pages(digest) if digest else 0
         pinned = self.resident.num_pinned_pages
         return pinned if resident is not None and resident.pinned else own + pinned
+
+    def unlike(self, adapter: Adapter) -> AdapterRefusedError | None:
+        """Why a request's adapter, resident or arrived, is not the one that the request takes it
+        for: a control plane that does not know activated LoRAs would have them apply to all
+        tokens."""
+        found = self.resident.get(adapter.digest) or self._arrived.get(adapter.digest)
+        assert found is not None
+        if found.invocation_tokens == adapter.invocation_tokens:
+            return None
+        return AdapterRefusedError(
+            "INVOCATION_UNKNOWN",
+            "the request's ticket does not tell the invocation tokens that the adapter has"
+            " (alora_invocation_tokens): bring all control planes to this version",
+            {"digest": adapter.digest},
+        )
 
     def acquire(self, digest: str) -> None:
         """Makes an arrived adapter resident if need be, and holds it. Its pages must be free."""

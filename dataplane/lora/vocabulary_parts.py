@@ -133,6 +133,8 @@ class _Wholes:
         """Of one that differs from the base's, and was saved without being asked for."""
         if self._adapter.manifest.config.trained_tokens:
             raise self._changed_error(ref, "with trainable_token_indices")
+        if self._adapter.manifest.config.invocation_tokens:
+            raise self._changed_error(ref, "with alora_invocation_tokens", "train it as LoRA alone")
         reaches_head = module == LM_HEAD or (self._base.tied and LM_HEAD not in self._saved)
         if self._head_lora is not None and reaches_head:
             raise self._changed_error(ref, f"below a LoRA on {LM_HEAD}")
@@ -146,11 +148,16 @@ class _Wholes:
                     " different weights for them, one of which would overwrite the other",
                 )
 
-    def _changed_error(self, ref: TensorRef, where: str) -> AdapterRefusedError:
+    def _changed_error(
+        self,
+        ref: TensorRef,
+        where: str,
+        way_out: str = "train it with modules_to_save, or as LoRA alone",
+    ) -> AdapterRefusedError:
         return AdapterRefusedError(
             "BASE_TENSOR_CHANGED",
             f"the adapter carries its own {ref.name}, which differs from the base model's: that is"
-            f" not served {where}; train it with modules_to_save, or as LoRA alone",
+            f" not served {where}; {way_out}",
             {"tensor": ref.name, "digest": self._adapter.manifest.digest},
         )
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -136,7 +136,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             claims = self._gate.enter(request.ticket, tenant=request.tenant)
             held.enter_context(self.generations.running(claims))
             held.enter_context(_noting(self.constraints))
-            prepared = await self._prepared(request, deadline_s)
+            invocation = claims.adapter_invocation_tokens
+            prepared = await self._prepared(request, invocation, deadline_s)
             if prepared.grammar is not None:
                 await self.constraints.check(prepared.grammar, deadline_s)
             self.text_ratio.note(prompt_size(request).num_characters, len(prepared.prompt))
@@ -187,13 +188,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._tokenizing.close()
 
     async def _prepared(
-        self, request: inference_pb2.GenerateRequest, deadline_s: float | None
+        self,
+        request: inference_pb2.GenerateRequest,
+        invocation: Sequence[int],
+        deadline_s: float | None,
     ) -> PreparedRequest:
         if is_short(request):
-            return self._prepare(request)
+            return self._prepare(request, invocation)
         loop = asyncio.get_running_loop()
         async with within(deadline_s):
-            return await loop.run_in_executor(self._threads, self._prepare, request)
+            return await loop.run_in_executor(self._threads, self._prepare, request, invocation)
 
     def _submit(
         self,
@@ -209,6 +213,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 source=claims.adapter_source,
                 name=claims.adapter_name,
                 token=claims.adapter_source_token,
+                invocation_tokens=tuple(claims.adapter_invocation_tokens),
             )
         ttft_slo_s = self._ttft_slo_s if prepared.ttft_slo_s is None else prepared.ttft_slo_s
         first_token_by_s = None
@@ -220,6 +225,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             generated=prepared.generated,
             sampling=prepared.sampling,
             adapter=adapter,
+            active_from=prepared.active_from,
             tenant=claims.tenant or "default",
             arrival_s=arrival_s,
             deadline_s=deadline_s,

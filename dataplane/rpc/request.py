@@ -14,6 +14,7 @@ from dataplane import channel
 from dataplane.constraints.grammar import Grammar, grammar_of
 from dataplane.rpc.chat import tools_of
 from dataplane.rpc.completion import Completion
+from dataplane.rpc.invocation import active_from
 from dataplane.rpc.prompt import check_token_ids, prompt_token_ids
 from dataplane.rpc.sampling import stop_strings, to_sampling
 from dataplane.text.limits import SHORT_CHARACTERS
@@ -43,6 +44,7 @@ class PreparedRequest:
     ttft_slo_s: float | None
     ttft_path_s: float
     tool_call_format: str  # empty without tools
+    active_from: int  # the prompt's first token that the adapter applies to
 
 
 def is_short(request: inference_pb2.GenerateRequest) -> bool:
@@ -58,9 +60,15 @@ def is_short(request: inference_pb2.GenerateRequest) -> bool:
 
 
 def prepare(
-    request: inference_pb2.GenerateRequest, *, ready: channel.Ready, tokenizer: Tokenizer
+    request: inference_pb2.GenerateRequest,
+    invocation: Sequence[int] = (),
+    *,
+    ready: channel.Ready,
+    tokenizer: Tokenizer,
 ) -> PreparedRequest:
-    """Blocks while it tokenizes: call it in a worker thread unless the request `is_short`.
+    """invocation: tokens of an activated LoRA, else empty.
+
+    Blocks while it tokenizes: call it in a worker thread unless the request `is_short`.
 
     Raises: InvalidArgumentError naming the field; FailedPreconditionError for a chat without a
     chat template, or with tools that the model has no format for.
@@ -92,6 +100,7 @@ def prepare(
         vocab_size=ready.vocab_size,
         tools=tools.shown if tools else (),
     )
+    start = active_from(prompt, invocation, tokenizer, request.WhichOneof("input") or "input")
     sampling = to_sampling(
         request.sampling,
         num_prompt_tokens=len(prompt),
@@ -123,6 +132,7 @@ def prepare(
         slo_s,
         path_s,
         tools.form.name if tools else "",
+        start,
     )
 
 

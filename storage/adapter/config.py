@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from storage.adapter.activation import read_invocation_tokens, refuse_unactivated
 from storage.adapter.json_input import load_object
 from storage.adapter.vocabulary import read_modules_to_save, read_trained_tokens
 from storage.errors import AdapterTooLargeError, BadConfigError, UnsupportedFeatureError, excerpt
@@ -42,6 +43,7 @@ _READ = frozenset(
         "modules_to_save",
         "trainable_token_indices",
         "ensure_weight_tying",
+        "alora_invocation_tokens",
     }
 )
 _HARMLESS = frozenset(
@@ -69,7 +71,6 @@ _WHY_NOT = {
     "layer_replication": "it changes the number of layers",
     "megatron_config": "Megatron modules are not supported",
     "use_qalora": "QALoRA pools its inputs",
-    "alora_invocation_tokens": "activated LoRA switches on in mid-sequence",
 }
 
 
@@ -84,7 +85,8 @@ class AdapterConfig:
     bias: which base biases were trained along: "none", "lora_only" (those of the selected modules)
     or "all". lora_bias: each lora_B has a bias of its own. modules_to_save, trained_tokens: as
     storage.adapter.vocabulary reads them; no module is in both. ensure_weight_tying: what is done
-    to the embedding holds for a tied head.
+    to the embedding holds for a tied head. invocation_tokens: of an activated LoRA
+    (storage.adapter.activation), which applies from these on; empty: to all tokens.
     """
 
     r: int
@@ -104,6 +106,7 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...]
     trained_tokens: Mapping[str, tuple[int, ...]]
     ensure_weight_tying: bool
+    invocation_tokens: tuple[int, ...]
 
 
 def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> AdapterConfig:
@@ -148,7 +151,7 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         raise BadConfigError(
             f"{both[0]} is in modules_to_save and in trainable_token_indices: PEFT takes one"
         )
-    return AdapterConfig(
+    config = AdapterConfig(
         r=_rank("r", fields.get("r", 8), limits),
         lora_alpha=_alpha("lora_alpha", fields.get("lora_alpha", 8)),
         use_rslora=_flag(fields, "use_rslora"),
@@ -172,7 +175,10 @@ def parse_config(data: bytes, *, limits: AdapterLimits = DEFAULT_LIMITS) -> Adap
         modules_to_save=saved,
         trained_tokens=tokens,
         ensure_weight_tying=_flag(fields, "ensure_weight_tying"),
+        invocation_tokens=read_invocation_tokens(fields),
     )
+    refuse_unactivated(config, fields)
+    return config
 
 
 def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
@@ -197,9 +203,6 @@ def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
         if value and name not in _READ and name not in _HARMLESS:
             why = _WHY_NOT.get(name, "this server does not know how to apply it exactly")
             raise _unsupported(name, value, why)
-    # PEFT tests this one for None: an empty list still makes an activated LoRA.
-    if fields.get("alora_invocation_tokens") is not None:
-        raise _unsupported("alora_invocation_tokens", [], _WHY_NOT["alora_invocation_tokens"])
 
 
 def _unsupported(name: str, value: object, why: str) -> UnsupportedFeatureError:

@@ -59,6 +59,8 @@ def adapter_digest(
         description["trained_tokens"] = {k: list(v) for k, v in config.trained_tokens.items()}
     if config.ensure_weight_tying:
         description["ensure_weight_tying"] = True
+    if config.invocation_tokens:
+        description["invocation_tokens"] = list(config.invocation_tokens)
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     hasher = hashlib.sha256(_TAG)
     hasher.update(len(text).to_bytes(8, "little"))

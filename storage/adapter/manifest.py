@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from mmap import mmap
 
+from storage.adapter.activation import refuse_unactivated_modules
 from storage.adapter.config import AdapterConfig, parse_config
 from storage.adapter.contents import FileContents
 from storage.adapter.digest import adapter_digest
@@ -196,6 +197,7 @@ def _parse_structure(
     pairs = found.pairs
     if (None, EMBED_TOKENS) in pairs:
         _check_embedding(config)
+    refuse_unactivated_modules(config, (module for _, module in pairs))
     selector = ModuleSelector(config)
     name_parameters(config, selector, f"{root}layers.", pairs)
     modules = tuple(

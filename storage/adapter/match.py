@@ -158,6 +158,13 @@ def _check_vocabulary(manifest: AdapterManifest, spec: BaseModelSpec) -> None:
                 reason="SHAPE_MISMATCH",
                 metadata={"module": tokens.module},
             )
+    if (last := max(manifest.config.invocation_tokens, default=0)) >= vocab:
+        raise AdapterMismatchError(
+            f"alora_invocation_tokens has token {last}, but {spec.name} has {vocab}: the adapter "
+            "was trained with another vocabulary",
+            reason="SHAPE_MISMATCH",
+            metadata={"field": "alora_invocation_tokens", "token": str(last)},
+        )
     for module, indices in manifest.config.trained_tokens.items():
         if (highest := max(indices)) >= vocab:
             raise AdapterMismatchError(

@@ -85,6 +85,10 @@ def _refuse_unmergeable(component: Component, parsed: ParsedAdapter) -> None:
     manifest, config = parsed.manifest, parsed.manifest.config
     for is_there, what in (
         (config.use_dora, "is a DoRA adapter (use_dora), whose factor depends on the sum"),
+        (
+            config.invocation_tokens,
+            "is an activated LoRA (alora_invocation_tokens), which applies to a part of the prompt",
+        ),
         (config.lora_bias, "has biases of lora_B (lora_bias)"),
         (config.bias != "none" or manifest.biases, "has trained base biases (bias)"),
         (manifest.has_mixtures, "changes a mixture of experts"),

@@ -87,7 +87,10 @@ if running ~= "" then pcall(runs, ARGV[3], running, ARGV[7], now_ms(), tonumber(
 local digest = redis.call("HGET", ADAPTER .. name, "identity:" .. version)
 digest = digest and string.match(digest, "^([^:]*):")
 local now, members = now_ms(), {}
-for i = 9, #ARGV do members[i - 8] = string.sub(digest or "", 1, 8) .. ARGV[i] end
+-- A prompt of an activated LoRA begins as the base model's does: Resolved.prefix_digest.
+local is_activated = string.find(record, '"invocation_tokens":', 1, true)
+local author = is_activated and "" or string.sub(digest or "", 1, 8)
+for i = 9, #ARGV do members[i - 8] = author .. ARGV[i] end
 local planes = {}
 for _, id in ipairs(live_data_planes()) do
   local plane = redis.call("HMGET", DATA_PLANE .. id,

@@ -49,7 +49,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., current_version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("version", "digest", "source", "base_model", "rank", "target_modules", "size_bytes", "created_at", "labels", "private", "merge")
+    __slots__ = ("version", "digest", "source", "base_model", "rank", "target_modules", "size_bytes", "created_at", "labels", "private", "merge", "invocation_tokens")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class AdapterVersion(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
     MERGE_FIELD_NUMBER: _ClassVar[int]
+    INVOCATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: str
     source: str
@@ -79,7 +80,8 @@ class AdapterVersion(_message.Message):
     labels: _containers.ScalarMap[str, str]
     private: bool
     merge: Merge
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., private: _Optional[bool] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ...) -> None: ...
+    invocation_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., private: _Optional[bool] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ..., invocation_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Merge(_message.Message):
     __slots__ = ("strategy", "components", "density", "majority_sign", "seed")

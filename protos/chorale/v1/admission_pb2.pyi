@@ -73,7 +73,7 @@ class AdmitResponse(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ..., data_plane_id: _Optional[str] = ..., ticket: _Optional[bytes] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
 
 class TicketClaims(_message.Message):
-    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token", "expected_ttft_s", "first_ticket_id", "charged_tokens", "counts_running", "tenant_prefixes")
+    __slots__ = ("ticket_id", "data_plane_id", "tenant", "base_model", "adapter_name", "adapter_version", "adapter_digest", "adapter_source", "expires_at", "max_priority", "adapter_source_token", "expected_ttft_s", "first_ticket_id", "charged_tokens", "counts_running", "tenant_prefixes", "adapter_invocation_tokens")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PLANE_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class TicketClaims(_message.Message):
     CHARGED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     TENANT_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_INVOCATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ticket_id: bytes
     data_plane_id: str
     tenant: str
@@ -106,7 +107,8 @@ class TicketClaims(_message.Message):
     charged_tokens: int
     counts_running: bool
     tenant_prefixes: bool
-    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ..., expected_ttft_s: _Optional[float] = ..., first_ticket_id: _Optional[bytes] = ..., charged_tokens: _Optional[int] = ..., counts_running: _Optional[bool] = ..., tenant_prefixes: _Optional[bool] = ...) -> None: ...
+    adapter_invocation_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ticket_id: _Optional[bytes] = ..., data_plane_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., adapter_name: _Optional[str] = ..., adapter_version: _Optional[int] = ..., adapter_digest: _Optional[str] = ..., adapter_source: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_priority: _Optional[int] = ..., adapter_source_token: _Optional[str] = ..., expected_ttft_s: _Optional[float] = ..., first_ticket_id: _Optional[bytes] = ..., charged_tokens: _Optional[int] = ..., counts_running: _Optional[bool] = ..., tenant_prefixes: _Optional[bool] = ..., adapter_invocation_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SignedTicket(_message.Message):
     __slots__ = ("claims", "signature", "key_id")

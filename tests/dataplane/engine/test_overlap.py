@@ -131,7 +131,7 @@ def test_a_ruined_sequence_leaves_nothing_to_share(assets: dict[str, Path]) -> N
     while 0 not in rig.failed:
         rig.step()
     assert isinstance(rig.failed[0], NonFiniteOutputError)
-    assert not rig.engine._prefixes.match("", [*system, 1])
+    assert not rig.engine._prefixes.match(Lineage(), [*system, 1])
     rig.run()
     calm = Rig(assets["model"])
     calm.submit(1, [9, 8, 7], assets["a"], max_tokens=20, ignore_eos=True)

@@ -196,10 +196,10 @@ def test_what_a_failed_sequence_computed_is_not_shared() -> None:
     simulation.submit(2, [*prompt[:9], 7, 7, 7, 7, 7], max_tokens=9)  # holds the first two blocks
     for _ in range(4):
         simulation.step()
-    assert len(simulation.prefixes.match("", prompt)) == 4
+    assert len(simulation.prefixes.match(Lineage(), prompt)) == 4
     simulation.scheduler.remove(simulation.live.pop(1), simulation.now_s, ruined=True)
     simulation.check_integrity()
-    assert len(simulation.prefixes.match("", prompt)) == 2
+    assert len(simulation.prefixes.match(Lineage(), prompt)) == 2
     simulation.run()
 
 
@@ -220,8 +220,8 @@ def test_leaves_go_before_what_they_hang_on() -> None:
     for left in range(7, -1, -1):
         simulation.pool.idle.reclaim(1)
         simulation.check_integrity()
-        match = simulation.prefixes.match("", list(range(33)))
-        assert [block.tokens[0] for block in match] == [4 * n for n in range(left)]
+        match = simulation.prefixes.match(Lineage(), list(range(33)))
+        assert [block.key.tokens[0] for block in match] == [4 * n for n in range(left)]
 
 
 def test_how_long_blocks_live_shows_in_evictions() -> None:

@@ -93,7 +93,7 @@ def test_blocks_and_adapters_compete_by_worth() -> None:
     assert simulation.prefixes.num_blocks < 60 - 16  # much had to go
     simulation.pool.make_free(60 - 16)
     assert [each.digest for each in simulation.supply.resident] == ["often"]
-    assert len(simulation.prefixes.match("", prompt)) == 8
+    assert len(simulation.prefixes.match(Lineage(), prompt)) == 8
 
 
 def test_an_adapter_that_costs_more_to_reload_stays_longer() -> None:
