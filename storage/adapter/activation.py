@@ -69,17 +69,26 @@ def refuse_unactivated(config: AdapterConfig, fields: Mapping[str, Any]) -> None
             )
 
 
-def refuse_unactivated_modules(config: AdapterConfig, modules: Iterable[str]) -> None:
-    """modules: by name within a layer, those with a LoRA. Raises: UnsupportedFeatureError."""
+def refuse_unactivated_modules(
+    config: AdapterConfig, modules: Iterable[str], biased: Iterable[str]
+) -> None:
+    """modules, biased: by name within a layer, those with a LoRA, and those of whose base bias the
+    file has another one. Raises: UnsupportedFeatureError."""
     if not config.invocation_tokens:
         return
     for module in modules:
         if module in (EMBED_TOKENS, _ROUTER) or module.startswith(_MIXTURE_PARTS):
-            raise UnsupportedFeatureError(
-                f"LoRA on {excerpt(module)} cannot be served together with {FIELD}, which PEFT"
-                " does not define there: train the adapter without one of them",
-                metadata={"field": FIELD, "module": module[:200]},
-            )
+            raise _unsupported(module, "LoRA on", "which PEFT does not define there")
+    for module in biased:  # PEFT saves a head's along with it
+        raise _unsupported(module, "a bias of", "as PEFT applies that to all tokens")
+
+
+def _unsupported(module: str, what: str, why: str) -> UnsupportedFeatureError:
+    return UnsupportedFeatureError(
+        f"{what} {excerpt(module)} cannot be served together with {FIELD}, {why}: train the adapter"
+        " without one of them",
+        metadata={"field": FIELD, "module": module[:200]},
+    )
 
 
 def _is_mica(init: object) -> bool:

@@ -197,7 +197,9 @@ def _parse_structure(
     pairs = found.pairs
     if (None, EMBED_TOKENS) in pairs:
         _check_embedding(config)
-    refuse_unactivated_modules(config, (module for _, module in pairs))
+    refuse_unactivated_modules(
+        config, (module for _, module in pairs), (module for _, module in found.biases)
+    )
     selector = ModuleSelector(config)
     name_parameters(config, selector, f"{root}layers.", pairs)
     modules = tuple(

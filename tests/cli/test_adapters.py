@@ -95,6 +95,7 @@ def test_list_takes_every_page(chorale: Chorale, gateway: ScriptedGateway) -> No
                 "labels": {"team": "blue"},
                 "private": False,
                 "merge": None,
+                "invocation_tokens": [],
             }
         ],
         "aliases": [{"name": "prod", "adapter": "a", "version": 0, "targets": []}],
@@ -131,6 +132,20 @@ def test_show(chorale: Chorale, gateway: ScriptedGateway, tmp_path: Path) -> Non
     assert view["resolved_version"] == 1
     assert [one["version"] for one in view["adapter"]["versions"]] == [2, 1]
     assert (view["residency"], view["loads"]) == ([], None)
+
+
+def test_show_tells_from_where_on_an_adapter_is_activated(
+    chorale: Chorale, gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    made = adapter("a", versions=2)
+    made.versions[0].invocation_tokens.extend([5, 31, 5])
+    gateway.answers["GetAdapter"] = pb.GetAdapterResponse(adapter=made, resolved_version=2)
+    gateway.answers["ListDataPlanes"] = fleet_pb.ListDataPlanesResponse()
+    data_dir = ("--data-dir", str(tmp_path))
+    shown = chorale("adapters", "show", "a", *data_dir).stdout
+    assert shown.count("activated") == 1 and "last tokens 5 31 5 of the prompt" in shown
+    view = json.loads(chorale("adapters", "show", "a", "--json", *data_dir).stdout)
+    assert [one["invocation_tokens"] for one in view["adapter"]["versions"]] == [[5, 31, 5], []]
 
 
 def test_show_tells_tiers_and_timings(

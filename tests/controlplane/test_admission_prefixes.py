@@ -91,6 +91,24 @@ async def test_prefixes_are_a_tenants_and_an_adapters_own(
         assert (placed == first) is expected, (tenant, model)
 
 
+async def test_activated_adapters_share_the_bases(plane: ControlPlane, tmp_path: Path) -> None:
+    """Of every one of them a prompt begins as the base model's does."""
+    await fleet(plane, *PLANES)
+    for name, tokens in (("judge", [5, 6]), ("critic", [7]), ("voice", None)):
+        config = {"alora_invocation_tokens": tokens}
+        await plane.register(name, make_adapter_dir(tmp_path / name, config=config))
+    first = await ask(plane, SYSTEM, "Roses?")
+    for model, expected in (("judge", True), ("voice", False)):
+        await elsewhere(plane, first)
+        placed = await ask(plane, SYSTEM, "Roses?", "In June.", "Good?", model=model)
+        assert (placed == first) is expected, model
+    another = "Hills and dales, and far away the sea. " * 40
+    first = await ask(plane, another, "Boats?", model="judge")
+    for model in ("critic", "tiny/llama"):
+        await elsewhere(plane, first)
+        assert await ask(plane, another, "Sails?", model=model) == first, model
+
+
 async def test_a_new_incarnation_holds_nothing(plane: ControlPlane) -> None:
     await fleet(plane, *PLANES)
     first = await ask(plane, SYSTEM, "Roses?")

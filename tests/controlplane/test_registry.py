@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from chorale import tickets
 from chorale.v1 import adapter_registry_pb2 as pb
+from chorale.v1 import admission_pb2 as admission_pb
 from controlplane.registry import registry
 from controlplane.registry.intake import Intake
 from storage.base_model import MixtureModule
@@ -45,6 +47,27 @@ async def test_register_describes_the_adapter(plane: ControlPlane, tmp_path: Pat
     assert version.created_at.seconds > 1_700_000_000
     assert dict(version.labels) == {"stage": "dev", "ü": "é"}
     assert (await get(plane, "team/voice")).adapter == response.adapter
+
+
+async def test_invocation_tokens_are_told_and_go_with_tickets(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Of an activated LoRA; they survive restarts as all of a version does."""
+    config = {"alora_invocation_tokens": [5, 31, 5]}
+    async with running(redis_url, adapter_roots=[tmp_path]) as plane:
+        await plane.join()
+        await plane.register("judge", make_adapter_dir(tmp_path / "judge", config=config))
+        plain = await plane.register("judge", make_adapter_dir(tmp_path / "plain"))
+        assert plain.created, "without them it is another adapter"
+    async with running(redis_url, adapter_roots=[tmp_path]) as plane:
+        joined = await plane.join()
+        versions = (await get(plane, "judge")).adapter.versions
+        assert [list(each.invocation_tokens) for each in versions] == [[], [5, 31, 5]]
+        keys = {key.key_id: key.key for key in joined.ticket_keys}
+        for model, expected in (("judge@1", [5, 31, 5]), ("judge", []), ("", [])):
+            placed = await plane.admission.Admit(admission_pb.AdmitRequest(model=model))
+            claims = tickets.genuine(placed.ticket, keys)
+            assert list(claims.adapter_invocation_tokens) == expected, model
 
 
 async def test_same_content_is_one_version(plane: ControlPlane, tmp_path: Path) -> None:

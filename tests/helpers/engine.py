@@ -20,6 +20,7 @@ from dataplane.models.weights import load_weights
 from dataplane.parallel.first import FirstRank
 from dataplane.parallel.group import RankGroup
 from dataplane.pool.pool import PagePool
+from dataplane.text.invocation import last_place
 from storage.adapter.manifest import parse_adapter
 from storage.errors import SourceUnreadableError
 from storage.loader import Residency
@@ -195,13 +196,15 @@ class Rig:
         **sampling: object,
     ) -> None:
         sampling.setdefault("max_tokens", 16)
+        found = adapter_of(adapter) if adapter else None
         self.engine.submit(
             Submit(
                 handle=handle,
                 prompt=prompt,
                 generated=generated or [],
                 sampling=Sampling(**sampling),  # pyright: ignore[reportArgumentType]
-                adapter=adapter_of(adapter) if adapter else None,
+                adapter=found,
+                active_from=start_of(found, prompt),
                 arrival_s=arrival_s,
                 deadline_s=deadline_s,
                 cache_scope=cache_scope,
@@ -272,4 +275,15 @@ def adapter_of(path: Path) -> Adapter:
         (path / "adapter_config.json").read_bytes(),
         (path / "adapter_model.safetensors").read_bytes(),
     )
-    return Adapter(parsed.manifest.digest, str(path), path.name)
+    manifest = parsed.manifest
+    invocation = manifest.config.invocation_tokens
+    return Adapter(manifest.digest, str(path), path.name, invocation_tokens=invocation)
+
+
+def start_of(adapter: Adapter | None, prompt: list[int]) -> int:
+    """From which position on it applies, as a frontend finds it."""
+    if adapter is None or not adapter.invocation_tokens:
+        return 0
+    place = last_place(prompt, adapter.invocation_tokens)
+    assert place >= 0
+    return place

@@ -49,8 +49,6 @@ def test_peft_defaults_stand_in_for_missing_fields() -> None:
         ("layer_replication", [[0, 2]]),
         ("megatron_config", {"a": 1}),
         ("use_qalora", True),
-        ("alora_invocation_tokens", [1]),
-        ("alora_invocation_tokens", []),
         ("use_bdlora", {"x": 1}),
         ("arrow_config", {"x": 1}),
         ("kasa_config", {"x": 1}),

@@ -29,7 +29,17 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     changes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     model = make_model("llama", **changes)
     paths = {"model": save_model(model, root / "model"), "a": root / "a"}
-    add_adapter(model, "a", paths["a"], rank=8, target_modules=ATTENTION, seed=1)
+    model = add_adapter(model, "a", paths["a"], rank=8, target_modules=ATTENTION, seed=1)
+    paths["activated"] = root / "activated"
+    add_adapter(
+        model,
+        "activated",
+        paths["activated"],
+        rank=8,
+        target_modules=ATTENTION,
+        seed=2,
+        alora_invocation_tokens=PROMPT[18:20],
+    )
     return paths
 
 
@@ -86,6 +96,19 @@ def test_a_prompt_of_which_all_but_one_token_is_cached(assets: dict[str, Path]) 
     made.submit(1, prompt[:-1], assets["a"], max_tokens=1)
     made.run()
     made.submit(2, prompt, assets["a"], **SAMPLING)
+    made.run()
+    assert made.engine.stats().num_prefix_hit_tokens == 16
+    check(made, 2, (fresh.tokens[0], fresh.logits[0]), 0)
+
+
+def test_a_beginning_that_the_base_model_has_computed(assets: dict[str, Path]) -> None:
+    """What an activated adapter computes before its invocation are the base's bits."""
+    fresh, made = rig(assets), rig(assets)
+    fresh.submit(0, PROMPT, assets["activated"], **SAMPLING)
+    fresh.run()
+    made.submit(1, PROMPT[:17], None, max_tokens=3)
+    made.run()
+    made.submit(2, PROMPT, assets["activated"], **SAMPLING)
     made.run()
     assert made.engine.stats().num_prefix_hit_tokens == 16
     check(made, 2, (fresh.tokens[0], fresh.logits[0]), 0)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from dataplane.channel import Unload
 from dataplane.errors import NonFiniteOutputError
-from tests.dataplane.engine import test_vocabulary
+from tests.dataplane.engine import test_activated, test_vocabulary
 from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig, adapter_of
 from tests.helpers.models import TARGETS, TARGETS_OF, VOCAB, add_adapter, make_model, save_model
@@ -219,6 +219,25 @@ def test_embeddings_and_heads_of_adapters_equal_peft(llama: Setting, tmp_path: P
         references.append(reference)
         paths.append(path)
     test_vocabulary.check(llama.rig, references, paths, first_handle=5000)
+
+
+def test_activated_adapters_over_two_ranks_equal_peft(tmp_path: Path) -> None:
+    """Ranks are told of spans that begin in mid-prompt."""
+    assets = test_activated.Assets(tmp_path)
+    rig = open_rig(assets.model_dir, 2)
+    jobs: list[tuple[str | None, list[int]]] = []
+    for place in ("in the middle", "twice, in one block"):
+        prompt = test_activated.PROMPTS[place]
+        jobs += [(name, prompt) for name in ("wide", None, "plain")]
+        jobs.append(("head", [*prompt[:20], 11, *prompt[21:]]))
+    try:
+        for handle, job in enumerate(jobs):
+            assets.submit(rig, handle, *job)
+        rig.run()
+        for handle, job in enumerate(jobs):
+            assets.check(rig, handle, *job)
+    finally:
+        rig.close()
 
 
 def test_what_a_broken_adapter_left_in_pages_reaches_nobody(llama: Setting, tmp_path: Path) -> None:
