@@ -34,7 +34,7 @@ def read_invocation_tokens(fields: Mapping[str, Any]) -> tuple[int, ...]:
     if not 0 < len(items) <= MAX_INVOCATION_TOKENS:
         raise BadConfigError(
             f"{FIELD} must be null or a list of 1 to {MAX_INVOCATION_TOKENS} token ids, not"
-            f" {excerpt(value)}"
+            f" {excerpt(cast('object', value))}"
         )
     for item in items:
         if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << 31:
