@@ -85,7 +85,7 @@ def test_it_begins_where_the_base_model_has_computed(up: ChoraleUp, client: chor
         refused = http.post("/v1/completions", json=body | {"prompt": "hello"})
     assert refused.status_code == 400
     error = refused.json()["error"]
-    assert error["code"] == "INVOCATION_MISSING" and "'='" in error["message"]
+    assert error["code"] == "invocation_missing" and "' ='" in error["message"]
 
 
 @pytest.mark.usefixtures("activated")

@@ -316,12 +316,14 @@ def test_preempted_and_drafting_sequences_equal_peft(assets: Assets) -> None:
         assets.check(tight, handle, *job)
 
 
+BUCKETS = GraphBuckets(
+    sizes=(1, 2, 4), num_blocks=(4, 32), ranks=(16,), prompt_sizes=(48,), prompt_blocks=32
+)
+
+
 def test_captured_steps_give_the_same_tokens(assets: Assets) -> None:
     """A short prompt whose start is another model's is replayed, too."""
-    buckets = GraphBuckets(
-        sizes=(1, 2, 4), num_blocks=(4, 32), ranks=(16,), prompt_sizes=(48,), prompt_blocks=32
-    )
-    replayed = Rig(assets.model_dir, graphs=Recorder().setup(buckets), max_running=4)
+    replayed = Rig(assets.model_dir, graphs=Recorder().setup(BUCKETS), max_running=4)
     eager = Rig(assets.model_dir, max_running=4)
     prompts = [*PROMPTS.values()]
     for rig in (replayed, eager):
@@ -334,6 +336,22 @@ def test_captured_steps_give_the_same_tokens(assets: Assets) -> None:
     assert replayed.tokens == eager.tokens
     stats = replayed.engine.stats()
     assert stats.num_graph_steps > 3 * (NEW_TOKENS - 1)
+
+
+def test_a_step_in_which_an_adapter_begins_twice_is_not_replayed(assets: Assets) -> None:
+    """Its pages, 31 each time, would be more than the pool has."""
+    setup = Recorder().setup(BUCKETS)
+    replayed = Rig(assets.model_dir, page_tokens=PAGE, graphs=setup, max_running=4, num_pages=56)
+    eager = Rig(assets.model_dir, page_tokens=PAGE, max_running=4, num_pages=56)
+    for rig in (replayed, eager):
+        for turn, places in enumerate([(8,), (8, 9)]):
+            for at, place in enumerate(places):
+                prompt = prompt_of(place, length=20, seed=20 + turn)
+                assets.submit(rig, 10 * turn + at, "wide", prompt, max_tokens=4)
+            rig.run()
+        assert rig.failed == {}
+    assert replayed.tokens == eager.tokens
+    assert replayed.engine.stats().num_graph_steps == 4 + 3
 
 
 def test_a_ticket_that_does_not_know_of_the_invocation_is_refused(assets: Assets) -> None:

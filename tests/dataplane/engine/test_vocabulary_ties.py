@@ -111,6 +111,13 @@ def both_differ(assets: Assets) -> dict[str, torch.Tensor | None]:
             "BASE_TENSOR_CHANGED",
             "below a LoRA on lm_head",
         ),
+        (
+            False,
+            {"alora_invocation_tokens": [5]},
+            lambda a: {EMBED: moved(a)},
+            "BASE_TENSOR_CHANGED",
+            "with alora_invocation_tokens; train it as LoRA alone",
+        ),
         (False, {"trainable_token_indices": [1]}, both_differ, "BASE_TENSOR_CHANGED", "with train"),
         (
             False,
