@@ -102,6 +102,9 @@ async def test_activated_adapters_share_the_bases(plane: ControlPlane, tmp_path:
         await elsewhere(plane, first)
         placed = await ask(plane, SYSTEM, "Roses?", "In June.", "Good?", model=model)
         assert (placed == first) is expected, model
+    first = await ask(plane, "Of others. " * 300, "Roses?", model="voice")
+    await elsewhere(plane, first)
+    assert await ask(plane, "Of others. " * 300, "Lilies?", model="voice") == first
     another = "Hills and dales, and far away the sea. " * 40
     first = await ask(plane, another, "Boats?", model="judge")
     for model in ("critic", "tiny/llama"):

@@ -276,10 +276,12 @@ def test_blocks_with_equal_tokens_and_another_start_are_not_shared(assets: Asset
 def test_prompt_scores_are_the_bases_up_to_the_invocation(assets: Assets) -> None:
     for name, wanted in (("head", [11]), ("wide", INVOCATION)):
         prompt = prompt_of(20, length=40, wanted=wanted, seed=12)
-        rig = Rig(assets.model_dir, page_tokens=PAGE, max_batch_tokens=16, max_running=8)
+        rig = Rig(assets.model_dir, page_tokens=PAGE, max_batch_tokens=48, max_running=8)
         path = assets.paths[name]
         rig.submit(0, prompt, path, max_tokens=1, prompt_logprobs=0, ignore_eos=True)
+        assets.submit(rig, 1, None, PROMPTS["twice"])  # of which no logits are wanted
         rig.run()
+        assets.check(rig, 1, None, PROMPTS["twice"])
         assets.reference.set_adapter(name)
         with torch.no_grad():
             logits = assets.reference(input_ids=torch.tensor([prompt])).logits[0, :-1]

@@ -26,7 +26,9 @@ class Asked(NamedTuple):
 def asked(draw: st.DrawFn) -> Asked:
     """Of so few tokens and adapters that much is alike."""
     adapter = draw(st.sampled_from(["", "x", "y"]))
-    prompt = draw(st.lists(st.integers(1, 2), min_size=1, max_size=14))
+    prompt = [1] * draw(st.integers(1, 14))
+    if draw(st.booleans()):
+        prompt[draw(st.integers(0, len(prompt) - 1))] = 2
     start = draw(st.integers(0, len(prompt) - 1)) if adapter else 0
     return Asked(adapter, prompt, start)
 
@@ -61,6 +63,16 @@ def test_just_what_the_same_authors_computed_is_shared(requests: list[Asked]) ->
         simulation.run()
         computed = [*each.prompt, *simulation.tokens[handle]][:-1]  # the last one never is
         known.append(authors(each, computed))
+
+
+def test_whole_blocks_before_it_are_the_bases() -> None:
+    for active_from in range(13):
+        simulation = Simulation(num_pages=64, page_tokens=PAGE)
+        prompt = list(range(14))
+        simulation.submit(0, prompt, max_tokens=1)
+        simulation.run()
+        found = simulation.prefixes.match("x", prompt, active_from)
+        assert len(found) == active_from // PAGE
 
 
 def test_blocks_of_the_base_outlive_those_that_follow_them() -> None:
