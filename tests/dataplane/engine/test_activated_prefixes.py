@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dataplane.channel import Adapter, Sampling, Submit
 from dataplane.engine.batch import adapter_spans
 from dataplane.engine.chunk import Chunk
+from dataplane.engine.prefix_cache import Lineage
 from dataplane.engine.sequence import Sequence
 from tests.helpers.scheduling import Simulation
 
@@ -55,7 +56,7 @@ def test_just_what_the_same_authors_computed_is_shared(requests: list[Asked]) ->
         mine = authors(each, each.prompt)
         most = (len(mine) - 1) // PAGE
         expected = min(most, max((common_blocks(mine, other) for other in known), default=0))
-        found = simulation.prefixes.match(each.adapter, each.prompt, each.active_from)
+        found = simulation.prefixes.match(Lineage(each.adapter, each.active_from), each.prompt)
         assert len(found) == expected
         simulation.submit(
             handle, each.prompt, adapter=each.adapter, active_from=each.active_from, max_tokens=6
@@ -71,7 +72,7 @@ def test_whole_blocks_before_it_are_the_bases() -> None:
         prompt = list(range(14))
         simulation.submit(0, prompt, max_tokens=1)
         simulation.run()
-        found = simulation.prefixes.match("x", prompt, active_from)
+        found = simulation.prefixes.match(Lineage("x", active_from), prompt)
         assert len(found) == active_from // PAGE
 
 
@@ -82,11 +83,11 @@ def test_blocks_of_the_base_outlive_those_that_follow_them() -> None:
     simulation.submit(0, prompt, adapter="x", active_from=10, max_tokens=1)
     simulation.run()
     found: list[int] = []
-    while match := simulation.prefixes.match("x", [*prompt, 0], 10):
+    while match := simulation.prefixes.match(Lineage("x", 10), [*prompt, 0]):
         found.append(len(match))
         assert [block.key.num_base for block in match] == [0, 0, 2, 0, 0][: len(match)]
         assert [block.key.digest for block in match] == ["", "", "x", "x", "x"][: len(match)]
-        assert len(simulation.prefixes.match("", [*prompt, 0])) == min(len(match), 2)
+        assert len(simulation.prefixes.match(Lineage(), [*prompt, 0])) == min(len(match), 2)
         simulation.pool.make_free(simulation.pool.allocator.num_free + 1)
         simulation.check_integrity()
     assert found[0] == 5 and {*found} == {1, 2, 3, 4, 5}

@@ -15,6 +15,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from dataplane.engine import device
+from dataplane.engine.prefix_cache import Lineage
 from dataplane.errors import NonFiniteOutputError
 from tests.helpers.engine import Rig
 from tests.helpers.forwards import Forward, count_forwards, guard_pages, wrap_forward

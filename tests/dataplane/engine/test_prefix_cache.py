@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataplane.engine.prefix_cache import Lineage
 from tests.helpers.engine import Rig
 from tests.helpers.models import ATTENTION, add_adapter, make_model, save_model
 from tests.helpers.scheduling import Simulation

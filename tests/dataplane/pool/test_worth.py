@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from dataplane.engine.prefix_cache import Lineage
 from dataplane.pool.idle import IdlePages
 from dataplane.pool.lazy_heap import LazyHeap
 from dataplane.pool.worth import HALF_LIFE_S, UseCount, worth_key
