@@ -36,7 +36,8 @@ class Chunk:
     @property
     def num_before_adapter(self) -> int:
         """The first of them, which the base model computes though the sequence has an adapter."""
-        return min(max(0, self.sequence.active_from - self.start), self.num_tokens)
+        num_before = self.sequence.active_from - self.start
+        return min(num_before, self.num_tokens) if num_before > 0 else 0
 
     @property
     def rank_in_step(self) -> tuple[str, int]:
