@@ -61,7 +61,7 @@ async def test_accepted_then_tokens_then_finished(
     (submit,) = engine_log.of("Submit")
     assert submit["prompt"] == prompt and submit["tenant"] == "acme"
     adapter = {"digest": "d" * 64, "source": "file:///a", "name": "poet", "token": "mine"}
-    assert submit["adapter"] == adapter
+    assert submit["adapter"] == {**adapter, "invocation_tokens": []}
     assert engine_log.of("Abort") == []
 
 
