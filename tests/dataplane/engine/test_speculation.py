@@ -44,10 +44,12 @@ def cached(rig: Rig) -> dict[tuple[str, tuple[int, ...]], torch.Tensor]:
     """Adapter and tokens up to a cached block's end -> its keys and values, in all layers."""
 
     def path(block: CachedBlock) -> tuple[int, ...]:
-        return (*(path(block.parent) if block.parent else ()), *block.tokens)
+        return (*(path(block.parent) if block.parent else ()), *block.key.tokens)
 
     data = rig.pool.data
-    return {(b.digest, path(b)): data[:, b.page].clone() for b in rig.engine._prefixes._blocks()}
+    return {
+        (b.key.digest, path(b)): data[:, b.page].clone() for b in rig.engine._prefixes._blocks()
+    }
 
 
 @settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
