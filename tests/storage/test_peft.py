@@ -24,6 +24,11 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 Save = Callable[..., tuple[bytes, bytes, Any]]
+ACTIVATED: dict[str, Any] = {
+    "target_modules": ["q_proj", "lm_head"],
+    "alora_invocation_tokens": [1, 2],
+    "task_type": "CAUSAL_LM",
+}
 
 
 def tiny_llama(**changes: Any) -> Any:
@@ -194,6 +199,14 @@ def test_a_model_without_head_has_shorter_names(save: Save) -> None:
     check_base(manifest, SPEC)
 
 
+def test_activated_lora(save: Save) -> None:
+    config, weights, tuned = save(**ACTIVATED)
+    manifest = parse_adapter(config, weights).manifest
+    assert by_name(manifest) == as_peft_sees_it(tuned)
+    assert manifest.config.invocation_tokens == (1, 2)
+    check_base(manifest, SPEC)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -203,7 +216,9 @@ def test_a_model_without_head_has_shorter_names(save: Save) -> None:
         {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]},
         {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
         {"target_modules": ["q_proj"], "init_lora_weights": "olora"},
-        {"target_modules": ["q_proj"], "alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"},
+        {"target_modules": ["q_proj"], "alora_invocation_tokens": [1], "task_type": None},
+        {**ACTIVATED, "modules_to_save": ["lm_head"]},
+        {**ACTIVATED, "trainable_token_indices": [3]},
     ],
 )
 def test_what_is_not_plain_lora_is_refused(save: Save, fields: dict[str, Any]) -> None:
