@@ -16,8 +16,9 @@ from typing import Any
 from benchmarks.models import SHAPES, Shape, write_adapter, write_model
 from benchmarks.rounds import Case, Ratio, interleaved, judged
 from benchmarks.session import Session, Times, adapter_at
-from dataplane.channel import Adapter, EngineOptions, Ready
+from dataplane.channel import Adapter, Ready
 from dataplane.engine.pipeline import DEPTH
+from dataplane.engine_options import EngineOptions
 
 MIXED_RANKS = (8, 16, 32, 64)
 FEW_ADAPTERS = 4

@@ -30,7 +30,8 @@ from benchmarks.models import SHAPES, write_adapter, write_model
 from benchmarks.rounds import Ratio, interleaved, judged, print_ratios
 from benchmarks.session import adapter_at, device_name
 from benchmarks.step_loop import StepLoop, settle
-from dataplane.channel import Adapter, EngineOptions
+from dataplane.channel import Adapter
+from dataplane.engine_options import EngineOptions
 
 SCHEMA = "chorale-cold-start-bench/1"
 MAX_HOST_RATIO = 1.05

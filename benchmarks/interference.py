@@ -35,7 +35,7 @@ from benchmarks.load.provenance import provenance
 from benchmarks.models import SHAPES, write_model
 from benchmarks.rounds import print_ratios
 from benchmarks.step_loop import StepLoop, settle
-from dataplane.channel import EngineOptions
+from dataplane.engine_options import EngineOptions
 
 SCHEMA = "chorale-interference-bench/1"
 MAX_TRICKLE_RATIO = 1.1

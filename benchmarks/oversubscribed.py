@@ -25,7 +25,7 @@ from benchmarks.load import generators, run, show
 from benchmarks.load.live import live_view
 from benchmarks.models import SHAPES, Shape
 from benchmarks.servers import chorale_server
-from dataplane.channel import EngineOptions
+from dataplane.engine_options import EngineOptions
 
 PAGE_TOKENS = 16  # of a data plane
 MAX_TTFT_RATIO = 2.0

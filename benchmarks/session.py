@@ -19,7 +19,6 @@ from benchmarks.load.workload import FIRST_TOKEN_ID
 from dataplane.channel import (
     HIGH_WATER_MARK,
     Adapter,
-    EngineOptions,
     Outputs,
     Sampling,
     Submit,
@@ -30,6 +29,7 @@ from dataplane.engine.device import DeviceTime
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import build_engine
 from dataplane.engine.step_result import StepResult
+from dataplane.engine_options import EngineOptions
 from storage.adapter.manifest import digest_of
 
 _LOAD_POLL_S = 0.0005

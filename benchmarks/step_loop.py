@@ -14,9 +14,10 @@ import numpy as np
 
 from benchmarks.errors import BenchError
 from benchmarks.load.workload import FIRST_TOKEN_ID
-from dataplane.channel import Adapter, EngineOptions, Output, Sampling, Submit
+from dataplane.channel import Adapter, Output, Sampling, Submit
 from dataplane.engine import process_settings
 from dataplane.engine.setup import build_engine
+from dataplane.engine_options import EngineOptions
 
 _IDLE_S = 0.05
 _TIER_S = 60.0  # within which a tier takes in or lets go of an adapter

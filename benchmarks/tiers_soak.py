@@ -31,7 +31,8 @@ from benchmarks.models import ATTENTION, SHAPES, write_adapter, write_model
 from benchmarks.oversubscribed import PAGE_TOKENS
 from benchmarks.session import adapter_at
 from benchmarks.step_loop import StepLoop
-from dataplane.channel import Adapter, EngineOptions, Output
+from dataplane.channel import Adapter, Output
+from dataplane.engine_options import EngineOptions
 from dataplane.lora.layout import HostAdapter
 
 SCHEMA = "chorale-tiers-soak/1"

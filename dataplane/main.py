@@ -20,7 +20,7 @@ import typer
 
 from chorale.fleet_tls_files import FleetTlsFiles, fleet_tls_files
 from chorale.secret_file import read_secret
-from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions
+from dataplane.engine_options import MAX_SPECULATIVE_TOKENS, EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.locate import locate_model
 from dataplane.rpc.engine_process import EngineProcess

@@ -20,8 +20,8 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.timing import device_name, measure_on, rates
 from benchmarks.session import Session
 from benchmarks.step_loop import StepLoop
-from dataplane.channel import EngineOptions
 from dataplane.engine import setup
+from dataplane.engine_options import EngineOptions
 from dataplane.models.config import ModelConfig
 from dataplane.parallel.shard import Shard
 

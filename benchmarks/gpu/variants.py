@@ -27,8 +27,8 @@ from benchmarks.gpu.model import RandomModel
 from benchmarks.gpu.parts import Skipped
 from benchmarks.rounds import Ratio, judged, print_ratios
 from benchmarks.session import Session
-from dataplane.channel import EngineOptions
 from dataplane.engine import setup
+from dataplane.engine_options import EngineOptions
 
 _WITHIN_S = 20.0
 _POOL_SHARES = (0.4, 0.6)  # of what is free when the first engine is built, and the second

@@ -28,8 +28,8 @@ from benchmarks.soak.adapters import RANKS, write_voices
 from benchmarks.soak.reference import num_alike, references
 from benchmarks.soak.run import Soak
 from benchmarks.soak.traffic import Traffic
-from dataplane.channel import EngineOptions
 from dataplane.engine.setup import EngineParts, build_engine
+from dataplane.engine_options import EngineOptions
 
 SCHEMA = "chorale-soak/1"
 PROMPT_TOKENS = (4, 24)

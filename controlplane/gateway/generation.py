@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -26,14 +25,10 @@ from chorale.relay import MAX_REQUEST_BYTES
 from chorale.v1 import admission_pb2 as admission_pb
 from chorale.v1 import inference_pb2 as pb
 from chorale.v1.inference_pb2_grpc import InferenceServiceStub
-from controlplane.gateway.channels import ChannelCache
-from controlplane.gateway.gate import Gate
-from controlplane.gateway.links import Links, RelayUnknownError
-from controlplane.gateway.metrics import GatewayRequests
-from controlplane.gateway.objective import FirstToken, Objective, Ways
-from controlplane.gateway.outage import Outage
-from controlplane.gateway.recovery import Recovery, RecoveryLimits
-from controlplane.gateway.unused import UnusedTickets
+from controlplane.gateway.links import RelayUnknownError
+from controlplane.gateway.means import Means
+from controlplane.gateway.objective import FirstToken, Objective
+from controlplane.gateway.recovery import Recovery
 from controlplane.gateway.upstream import (
     Metadata,
     deadline_exceeded,
@@ -47,22 +42,6 @@ from controlplane.gateway.upstream import (
 T = TypeVar("T")
 _MAX_KEY_CHARS = 256  # as AdmitRequest.routing_key has it
 _CONTROL_PLANE = "CONTROL_PLANE", "the control plane"
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What generations run on."""
-
-    admission: Any  # an AdmissionServiceStub
-    channels: ChannelCache
-    links: Links
-    gate: Gate
-    limits: RecoveryLimits
-    metrics: GatewayRequests
-    unused: UnusedTickets
-    outage: Outage
-    ways: Ways = field(default_factory=Ways)
-    running: set[Generation] = field(default_factory=lambda: set[Generation]())
 
 
 class Generation:

@@ -10,8 +10,9 @@ from chorale.v1.admission_pb2_grpc import AdmissionServiceStub
 from controlplane.gateway.access.caller import tenant_for
 from controlplane.gateway.channels import ChannelCache
 from controlplane.gateway.gate import Gate
-from controlplane.gateway.generation import Generation, Means
+from controlplane.gateway.generation import Generation
 from controlplane.gateway.links import Links
+from controlplane.gateway.means import Means
 from controlplane.gateway.metrics import GatewayRequests
 from controlplane.gateway.outage import Outage
 from controlplane.gateway.recovery import RecoveryLimits

@@ -11,10 +11,8 @@ before it was collected, while its forward pass runs.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from itertools import islice
 
 from dataplane.channel import (
@@ -29,28 +27,26 @@ from dataplane.channel import (
 )
 from dataplane.cost_model import CostModel
 from dataplane.engine.batch import BatchBuilder
-from dataplane.engine.chunk import Chunk, Failure
+from dataplane.engine.chunk import Chunk
 from dataplane.engine.constrained import Constrained
 from dataplane.engine.device import device_for
 from dataplane.engine.drafts import agreed
 from dataplane.engine.graphs import GraphStep, StepGraphs
+from dataplane.engine.outcomes import Outcomes
 from dataplane.engine.patience import Patience
-from dataplane.engine.pipeline import DEPTH, Collected, Pipeline
+from dataplane.engine.pipeline import DEPTH, Pipeline
 from dataplane.engine.prefix_cache import PrefixCache
-from dataplane.engine.refusals import non_finite
 from dataplane.engine.report import Report
 from dataplane.engine.scheduler import Scheduler
 from dataplane.engine.sequence import Sequence
 from dataplane.engine.step_result import StepResult
 from dataplane.engine.step_times import StepTimes
-from dataplane.errors import ConstraintError
 from dataplane.lora.loader import AdapterLoader
 from dataplane.lora.supply import AdapterSupply
 from dataplane.models.decoder import Decoder
 from dataplane.pool.allocator import PoolIntegrityError
 from dataplane.pool.pool import PagePool
 from dataplane.sampling.plan import Row
-from dataplane.sampling.sampler import Sampled
 
 
 class Engine:
@@ -119,9 +115,8 @@ class Engine:
             self._constrained,
             graphs,
         )
-        self._sequences: dict[int, Sequence] = {}
+        self._outcomes = Outcomes(self._scheduler, self._constrained, eos_token_ids)
         self._ended = StepResult()  # requests that ended before they were scheduled
-        self._num_generated = 0
         self._speculates = speculative_tokens > 0
 
     @property
@@ -178,7 +173,7 @@ class Engine:
         """Frees all that a request holds: at once, or when the step that it is part of has run.
         Unknown handles are ignored."""
         self._constrained.remove(handle)
-        sequence = self._sequences.pop(handle, None)
+        sequence = self._outcomes.sequences.pop(handle, None)
         if sequence:
             self._scheduler.remove(sequence, self._clock())
 
@@ -195,7 +190,7 @@ class Engine:
         except Exception as error:
             self._ended.fail(sequence, error)
             return
-        self._sequences[sequence.handle] = sequence
+        self._outcomes.sequences[sequence.handle] = sequence
 
     def _take_compiled(self) -> None:
         """Queues those whose grammar was compiled."""
@@ -239,7 +234,7 @@ class Engine:
         started_s = self._clock()
         chunks, failures = self._scheduler.schedule(started_s)
         for failure in failures:
-            self._fail(failure, result)
+            self._outcomes.fail(failure, result)
         if chunks:
             self._launch(chunks, result)
             self._patience.host_took(self._clock() - started_s)
@@ -251,7 +246,7 @@ class Engine:
         self._constrained.close()
 
     def stats(self) -> Stats:
-        return self._report.stats(self._num_generated, self._clock())
+        return self._report.stats(self._outcomes.num_generated, self._clock())
 
     def copy_s(self, digest: str) -> float:
         """What an adapter's last copy into the pool took; 0 when that is not known."""
@@ -298,10 +293,10 @@ class Engine:
         constrained sequences have been read."""
         if not self._pipeline.is_unsampled:
             return
-        words, failed = self._constrained.masks(self._sequences)
+        words, failed = self._constrained.masks(self._outcomes.sequences)
         self._pipeline.sample(words)
         for failure in failed:
-            self._end_with(failure, result)
+            self._outcomes.end_with(failure, self._clock(), result)
 
     def _graph_step(self, chunks: list[Chunk]) -> GraphStep | None:
         if self.graphs is None:
@@ -331,18 +326,19 @@ class Engine:
         now_s = self._clock()
         result.times.append(step.time)
         self._times.collected(step.chunks, step.time, now_s)
-        num_before = self._num_generated
+        outcomes = self._outcomes
+        num_before = outcomes.num_generated
         num_decoding = self._scheduler.num_decoding if self._speculates else 0
         self._scheduler.computed(step.chunks, now_s)
-        ruined = self._take_scores(step, result)
+        ruined = outcomes.take_scores(step, result)
         rows = iter(step.sampled)
         for chunk in step.chunks:
             sampled = list(islice(rows, chunk.num_sampled))
-            if not sampled or chunk.sequence.handle not in self._sequences:
+            if not sampled or chunk.sequence.handle not in outcomes.sequences:
                 continue  # it ended while this step was in flight
-            if not self._append(chunk.sequence, agreed(chunk.drafts, sampled), now_s, result):
+            if not outcomes.take(chunk.sequence, agreed(chunk.drafts, sampled), now_s, result):
                 ruined.append(chunk.sequence)
-        self._times.gave(self._num_generated - num_before, num_decoding)
+        self._times.gave(outcomes.num_generated - num_before, num_decoding)
         self._sample(result)
         # What they computed must be out of the prefix cache before anybody else is scheduled, and
         # that must wait for the last step that has them.
@@ -350,80 +346,3 @@ class Engine:
             self._collect(result)
         for sequence in ruined:
             self._scheduler.remove(sequence, now_s, ruined=True)
-
-    def _take_scores(self, step: Collected, result: StepResult) -> list[Sequence]:
-        """Returns whose are no numbers."""
-        ruined: list[Sequence] = []
-        scored = [chunk for chunk in step.chunks if chunk.num_scored]
-        for chunk, scores in zip(scored, step.scores, strict=True):
-            sequence = chunk.sequence
-            if sequence.handle not in self._sequences:
-                continue
-            sequence.prompt_logprobs[chunk.start : chunk.start + chunk.num_scored] = scores
-            if any(math.isnan(each.logprob) for each in scores):
-                self._fail(Failure(sequence, non_finite(sequence)), result)
-                ruined.append(sequence)
-        return ruined
-
-    def _append(
-        self, sequence: Sequence, sampled: Seq[Sampled], now_s: float, result: StepResult
-    ) -> bool:
-        """sampled: one after the other; what follows its end is dropped. False when one is no
-        token: it fails then, having got those before."""
-        first = sequence.first_token_s is None
-        taken, failure, finish, stop_token = list[Sampled](), None, "", -1
-        for each in sampled:
-            if each.token_id < 0:
-                failure = Failure(sequence, non_finite(sequence))
-                break
-            sequence.tokens.append(each.token_id)
-            try:
-                self._constrained.push(sequence, each.token_id)
-            except ConstraintError as error:
-                self._end_with(Failure(sequence, error), result)
-                return True
-            taken.append(each)
-            finish, stop_token = sequence.finish_reason(self._eos)
-            if finish:
-                break
-        if taken:
-            self._tell(sequence, taken, (finish, stop_token), now_s, result, first=first)
-        if failure is not None:
-            self._fail(failure, result)
-        return failure is None
-
-    def _tell(
-        self,
-        sequence: Sequence,
-        taken: Seq[Sampled],
-        ending: tuple[str, int],
-        now_s: float,
-        result: StepResult,
-        *,
-        first: bool,
-    ) -> None:
-        """Its new tokens. ending: `finish_reason` of it."""
-        self._num_generated += len(taken)
-        if first:
-            sequence.first_token_s = now_s
-        if len(taken) > 1:
-            self._scheduler.accepted(sequence, len(taken) - 1, now_s)
-        token_ids = [each.token_id for each in taken]
-        logprobs = [each.logprobs for each in taken if each.logprobs]
-        scores = sequence.take_scores() if first else []
-        finish, stop_token = ending
-        if not finish:
-            result.tokens(sequence, token_ids, logprobs, scores, first=first)
-            return
-        self._scheduler.remove(sequence, now_s)
-        del self._sequences[sequence.handle]
-        result.end(sequence, token_ids, logprobs, scores, finish=finish, stop_token=stop_token)
-
-    def _end_with(self, failure: Failure, result: StepResult) -> None:
-        """What it holds is freed as well."""
-        self._fail(failure, result)
-        self._scheduler.remove(failure.sequence, self._clock())
-
-    def _fail(self, failure: Failure, result: StepResult) -> None:
-        self._sequences.pop(failure.sequence.handle, None)
-        result.fail(failure.sequence, failure.error)

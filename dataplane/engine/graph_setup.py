@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.cuda_graphs import cuda_capture, reserved_bytes
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.graphs import Capture
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.models.config import ModelConfig
 

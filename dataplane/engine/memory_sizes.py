@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from dataplane.channel import EngineOptions
+from dataplane.engine_options import EngineOptions
 from dataplane.models.config import ModelConfig
 from dataplane.models.shapes import layer_groups
 from storage.machine import memory_bytes

@@ -23,7 +23,6 @@ from dataplane.channel import (
     Abort,
     Alive,
     AskLoads,
-    EngineOptions,
     Failed,
     Hello,
     Inspect,
@@ -48,6 +47,7 @@ from dataplane.engine.engine import Engine
 from dataplane.engine.parent import die_with
 from dataplane.engine.setup import EngineParts, build_engine
 from dataplane.engine.step_result import StepResult
+from dataplane.engine_options import EngineOptions
 from dataplane.error_codes import code_of
 from dataplane.lora.loader import ThreadedLoader
 

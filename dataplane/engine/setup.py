@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dataplane.channel import MAX_SPECULATIVE_TOKENS, EngineOptions, ModuleShape, Ready
+from dataplane.channel import ModuleShape, Ready
 from dataplane.engine.device_options import (
     cuda_pool_bytes,
     pick_device,
@@ -23,6 +23,7 @@ from dataplane.engine.memory_sizes import MemorySizes, memory_sizes
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.warm_up import compile_adapter_kernels
 from dataplane.engine.warm_up import warm_up as warm_up_forward
+from dataplane.engine_options import MAX_SPECULATIVE_TOKENS, EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.lora.layout import HostAdapter, pack
 from dataplane.lora.loader import AdapterLoader, ThreadedLoader

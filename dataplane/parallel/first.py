@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.memory_sizes import MemorySizes
+from dataplane.engine_options import EngineOptions
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.pinned_arena import arena_bytes, registered
 from dataplane.models.config import ModelConfig

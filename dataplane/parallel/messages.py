@@ -10,8 +10,8 @@ import pickle
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.batch import StepPlan
+from dataplane.engine_options import EngineOptions
 from dataplane.lora.layout import AdapterLayout
 
 

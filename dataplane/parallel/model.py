@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.device_options import cuda_pool_bytes, pick_device, pick_dtype
 from dataplane.engine.warm_up import compile_adapter_kernels
 from dataplane.engine.warm_up import warm_up as warm_up_forward
+from dataplane.engine_options import EngineOptions
 from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Decoder
 from dataplane.models.weights import ModelWeights, load_weights

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from msgspec import structs
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.batch import StepPlan
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.lora.copier import PoolCopy
 from dataplane.lora.layout import HostAdapter

@@ -13,6 +13,7 @@ import msgspec
 
 from chorale.errors import BY_CODE, ChoraleError, InternalError, UnavailableError
 from dataplane import channel
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_process import EngineProcess
 from dataplane.rpc.engine_socket import EngineSocket
@@ -38,7 +39,7 @@ class EngineClient:
 
     def __init__(
         self,
-        options: channel.EngineOptions,
+        options: EngineOptions,
         *,
         process: EngineProcess | None = None,
         hang_timeout_s: float = 0.0,

@@ -13,6 +13,7 @@ import msgspec
 from chorale.errors import ChoraleError
 from chorale.restarts import RestartPolicy
 from dataplane import channel
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_process import EngineProcess
@@ -31,7 +32,7 @@ class KeeperOptions:
     engine. spawn: makes the process, not started, of every other one.
     """
 
-    engine: channel.EngineOptions
+    engine: EngineOptions
     hang_timeout_s: float
     first: EngineProcess | None = None
     spawn: Callable[[], EngineProcess] = EngineProcess

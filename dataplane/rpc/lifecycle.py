@@ -21,6 +21,7 @@ from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
 from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc, relay_pb2_grpc
 from dataplane import channel
+from dataplane.engine_options import EngineOptions
 from dataplane.rpc import admin, metrics, relay
 from dataplane.rpc.announce import base_model_of, directive_of, load_of, residency_of
 from dataplane.rpc.engine_keeper import EngineKeeper, KeeperOptions
@@ -55,7 +56,7 @@ class DataPlaneOptions:
     the processes of those that replace it.
     """
 
-    engine: channel.EngineOptions
+    engine: EngineOptions
     control_plane: str
     fleet_token: str = field(repr=False)
     host: str = "127.0.0.1"

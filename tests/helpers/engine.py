@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from dataplane.channel import Adapter, EngineOptions, Sampling, Submit, TokenLogprobs
+from dataplane.channel import Adapter, Sampling, Submit, TokenLogprobs
 from dataplane.engine.engine import Engine
 from dataplane.engine.graph_setup import GraphSetup
 from dataplane.engine.memory_sizes import MemorySizes
 from dataplane.engine.pipeline import DEPTH
 from dataplane.engine.setup import adapter_builder, make_engine
+from dataplane.engine_options import EngineOptions
 from dataplane.lora.layout import HostAdapter
 from dataplane.lora.loader import LoadResult
 from dataplane.models.config_json import load_config

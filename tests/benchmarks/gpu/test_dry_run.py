@@ -20,8 +20,8 @@ from benchmarks.gpu.scale import SCALES
 from benchmarks.gpu.variants import Variant, variants
 from benchmarks.interference_cases import CASES
 from benchmarks.step_loop import StepLoop
-from dataplane.channel import EngineOptions
 from dataplane.engine import setup
+from dataplane.engine_options import EngineOptions
 from tests.benchmarks.gpu.fake_peer import write_fake_peer
 
 SCALE = SCALES["tiny"]

@@ -11,10 +11,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from dataplane.channel import EngineOptions
 from dataplane.engine import graphs
 from dataplane.engine.graph_buckets import GraphBuckets
 from dataplane.engine.graph_setup import graph_setup
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from tests.helpers.drafting import force_drafts
 from tests.helpers.engine import Rig, adapter_of

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.graph_setup import graph_setup
+from dataplane.engine_options import EngineOptions
 from tests.helpers.engine import Rig
 from tests.helpers.models import TARGETS, add_adapter, make_model, save_model
 

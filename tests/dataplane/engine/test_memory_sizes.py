@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.models import Shape, write_model
-from dataplane.channel import EngineOptions
 from dataplane.engine.memory_sizes import memory_sizes
+from dataplane.engine_options import EngineOptions
 from dataplane.models.config_json import load_config
 from tests.helpers.up import ROOT
 

@@ -136,7 +136,7 @@ def test_the_own_text_is_drafted_from_and_saves_steps(assets: dict[str, Path]) -
     assert stats.num_accepted_tokens > 0.5 * stats.num_drafted_tokens > 20
     assert len(fewer) < 0.7 * len(all_steps)
     assert plain.engine.stats().num_drafted_tokens == 0
-    assert not any(each.drafts for each in plain.engine._sequences.values())
+    assert not any(each.drafts for each in plain.engine._outcomes.sequences.values())
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from msgspec import structs
 
-from dataplane.channel import EngineOptions
 from dataplane.engine.batch import StepPlan
+from dataplane.engine_options import EngineOptions
 from dataplane.lora.layout import HostAdapter
 from dataplane.models.config_json import load_config
 from dataplane.models.decoder import Batch

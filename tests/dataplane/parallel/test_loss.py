@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chorale.errors import UnavailableError
-from dataplane.channel import EngineOptions, Sampling
+from dataplane.channel import Sampling
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_keeper import EngineKeeper, KeeperOptions

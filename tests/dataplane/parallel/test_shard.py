@@ -249,8 +249,8 @@ def test_shared_memory_is_reused_and_its_end_is_told() -> None:
 
 
 def test_captured_steps_on_several_devices_are_refused() -> None:
-    from dataplane.channel import EngineOptions
     from dataplane.engine.graph_setup import graph_setup
+    from dataplane.engine_options import EngineOptions
 
     options = EngineOptions(model_dir="", model_name="", tensor_parallel=2)
     cuda = torch.device("cuda")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.channel import EngineOptions
+from dataplane.engine_options import EngineOptions
 from dataplane.rpc import fleet, generations
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_process import EngineProcess

@@ -17,7 +17,8 @@ from chorale.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from dataplane.channel import EngineOptions, Output, Sampling, Vocabulary
+from dataplane.channel import Output, Sampling, Vocabulary
+from dataplane.engine_options import EngineOptions
 from dataplane.errors import DataPlaneError
 from dataplane.rpc.engine_client import EngineClient
 from dataplane.rpc.engine_process import EngineProcess
