@@ -44,7 +44,7 @@ async def serve(
     connect = partial(
         Store,
         options.redis_url,
-        password=options.redis_password,
+        password_file=options.redis_password_file,
         timeout_s=options.redis_timeout_s,
     )
     store = connect()
@@ -70,10 +70,11 @@ async def serve(
         try:
             if options.metrics_port is not None:
                 await exporter.start(options.host, options.metrics_port)
-            await server.set_serving(True)
+            health = _Health(server, store)
+            await health.look()
             if ready is not None:
                 ready(options.host, server.port)
-            await _first_of(_watch_health(server, store), stop)
+            await _first_of(health.watch(), stop)
         finally:
             if watching is not None:
                 await end(watching)
@@ -115,18 +116,32 @@ async def _first_of(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> boo
     return True
 
 
-async def _watch_health(server: Server, store: Store) -> None:
-    """SERVING exactly while Redis answers. Never ends by itself."""
-    serving = True
-    while True:
-        await asyncio.sleep(_HEALTH_INTERVAL_S)
+class _Health:
+    """SERVING exactly while Redis takes writes: without them leases end, and nothing is placed."""
+
+    def __init__(self, server: Server, store: Store) -> None:
+        self._server = server
+        self._store = store
+        self._serving: bool | None = None
+
+    async def look(self) -> None:
         try:
-            await store.ping()
-            answers = True
+            await self._store.check_writable()
+            serving = True
         except StoreUnavailableError as error:
-            answers = False
-            if serving:
+            serving = False
+            if self._serving is not False:
                 log.error("not serving: %s", error.message)
-        if answers != serving:
-            serving = answers
-            await server.set_serving(serving)
+        except Exception:
+            serving = False
+            if self._serving is not False:
+                log.exception("not serving")
+        if serving != self._serving:
+            self._serving = serving
+            await self._server.set_serving(serving)
+
+    async def watch(self) -> None:
+        """Never ends by itself."""
+        while True:
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+            await self.look()

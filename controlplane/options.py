@@ -15,7 +15,7 @@ MAX_PRIORITY = 10
 @dataclass(frozen=True, slots=True)
 class ControlPlaneOptions:
     """fleet_token: secret that data planes must know; without it nobody gets ticket keys.
-    redis_password: for a `redis_url` that names none; empty: none.
+    redis_password_file: for a `redis_url` that names no password; None: none.
     fleet_tls: how it is reached, by members of the fleet alone; None: in plaintext, by anybody.
     metrics_port: where Prometheus finds /metrics, 0 picks a free one; None: nowhere.
     adapter_roots: directories that adapters may be registered from; none: nothing can be.
@@ -36,7 +36,7 @@ class ControlPlaneOptions:
 
     redis_url: str
     fleet_token: str = field(repr=False)
-    redis_password: str = field(default="", repr=False)
+    redis_password_file: Path | None = None
     fleet_tls: FleetTlsFiles | None = None
     host: str = "127.0.0.1"
     port: int = 0

@@ -19,6 +19,7 @@ from controlplane.errors import (
     FleetFullError,
     InvalidRequestError,
     NoDataPlaneError,
+    StoreUnavailableError,
     UnknownNameError,
     UnreachableError,
 )
@@ -252,6 +253,9 @@ class Admission:
             policy=self._policy,
         )
         if isinstance(choice, Refusal):
+            if reply[15] and choice.why is Why.NO_DATA_PLANE:
+                # Leases end where no heartbeat can be written.
+                raise StoreUnavailableError(reply[15])
             raise _refused(choice, resolved)
         return resolved, choice
 

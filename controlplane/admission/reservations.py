@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from controlplane.errors import StoreUnavailableError
+from controlplane.errors import StoreBusyError, StoreUnavailableError
 from controlplane.prefetch.batch import Asked, DemandBatch
 from controlplane.store.client import Store
 from controlplane.tasks import end
@@ -19,6 +19,7 @@ from controlplane.tenants.charge import Charge
 log = logging.getLogger(__name__)
 
 _DEMAND_INTERVAL_S = 0.1
+_TOLD_AGAIN_S = 60.0
 _MAX_SENT = 4096  # prefixes in one write
 _SENT_KEPT = 20_000  # prefixes of a data plane
 _SENT_LIVES_MS = 3_600_000
@@ -44,6 +45,7 @@ class Reservations:
         self._sent = _Sent()
         self._wake = asyncio.Event()
         self._demand_due_s = 0.0  # on the event loop's clock
+        self._told_until_s: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -97,12 +99,22 @@ class Reservations:
                 await self._store.run("reserve", self._take_demand(), self._sent.take(), *args)
                 if given_back:
                     await self._store.run("give_back", json.dumps(given_back))
-            except StoreUnavailableError as error:
-                log.warning("placements are not counted: %s", error.message)
+            except (StoreUnavailableError, StoreBusyError) as error:
+                if self._tells(error.reason):
+                    log.warning("placements are not counted: %s", error.message)
             except Exception:
-                log.exception("placements are not counted")
+                if self._tells("INTERNAL"):
+                    log.exception("placements are not counted")
             self._in_flight = Counter()
             self._numbers_in_flight = []
+
+    def _tells(self, reason: str) -> bool:
+        """Not for each write that fails: an outage has as many as requests."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._told_until_s.get(reason, 0.0):
+            return False
+        self._told_until_s[reason] = now_s + _TOLD_AGAIN_S
+        return True
 
     async def _until_due(self) -> None:
         due_s = self._demand_due_s if self._demand else None

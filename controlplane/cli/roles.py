@@ -153,10 +153,11 @@ def control_plane(
         from controlplane.main import run
         from controlplane.options import ControlPlaneOptions
 
+        _secret("redis_password_file", redis_password_file)  # tells now that it does not serve
         run(
             ControlPlaneOptions(
                 redis_url=redis,
-                redis_password=_secret("redis_password_file", redis_password_file),
+                redis_password_file=redis_password_file,
                 fleet_token=fleet_token or _secret("fleet_token_file", fleet_token_file),
                 fleet_tls=_fleet_tls(fleet_tls_cert_file, fleet_tls_key_file, fleet_tls_ca_file),
                 host=host,

@@ -19,6 +19,7 @@ ADMISSIONS = PREFIX + "admissions"  # hash: begun, ended; begins anew after 2 s 
 SIGNING_KEY_ID = PREFIX + "signing_key_id"  # string: the ticket key that signs
 TENANTS = PREFIX + "tenants"  # hash tenant, or "*" for all others -> TenantLimits JSON
 DEFAULT_BUCKETS = PREFIX + "default_buckets"  # zset: tenants with the limits of "*" -> expiry, ms
+LAST_CHECK = PREFIX + "last_check"  # string, expires: written to see whether Redis takes writes
 # Demand and predictions; an `identity` is digest:base_model, and :base_model all of its requests.
 DEMAND_CLOCK = PREFIX + "demand_clock"  # hash: seen (Redis' time), now (never goes back)
 DEMANDED = PREFIX + "demanded"  # hash identity -> "when it was asked for last name@version"

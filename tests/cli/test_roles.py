@@ -32,15 +32,15 @@ def control_plane(**environment: str) -> Any:
 
 def test_secrets_come_from_files(started: list[ControlPlaneOptions], tmp_path: Path) -> None:
     token, password = tmp_path / "token", tmp_path / "password"
-    token.write_text("secret\n")
+    token.write_text("hush\n")
     password.write_text("word\n")
     files = {
         "CHORALE_FLEET_TOKEN_FILE": str(token),
         "CHORALE_REDIS_PASSWORD_FILE": str(password),
     }
     assert control_plane(**files).exit_code == 0
-    assert (started[-1].fleet_token, started[-1].redis_password) == ("secret", "word")
-    assert "secret" not in repr(started[-1]) and "word" not in repr(started[-1]).split()
+    assert (started[-1].fleet_token, started[-1].redis_password_file) == ("hush", password)
+    assert "hush" not in repr(started[-1]) and "word" not in repr(started[-1]).split()
     assert control_plane(**files, CHORALE_FLEET_TOKEN="nearer").exit_code == 0
     assert started[-1].fleet_token == "nearer"
 

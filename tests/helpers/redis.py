@@ -25,14 +25,17 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     return redis_server.url
 
 
-def send(server: EmbeddedRedis, command: str) -> bytes:
-    """One inline command over a connection of its own."""
+def send(server: EmbeddedRedis, command: str, *, before: str = "") -> bytes:
+    """One inline command over a connection of its own, after `before`."""
     path = Path(server.url.removeprefix("unix://").partition("?")[0])
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(60)
         connection.connect(str(path))
-        connection.sendall(f"{command}\r\n".encode())
         with connection.makefile("rb") as replies:
+            if before:
+                connection.sendall(f"{before}\r\n".encode())
+                _reply(replies)
+            connection.sendall(f"{command}\r\n".encode())
             return _reply(replies)
 
 

@@ -5,7 +5,7 @@
 -- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
 --   source is private, its number among admissions, those before it under way, the tenant's highest
 --   priority or "", requests charged, tokens charged, first ticket of the request where it counts as
---   running, else ""}
+--   running, else "", why Redis takes no writes or ""}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name), "UNKNOWN", or "QUOTA",
 --   followed by limit, its value, what was asked for, milliseconds until it is there or ""
 --   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
@@ -112,9 +112,10 @@ end
 -- They end in reserve.lua. Where Redis takes no writes, the request is placed all the same.
 local number = redis.pcall("HINCRBY", ADMISSIONS, "begun", 1)
 redis.pcall("PEXPIRE", ADMISSIONS, 2000)
-if type(number) ~= "number" then number = 0 end
+local refusal = ""
+if type(number) ~= "number" then number, refusal = 0, number.err or "it takes no writes" end
 local ended = tonumber(redis.call("HGET", ADMISSIONS, "ended") or "0")
 return {kind, integer(now), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
   source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
   number, math.max(number - 1 - ended, 0), limits and limits.max_priority or "",
-  num_charged, tokens_charged, running}
+  num_charged, tokens_charged, running, refusal}

@@ -12,6 +12,8 @@ for _, other in ipairs(live_data_planes()) do
     return {"FINGERPRINT", other, theirs[2]}
   end
 end
+-- Before what a full memory would let through, with heartbeats that it does not.
+redis.call("SADD", DATA_PLANES, id)
 if redis.call("HGET", BASE_MODELS, base) ~= record then
   redis.call("HSET", BASE_MODELS, base, record)
 end
@@ -27,7 +29,6 @@ redis.call("HSET", key,
   "num_placed", 0)
 drop_predictions_of(id)
 redis.call("PEXPIRE", key, ARGV[7])
-redis.call("SADD", DATA_PLANES, id)
 for _, json in ipairs(redis.call("HVALS", PINS)) do
   local pin = cjson.decode(json)
   if pin.base_model == base then add_directive(id, json, 2 * ARGV[7]) end
