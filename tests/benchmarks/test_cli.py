@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from chorale.errors import NotFoundError
 from chorale.v1 import inference_pb2 as pb
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from tests.benchmarks.test_targets import scripted
 from tests.helpers.fake_openai import FakeOpenAI, serving
 from tests.helpers.scripted_gateway import ScriptedGateway, generation, scripted_gateway

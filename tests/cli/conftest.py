@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from tests.helpers.scripted_gateway import ScriptedGateway, scripted_gateway
 
 Chorale = Callable[..., Any]

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chorale import Client
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from controlplane.store.embedded import EmbeddedRedis
 from tests.helpers.adapters import make_adapter_dir
 from tests.helpers.control_plane import running

@@ -101,7 +101,7 @@ def test_help_tells_every_exit_code(chorale: Chorale) -> None:
 def test_the_command_line_loads_no_server_and_no_grpc() -> None:
     """What keeps `chorale --help` quick, and `up` quick to start its parts."""
     script = (
-        "import sys, controlplane.cli.main, controlplane.cli.supervisor.supervise\n"
+        "import sys, controlplane.cli.app, controlplane.cli.supervisor.supervise\n"
         "heavy = {'grpc', 'redis', 'numpy', 'torch', 'starlette', 'rich', 'transformers'}\n"
         "print(*heavy & set(sys.modules))"
     )

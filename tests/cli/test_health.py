@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -36,6 +39,32 @@ def test_health(chorale: Chorale, server: tuple[str, Any]) -> None:
     servicer.set("", STATUS.NOT_SERVING)
     asked = chorale("health", f"--address={address}")
     assert asked.exit_code == 5 and "NOT_SERVING" in asked.stderr
+
+
+def test_it_loads_nothing_that_it_does_not_need(server: tuple[str, Any]) -> None:
+    """Every container runs it every few seconds."""
+    address, servicer = server
+    servicer.set("", STATUS.SERVING)
+    heavy = "google.protobuf", "grpc_health.v1", "redis", "msgspec", "torch", "controlplane.cli.app"
+    code = (
+        "import sys, controlplane.cli.main as cli\n"
+        "try: cli.main()\n"
+        f"finally: print([each for each in {heavy} if each in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "health", f"--address={address}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n[]\n"), done.stderr
+
+
+def test_options_before_it(server: tuple[str, Any], tmp_path: Path) -> None:
+    """All of `chorale` takes them, and then health is one command of it."""
+    address, servicer = server
+    servicer.set("", STATUS.SERVING)
+    command = [sys.executable, "-m", "controlplane.cli.main", "--tls-ca-file", str(tmp_path / "no")]
+    done = subprocess.run(
+        [*command, "health", f"--address={address}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "TLS_CA_FILE_INVALID" in done.stderr
 
 
 def test_nobody_there(chorale: Chorale) -> None:

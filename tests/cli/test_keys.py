@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chorale.v1 import adapter_registry_pb2 as registry_pb
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from controlplane.gateway.access.key_file import read_keys
 from controlplane.gateway.access.scope import Scope
 from tests.cli.conftest import Chorale

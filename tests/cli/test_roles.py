@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import controlplane.main
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from controlplane.options import ControlPlaneOptions
 
 

@@ -27,7 +27,7 @@ if sys.argv[1] == "data-plane":
     from dataplane.main import app
     command = typer.main.get_command(app)
 else:
-    from controlplane.cli.main import app
+    from controlplane.cli.app import app
     whole = typer.main.get_command(app)
     command = whole.commands[sys.argv[1]]
     known += [param.envvar for param in whole.params if param.envvar]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from dataplane.main import app as data_plane
 
 ROOT = Path(__file__).parents[2]

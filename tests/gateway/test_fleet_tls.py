@@ -14,7 +14,7 @@ from chorale import AsyncClient, watched
 from chorale.errors import InvalidArgumentError, UnavailableError
 from chorale.fleet_tls import FleetTls
 from chorale.fleet_tls_files import VARIABLES, FleetTlsFiles
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from tests.helpers.fake_fleet import running_fleet, running_gateway
 from tests.helpers.fleet_certificates import files_in, write_files
 from tests.helpers.waiting import eventually

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import controlplane.gateway.main
 from chorale import Accepted, AsyncClient, UnavailableError
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from controlplane.cli.supervisor.ports import free_port
 from controlplane.gateway.main import serve
 from controlplane.gateway.options import GatewayOptions

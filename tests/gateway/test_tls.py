@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from chorale import AsyncClient, Client, watched
 from chorale import server as grpc_server
 from chorale.errors import UnavailableError
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from controlplane.cli.supervisor.readiness import wait_until_serving
 from controlplane.errors import OptionError
 from controlplane.gateway.http import server as http_server
