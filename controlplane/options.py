@@ -29,9 +29,9 @@ class ControlPlaneOptions:
     honoured, -10 to 10; nobody authenticates tenants here, so 0 keeps anyone from going before
     others. prefix_cache_per_tenant: whether data planes keep what they cache of a tenant's prompts
     from the others. prefetch: whether demand is counted and adapters are brought nearer by
-    predictions; prefetch_bytes_per_s: what these may ask of each data plane. ticket_ttl_s: covers
-    the clocks' difference between machines. redis_timeout_s: how long one command, and
-    redis_start_s: how long the first connection may take.
+    predictions; prefetch_bytes_per_s: what these may ask of each data plane. ticket_ttl_s: how long
+    a ticket may be used. redis_timeout_s: how long one command, and redis_start_s: how long the
+    first connection may take.
     """
 
     redis_url: str
@@ -95,3 +95,8 @@ class ControlPlaneOptions:
     @property
     def heartbeat_interval_s(self) -> float:
         return self.lease_s / 5
+
+    @property
+    def generations_hold_s(self) -> float:
+        """How long a generation counts as running after a report of it."""
+        return 2 * self.lease_s

@@ -56,6 +56,7 @@ async def _measure(url: str, num_planes: int, num_blocks: int) -> list[dict[str,
         cast("Any", None),
         PrefixKey("a token"),
         ticket_ttl_s=30.0,
+        generations_hold_s=10.0,
     )
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in _LENGTHS}
     try:

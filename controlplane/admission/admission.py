@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from chorale.tickets import TICKET_ID_BYTES, sign
+from chorale.told_clock import ToldClock
 from chorale.v1 import admission_pb2
 from controlplane.admission.prefixes import NO_PREFIXES, Prefixes, PrefixKey, ToldPrefixes
 from controlplane.admission.reservations import Reservations
@@ -72,7 +72,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """expires_at_ms: milliseconds since the Unix epoch, on this machine's clock."""
+    """expires_at_ms: milliseconds since the Unix epoch, on Redis' clock."""
 
     model: Resolved
     choice: Choice
@@ -87,8 +87,9 @@ class Admitted:
 class Admission:
     """One round trip to Redis for each request: name, fleet and load come in one reply.
 
-    ticket_ttl_s: how long a ticket is good; it must cover the clocks' difference between the
-    control plane and the data planes. tenant_prefixes: as TicketClaims has it.
+    ticket_ttl_s: how long a ticket is good, by Redis' clock; it must cover the difference to that of
+    data planes of earlier versions, which go by their own. generations_hold_s: how long one counts
+    as running after a report of it. tenant_prefixes: as TicketClaims has it.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Admission:
         prefix_key: PrefixKey,
         *,
         ticket_ttl_s: float,
+        generations_hold_s: float,
         max_priority: int = 0,
         tenant_prefixes: bool = False,
     ) -> None:
@@ -115,6 +117,8 @@ class Admission:
         self._tenant_prefixes = tenant_prefixes
         # Who takes a ticket up in its last moment says so a little later.
         self._unused_ms = int((ticket_ttl_s + _TAKEN_UP_S) * 1000)
+        self._counts_ms = max(self._unused_ms, int(generations_hold_s * 1000))
+        self._clock = ToldClock()
         self._characters_per_token = 0.0  # of the data plane placed on last
 
     async def admit(
@@ -155,7 +159,7 @@ class Admission:
         if continued_ticket:
             keys = await self._ticket_keys.known()
             before = continued(
-                continued_ticket, keys, tenant=tenant, model=model, now_s=time.time()
+                continued_ticket, keys, tenant=tenant, model=model, now_s=self._clock.now_s()
             )
         ticket_id = secrets.token_bytes(TICKET_ID_BYTES)
         first_hex = before.first_ticket_id.hex() if before else ""
@@ -170,6 +174,7 @@ class Admission:
                 first_hex,
                 ticket_id.hex(),
                 self._unused_ms,
+                self._counts_ms,
                 *prefixes.marks,
             )
         except asyncio.CancelledError:
@@ -187,6 +192,8 @@ class Admission:
                 "and ListBaseModels tell those there are",
                 metadata={"model": model},
             )
+        now_ms = int(reply[1])
+        self._clock.told(now_ms / 1000)
         placed_at, asked, members = "", None, list[str]()
         max_priority = self._max_priority if reply[11] == "" else int(reply[11])
         try:
@@ -206,7 +213,7 @@ class Admission:
         outlook = choice.candidate.outlook
         self._characters_per_token = outlook.characters_per_token or self._characters_per_token
         key_id, key = await self._ticket_keys.find(reply[2])
-        expires_at_ms = int((time.time() + self._ticket_ttl_s) * 1000)
+        expires_at_ms = now_ms + int(self._ticket_ttl_s * 1000)
         claims = _claims(ticket_id, resolved, choice.candidate, tenant, expires_at_ms)
         claims.max_priority = max_priority
         claims.tenant_prefixes = self._tenant_prefixes

@@ -40,8 +40,8 @@ class Fleet:
 
     async def join(
         self, data_plane_id: str, incarnation: int, endpoint: str, base: BaseModelRecord
-    ) -> Mapping[str, bytes]:
-        """Grants a lease and returns the ticket keys.
+    ) -> tuple[Mapping[str, bytes], int]:
+        """Grants a lease and returns the ticket keys, and Redis' time in milliseconds.
 
         Raises: ConflictError (FINGERPRINT_CONFLICT, STALE_INCARNATION, BASE_MODEL_NAME_TAKEN).
         """
@@ -61,7 +61,7 @@ class Fleet:
         )
         if reply[0] != "OK":
             raise _join_refusal(reply, data_plane_id, base)
-        return keys
+        return keys, int(reply[1])
 
     async def heartbeat(
         self,
@@ -73,9 +73,9 @@ class Fleet:
         counters: Counters = _NO_COUNTERS,
         outlook: Outlook = _NO_OUTLOOK,
         settlement: Settlement = _NO_SETTLEMENT,
-    ) -> tuple[Mapping[str, bytes], list[Numbered]]:
-        """Renews the lease, takes the report, returns the ticket keys and the directives after
-        number `received_directives`.
+    ) -> tuple[Mapping[str, bytes], list[Numbered], int]:
+        """Renews the lease, takes the report, returns the ticket keys, the directives after
+        number `received_directives` and Redis' time in milliseconds.
 
         One round trip; one more for each tier whose digests have changed since the last report.
 
@@ -114,7 +114,7 @@ class Fleet:
             )
         # Keys vanish from under a live lease only if somebody deletes them by hand.
         keys = decode_keys(reply[3]) if reply[2] else await self._ticket_keys.all()
-        return keys, decode_numbered(reply[4])
+        return keys, decode_numbered(reply[4]), int(reply[5])
 
     async def leave(self, data_plane_id: str, incarnation: int) -> None:
         """Ends the lease, if this incarnation holds one."""

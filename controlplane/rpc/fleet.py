@@ -53,7 +53,7 @@ class FleetHandlers(FleetServiceServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         check_bearer(context.invocation_metadata(), self._token)
-        keys = await self._fleet.join(
+        keys, now_ms = await self._fleet.join(
             request.data_plane_id,
             request.incarnation,
             request.endpoint,
@@ -63,6 +63,7 @@ class FleetHandlers(FleetServiceServicer):
             lease=translate.duration(self._lease_s),
             heartbeat_interval=translate.duration(self._heartbeat_interval_s),
             ticket_keys=translate.keys_to_pb(keys),
+            now=translate.timestamp(now_ms),
         )
 
     async def Heartbeat(
@@ -70,7 +71,7 @@ class FleetHandlers(FleetServiceServicer):
     ) -> pb.HeartbeatResponse:
         check_bearer(context.invocation_metadata(), self._token)
         with self._metrics.heartbeat():
-            keys, directives = await self._fleet.heartbeat(
+            keys, directives, now_ms = await self._fleet.heartbeat(
                 request.data_plane_id,
                 request.incarnation,
                 translate.load_from_pb(request.load),
@@ -83,6 +84,7 @@ class FleetHandlers(FleetServiceServicer):
         return pb.HeartbeatResponse(
             ticket_keys=translate.keys_to_pb(keys),
             directives=[directive_to_pb(each) for each in directives],
+            now=translate.timestamp(now_ms),
         )
 
     async def ReportGenerations(

@@ -91,6 +91,7 @@ def _admission(options: ControlPlaneOptions, parts: Parts) -> Admission:
         SourceAccess(parts.sources, ttl_s=options.source_check_ttl_s, clock=time.monotonic),
         PrefixKey(options.fleet_token),
         ticket_ttl_s=options.ticket_ttl_s,
+        generations_hold_s=options.generations_hold_s,
         max_priority=options.max_priority,
         tenant_prefixes=options.prefix_cache_per_tenant,
     )
@@ -102,7 +103,7 @@ def _fleet_handlers(options: ControlPlaneOptions, parts: Parts) -> FleetHandlers
         Directives(parts.store, parts.registry),
         parts.demand,
         parts.metrics,
-        running=Running(parts.store, holds_s=2 * options.lease_s),
+        running=Running(parts.store, holds_s=options.generations_hold_s),
         token=options.fleet_token,
         lease_s=options.lease_s,
         heartbeat_interval_s=options.heartbeat_interval_s,

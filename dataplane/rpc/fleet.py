@@ -44,6 +44,7 @@ _PATIENCE_S = 15.0
 _HOPELESS = (InvalidArgumentError, PermissionDeniedError, UnauthenticatedError)
 
 Report = Callable[[], tuple[fleet_pb2.Load, fleet_pb2.Residency]]
+OnTime = Callable[[float], None]
 OnKeys = Callable[["list[fleet_pb2.TicketKey]"], None]
 OnDirective = Callable[[fleet_pb2.Directive], None]
 
@@ -52,7 +53,8 @@ class FleetMember:
     """Keeps this data plane known to the control plane at `address` while it runs.
 
     join: what Join is called with. report: the load and residency of the moment. on_keys: called
-    with the ticket keys of every answer. on_directive: called once with each directive.
+    with the ticket keys of every answer. on_time: with its time, if it tells. on_directive: called
+    once with each directive.
     settlements: told with the heartbeats. generations: told as long as it runs. tls: of the
     channel; None: plaintext. Belongs to one event loop; `stop` after `start`. Between `pause` and
     `resume` it is no member, and nothing is placed here.
@@ -66,6 +68,7 @@ class FleetMember:
         join: fleet_pb2.JoinRequest,
         report: Report,
         on_keys: OnKeys,
+        on_time: OnTime = lambda _now_s: None,
         on_directive: OnDirective = lambda _directive: None,
         settlements: Settlements | None = None,
         generations: Generations | None = None,
@@ -75,6 +78,7 @@ class FleetMember:
         self._join_request = join
         self._report = report
         self._on_keys = on_keys
+        self._on_time = on_time
         self._on_directive = on_directive
         self._settlements = settlements or Settlements()
         self._generations = generations
@@ -124,7 +128,8 @@ class FleetMember:
         self._pins = _Pins()  # the new incarnation's engine has none
         request = fleet_pb2.JoinRequest()
         request.CopyFrom(self._join_request)
-        request.incarnation = incarnation
+        # Also where the clock was set back since.
+        request.incarnation = max(incarnation, request.incarnation + 1)
         self._join_request = request
         self._task = asyncio.create_task(self._run(), name="fleet-member")
 
@@ -176,7 +181,7 @@ class FleetMember:
             self._received = 0
             self._pins.joined()
             self._settlements.joined()
-            self._on_keys(list(answer.ticket_keys))
+            self._hear(answer)
             log.info("joined the fleet as %s", self._join_request.data_plane_id)
             interval_s = answer.heartbeat_interval.ToNanoseconds() / 1e9
             return max(interval_s, _MIN_HEARTBEAT_INTERVAL_S)
@@ -201,7 +206,7 @@ class FleetMember:
                     request, metadata=self._metadata, timeout=max(interval_s, _HEARTBEAT_TIMEOUT_S)
                 )
                 self._settlements.arrived()
-                self._on_keys(list(answer.ticket_keys))
+                self._hear(answer)
                 self._take(answer.directives)
                 if told:
                     log.info("heartbeats reach the control plane again")
@@ -216,6 +221,11 @@ class FleetMember:
                     told = error.reason
             next_s = max(next_s + interval_s, loop.time())
             await asyncio.sleep(next_s - loop.time())
+
+    def _hear(self, answer: fleet_pb2.JoinResponse | fleet_pb2.HeartbeatResponse) -> None:
+        self._on_keys(list(answer.ticket_keys))
+        if answer.HasField("now"):
+            self._on_time(answer.now.ToNanoseconds() / 1e9)
 
     def _take(self, directives: Collection[fleet_pb2.Directive]) -> None:
         for directive in directives:

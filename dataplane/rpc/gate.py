@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from chorale import tickets
 from chorale.errors import PermissionDeniedError, UnauthenticatedError
+from chorale.told_clock import ToldClock
 from chorale.v1 import admission_pb2, fleet_pb2
 
 _MAX_REMEMBERED_TICKETS = 1 << 18
 
 
 class TicketGate:
-    """Verifies tickets with the keys that the control plane hands out."""
+    """Verifies tickets with the keys that the control plane hands out, by its time."""
 
-    def __init__(self, data_plane_id: str, base_model: str) -> None:
+    def __init__(self, data_plane_id: str, base_model: str, clock: ToldClock | None = None) -> None:
         self._data_plane_id = data_plane_id
         self._base_model = base_model
+        self._clock = clock or ToldClock()
         self._keys: dict[str, bytes] = {}
         self._used = tickets.TicketReplayGuard(_MAX_REMEMBERED_TICKETS)
 
@@ -32,7 +33,7 @@ class TicketGate:
         Raises: UnauthenticatedError for the ticket; PermissionDeniedError when it was signed for
         another tenant; ResourceExhaustedError when too many used tickets have yet to expire.
         """
-        now = time.time()
+        now = self._clock.now_s()
         claims = tickets.verify(ticket, self._keys, data_plane_id=self._data_plane_id, now=now)
         if claims.base_model != self._base_model:
             raise UnauthenticatedError(

@@ -19,6 +19,7 @@ from chorale.exporter import Exporter
 from chorale.fleet_tls import FleetTls
 from chorale.request_metrics import RequestMetrics
 from chorale.server import Server, start_server
+from chorale.told_clock import ToldClock
 from chorale.v1 import admin_pb2_grpc, fleet_pb2, inference_pb2_grpc, relay_pb2_grpc
 from dataplane import channel
 from dataplane.engine_options import EngineOptions
@@ -135,13 +136,14 @@ class _DataPlane:
         vocabulary = await asyncio.to_thread(vocabulary_of, announced, tokenizer)
         await self._engine.teach(vocabulary)
         data_plane_id = self._options.data_plane_id or _made_id(self._options)
-        gate = TicketGate(data_plane_id, announced.model_name)
+        clock = ToldClock()
+        gate = TicketGate(data_plane_id, announced.model_name, clock)
         requests = RequestMetrics(metrics.PREFIX)
         server = await self._start_server(
             tokenizer, vocabulary, announced, gate, requests, data_plane_id
         )
         await self._export(requests, data_plane_id)
-        member = self._member = self._membership(announced, gate, data_plane_id, server.port)
+        member = self._member = self._membership(announced, gate, clock, data_plane_id, server.port)
         member.start()
         await member.wait_joined()
         await server.set_serving(True)
@@ -223,7 +225,12 @@ class _DataPlane:
         return self._server
 
     def _membership(
-        self, announced: channel.Ready, gate: TicketGate, data_plane_id: str, port: int
+        self,
+        announced: channel.Ready,
+        gate: TicketGate,
+        clock: ToldClock,
+        data_plane_id: str,
+        port: int,
     ) -> FleetMember:
         options = self._options
         assert self._service is not None
@@ -238,6 +245,7 @@ class _DataPlane:
             ),
             report=self._report,
             on_keys=gate.set_keys,
+            on_time=clock.told,
             on_directive=self._direct,
             settlements=self._service.settlements,
             generations=self._service.generations,

@@ -61,10 +61,13 @@ class DataPlane:
         return await self.end()
 
 
-async def generated(channel: grpc.aio.Channel) -> list[inference_pb2.GenerateResponse]:
+async def generated(
+    channel: grpc.aio.Channel, *, expires_in_s: float = 600.0
+) -> list[inference_pb2.GenerateResponse]:
     """The events of one request with a ticket of its own. Raises: grpc.RpcError."""
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
-    request = inference_pb2.GenerateRequest(prompt="hello", ticket=make_ticket())
+    ticket = make_ticket(expires_in_s=expires_in_s)
+    request = inference_pb2.GenerateRequest(prompt="hello", ticket=ticket)
     return [event async for event in stub.Generate(request)]
 
 

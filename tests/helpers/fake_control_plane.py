@@ -62,6 +62,9 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         self.members: dict[str, int] = {}
         self.keys = [fleet_pb2.TicketKey(key_id=KEY_ID, key=KEY)]
         self.directives: list[fleet_pb2.Directive] = []
+        self.ahead_s: float | None = (
+            None  # its clock, before this machine's; None: it does not tell
+        )
         self._heartbeat_s = heartbeat_s
 
     def forget(self) -> None:
@@ -80,6 +83,7 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
             lease=duration_pb2.Duration(seconds=5),
             heartbeat_interval=interval,
             ticket_keys=self.keys,
+            now=self._now(),
         )
 
     async def Heartbeat(
@@ -92,7 +96,9 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         directives = [
             each for each in self.directives if each.sequence > request.received_directives
         ]
-        return fleet_pb2.HeartbeatResponse(ticket_keys=self.keys, directives=directives)
+        return fleet_pb2.HeartbeatResponse(
+            ticket_keys=self.keys, directives=directives, now=self._now()
+        )
 
     async def ReportGenerations(
         self, request: fleet_pb2.ReportGenerationsRequest, context: Any
@@ -110,6 +116,13 @@ class FakeControlPlane(fleet_pb2_grpc.FleetServiceServicer):
         self.leaves.append(request)
         self.members.pop(request.data_plane_id, None)
         return fleet_pb2.LeaveResponse()
+
+    def _now(self) -> timestamp_pb2.Timestamp | None:
+        if self.ahead_s is None:
+            return None
+        now = timestamp_pb2.Timestamp()
+        now.FromNanoseconds(time.time_ns() + int(self.ahead_s * 1e9))
+        return now
 
     def _check(self, context: Any) -> None:
         if dict(context.invocation_metadata()).get("authorization") != f"Bearer {TOKEN}":

@@ -31,10 +31,14 @@ local function bucket_of(tenant, is_default, now)
   return redis.call("ZCARD", DEFAULT_BUCKETS) < MAX_DEFAULT_BUCKETS and tenant or "*"
 end
 
--- {requests, tokens}; a clock that was set back makes up nothing.
+-- {requests, tokens}; a clock that was set back makes up nothing for that, and goes on from there.
 local function owed_by(bucket, limits, now)
   local at, requests, tokens =
     string.match(redis.call("GET", TENANT_BUCKET .. bucket) or "", "^(%S+) (%S+) (%S+)$")
+  if at and tonumber(at) > now + CLOCK_TOLERANCE_MS * 1000 then
+    local text = string.format("%.0f %s %s", now, requests, tokens)
+    redis.pcall("SET", TENANT_BUCKET .. bucket, text, "KEEPTTL")
+  end
   local minutes = math.max(now - (tonumber(at or now)), 0) / 6e7
   local owed = {tonumber(requests or 0), tonumber(tokens or 0)}
   for i, quota in ipairs(QUOTAS) do

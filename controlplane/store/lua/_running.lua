@@ -5,8 +5,18 @@ local function outlive(key, ms)
   if redis.call("PTTL", key) < ms then redis.call("PEXPIRE", key, integer(ms)) end
 end
 
-local function num_running(tenant, now)
-  return redis.call("ZCOUNT", TENANT_RUNNING .. tenant, "(" .. integer(now), "+inf")
+-- longest_ms: that a request counts by one word of anybody. What counts for longer does since the clock
+-- was set back; nil leaves it so.
+local function num_running(tenant, now, longest_ms)
+  local key = TENANT_RUNNING .. tenant
+  if longest_ms then
+    local until_ms = now + longest_ms
+    for _, request in ipairs(redis.call("ZRANGEBYSCORE", key,
+        "(" .. integer(until_ms + CLOCK_TOLERANCE_MS), "+inf", "LIMIT", 0, 1000)) do
+      redis.pcall("ZADD", key, "XX", integer(until_ms), request)
+    end
+  end
+  return redis.call("ZCOUNT", key, "(" .. integer(now), "+inf")
 end
 
 local function runs(tenant, request, ticket, now, ms)

@@ -116,11 +116,24 @@ local function drop_alias(alias)
   return true
 end
 
+-- A clock goes on by less than this between two looks at it, unless it was set back.
+local CLOCK_TOLERANCE_MS = 1000
+
+-- The clock was set back since the last report: the lease is as long as it was, and begins now. Else it
+-- would outlive its data plane by as much as the clock was set.
+local function begin_lease_anew(key, last_ms, now)
+  local lease_ms = redis.call("PTTL", key) - (last_ms - now)
+  redis.pcall("PEXPIRE", key, integer(math.max(lease_ms, 1)))
+  redis.pcall("HSET", key, "last_heartbeat_ms", integer(now))
+end
+
 -- Ids whose lease holds; the others are forgotten on the way, where Redis takes writes.
 local function live_data_planes()
-  local live = {}
+  local live, now = {}, now_ms()
   for _, id in ipairs(redis.call("SMEMBERS", DATA_PLANES)) do
-    if redis.call("EXISTS", DATA_PLANE .. id) == 1 then
+    local last_ms = tonumber(redis.call("HGET", DATA_PLANE .. id, "last_heartbeat_ms") or nil)
+    if last_ms then
+      if last_ms > now + CLOCK_TOLERANCE_MS then begin_lease_anew(DATA_PLANE .. id, last_ms, now) end
       table.insert(live, id)
     else
       redis.pcall("SREM", DATA_PLANES, id)

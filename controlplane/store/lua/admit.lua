@@ -1,6 +1,7 @@
 -- model, key that a target of an alias is drawn by, tenant, tokens of the prompt, most of the answer
 --   or "", of a request that goes on the id of its first ticket, else "", the id that its ticket gets,
---   how long it counts as running until somebody says so, then marks of the prompt's beginnings, the
+--   how long it counts as running until somebody says so, how long it does at most by one word of
+--   anybody, then marks of the prompt's beginnings, the
 --   shortest first
 -- -> {what it is, now_ms, signing key id, name, version, record, source, data planes, "1" when the
 --   source is private, its number among admissions, those before it under way, the tenant's highest
@@ -40,10 +41,11 @@ local function sent_to(id, incarnation, members, now)
   if #members == 0 then return found end
   local times = redis.call("ZMSCORE", SENT_PREFIXES .. id .. ":" .. incarnation, unpack(members))
   for i = #members, 1, -1 do
-    local age = times[i] and math.max(now - times[i], 0)
-    if age and age < youngest then
+    local age = times[i] and now - times[i]
+    -- One that is to come was noted before the clock was set back: nobody knows when.
+    if age and age >= -CLOCK_TOLERANCE_MS and age < youngest then
       table.insert(found, i)
-      table.insert(found, age)
+      table.insert(found, math.max(age, 0))
       youngest = age
     end
   end
@@ -68,7 +70,7 @@ local has_rates = limits and (limits.requests_per_minute or limits.tokens_per_mi
 local continues = limits and (has_rates or limits.max_running) and goes_on(ARGV[6])
 if limits and limits.max_running then
   local most = limits.max_running
-  if not continues and num_running(ARGV[3], now_ms()) >= most then
+  if not continues and num_running(ARGV[3], now_ms(), tonumber(ARGV[9])) >= most then
     return {"QUOTA", "max_running", integer(most), "1", most > 0 and "1000" or ""}
   end
   running = continues and ARGV[6] or ARGV[7]
@@ -90,7 +92,7 @@ local now, members = now_ms(), {}
 -- A prompt of an activated LoRA begins as the base model's does: Resolved.prefix_digest.
 local is_activated = string.find(record, '"invocation_tokens":', 1, true)
 local author = is_activated and "" or string.sub(digest or "", 1, 8)
-for i = 9, #ARGV do members[i - 8] = author .. ARGV[i] end
+for i = 10, #ARGV do members[i - 9] = author .. ARGV[i] end
 local planes = {}
 for _, id in ipairs(live_data_planes()) do
   local plane = redis.call("HMGET", DATA_PLANE .. id,

@@ -1,7 +1,7 @@
 -- id, incarnation, load, lease_ms, tags of pool, host and disk residency, received directives,
 --   counters, outlook, number of a settlement or 0, JSON {{tenant, tokens unused}, ...}
 -- -> {"OK", {tiers whose digests are to be sent}, signing key id, ticket keys,
---     {"number directive", ...}} or {why not}
+--     {"number directive", ...}, now_ms} or {why not}
 local id, incarnation, load, lease_ms = unpack(ARGV)
 local key = DATA_PLANE .. id
 local held = redis.call("HGET", key, "incarnation")
@@ -29,4 +29,4 @@ end
 redis.call("ZREMRANGEBYSCORE", DIRECTIVES .. id, "-inf", ARGV[8])
 redis.call("PEXPIRE", DIRECTIVES .. id, 2 * lease_ms)
 return {"OK", wanted, redis.call("GET", SIGNING_KEY_ID), ticket_keys(),
-  redis.call("ZRANGE", DIRECTIVES .. id, 0, 99)}
+  redis.call("ZRANGE", DIRECTIVES .. id, 0, 99), integer(now_ms())}

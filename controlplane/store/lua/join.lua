@@ -1,12 +1,13 @@
 -- id, incarnation (20 digits), endpoint, base model, fingerprint, base model record, lease_ms
--- -> {"OK"} or {why not, detail}
+-- -> {"OK", now_ms} or {why not, detail}
 local id, incarnation, endpoint, base, fingerprint, record = unpack(ARGV)
 local key = DATA_PLANE .. id
+local live = live_data_planes()  -- first: it mends leases
 local held = redis.call("HGET", key, "incarnation")
 if held and incarnation < held then return {"STALE_INCARNATION", held} end
 if redis.call("EXISTS", ADAPTER .. base) == 1 then return {"ADAPTER"} end
 if redis.call("EXISTS", ALIAS .. base) == 1 then return {"ALIAS"} end
-for _, other in ipairs(live_data_planes()) do
+for _, other in ipairs(live) do
   local theirs = redis.call("HMGET", DATA_PLANE .. other, "base_model", "fingerprint")
   if other ~= id and theirs[1] == base and theirs[2] ~= fingerprint then
     return {"FINGERPRINT", other, theirs[2]}
@@ -33,4 +34,4 @@ for _, json in ipairs(redis.call("HVALS", PINS)) do
   local pin = cjson.decode(json)
   if pin.base_model == base then add_directive(id, json, 2 * ARGV[7]) end
 end
-return {"OK"}
+return {"OK", integer(now_ms())}

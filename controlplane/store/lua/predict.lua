@@ -10,7 +10,9 @@
 -- Ends predictions whose time is over, and takes the visits since the last tick.
 local me, lease_ms, limits = ARGV[1], ARGV[2], cjson.decode(ARGV[3])
 local holder = redis.call("GET", PREDICTOR)
-if holder and holder ~= me then return {"OTHER"} end
+-- A longer lease than any is one from before the clock was set back.
+local is_held = holder and holder ~= me
+if is_held and redis.call("PTTL", PREDICTOR) <= tonumber(lease_ms) then return {"OTHER"} end
 redis.call("SET", PREDICTOR, me, "PX", lease_ms)
 local t = demand_now(limits.max_step_ms)
 

@@ -58,14 +58,16 @@ class JoinRequest(_message.Message):
     def __init__(self, data_plane_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., endpoint: _Optional[str] = ..., base_model: _Optional[_Union[_adapter_registry_pb2.BaseModel, _Mapping]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("lease", "heartbeat_interval", "ticket_keys")
+    __slots__ = ("lease", "heartbeat_interval", "ticket_keys", "now")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     TICKET_KEYS_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     lease: _duration_pb2.Duration
     heartbeat_interval: _duration_pb2.Duration
     ticket_keys: _containers.RepeatedCompositeFieldContainer[TicketKey]
-    def __init__(self, lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ticket_keys: _Optional[_Iterable[_Union[TicketKey, _Mapping]]] = ...) -> None: ...
+    now: _timestamp_pb2.Timestamp
+    def __init__(self, lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ticket_keys: _Optional[_Iterable[_Union[TicketKey, _Mapping]]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class TicketKey(_message.Message):
     __slots__ = ("key_id", "key")
@@ -280,12 +282,14 @@ class ReportGenerationsResponse(_message.Message):
     def __init__(self, holds: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("ticket_keys", "directives")
+    __slots__ = ("ticket_keys", "directives", "now")
     TICKET_KEYS_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVES_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     ticket_keys: _containers.RepeatedCompositeFieldContainer[TicketKey]
     directives: _containers.RepeatedCompositeFieldContainer[Directive]
-    def __init__(self, ticket_keys: _Optional[_Iterable[_Union[TicketKey, _Mapping]]] = ..., directives: _Optional[_Iterable[_Union[Directive, _Mapping]]] = ...) -> None: ...
+    now: _timestamp_pb2.Timestamp
+    def __init__(self, ticket_keys: _Optional[_Iterable[_Union[TicketKey, _Mapping]]] = ..., directives: _Optional[_Iterable[_Union[Directive, _Mapping]]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("sequence", "action", "digest", "source", "name", "tier", "within")

@@ -301,6 +301,10 @@ async def test_pins_that_were_undone_without_a_lease_are_undone_here() -> None:
         number = len(plane.heartbeats)
         await eventually(lambda: len(plane.heartbeats) >= number + 3)
         assert len(directives) == 7
+        # A clock that was set back makes no process older than itself.
+        await joined.pause()
+        joined.resume(3)
+        await eventually(lambda: plane.members.get("dp-1") == 9)
 
 
 class _Hanging(FakeControlPlane):

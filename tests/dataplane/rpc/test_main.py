@@ -78,6 +78,31 @@ async def test_serves_as_a_member_until_sigterm(model: str, log: Path) -> None:
     assert submit["first_token_by_s"] == submit["arrival_s"] + 600
 
 
+async def test_tickets_go_by_the_clock_of_the_control_plane(model: str, log: Path) -> None:
+    plane = FakeControlPlane()
+    plane.ahead_s = -3600.0
+    script = FakeScript(tokens=[20])
+    async with (
+        serving(plane) as server,
+        data_plane(
+            script, log, model, f"--control-plane={server.address}", "--data-plane-id=dp-1"
+        ) as running,
+        grpc.aio.insecure_channel(await running.ready()) as channel,
+    ):
+        assert await generated(channel, expires_in_s=-3000.0)
+        plane.ahead_s = 3600.0  # set, while it runs: the next heartbeat tells
+
+        async def refuses() -> str:
+            try:
+                await generated(channel, expires_in_s=3000.0)
+            except grpc.aio.AioRpcError as error:
+                return from_rpc_error(error).reason
+            return ""
+
+        assert await eventually(refuses) == "TICKET_EXPIRED"
+        assert await generated(channel, expires_in_s=4200.0)
+
+
 async def test_the_fleet_token_comes_from_a_file(model: str, log: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     async with serving(FakeControlPlane()) as server:
