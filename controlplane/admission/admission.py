@@ -87,9 +87,9 @@ class Admitted:
 class Admission:
     """One round trip to Redis for each request: name, fleet and load come in one reply.
 
-    ticket_ttl_s: how long a ticket is good, by Redis' clock; it must cover the difference to that of
-    data planes of earlier versions, which go by their own. generations_hold_s: how long one counts
-    as running after a report of it. tenant_prefixes: as TicketClaims has it.
+    ticket_ttl_s: how long a ticket is good, by Redis' clock; data planes of earlier versions go by
+    their own, so it must cover that difference. generations_hold_s: how long one counts as running
+    after a report of it. tenant_prefixes: as TicketClaims has it.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ async def test_a_lease_outlives_nobody_by_an_hour(redis_url: str, redis: Redis) 
 
 async def test_whoever_starts_again_after_it_need_not_wait(redis_url: str, redis: Redis) -> None:
     """Incarnations are clocks, too."""
-    async with running(redis_url, lease_s=_LEASE_S) as plane:
+    async with running(redis_url, lease_s=_LEASE_S, prefetch=False) as plane:
         await plane.join(incarnation=2 * 10**18)
         _set_back(redis, "dp-0")
 
