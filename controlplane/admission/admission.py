@@ -11,6 +11,7 @@ from typing import Any
 from chorale.tickets import TICKET_ID_BYTES, sign
 from chorale.told_clock import ToldClock
 from chorale.v1 import admission_pb2
+from controlplane.admission.plane_rows import PlaneRow, decode_rows
 from controlplane.admission.prefixes import NO_PREFIXES, Prefixes, PrefixKey, ToldPrefixes
 from controlplane.admission.reservations import Reservations
 from controlplane.admission.source_access import SourceAccess
@@ -23,8 +24,6 @@ from controlplane.errors import (
     UnknownNameError,
     UnreachableError,
 )
-from controlplane.fleet.model import Load
-from controlplane.fleet.outlook import Outlook
 from controlplane.fleet.ticket_keys import TicketKeys
 from controlplane.options import MAX_PRIORITY
 from controlplane.placement.expectation import RequestNeeds
@@ -237,7 +236,7 @@ class Admission:
         prefixes: Prefixes,
     ) -> tuple[Resolved, Choice]:
         """Raises as `admit`."""
-        planes = reply[7]
+        planes = decode_rows(reply[7])
         # Under way elsewhere: nobody knows yet where they go, so they are shared out.
         number, num_before = int(reply[9]), int(reply[10])
         others = max(0, num_before - self._reservations.num_unwritten_before(number))
@@ -266,19 +265,19 @@ class Admission:
             raise _refused(choice, resolved)
         return resolved, choice
 
-    def _candidate(self, plane: list[Any], num_more: float, prefixes: Prefixes) -> Candidate:
+    def _candidate(self, plane: PlaneRow, num_more: float, prefixes: Prefixes) -> Candidate:
         """num_more: requests that may have been placed there, too."""
-        data_plane_id, endpoint, base_model, load, heartbeat_ms, num_placed, tier = plane[:7]
+        unwritten = self._reservations.unwritten(plane.data_plane_id)
         return Candidate(
-            data_plane_id=data_plane_id,
-            endpoint=endpoint,
-            base_model=base_model,
-            load=Load.unpack(load),
-            num_placed=int(num_placed) + self._reservations.unwritten(data_plane_id) + num_more,
-            tier=tier,
-            last_heartbeat_s=int(heartbeat_ms) / 1000,
-            outlook=Outlook.unpack(plane[7]),
-            sent=prefixes.sent(plane[8]),
+            data_plane_id=plane.data_plane_id,
+            endpoint=plane.endpoint,
+            base_model=plane.base_model,
+            load=plane.load,
+            num_placed=plane.num_placed + unwritten + num_more,
+            tier=plane.tier,
+            last_heartbeat_s=plane.last_heartbeat_ms / 1000,
+            outlook=plane.outlook,
+            sent=prefixes.sent(plane.sent),
         )
 
 

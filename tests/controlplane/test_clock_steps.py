@@ -13,6 +13,7 @@ from redis import Redis
 from chorale.status import from_rpc_error
 from chorale.told_clock import ToldClock
 from chorale.v1 import admission_pb2, fleet_pb2
+from controlplane.admission.plane_rows import decode_rows
 from controlplane.prefetch.limits import DemandLimits
 from controlplane.store import keys
 from controlplane.store.client import Store
@@ -144,7 +145,7 @@ async def test_what_was_sent_in_an_hour_is_not_known_to_be_young(
 
         async def found() -> list[int]:
             reply = await store.run("admit", "", "k", "t", 1, "", "", "id", 1, 1, "mark")
-            return reply[7][0][8]
+            return decode_rows(reply[7])[0].sent
 
         redis.zadd(sent, {"mark": _now_ms(redis)})
         assert (await found())[0] == 1

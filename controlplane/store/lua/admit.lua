@@ -9,9 +9,10 @@
 --   running, else "", why Redis takes no writes or ""}
 --   what it is: "ADAPTER", "BASE_MODEL", "ANY_BASE_MODEL" (the empty name), "UNKNOWN", or "QUOTA",
 --   followed by limit, its value, what was asked for, milliseconds until it is there or ""
---   data planes, all live ones: {{id, endpoint, base model, load, last_heartbeat_ms, num_placed,
---   tier that holds the adapter or "", outlook, {number of a mark that was sent there, milliseconds
---   since, number of a shorter one that was sent later, ...}}, ...}
+--   data planes, all live ones, in one text, as clients take long to read many: a line each of id,
+--   endpoint, base model, load, last_heartbeat_ms, num_placed, tier that holds the adapter or "",
+--   outlook, and, with commas between, number of a mark that was sent there, milliseconds since,
+--   number of a shorter one that was sent later, ...; tabs between
 local MAX_GOING_ON, GOING_ON_MS = 64, 6 * 3600 * 1000
 
 -- Whether this is one of the admissions that a request's first ticket stands for.
@@ -108,8 +109,8 @@ for _, id in ipairs(live_data_planes()) do
       tier = "disk"
     end
   end
-  table.insert(planes, {id, plane[1], plane[2], plane[3], plane[4], plane[5], tier,
-    plane[6] or "", sent_to(id, plane[7], members, now)})
+  table.insert(planes, table.concat({id, plane[1], plane[2], plane[3], plane[4], plane[5], tier,
+    plane[6] or "", table.concat(sent_to(id, plane[7], members, now), ",")}, "\t"))
 end
 -- They end in reserve.lua. Where Redis takes no writes, the request is placed all the same.
 local number = redis.pcall("HINCRBY", ADMISSIONS, "begun", 1)
@@ -118,6 +119,6 @@ local refusal = ""
 if type(number) ~= "number" then number, refusal = 0, number.err or "it takes no writes" end
 local ended = tonumber(redis.call("HGET", ADMISSIONS, "ended") or "0")
 return {kind, integer(now), redis.call("GET", SIGNING_KEY_ID) or "", name, version, record,
-  source, planes, redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
+  source, table.concat(planes, "\n"), redis.call("HGET", ADAPTER .. name, "private:" .. version) or "",
   number, math.max(number - 1 - ended, 0), limits and limits.max_priority or "",
   num_charged, tokens_charged, running, refusal}
