@@ -101,7 +101,7 @@ class ControlPlaneMetrics(Collector):
     async def refresh(self) -> None:
         """Raises: StoreUnavailableError."""
         self._num_adapters = (await self._adapters.page(size=1)).total
-        self._num_data_planes = len(await self._fleet.data_planes())
+        self._num_data_planes = len(await self._fleet.data_planes(with_residency=False))
         self._scores = await self._demand.scores()
 
     def collect(self) -> Iterator[Any]:

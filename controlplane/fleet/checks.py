@@ -15,6 +15,7 @@ MAX_ENDPOINT_CHARS = 255
 MAX_MODULES = 1024
 MAX_MODULE_CHARS = 200
 MAX_MIXTURE_MODULES = 16
+MAX_DIGESTS = 50_000  # of all tiers; Redis stands still while it takes them
 MAX_EXPERTS = 1024  # a data plane serves no more
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ID = re.compile(r"[!-~]+", re.ASCII)
@@ -84,6 +85,16 @@ def _check_layers(field: str, module: ModuleRecord, num_layers: int) -> None:
     if module.layers and (not in_order or module.layers[-1] >= num_layers):
         raise _base_model(
             field, f"{module.module[:80]!r} must name its layers in order, each below {num_layers}"
+        )
+
+
+def check_num_digests(num_digests: int) -> None:
+    """Raises: InvalidRequestError (RESIDENCY_TOO_LARGE)."""
+    if num_digests > MAX_DIGESTS:
+        raise _invalid(
+            "RESIDENCY_TOO_LARGE",
+            "residency",
+            f"holds {num_digests:,} digests; at most {MAX_DIGESTS:,}: leave out some of the disk's",
         )
 
 

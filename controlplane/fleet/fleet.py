@@ -6,12 +6,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from controlplane.errors import ConflictError, ControlPlaneError, UnknownNameError
+from controlplane.errors import (
+    ConflictError,
+    ControlPlaneError,
+    FleetFullError,
+    UnknownNameError,
+)
 from controlplane.fleet.checks import (
     check_base_model,
     check_digests,
     check_endpoint,
     check_identity,
+    check_num_digests,
 )
 from controlplane.fleet.counters import Counters
 from controlplane.fleet.directives import Numbered, decode_numbered
@@ -22,6 +28,11 @@ from controlplane.registry.model import BaseModelRecord, encode
 from controlplane.store.client import Store, as_dict
 from controlplane.tenants.settlement import Settlement
 
+MAX_DATA_PLANES = 1024
+"""Live at once: each admission reads all of them."""
+MAX_LISTED_DIGESTS = 200_000
+"""In one answer, which gRPC would not let through with more."""
+_JOIN_AGAIN_S = 5.0
 _NO_COUNTERS = Counters()
 _NO_OUTLOOK = Outlook()
 _NO_SETTLEMENT = Settlement()
@@ -43,7 +54,8 @@ class Fleet:
     ) -> tuple[Mapping[str, bytes], int]:
         """Grants a lease and returns the ticket keys, and Redis' time in milliseconds.
 
-        Raises: ConflictError (FINGERPRINT_CONFLICT, STALE_INCARNATION, BASE_MODEL_NAME_TAKEN).
+        Raises: ConflictError (FINGERPRINT_CONFLICT, STALE_INCARNATION, BASE_MODEL_NAME_TAKEN);
+        FleetFullError (TOO_MANY_DATA_PLANES).
         """
         check_identity(data_plane_id, incarnation)
         check_endpoint(endpoint)
@@ -58,6 +70,7 @@ class Fleet:
             base.fingerprint,
             encode(base),
             self._lease_ms,
+            MAX_DATA_PLANES,
         )
         if reply[0] != "OK":
             raise _join_refusal(reply, data_plane_id, base)
@@ -82,6 +95,7 @@ class Fleet:
         Raises: UnknownNameError (LEASE_EXPIRED, INCARNATION_REPLACED).
         """
         check_identity(data_plane_id, incarnation)
+        check_num_digests(sum(len(getattr(residency, tier)) for tier in TIERS))
         digests: dict[str, list[str]] = {
             tier: sorted(set[str](getattr(residency, tier))) for tier in TIERS
         }
@@ -121,12 +135,13 @@ class Fleet:
         check_identity(data_plane_id, incarnation)
         await self._store.run("leave", data_plane_id, _sortable(incarnation))
 
-    async def data_planes(self) -> list[DataPlane]:
-        """The live ones, in order of id."""
-        return sorted(
-            (_data_plane(item) for item in await self._store.run("data_planes")),
-            key=lambda plane: plane.data_plane_id,
-        )
+    async def data_planes(self, *, with_residency: bool = True) -> list[DataPlane]:
+        """The live ones, in order of id. Raises: FleetFullError (RESIDENCY_TOO_LARGE)."""
+        what, found = await self._store.run("data_planes", int(with_residency), MAX_LISTED_DIGESTS)
+        if what != "OK":
+            raise _too_many_digests(int(found))
+        planes = map(_data_plane, found)
+        return sorted(planes, key=lambda plane: plane.data_plane_id)
 
 
 def _data_plane(item: list[Any]) -> DataPlane:
@@ -173,12 +188,29 @@ def _join_refusal(
             "this one, or give it another data_plane_id",
             metadata={**metadata, "incarnation": str(int(reply[1]))},
         )
+    if reply[0] == "FULL":
+        return FleetFullError(
+            "TOO_MANY_DATA_PLANES",
+            f"{MAX_DATA_PLANES:,} data planes are live, the most there may be: {data_plane_id!r} "
+            "can join when one has left; more go beside a Redis of their own",
+            metadata={"data_plane_id": data_plane_id, "max_data_planes": str(MAX_DATA_PLANES)},
+            retry_after_s=_JOIN_AGAIN_S,
+        )
     what = {"ADAPTER": "an adapter", "ALIAS": "an alias"}[reply[0]]
     return ConflictError(
         "BASE_MODEL_NAME_TAKEN",
         f"base_model.name {base.name!r} is the name of {what}: remove that, or serve the base "
         "model under another name",
         metadata=metadata,
+    )
+
+
+def _too_many_digests(num_digests: int) -> FleetFullError:
+    return FleetFullError(
+        "RESIDENCY_TOO_LARGE",
+        f"the data planes hold {num_digests:,} or more digests together, and an answer at most "
+        f"{MAX_LISTED_DIGESTS:,}: ask without_residency",
+        metadata={"field": "without_residency", "max_digests": str(MAX_LISTED_DIGESTS)},
     )
 
 

@@ -73,7 +73,7 @@ class DataPlanes:
     async def _live(self) -> list[Place]:
         async with self._turn:
             if self._clock() >= self._fresh_until_s:
-                request = fleet_pb.ListDataPlanesRequest()
+                request = fleet_pb.ListDataPlanesRequest(without_residency=True)
                 listed = await ask_control_plane(self._fleet.ListDataPlanes, request)
                 self._places = [
                     Place(plane.data_plane_id, plane.endpoint, plane.base_model)

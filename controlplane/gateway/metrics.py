@@ -73,7 +73,9 @@ class FleetView(Collector):
         planes, adapters = cast(
             "tuple[fleet_pb.ListDataPlanesResponse, registry_pb.ListAdaptersResponse]",
             await asyncio.gather(
-                self._fleet.ListDataPlanes(fleet_pb.ListDataPlanesRequest(), timeout=_TIMEOUT_S),
+                self._fleet.ListDataPlanes(
+                    fleet_pb.ListDataPlanesRequest(without_residency=True), timeout=_TIMEOUT_S
+                ),
                 self._registry.ListAdapters(
                     registry_pb.ListAdaptersRequest(page_size=1), timeout=_TIMEOUT_S
                 ),

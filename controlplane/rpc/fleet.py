@@ -107,7 +107,7 @@ class FleetHandlers(FleetServiceServicer):
     async def ListDataPlanes(
         self, request: pb.ListDataPlanesRequest, context: Context
     ) -> pb.ListDataPlanesResponse:
-        planes = await self._fleet.data_planes()
+        planes = await self._fleet.data_planes(with_residency=not request.without_residency)
         return pb.ListDataPlanesResponse(
             data_planes=[translate.data_plane_to_pb(plane) for plane in planes]
         )

@@ -20,6 +20,7 @@ from dataplane.channel import (
     Unpin,
 )
 
+_MAX_DIGESTS = 50_000  # as Residency has it
 _TIERS = {fleet_pb2.ADAPTER_TIER_HOST: "host", fleet_pb2.ADAPTER_TIER_POOL: "pool"}
 
 
@@ -61,14 +62,16 @@ def load_of(ready: Ready, stats: Stats | None) -> fleet_pb2.Load:
 
 
 def residency_of(stats: Stats | None) -> fleet_pb2.Residency:
-    """Each digest in the fastest tier that holds it, as the contract has it."""
+    """Each digest in the fastest tier that holds it, and no more of them than the contract lets."""
     if stats is None:
         return fleet_pb2.Residency()
     pool = set(stats.pool_digests)
     host = set(stats.host_digests) - pool
-    disk = set(stats.disk_digests) - host - pool
+    disk = sorted(set(stats.disk_digests) - host - pool)
     return fleet_pb2.Residency(
-        pool_digests=sorted(pool), host_digests=sorted(host), disk_digests=sorted(disk)
+        pool_digests=sorted(pool),
+        host_digests=sorted(host),
+        disk_digests=disk[: max(_MAX_DIGESTS - len(pool) - len(host), 0)],
     )
 
 

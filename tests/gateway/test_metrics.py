@@ -76,6 +76,7 @@ async def test_the_fleet(
     ]
     seen, *_ = await asyncio.gather(*(gateway.metrics() for _ in range(6)))
     assert fleet.num_listings == 1, "not asked again while it is fresh, however many scrape"
+    assert fleet.num_residencies_listed == 0, "there may be more than an answer holds"
     plane = {"data_plane": "dp0"}
     assert seen("chorale_fleet_up") == 1
     assert seen("chorale_fleet_data_planes") == 2

@@ -72,6 +72,7 @@ class FakeFleet(
     used: set[bytes] = field(default_factory=set)
     listed: list[fleet_pb.DataPlane] | None = None  # what ListDataPlanes tells in place of `planes`
     num_listings: int = 0
+    num_residencies_listed: int = 0
     tls: FleetTls | None = None
     server: Server | None = None
 
@@ -274,6 +275,7 @@ class FakeFleet(
 
     async def ListDataPlanes(self, request: Any, context: Any) -> Any:
         self.num_listings += 1
+        self.num_residencies_listed += not request.without_residency
         if self.listed is not None:
             return fleet_pb.ListDataPlanesResponse(data_planes=self.listed)
         return fleet_pb.ListDataPlanesResponse(

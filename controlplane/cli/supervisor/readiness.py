@@ -34,7 +34,8 @@ async def wait_until_serving(
         while True:
             try:
                 found = await fleet.ListDataPlanes(
-                    fleet_pb2.ListDataPlanesRequest(), timeout=CALL_TIMEOUT_S
+                    fleet_pb2.ListDataPlanesRequest(without_residency=True),
+                    timeout=CALL_TIMEOUT_S,
                 )
                 joined = {one.data_plane_id for one in found.data_planes}
                 if set(data_plane_ids) <= joined and await asyncio.to_thread(_serves, gateway, tls):

@@ -1,10 +1,12 @@
--- id, incarnation (20 digits), endpoint, base model, fingerprint, base model record, lease_ms
+-- id, incarnation (20 digits), endpoint, base model, fingerprint, base model record, lease_ms,
+--   most live data planes
 -- -> {"OK", now_ms} or {why not, detail}
 local id, incarnation, endpoint, base, fingerprint, record = unpack(ARGV)
 local key = DATA_PLANE .. id
 local live = live_data_planes()  -- first: it mends leases
 local held = redis.call("HGET", key, "incarnation")
 if held and incarnation < held then return {"STALE_INCARNATION", held} end
+if not held and #live >= tonumber(ARGV[8]) then return {"FULL"} end
 if redis.call("EXISTS", ADAPTER .. base) == 1 then return {"ADAPTER"} end
 if redis.call("EXISTS", ALIAS .. base) == 1 then return {"ALIAS"} end
 for _, other in ipairs(live) do

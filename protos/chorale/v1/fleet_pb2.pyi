@@ -344,8 +344,10 @@ class LeaveResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListDataPlanesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("without_residency",)
+    WITHOUT_RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    without_residency: bool
+    def __init__(self, without_residency: _Optional[bool] = ...) -> None: ...
 
 class ListDataPlanesResponse(_message.Message):
     __slots__ = ("data_planes",)

@@ -81,7 +81,7 @@ class FleetServiceServicer:
     def Join(self, request, context):
         """Enters a data plane and grants a lease. A data plane that joins again under its id with a new
         incarnation replaces the old one. FAILED_PRECONDITION when another live data plane serves a
-        base model of the same name with another fingerprint.
+        base model of the same name with another fingerprint; RESOURCE_EXHAUSTED when 1,024 are live.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +112,8 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDataPlanes(self, request, context):
-        """The live data planes with their last report.
+        """The live data planes with their last report. RESOURCE_EXHAUSTED when these hold more than 200,000
+        digests together: ask without_residency.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

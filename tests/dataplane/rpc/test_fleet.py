@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from msgspec import structs
 
 from chorale.errors import FailedPreconditionError, UnauthenticatedError, UnavailableError
 from chorale.fleet_tls import FleetTls
@@ -97,6 +98,13 @@ async def test_before_any_stats_the_engine_counts_as_idle() -> None:
     load = load_of(ready_message(), None)
     assert (load.num_pages, load.num_available_pages, load.num_running) == (100, 100, 0)
     assert residency_of(None) == fleet_pb2.Residency()
+
+
+def test_of_very_many_adapters_some_on_disk_are_left_out() -> None:
+    many = structs.replace(STATS, disk_digests=[f"{each:06}" for each in range(50_000)])
+    told = residency_of(many)
+    assert (list(told.pool_digests), list(told.host_digests)) == (["a", "b"], ["c"])
+    assert list(told.disk_digests) == many.disk_digests[:-3]  # 50,000 in all
 
 
 @contextlib.contextmanager
