@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from unittest import mock
 
@@ -11,7 +10,6 @@ import pytest
 from redis import Redis
 
 from chorale.status import from_rpc_error
-from chorale.told_clock import ToldClock
 from chorale.v1 import admission_pb2, fleet_pb2
 from controlplane.admission.plane_rows import decode_rows
 from controlplane.prefetch.limits import DemandLimits
@@ -167,13 +165,3 @@ async def test_tickets_go_by_the_clock_of_redis(
     for told in (joined.now, beaten.now):
         assert abs(told.ToNanoseconds() / 1e9 - now_s) < _HOUR_S / 2
     assert 0 < place.expires_at.ToNanoseconds() / 1e9 - now_s < _HOUR_S / 2
-
-
-def test_a_told_clock() -> None:
-    monotonic = itertools.count(100.0, 5.0)
-    clock = ToldClock(clock=lambda: next(monotonic), own=lambda: 7.0)
-    assert clock.now_s() == 7.0
-    clock.told(1000.0)
-    assert (clock.now_s(), clock.now_s()) == (1005.0, 1010.0)
-    clock.told(500.0)
-    assert clock.now_s() == 505.0
