@@ -123,7 +123,7 @@ async def test_a_cancelled_wait_gives_its_turn_on(at_once: bool) -> None:
 async def test_thousands_of_calls_at_once_are_answered(redis_url: str) -> None:
     store = Store(redis_url, timeout_s=60.0, max_connections=2)
     try:
-        replies = await asyncio.gather(*(store.run("data_planes") for _ in range(3000)))
+        replies = await asyncio.gather(*(store.run("data_planes", 0, 0) for _ in range(3000)))
     finally:
         await store.close()
-    assert replies == [[]] * 3000
+    assert replies == [["OK", []]] * 3000
