@@ -6,13 +6,13 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from chorale.tickets import TICKET_ID_BYTES, sign
 from chorale.told_clock import ToldClock
 from chorale.v1 import admission_pb2
-from controlplane.admission.plane_rows import PlaneRow, decode_rows
+from controlplane.admission.plane_rows import PlaneRow
 from controlplane.admission.prefixes import NO_PREFIXES, Prefixes, PrefixKey, ToldPrefixes
+from controlplane.admission.reply import AdmitReply, Resolved
 from controlplane.admission.reservations import Reservations
 from controlplane.admission.source_access import SourceAccess
 from controlplane.errors import (
@@ -36,7 +36,6 @@ from controlplane.placement.placement import (
     place,
 )
 from controlplane.prefetch.batch import Asked
-from controlplane.registry.model import decode_version
 from controlplane.registry.names import check_reference
 from controlplane.store.client import Store
 from controlplane.tenants.charge import Charge, Continued, continued, prompt_tokens, refused
@@ -47,26 +46,6 @@ MAX_ROUTING_KEY_CHARS = 256
 _RETRY_AFTER_S = 1.0  # a heartbeat later, the fleet looks different
 _TAKEN_UP_S = 5.0
 _NOTHING_KNOWN = RequestNeeds()
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What a model name means. For a base model, adapter fields are empty and version is 0."""
-
-    base_model: str
-    adapter: str = ""
-    version: int = 0
-    digest: str = ""
-    source: str = ""
-    private: bool = False
-    weights_bytes: int = 0
-    invocation_tokens: tuple[int, ...] = ()
-
-    @property
-    def prefix_digest(self) -> str:
-        """Whose keys and values a prompt's beginning gets: before an activated LoRA's invocation
-        the base model's, and nobody here knows where that is."""
-        return "" if self.invocation_tokens else self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +120,8 @@ class Admission:
         UnreachableError, NoDataPlaneError, StoreUnavailableError; SourceAccessError when the source
         is private and the token does not open it, other SourceError when that cannot be told.
         """
-        if model:
-            check_reference("model", model)
         tenant = tenant or DEFAULT_TENANT
-        check_tenant("tenant", tenant)
-        if len(excluded) > MAX_EXCLUDED:
-            raise InvalidRequestError(
-                "TOO_MANY_EXCLUDED",
-                f"excluded_data_plane_ids holds {len(excluded)}; at most {MAX_EXCLUDED}",
-                metadata={"field": "excluded_data_plane_ids"},
-            )
-        _check_routing_key(routing_key)
-        _check_priority(needs.priority)
+        _check(model, tenant, excluded, routing_key, needs.priority)
         prefixes = self._prefix_key.keyed(tenant, told)
         before: Continued | None = None
         if continued_ticket:
@@ -162,39 +131,12 @@ class Admission:
             )
         ticket_id = secrets.token_bytes(TICKET_ID_BYTES)
         first_hex = before.first_ticket_id.hex() if before else ""
-        try:
-            reply = await self._store.run(
-                "admit",
-                model,
-                routing_key or secrets.token_hex(8),
-                tenant,
-                prompt_tokens(needs, self._characters_per_token),
-                "" if needs.max_tokens is None else needs.max_tokens,
-                first_hex,
-                ticket_id.hex(),
-                self._unused_ms,
-                self._counts_ms,
-                *prefixes.marks,
-            )
-        except asyncio.CancelledError:
-            # It may count as running, and nobody gets the ticket that would end that.
-            self._reservations.give_back(
-                Charge(tenant, 0, 0, first_hex or ticket_id.hex(), ticket_id.hex())
-            )
-            raise
-        if reply[0] == "QUOTA":
-            raise refused(tenant, *reply[1:])
-        if reply[0] == "UNKNOWN":
-            raise UnknownNameError(
-                "MODEL_NOT_FOUND",
-                f"model {model!r} is no adapter, version, alias or base model here: ListAdapters "
-                "and ListBaseModels tell those there are",
-                metadata={"model": model},
-            )
-        now_ms = int(reply[1])
-        self._clock.told(now_ms / 1000)
+        reply = await self._ask(
+            model, tenant, routing_key, needs, prefixes, first_hex, ticket_id.hex()
+        )
+        self._clock.told(reply.now_ms / 1000)
         placed_at, asked, members = "", None, list[str]()
-        max_priority = self._max_priority if reply[11] == "" else int(reply[11])
+        max_priority = self._max_priority if reply.max_priority is None else reply.max_priority
         try:
             resolved, choice = await self._choose(
                 reply, needs, max_priority, excluded, source_token, prefixes
@@ -205,20 +147,21 @@ class Admission:
             members = prefixes.members(resolved.prefix_digest)
         finally:
             # Counted before the next await, so that requests of one instant see each other.
-            self._reservations.add(placed_at, int(reply[9]), asked, members)
-            if not placed_at and (reply[12] or reply[14]):
-                charge = Charge(tenant, int(reply[12]), int(reply[13]), reply[14], ticket_id.hex())
+            self._reservations.add(placed_at, reply.number, asked, members)
+            if not placed_at and (reply.num_charged or reply.running):
+                charged = reply.num_charged, reply.tokens_charged
+                charge = Charge(tenant, *charged, reply.running, ticket_id.hex())
                 self._reservations.give_back(charge)
         outlook = choice.candidate.outlook
         self._characters_per_token = outlook.characters_per_token or self._characters_per_token
-        key_id, key = await self._ticket_keys.find(reply[2])
-        expires_at_ms = now_ms + int(self._ticket_ttl_s * 1000)
+        key_id, key = await self._ticket_keys.find(reply.key_id)
+        expires_at_ms = reply.now_ms + int(self._ticket_ttl_s * 1000)
         claims = _claims(ticket_id, resolved, choice.candidate, tenant, expires_at_ms)
         claims.max_priority = max_priority
         claims.tenant_prefixes = self._tenant_prefixes
-        claims.charged_tokens = int(reply[13])
-        claims.counts_running = bool(reply[14])
-        if before and not reply[12] and reply[14] in ("", first_hex):
+        claims.charged_tokens = reply.tokens_charged
+        claims.counts_running = bool(reply.running)
+        if before and not reply.num_charged and reply.running in ("", first_hex):
             claims.first_ticket_id, claims.charged_tokens = before
         claims.expected_ttft_s = choice.expected_s or 0.0
         if resolved.private:
@@ -226,9 +169,49 @@ class Admission:
         ticket = sign(claims, key_id, key)
         return Admitted(resolved, choice, ticket, expires_at_ms)
 
+    async def _ask(
+        self,
+        model: str,
+        tenant: str,
+        routing_key: str,
+        needs: RequestNeeds,
+        prefixes: Prefixes,
+        first_hex: str,
+        ticket_hex: str,
+    ) -> AdmitReply:
+        """first_hex: the request's first ticket, where it goes on. Raises as `admit`."""
+        try:
+            reply = await self._store.run(
+                "admit",
+                model,
+                routing_key or secrets.token_hex(8),
+                tenant,
+                prompt_tokens(needs, self._characters_per_token),
+                "" if needs.max_tokens is None else needs.max_tokens,
+                first_hex,
+                ticket_hex,
+                self._unused_ms,
+                self._counts_ms,
+                *prefixes.marks,
+            )
+        except asyncio.CancelledError:
+            # It may count as running, and nobody gets the ticket that would end that.
+            self._reservations.give_back(Charge(tenant, 0, 0, first_hex or ticket_hex, ticket_hex))
+            raise
+        if reply[0] == "QUOTA":
+            raise refused(tenant, *reply[1:])
+        if reply[0] == "UNKNOWN":
+            raise UnknownNameError(
+                "MODEL_NOT_FOUND",
+                f"model {model!r} is no adapter, version, alias or base model here: ListAdapters "
+                "and ListBaseModels tell those there are",
+                metadata={"model": model},
+            )
+        return AdmitReply.of(reply)
+
     async def _choose(
         self,
-        reply: Sequence[Any],
+        reply: AdmitReply,
         needs: RequestNeeds,
         max_priority: int,
         excluded: Sequence[str],
@@ -236,12 +219,12 @@ class Admission:
         prefixes: Prefixes,
     ) -> tuple[Resolved, Choice]:
         """Raises as `admit`."""
-        planes = decode_rows(reply[7])
+        planes = reply.planes
         # Under way elsewhere: nobody knows yet where they go, so they are shared out.
-        number, num_before = int(reply[9]), int(reply[10])
-        others = max(0, num_before - self._reservations.num_unwritten_before(number))
+        mine = self._reservations.num_unwritten_before(reply.number)
+        others = max(0, reply.num_before - mine)
         candidates = [self._candidate(plane, others / len(planes), prefixes) for plane in planes]
-        resolved = _resolved(reply, candidates)
+        resolved = reply.resolved
         if resolved.private:
             await self._source_access.require(resolved.source, source_token)
         choice = place(
@@ -255,13 +238,13 @@ class Admission:
             ),
             base_model=resolved.base_model,
             excluded=frozenset(excluded),
-            now_s=int(reply[1]) / 1000,
+            now_s=reply.now_ms / 1000,
             policy=self._policy,
         )
         if isinstance(choice, Refusal):
-            if reply[15] and choice.why is Why.NO_DATA_PLANE:
+            if reply.refusal and choice.why is Why.NO_DATA_PLANE:
                 # Leases end where no heartbeat can be written.
-                raise StoreUnavailableError(reply[15])
+                raise StoreUnavailableError(reply.refusal)
             raise _refused(choice, resolved)
         return resolved, choice
 
@@ -279,34 +262,6 @@ class Admission:
             outlook=plane.outlook,
             sent=prefixes.sent(plane.sent),
         )
-
-
-def _resolved(reply: Sequence[Any], candidates: Sequence[Candidate]) -> Resolved:
-    kind, name = reply[0], reply[3]
-    if kind == "ADAPTER":
-        record = decode_version(reply[5])
-        version, private = int(reply[4]), reply[8] == "1"
-        return Resolved(
-            record.base_model,
-            name,
-            version,
-            record.digest,
-            reply[6],
-            private,
-            record.size_bytes,
-            record.invocation_tokens,
-        )
-    if kind == "BASE_MODEL":
-        return Resolved(name)
-    served = sorted({candidate.base_model for candidate in candidates})
-    if len(served) > 1:
-        raise InvalidRequestError(
-            "MODEL_REQUIRED",
-            f"model is empty, and {len(served)} base models are served: name one of "
-            f"{', '.join(served[:10])}",
-            metadata={"field": "model"},
-        )
-    return Resolved(served[0] if served else "")
 
 
 def _asked(resolved: Resolved, tenant: str) -> Asked:
@@ -357,17 +312,26 @@ def _claims(
     return claims
 
 
-def _check_routing_key(key: str) -> None:
-    if len(key) > MAX_ROUTING_KEY_CHARS:
+def _check(
+    model: str, tenant: str, excluded: Sequence[str], routing_key: str, priority: int
+) -> None:
+    """Raises: InvalidRequestError."""
+    if model:
+        check_reference("model", model)
+    check_tenant("tenant", tenant)
+    if len(excluded) > MAX_EXCLUDED:
+        raise InvalidRequestError(
+            "TOO_MANY_EXCLUDED",
+            f"excluded_data_plane_ids holds {len(excluded)}; at most {MAX_EXCLUDED}",
+            metadata={"field": "excluded_data_plane_ids"},
+        )
+    if len(routing_key) > MAX_ROUTING_KEY_CHARS:
         raise InvalidRequestError(
             "ROUTING_KEY_INVALID",
-            f"routing_key has {len(key)} characters; at most {MAX_ROUTING_KEY_CHARS}: send a hash "
-            "of it",
+            f"routing_key has {len(routing_key)} characters; at most {MAX_ROUTING_KEY_CHARS}: send "
+            "a hash of it",
             metadata={"field": "routing_key"},
         )
-
-
-def _check_priority(priority: int) -> None:
     if abs(priority) > MAX_PRIORITY:
         raise InvalidRequestError(
             "PRIORITY_OUT_OF_RANGE",
