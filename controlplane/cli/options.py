@@ -93,6 +93,15 @@ AllowHost = Annotated[
         "given.",
     ),
 ]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="CHORALE_ALLOW_ORIGIN",
+        metavar="ORIGIN",
+        help="Web pages whose scripts may call over HTTP, as https://app.example.com, or * for "
+        "all; repeatable. Left out: none.",
+    ),
+]
 ApiKeysFile = Annotated[
     Path | None,
     typer.Option(

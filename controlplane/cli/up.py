@@ -12,6 +12,7 @@ from controlplane.cli.failures import reported
 from controlplane.cli.options import (
     PREFETCH_BYTES_PER_S_HELP,
     AllowHost,
+    AllowOrigin,
     AllowPrivateHost,
     AllowSource,
     ApiKeysFile,
@@ -91,6 +92,7 @@ def up(
     http_port: HttpPort = 8000,
     http_registry: HttpRegistry = None,
     allow_host: AllowHost = None,
+    allow_origin: AllowOrigin = None,
     api_keys_file: ApiKeysFile = None,
     tls_cert_file: TlsCertFile = None,
     tls_key_file: TlsKeyFile = None,
@@ -200,6 +202,7 @@ def up(
                 http_port=http_port,
                 http_registry=http_registry,
                 allowed_hosts=allow_host or [],
+                allowed_origins=allow_origin or [],
                 api_keys_file=api_keys_file,
                 tls_cert_file=tls_cert_file,
                 tls_key_file=tls_key_file,

@@ -27,6 +27,7 @@ class GatewayOptions:
     listens on a loopback address, as HTTP is often opened to those who may only generate.
     allowed_hosts: names that HTTP requests may be for besides this machine's own and addresses, as
     AllowedHosts takes them. Checked where there are some, and on a loopback address.
+    allowed_origins: web pages whose scripts may call over HTTP, as checked_origins takes them.
     api_keys_file: the API keys that callers must have, as controlplane.gateway.access.key_file
     reads it; None: everybody may do everything.
     tls_cert_file, tls_key_file: of both servers, in PEM; None: they speak plaintext.
@@ -45,6 +46,7 @@ class GatewayOptions:
     max_body_bytes: int = 8 * 1024 * 1024
     http_registry: bool | None = None
     allowed_hosts: Sequence[str] = ()
+    allowed_origins: Sequence[str] = ()
     api_keys_file: Path | None = None
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None

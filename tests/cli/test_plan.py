@@ -73,6 +73,15 @@ def test_allowed_hosts_reach_the_gateway() -> None:
     ]
 
 
+def test_allowed_origins_reach_the_gateway() -> None:
+    options = replace(OPTIONS, allowed_origins=["https://a.example", "*"])
+    command = plan.gateway(options, ADDRESSES).command
+    assert [word for word in command if "origin" in word] == [
+        "--allow-origin=https://a.example",
+        "--allow-origin=*",
+    ]
+
+
 def test_the_time_to_drain_reaches_who_serves_and_the_supervisor() -> None:
     options = replace(OPTIONS, drain_s=30.0)
     planes = plan.data_planes(options, ADDRESSES, Path("d")).values()

@@ -38,6 +38,7 @@ print(json.dumps([context.params, known], default=str))
 SET = {
     "CHORALE_ADAPTERS_DIR": "./adapters",
     "CHORALE_ALLOW_HOST": "api.example *.b.example",
+    "CHORALE_ALLOW_ORIGIN": "https://app.example http://localhost:3000",
     "CHORALE_ALLOW_PRIVATE_HOST": "minio:9000",
     "CHORALE_ALLOW_SOURCE": "hf://some-org https://example.org/adapters",
     "CHORALE_API_KEYS_DIR": "./keys",
@@ -124,6 +125,7 @@ def test_the_commands_and_variables_are_the_clis_own(name: str) -> None:
             "max_concurrent_requests": 9,
             "http_timeout": 5.5,
             "allow_host": ["api.example", "*.b.example"],
+            "allow_origin": ["https://app.example", "http://localhost:3000"],
             "drain_timeout": 60.0,
             "api_keys_file": "/run/api-keys/keys.json",
             "tls_cert_file": "/run/tls/cert.pem",

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 import pytest_asyncio
 
@@ -28,6 +30,19 @@ async def gateway(fleet: FakeFleet) -> AsyncIterator[RunningGateway]:
 async def client(gateway: RunningGateway) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(gateway.address) as client:
         yield client
+
+
+@pytest_asyncio.fixture
+async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
+        yield http
+
+
+@pytest_asyncio.fixture
+async def sdk(gateway: RunningGateway) -> AsyncIterator[openai.AsyncOpenAI]:
+    url = f"{gateway.http_url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0) as sdk:
+        yield sdk
 
 
 @pytest.fixture

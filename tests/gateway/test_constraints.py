@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import httpx
 import openai
 import pydantic
 import pytest
-import pytest_asyncio
 
 from chorale.errors import InvalidArgumentError
 from chorale.v1 import inference_pb2 as pb
@@ -29,12 +27,6 @@ WRAPPED = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "
 class Person(pydantic.BaseModel):
     name: str
     mood: Literal["good", "bad"]
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-        yield http
 
 
 async def sent(http: httpx.AsyncClient, fleet: FakeFleet, **fields: Any) -> pb.SamplingParameters:

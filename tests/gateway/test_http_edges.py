@@ -10,18 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from tests.gateway.http_errors import COMPLETION, error_of
 from tests.helpers.fake_data_plane import DRAWN_SEED, story
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
 from tests.helpers.waiting import eventually
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-        yield http
 
 
 async def test_health_follows_the_control_plane(http: httpx.AsyncClient, fleet: FakeFleet) -> None:

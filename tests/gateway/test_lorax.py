@@ -8,11 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from chorale.v1 import inference_pb2 as pb
 from tests.helpers.fake_data_plane import DRAWN_SEED, story, text_of
-from tests.helpers.fake_fleet import FakeFleet, RunningGateway
+from tests.helpers.fake_fleet import FakeFleet
 
 # All that lorax-client 0.6 sends when it is given nothing but a prompt.
 DEFAULTS: dict[str, Any] = {
@@ -44,12 +43,6 @@ IDS = story(DRAWN_SEED, 4)
 
 def body(**parameters: Any) -> dict[str, Any]:
     return {"inputs": "a b", "stream": False, "parameters": DEFAULTS | parameters}
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-        yield http
 
 
 async def events_of(http: httpx.AsyncClient, path: str, sent: dict[str, Any]) -> list[Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
 import pytest
-import pytest_asyncio
 
 from chorale.errors import (
     InternalError,
@@ -19,14 +17,6 @@ from tests.helpers.fake_fleet import FakeFleet, RunningGateway
 from tests.helpers.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hello you"}]
-
-
-@pytest_asyncio.fixture
-async def sdk(gateway: RunningGateway) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=f"{gateway.http_url}/v1", api_key="unused", max_retries=0
-    ) as sdk:
-        yield sdk
 
 
 async def test_models_are_base_models_adapters_and_aliases(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import pytest_asyncio
 
 from chorale import AsyncClient
 from tests.gateway.test_failover import dies_after
@@ -16,14 +14,6 @@ from tests.helpers.fake_data_plane import story, text_of
 from tests.helpers.fake_fleet import FakeFleet, RunningGateway
 
 TOP = {"t0": -0.125, "t1": -0.125}
-
-
-@pytest_asyncio.fixture
-async def sdk(gateway: RunningGateway) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=f"{gateway.http_url}/v1", api_key="unused", max_retries=0
-    ) as sdk:
-        yield sdk
 
 
 async def whole_of(sdk: openai.AsyncOpenAI, **asked: Any) -> Any:

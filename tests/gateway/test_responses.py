@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import pytest_asyncio
 from pydantic import BaseModel
 
 from chorale.errors import InternalError, InvalidArgumentError, ResourceExhaustedError
 from tests.gateway.http_errors import error_of
 from tests.helpers.fake_data_plane import story, text_of
-from tests.helpers.fake_fleet import FakeFleet, RunningGateway
+from tests.helpers.fake_fleet import FakeFleet
 from tests.helpers.waiting import eventually
 
 WEATHER: Any = {
@@ -31,19 +29,6 @@ ANSWER = (
     'Let me see.<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 )
-
-
-@pytest_asyncio.fixture
-async def sdk(gateway: RunningGateway) -> AsyncIterator[openai.AsyncOpenAI]:
-    url = f"{gateway.http_url}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0) as sdk:
-        yield sdk
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-        yield http
 
 
 async def events_of(http: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:

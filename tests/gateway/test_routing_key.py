@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from chorale import AsyncClient
 from chorale.v1 import adapter_registry_pb2 as pb
-from tests.helpers.fake_fleet import FakeFleet, RunningGateway
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as opened:
-        yield opened
+from tests.helpers.fake_fleet import FakeFleet
 
 
 async def post(http: httpx.AsyncClient, path: str = "/v1/completions", **fields: Any) -> Any:

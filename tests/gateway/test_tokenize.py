@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-import pytest_asyncio
 
 from chorale import (
     AsyncClient,
@@ -31,12 +29,6 @@ from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_fleet, r
 from tests.helpers.waiting import eventually
 
 SHOWN = [TokenSpan(0, "<s>", 0, 0), TokenSpan(1, "größe", 0, 5), TokenSpan(2, "👩", 6, 7)]
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-        yield http
 
 
 def texts(fleet: FakeFleet) -> list[pb.TokenizeRequest]:

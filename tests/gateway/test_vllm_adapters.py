@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from chorale.errors import NotFoundError
 from controlplane.gateway.options import GatewayOptions
 from tests.gateway.http_errors import error_of
-from tests.helpers.fake_fleet import FakeFleet, RunningGateway, running_gateway
+from tests.helpers.fake_fleet import FakeFleet, running_gateway
 from tests.helpers.waiting import eventually
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 POET = {"lora_name": "poet", "lora_path": "/adapters/poet"}
-
-
-@pytest_asyncio.fixture
-async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.http_url, timeout=60) as http:
-        yield http
 
 
 async def test_load_and_unload_as_vllm_answers(http: httpx.AsyncClient, fleet: FakeFleet) -> None:

@@ -30,6 +30,7 @@ class UpOptions:
     http_port: int
     http_registry: bool | None = None
     allowed_hosts: Sequence[str] = ()
+    allowed_origins: Sequence[str] = ()
     api_keys_file: Path | None = None
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
@@ -167,6 +168,7 @@ def gateway(options: UpOptions, addresses: Addresses) -> Part:
     if options.http_registry is not None:
         command.append("--http-registry" if options.http_registry else "--no-http-registry")
     command += [f"--allow-host={name}" for name in options.allowed_hosts]
+    command += [f"--allow-origin={origin}" for origin in options.allowed_origins]
     files = {
         "--api-keys-file": options.api_keys_file,
         "--tls-cert-file": options.tls_cert_file,

@@ -27,6 +27,7 @@ from controlplane.gateway.http.json_response import json_response
 from controlplane.gateway.http.lorax import Lorax
 from controlplane.gateway.http.lorax_tokens import LoraxTokens
 from controlplane.gateway.http.models import Models
+from controlplane.gateway.http.origins import Origins, checked_origins
 from controlplane.gateway.http.responses import Responses, none_is_kept
 from controlplane.gateway.http.schema import ChatBody, CompletionBody, parse_body
 from controlplane.gateway.http.serving import Serving
@@ -106,6 +107,8 @@ def make_app(
     middleware: list[Middleware] = []
     if options.checks_host:
         middleware.append(Middleware(HostCheck, AllowedHosts(options.allowed_hosts)))
+    if options.allowed_origins:
+        middleware.append(Middleware(Origins, checked_origins(options.allowed_origins)))
     if guard is not None:
         middleware.append(Middleware(KeyCheck, guard))
     return Starlette(
