@@ -40,6 +40,8 @@ after 30 s in the same way."""
 HANDSHAKE_TIMEOUT_S = 10.0
 """From a connection's being opened until it speaks HTTP/2, over TLS or not. gRPC's own 120 s let
 those who open connections and say nothing hold all file descriptors."""
+MAX_IDLE_S = 300.0
+"""Of a connection without a call. It is closed then, and clients open another for the next one."""
 
 Guard = Callable[[str, Sequence[tuple[str, str | bytes]]], None]
 """Called with the method and the metadata of each call before it is handled, in the call's own
@@ -265,6 +267,7 @@ async def start_server(
             ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
             ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_S),
             ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
+            ("grpc.max_connection_idle_ms", int(MAX_IDLE_S * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from chorale import server as grpc_server
 from chorale.errors import InvalidArgumentError
 from chorale.server import TypedErrors, start_server
 from chorale.status import from_rpc_error, to_status
@@ -24,6 +25,7 @@ from chorale.v1 import inference_pb2_grpc, relay_pb2_grpc
 from tests.helpers.garbage import no_collections
 from tests.helpers.waiting import eventually
 
+IDLE, READY = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.READY
 MALFORMED = [b"\xff\xff\xff", b"\x0a\x05"]  # no field; less than it says
 
 
@@ -201,3 +203,23 @@ async def test_a_failure_that_nobody_can_be_told_ends_the_call_and_is_not_logged
     with pytest.raises(asyncio.CancelledError):
         await (answer if kind == "unary_unary" else anext(answer))
     assert not caplog.records
+
+
+async def test_a_connection_without_calls_is_closed_and_the_next_call_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grpc_server, "MAX_IDLE_S", 0.2)
+    running = await start_server(host="127.0.0.1", port=0, services=[], error_table={})
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for _ in range(3):
+                await stub.Check(health_pb2.HealthCheckRequest())
+                assert await eventually(lambda: channel.get_state() == IDLE)
+            watching = stub.Watch(health_pb2.HealthCheckRequest())
+            assert await watching.read()
+            await asyncio.sleep(0.6)
+            assert channel.get_state() == READY, "a call that runs is one"
+            watching.cancel()
+    finally:
+        await running.stop(0)
