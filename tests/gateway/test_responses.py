@@ -331,6 +331,15 @@ async def test_fields_that_are_refused(
     assert not fleet.admits, "nothing was asked for"
 
 
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation", "prompt"])
+async def test_what_asks_for_something_kept_is_told_the_way_out(
+    http: httpx.AsyncClient, field: str
+) -> None:
+    body = {"model": "base", "input": "x", field: {"id": "1"}}
+    error = error_of(await http.post("/v1/responses", json=body), 400)
+    assert error["code"] == "unsupported_parameter" and "send all of it" in error["message"]
+
+
 async def test_fields_that_ask_for_nothing(http: httpx.AsyncClient) -> None:
     body = {
         "model": "base",

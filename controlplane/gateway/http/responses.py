@@ -33,7 +33,6 @@ from controlplane.gateway.http.tools import AnswerCalls
 # What the gateway's own names are here.
 _PARAMS = {"messages": "input", "response_format": "text", "max_tokens": "max_output_tokens"}
 
-
 # What a function is where the request says nothing of it.
 _NO_FUNCTION = {"description": None, "parameters": None, "strict": False}
 
@@ -94,14 +93,14 @@ async def _events(choices: Choices, answer: _Answer) -> AsyncGenerator[Event]:
 
 
 class _Answer:
-    """One answer under way. functions: that may be called."""
+    """One answer under way. functions: that may be called. Raises: as AnswerCalls."""
 
     def __init__(
         self, answer_id: str, body: ResponseBody, choice: Choice, functions: Functions
     ) -> None:
-        assert choice.accepted is not None
-        streams = bool(body.stream)
-        calls = AnswerCalls(choice.accepted, functions, streams=streams) if functions else None
+        calls = None
+        if functions and choice.accepted is not None:
+            calls = AnswerCalls(choice.accepted, functions, streams=bool(body.stream))
         self._calls = calls
         self._choice = choice
         self._output = Output(calls.new_id if calls else None)

@@ -125,6 +125,8 @@ def _asks_for_none(reasoning: object) -> bool:
     return not given or given == {"effort": "none"}
 
 
+# What names something that was kept.
+_OF_KEPT = ("previous_response_id", "conversation", "prompt")
 _NOT_SERVED: Mapping[str, Test] = {
     "background": one_of(False),
     "background_options": nothing,
@@ -144,6 +146,10 @@ _NOT_SERVED: Mapping[str, Test] = {
 
 def parse_response_body(value: Mapping[str, Any]) -> ResponseBody:
     """The request in `value`. Raises: ApiError 400 naming the first field at fault."""
+    for name in _OF_KEPT:
+        if value.get(name) is not None:
+            message = f"{name}: nothing is kept here to go on from; send all of it as input"
+            raise bad_request(name, message, "unsupported_parameter")
     body = parse_fields(ResponseBody, value, _NOT_SERVED)
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options", "stream_options needs stream=true; leave it out")
