@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dataplane.text.borders import borders
+
 
 def last_place(tokens: Sequence[int], wanted: Sequence[int]) -> int:
     """Where `wanted`, at least one token, begins in `tokens` for the last time; -1: nowhere.
@@ -11,7 +13,7 @@ def last_place(tokens: Sequence[int], wanted: Sequence[int]) -> int:
     Knuth, Morris and Pratt's search from the end on: linear in both, whatever they hold.
     """
     pattern = wanted[::-1]
-    failures = _failures(pattern)
+    failures = borders(pattern)
     matched = 0
     for at in range(len(tokens) - 1, -1, -1):
         token = tokens[at]
@@ -22,16 +24,3 @@ def last_place(tokens: Sequence[int], wanted: Sequence[int]) -> int:
         if matched == len(pattern):
             return at
     return -1
-
-
-def _failures(pattern: Sequence[int]) -> list[int]:
-    """For each beginning of the pattern, how long the longest end of it is that is one, too."""
-    failures = [0] * len(pattern)
-    matched = 0
-    for at in range(1, len(pattern)):
-        while matched and pattern[at] != pattern[matched]:
-            matched = failures[matched - 1]
-        if pattern[at] == pattern[matched]:
-            matched += 1
-        failures[at] = matched
-    return failures

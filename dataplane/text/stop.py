@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dataplane.text.borders import borders
+
 
 class StopStrings:
     """Finds the first stop string to be completed, and holds back what may still become one.
@@ -53,7 +55,7 @@ class _Pattern:
         assert text, "an empty stop string matches everywhere"
         self.text = text
         self.matched = 0
-        self._borders = _borders(text)
+        self._borders = borders(text)
 
     def advance(self, character: str) -> bool:
         """Reads one character; true when the whole string ends with it."""
@@ -67,16 +69,3 @@ class _Pattern:
             return True
         self.matched = matched
         return False
-
-
-def _borders(text: str) -> list[int]:
-    """For each prefix of `text`: the length of its longest proper prefix that also ends it."""
-    borders = [0] * len(text)
-    length = 0
-    for index in range(1, len(text)):
-        while length and text[index] != text[length]:
-            length = borders[length - 1]
-        if text[index] == text[length]:
-            length += 1
-        borders[index] = length
-    return borders

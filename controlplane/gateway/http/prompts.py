@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.failures import ApiError, bad_request, quoted
+from controlplane.gateway.http.json_values import list_of, object_of, text_of
 
 MAX_PROMPTS = 128
 MAX_TOKEN_IDS = 2**20  # more than any context; each is looked at here, while all streams wait
@@ -41,7 +42,7 @@ def parse_prompts(value: object) -> list[Prompt]:
     """A text, a list of texts, token ids, or a list of lists of token ids. Raises: ApiError 400."""
     if isinstance(value, str):
         return [_text(value)]
-    items = _list(value)
+    items = list_of(value)
     if not items:
         raise bad_request("prompt", f"prompt={quoted(value)}: {_FORMS}")
     if isinstance(items[0], int):
@@ -55,7 +56,7 @@ def parse_prompts(value: object) -> list[Prompt]:
 
 def parse_messages(value: object) -> pb.Chat:
     """The messages of a chat. Raises: ApiError 400."""
-    items = _list(value)
+    items = list_of(value)
     if not items:
         raise bad_request("messages", "messages must be a list of at least one message")
     if len(items) > MAX_MESSAGES:
@@ -73,7 +74,7 @@ def _text(item: object) -> Prompt:
 
 
 def _token_ids(item: object) -> Prompt:
-    ids = _list(item)
+    ids = list_of(item)
     if not ids:
         raise bad_request("prompt", f"prompt holds {quoted(item)}, not token ids; {_FORMS}")
     if len(ids) > MAX_TOKEN_IDS:
@@ -113,15 +114,14 @@ def _message(item: object, where: str) -> pb.ChatMessage:
 
 
 def _content(value: object, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
+    text = text_of(value, lambda part: _part(part, where))
+    if text is None:
         raise _malformed(where, "must be a text or a list of text parts")
-    return "".join(_part(part, where) for part in cast("list[object]", value))
+    return text
 
 
 def _part(part: object, where: str) -> str:
-    fields: Mapping[str, Any] = cast("Any", part) if isinstance(part, dict) else {}
+    fields = object_of(part)
     text = fields.get("text")
     if fields.get("type") != "text" or not isinstance(text, str) or len(fields) != 2:
         kind = quoted(fields.get("type"))
@@ -131,15 +131,15 @@ def _part(part: object, where: str) -> str:
 
 def _calls(value: object, where: str) -> list[pb.ToolCall]:
     """Calls of functions in a message. Raises: ApiError 400."""
-    items = _list(value)
+    items = list_of(value)
     if not 0 < len(items) <= MAX_CALLS:
         raise _malformed(where, f"must be a list of at most {MAX_CALLS} calls")
     return [_call(item, f"{where}[{at}]") for at, item in enumerate(items)]
 
 
 def _call(item: object, where: str) -> pb.ToolCall:
-    fields = _object(item)
-    function = _object(fields.get("function"))
+    fields = object_of(item)
+    function = object_of(fields.get("function"))
     if (
         set(fields) - {"index"} != {"id", "type", "function"}
         or fields["type"] != "function"
@@ -151,16 +151,6 @@ def _call(item: object, where: str) -> pb.ToolCall:
     if not all(isinstance(text, str) for text in texts):
         raise _malformed(where, "must have texts as id, name and arguments")
     return pb.ToolCall(id=texts[0], name=texts[1], arguments=texts[2])
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    """`value`, or nothing when it is no object."""
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[object]:
-    """`value`, or nothing when it is no list."""
-    return cast("list[object]", value) if isinstance(value, list) else []
 
 
 def _malformed(where: str, what: str) -> ApiError:

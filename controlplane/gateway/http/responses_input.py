@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.failures import ApiError, bad_request, quoted
+from controlplane.gateway.http.json_values import list_of, object_of, text_of
 from controlplane.gateway.http.prompts import MAX_CALLS, MAX_MESSAGES
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -24,7 +25,7 @@ def parse_input(value: object, instructions: str | None) -> pb.Chat:
     if isinstance(value, str):
         chat.messages.add(role="user", content=value)
         return chat
-    items = _list(value)
+    items = list_of(value)
     if not items:
         raise bad_request("input", "input must be a text or a list of at least one item")
     if len(items) > MAX_MESSAGES:
@@ -35,7 +36,7 @@ def parse_input(value: object, instructions: str | None) -> pb.Chat:
 
 
 def _put(chat: pb.Chat, item: object, where: str) -> None:
-    fields = _object(item)
+    fields = object_of(item)
     kind = fields.get("type", "message" if "role" in fields else None)
     match kind:
         case "message":
@@ -82,15 +83,14 @@ def _put_output(chat: pb.Chat, fields: Mapping[str, Any], where: str) -> None:
 
 
 def _text(value: object, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
+    text = text_of(value, lambda part: _part(part, where))
+    if text is None:
         raise _malformed(where, "must be a text or a list of text parts")
-    return "".join(_part(part, where) for part in cast("list[object]", value))
+    return text
 
 
 def _part(part: object, where: str) -> str:
-    fields = _object(part)
+    fields = object_of(part)
     field = _PART_TEXTS.get(str(fields.get("type")), "")
     text = fields.get(field)
     if not isinstance(text, str):
@@ -106,16 +106,6 @@ def _only(fields: Mapping[str, Any], known: set[str], where: str) -> None:
     for name, value in fields.items():
         if name not in known and name not in _OF_ANSWERS and value is not None:
             raise _malformed(where, f"has {quoted(name)}, which is not supported here")
-
-
-def _list(value: object) -> list[object]:
-    """`value`, or nothing when it is no list."""
-    return cast("list[object]", value) if isinstance(value, list) else []
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    """`value`, or nothing when it is no object."""
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _malformed(where: str, what: str) -> ApiError:

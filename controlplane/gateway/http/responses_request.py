@@ -7,7 +7,6 @@ was is refused, and the whole conversation is the request's `input`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +15,6 @@ from chorale.v1 import inference_pb2 as pb
 from controlplane.gateway.http.constraints import (
     NamedSchema,
     ResponseFormat,
-    constraint_of,
 )
 from controlplane.gateway.http.failures import bad_request
 from controlplane.gateway.http.fields import Test, nothing, one_of, parse_fields
@@ -108,9 +106,9 @@ class ResponseBody(SampledBody):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     stream_options: ResponseStreamOptions | None = None
 
-    @cached_property
-    def constraint(self) -> pb.Constraint | None:
-        return constraint_of(_chat_format(self.text), self.structured_outputs)
+    @property
+    def answer_format(self) -> ResponseFormat | None:
+        return _chat_format(self.text)
 
     @property
     def shows_logprobs(self) -> bool:

@@ -6,6 +6,7 @@ to its sender (`metadata`, `store`, `service_tier`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
@@ -55,7 +56,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class SampledBody(BaseModel):
+class SampledBody(BaseModel, ABC):
     """What all of OpenAI's generating endpoints share. A field that is null is a field left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -99,10 +100,15 @@ class SampledBody(BaseModel):
     store: bool | None = None
     service_tier: str | None = None
 
+    @property
+    @abstractmethod
+    def answer_format(self) -> ResponseFormat | None:
+        """Raises: ApiError 400."""
+
     @cached_property
     def constraint(self) -> pb.Constraint | None:
         """What each choice must be. Raises: ApiError 400."""
-        raise NotImplementedError
+        return constraint_of(self.answer_format, self.structured_outputs)
 
     @cached_property
     def biases(self) -> dict[int, float]:
@@ -123,9 +129,9 @@ class GenerationBody(SampledBody):
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
 
-    @cached_property
-    def constraint(self) -> pb.Constraint | None:
-        return constraint_of(self.response_format, self.structured_outputs)
+    @property
+    def answer_format(self) -> ResponseFormat | None:
+        return self.response_format
 
     @property
     def num_choices(self) -> int:
