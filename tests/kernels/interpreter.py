@@ -11,6 +11,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,42 @@ def _hasten() -> None:
 
     interpreter._patch_builtin = patch_builtin
     interpreter._get_np_dtype = cached
+    # Shapes here are too small for any sum of integers to overflow.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+
+
+def _intern_shapes() -> None:
+    """Every result of every operation is a tensor with a type, and both check and wrap their shape
+    again: the same few shapes, found once."""
+    block_type = tl.block_type
+    checked = block_type.__init__
+
+    @cache
+    def sizes(shape: tuple[int, ...]) -> Any:
+        """The shape as types have it, its number of elements, and both as tensors have them."""
+        if not shape:
+            return None, 1, tl.tuple([]), tl.constexpr(1)
+        block = block_type.__new__(block_type)
+        checked(block, tl.int1, list(shape))
+        of_tensor = tl.tuple([tl.constexpr(each) for each in shape])
+        return block.shape, block.numel, of_tensor, tl.constexpr(block.numel)
+
+    def init_type(self: Any, element_ty: Any, shape: Any) -> None:
+        values = tuple([getattr(each, "value", each) for each in shape])
+        if not values:
+            checked(self, element_ty, shape)
+        self.element_ty = element_ty
+        self.shape, self.numel, *self.of_tensor = sizes(values)
+
+    def init_tensor(self: Any, handle: Any, type: Any) -> None:
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = type.of_tensor if type.is_block() else sizes(())[2:]
+
+    block_type.__init__ = init_type
+    names = property(lambda self: f"<{self.shape}, {self.element_ty}>", lambda self, name: None)
+    block_type.name = names  # made when it is read
+    tl.tensor.__init__ = init_tensor
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -105,3 +142,4 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     _repair()
     _hasten()
+    _intern_shapes()
