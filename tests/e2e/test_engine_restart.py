@@ -33,14 +33,14 @@ def num_starts_in(log: Path) -> int:
     return log.read_text().count("starting the engine again")
 
 
-@pytest.fixture
-def fragile(tmp_path: Path) -> Iterator[ChoraleUp]:
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChoraleUp]:
     """A deployment whose engines may be killed."""
     # No shorter than the longest step of this machine when it is busy.
     environment = {"CHORALE_ENGINE_TIMEOUT": "3"}
     # In bfloat16 a token computed in a prompt and one computed alone round differently.
     arguments = ("--num-threads=1", "--dtype=float32")
-    data_dir = tmp_path / "data"
+    data_dir = tmp_path_factory.mktemp("fragile") / "data"
     with ChoraleUp(data_dir, *arguments, environment=environment) as up:
         yield up
         assert up.stop() == 0
